@@ -1,0 +1,99 @@
+"""Frames: everything that can change what the daemon knows, as bytes that mean the same for ever.
+
+State is a fold over frames: ``state(seq) = apply(state(seq - 1), frame(seq))``. A frame is journaled
+before it is applied, so this module's encoding is a file format:
+
+    payload := msgpack map, tagged by "type"
+    lines    {"type": "lines", "received": seconds since the epoch, "segments": [segment, ...]}
+    model    {"type": "model", "generation", "name", "sha256"}      name "" withdraws the model in force
+    settings {"type": "settings", "settings": {...}, "rules": [{"name", "text"}, ...]}   always in full
+    tick     {"type": "tick", "received"}        silence: the log clock moves though no line came
+    flush    {"type": "flush", "received"}       every open session closes
+
+A segment holds the bytes of one source exactly as they were consumed from it, except that what a line
+holds beyond `max_line_bytes` is already cut out. A segment may begin and end in the middle of a line:
+the unfinished tail of a source is state, not part of the frame. Lines end at ``\\n`` and nowhere else.
+Several sources may share a frame, so that a thousand slow clients do not cost a thousand syncs.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from detection.model import Model
+from detection.settings import DetectionSettings, RuleText
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """Bytes consumed from one source.
+
+    `lines` is how many lines these bytes complete (counting the unfinished one that `last` ends).
+    `cut` holds the ordinals, among those lines, of the ones that were longer than `max_line_bytes`.
+    `last` is true when the source has ended: a tail without newline is then a line.
+    """
+
+    source: str
+    kind: str
+    data: bytes
+    lines: int
+    cut: tuple[int, ...] = ()
+    last: bool = False
+
+
+class LinesFrame(msgspec.Struct, frozen=True, tag="lines"):
+    received: float
+    segments: tuple[Segment, ...]
+
+
+class ModelFrame(msgspec.Struct, frozen=True, tag="model"):
+    """Model `generation` takes effect; its arrays are in the immutable file `name`."""
+
+    generation: int
+    name: str
+    sha256: str
+
+
+class SettingsFrame(msgspec.Struct, frozen=True, tag="settings"):
+    settings: DetectionSettings
+    rules: tuple[RuleText, ...]
+
+
+class TickFrame(msgspec.Struct, frozen=True, tag="tick"):
+    received: float
+
+
+class FlushFrame(msgspec.Struct, frozen=True, tag="flush"):
+    received: float
+
+
+Frame = LinesFrame | ModelFrame | SettingsFrame | TickFrame | FlushFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Sequenced:
+    """A frame with its place: `seq` counts frames from 1, `line` is the last line number through it.
+
+    `model` is what a `ModelFrame` names, resolved; None for every other frame.
+    """
+
+    seq: int
+    line: int
+    frame: Frame
+    model: Model | None = None
+
+
+def count_lines(frame: Frame) -> int:
+    """How many log lines `frame` completes."""
+    return sum(segment.lines for segment in frame.segments) if isinstance(frame, LinesFrame) else 0
+
+
+def encode(frame: Frame) -> bytes:
+    return msgspec.msgpack.encode(frame)
+
+
+_decoder = msgspec.msgpack.Decoder(Frame)
+
+
+def decode(payload: bytes) -> Frame:
+    """Raises `msgspec.ValidationError` (a ValueError) when `payload` is not a frame."""
+    return _decoder.decode(payload)

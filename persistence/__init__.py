@@ -1,0 +1,1 @@
+"""Blocking storage: journal, snapshots, model files, store. Sees bytes and arrays; no trio."""
