@@ -1,0 +1,346 @@
+"""The settings file: TOML, every key optional, nothing unknown accepted, every complaint with file and line.
+
+Searched in this order, the first one wins and the others are not read: `--config`, the variable
+`VIGILD_CONFIG`, `vigild.toml` in /etc/vigild (systemd's `CONFIGURATION_DIRECTORY`), none. A template instance
+(`VIGILD_INSTANCE`, set by vigild@.service) has `NAME.toml` in place of `vigild.toml`, and unless its file
+says otherwise it listens on its Unix sockets only: a TCP port can be had by one process. Relative paths in
+the file are relative to the file, those of sockets to the runtime directory.
+
+What the keys mean is in docs/vigild.toml, which holds every key with its default.
+"""
+
+import difflib
+import importlib.resources
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from glob import glob
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from daemon.listeners import TcpAddress, parse_address
+from detection.settings import (
+    AlarmSettings,
+    DetectionSettings,
+    FormatSettings,
+    LearningSettings,
+    RuleText,
+    SessionSettings,
+)
+
+SYSTEM_DIRECTORY = "/etc/vigild"
+TOKEN_CHARACTERS = 16
+
+_RESERVED_INSTANCES = {
+    "training"
+}  # a directory of that name belongs to the store of the daemon without a name
+
+
+class SettingsError(ValueError):
+    """One line: file, line, what is wrong, what is allowed."""
+
+
+class IngestSettings(msgspec.Struct, frozen=True):
+    socket: str = "log.sock"
+    max_line_bytes: int = 65536
+
+
+class CheckpointSettings(msgspec.Struct, frozen=True):
+    every_lines: int = 10_000
+    every_seconds: float = 300.0
+    keep: int = 5
+
+
+class AdminSettings(msgspec.Struct, frozen=True):
+    bind: tuple[str, ...] = ("unix:admin.sock", "127.0.0.1:8765")
+    hosts: tuple[str, ...] = ()
+    token_file: str | None = None
+
+
+class RulesSettings(msgspec.Struct, frozen=True):
+    paths: tuple[str, ...] = ()
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Every setting, checked. `path` is the file they came from, None without one."""
+
+    ingest: IngestSettings = IngestSettings()
+    format: FormatSettings = FormatSettings()
+    session: SessionSettings = SessionSettings()
+    learning: LearningSettings = LearningSettings()
+    alarms: AlarmSettings = AlarmSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    admin: AdminSettings = AdminSettings()
+    rules: RulesSettings = RulesSettings()
+    path: Path | None = None
+
+    @property
+    def detection(self) -> DetectionSettings:
+        """The part that changes verdicts and therefore belongs to the state."""
+        return DetectionSettings(self.format, self.session, self.learning, self.alarms)
+
+
+def load(path: Path | None, env: Mapping[str, str]) -> Settings:
+    """The settings in force: `path` is what `--config` said. Reads files; raises SettingsError."""
+    instance = env.get("VIGILD_INSTANCE")
+    if instance in _RESERVED_INSTANCES:
+        raise SettingsError(
+            f"an instance cannot be named {instance!r}: the name is taken by the state directory"
+        )
+    unset = Settings()
+    if instance is not None:
+        unset = Settings(admin=AdminSettings(bind=("unix:admin.sock",)))
+    found = _find(path, env, instance)
+    if found is None:
+        return unset
+    try:
+        text = found.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "is not UTF-8 text"
+        raise SettingsError(f"{found}: {reason}") from exc
+    return parse(text, found, unset)
+
+
+def _find(path: Path | None, env: Mapping[str, str], instance: str | None) -> Path | None:
+    if path is not None:
+        return path
+    if named := env.get("VIGILD_CONFIG"):
+        return Path(named)
+    directory = Path(env.get("CONFIGURATION_DIRECTORY", SYSTEM_DIRECTORY).split(":")[0])
+    usual = directory / ("vigild.toml" if instance is None else f"{instance}.toml")
+    return usual if usual.exists() else None
+
+
+def parse(text: str, path: Path, unset: Settings | None = None) -> Settings:
+    """The settings in `text`, the content of `path`; the rest is as in `unset`. Raises SettingsError."""
+    unset = unset or Settings()
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise SettingsError(_syntax(path, str(exc))) from exc
+    sections: dict[str, Any] = {}
+    for name, table in tables.items():
+        place = f"{path}:{_line(text, name)}"
+        if name not in _SECTIONS:
+            raise SettingsError(f"{place}: unknown section [{name}]{_nearest(name, _SECTIONS)}")
+        if not isinstance(table, dict):
+            raise SettingsError(f"{place}: {name} is a section: write [{name}] and its keys below it")
+        section = getattr(unset, name)
+        known = {each.name: each for each in msgspec.structs.fields(section)}
+        values: dict[str, Any] = {}
+        for key, value in table.items():
+            place = f"{path}:{_line(text, name, key)}"
+            if key not in known:
+                raise SettingsError(f"{place}: unknown key {key!r} in [{name}]{_nearest(key, known)}")
+            try:
+                values[key] = _checked(f"{name}.{key}", value, known[key].type)
+            except ValueError as exc:  # ours, and msgspec's ValidationError
+                raise SettingsError(f"{place}: {key} in [{name}] {exc}") from exc
+        sections[name] = msgspec.structs.replace(section, **values)
+    whole = Settings(**{name: sections.get(name, getattr(unset, name)) for name in _SECTIONS}, path=path)
+    _refuse_open_admin(text, whole)
+    return whole
+
+
+def read_rules(settings: Settings) -> tuple[RuleText, ...]:
+    """Our own pack first, then those of `[rules] paths` in order.
+
+    A path is a file, a directory (its *.toml, by name) or a glob. Raises SettingsError when a path leads to
+    no file or a file cannot be read as text.
+    """
+    pack = importlib.resources.files("detection").joinpath("rulepack.toml").read_text("utf-8")
+    texts = [RuleText("builtin", pack)]
+    for entry in settings.rules.paths:
+        for path in _rule_files(_beside(settings, entry), entry):
+            try:
+                texts.append(RuleText(str(path), path.read_text("utf-8")))
+            except (OSError, UnicodeDecodeError) as exc:
+                reason = exc.strerror if isinstance(exc, OSError) else "is not UTF-8 text"
+                raise SettingsError(f"{path}: {reason}") from exc
+    return tuple(texts)
+
+
+def _rule_files(path: Path, entry: str) -> list[Path]:
+    # An empty directory or a glob without a match is how a set of rules begins; a missing file is a mistake.
+    if path.is_dir():
+        return sorted(path.glob("*.toml"))
+    if any(sign in entry for sign in "*?["):
+        return sorted(Path(each) for each in glob(str(path), recursive=True))
+    return [path]
+
+
+def read_token(settings: Settings) -> str | None:
+    """The secret that admin requests over TCP must carry, None where none is set. Raises SettingsError."""
+    if settings.admin.token_file is None:
+        return None
+    path = _beside(settings, settings.admin.token_file)
+    try:
+        if path.stat().st_mode & 0o007:
+            raise SettingsError(f"{path}: everybody can read this token; chmod 600 it")
+        token = path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "is not ASCII text"
+        raise SettingsError(f"{path}: {reason}") from exc
+    if len(token) < TOKEN_CHARACTERS or not token.isprintable() or " " in token:
+        raise SettingsError(
+            f"{path}: a token is one word of at least {TOKEN_CHARACTERS} printable characters"
+        )
+    return token
+
+
+def _beside(settings: Settings, entry: str) -> Path:
+    return (settings.path.parent if settings.path else Path()) / Path(entry).expanduser()
+
+
+# What a value must be beyond its type: (least, most), both allowed, or a function that raises ValueError.
+_BOUNDS: Mapping[str, tuple[float, float]] = {
+    "ingest.max_line_bytes": (256, 1_048_576),
+    "session.idle_seconds": (0.1, 604_800),
+    "session.window": (2, 1000),
+    "learning.warmup_lines": (100, 100_000_000),
+    "learning.retrain_lines": (100, 1_000_000_000),
+    "learning.retrain_seconds": (0, 31_536_000),
+    "alarms.per_day": (0.001, 1_000_000),
+    "alarms.alpha": (1e-9, 0.5),
+    "checkpoint.every_lines": (1, 1_000_000_000),
+    "checkpoint.every_seconds": (0.1, 86_400),
+    "checkpoint.keep": (2, 1000),
+}
+
+_SECTIONS = ("ingest", "format", "session", "learning", "alarms", "checkpoint", "admin", "rules")
+
+T = TypeVar("T")
+
+
+def _checked(name: str, value: object, kind: Any) -> Any:
+    try:
+        converted = msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        raise ValueError(f"is {_shown(value)}, but must be {_described(name, kind)}") from None
+    if name in _BOUNDS:
+        least, most = _BOUNDS[name]
+        if not least <= converted <= most:  # written so that nan fails
+            raise ValueError(f"is {_shown(value)}, but must be {_described(name, kind)}")
+    if name in _CHECKS:
+        _CHECKS[name](converted)
+    return converted
+
+
+def _described(name: str, kind: Any) -> str:
+    noun = {
+        int: "a whole number",
+        float: "a number",
+        float | None: "a number",
+        str: "a text in quotes",
+        str | None: "a text in quotes",
+        tuple[str, ...]: 'a list of texts, such as ["a", "b"]',
+    }.get(kind, "one of " + ", ".join(f'"{each}"' for each in getattr(kind, "__args__", ())))
+    if name not in _BOUNDS:
+        return noun
+    least, most = _BOUNDS[name]
+    return f"{noun} from {least:,} to {most:,}"
+
+
+def _shown(value: object) -> str:
+    text = (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f'"{value}"'
+        if isinstance(value, str)
+        else str(value)
+    )
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _check_socket(path: str) -> None:
+    if not path or "\0" in path or path.startswith("unix:"):
+        raise ValueError(f'is {_shown(path)}, but must be a path, such as "log.sock"')
+
+
+def _check_kind(kind: str) -> None:
+    if kind == "auto":
+        return
+    from detection.formats.kinds import KINDS  # numpy comes with it; the usual "auto" does without
+
+    if kind not in KINDS:
+        raise ValueError(
+            f"is {_shown(kind)}, but must be one of " + ", ".join(f'"{each}"' for each in ("auto", *KINDS))
+        )
+
+
+def _check_key(key: str) -> None:
+    if key == "auto":
+        return
+    import re2
+
+    try:
+        groups = re2.compile(key).groups
+    except re2.error as exc:
+        reason = exc.args[0] if exc.args else exc
+        reason = reason.decode() if isinstance(reason, bytes) else reason
+        raise ValueError(f"is no regular expression that RE2 knows: {reason}") from exc
+    if groups != 1:
+        raise ValueError(
+            f'has {groups} groups, but must have exactly one: the session\'s key, such as "(blk_-?[0-9]+)"'
+        )
+
+
+def _check_bind(addresses: tuple[str, ...]) -> None:
+    if not addresses:
+        raise ValueError(
+            "is empty, but a daemon that cannot be asked is of no use; leave the key out for the default"
+        )
+    for address in addresses:
+        parse_address(address)
+
+
+_CHECKS: Mapping[str, Callable[[Any], None]] = {
+    "ingest.socket": _check_socket,
+    "format.kind": _check_kind,
+    "session.key": _check_key,
+    "admin.bind": _check_bind,
+}
+
+
+def _refuse_open_admin(text: str, settings: Settings) -> None:
+    for address in map(parse_address, settings.admin.bind):
+        if isinstance(address, TcpAddress) and not address.loopback and settings.admin.token_file is None:
+            raise SettingsError(
+                f"{settings.path}:{_line(text, 'admin', 'bind')}: {address} can be reached from other hosts: "
+                "set token_file in [admin] too, or bind a loopback address"
+            )
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def _syntax(path: Path, message: str) -> str:
+    if found := re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", message, re.DOTALL):
+        return f"{path}:{found[2]}: {found[1]} (column {found[3]})"
+    return f"{path}: {message}"
+
+
+def _line(text: str, *keys: str) -> int:
+    """The line of `text` on which the statement begins that sets `keys`, counting from 1.
+
+    tomllib keeps no positions, and a scanner of our own would be a second parser to get wrong. So: the first
+    lines of `text` that parse by themselves and hold the key end with its statement, and the longest shorter
+    ones that parse without it end just before it. Quadratic, but only spent on an error message.
+    """
+    lines = text.split("\n")
+    before = 0
+    for count in range(1, len(lines) + 1):
+        try:
+            tables: Any = tomllib.loads("\n".join(lines[:count]))
+        except tomllib.TOMLDecodeError:
+            continue
+        for key in keys:
+            tables = tables.get(key) if isinstance(tables, dict) else None
+        if tables is not None:
+            return before + 1
+        before = count
+    return len(lines)
