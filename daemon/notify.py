@@ -1,0 +1,77 @@
+"""The service manager's notification protocol, sd_notify(3): datagrams of VARIABLE=value lines.
+
+Everything here does nothing when there is no `NOTIFY_SOCKET`, so callers need not ask where they run.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import MutableMapping, Sequence
+
+SEND_TIMEOUT_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Notifier:
+    """Tells the service manager how we are.
+
+    Sends take microseconds, a second at worst; a manager that does not take them is logged, not raised.
+    `watchdog_seconds` is how long the manager waits for `watchdog()` before it kills us, None when it does
+    not watch: call it at least twice as often.
+    """
+
+    def __init__(self, address: str | None, watchdog_seconds: float | None = None) -> None:
+        # Linux's abstract sockets are written with "@" where the kernel wants a NUL.
+        self._address = "\0" + address[1:] if address and address.startswith("@") else address
+        self.watchdog_seconds = watchdog_seconds
+
+    @classmethod
+    def from_environment(cls, env: MutableMapping[str, str] = os.environ) -> "Notifier":
+        """Takes its variables out of `env`: a child process must not speak, nor be watched, in our name."""
+        address = env.pop("NOTIFY_SOCKET", None)
+        microseconds, watched = env.pop("WATCHDOG_USEC", None), env.pop("WATCHDOG_PID", None)
+        if address is None or microseconds is None or (watched is not None and watched != str(os.getpid())):
+            return cls(address)
+        return cls(address, int(microseconds) / 1e6)
+
+    def ready(self, status: str) -> None:
+        """Start-up, or the reload announced by `reloading`, is over."""
+        self.send("READY=1", f"STATUS={_one_line(status)}")
+
+    def status(self, status: str) -> None:
+        """One line for `systemctl status`."""
+        self.send(f"STATUS={_one_line(status)}")
+
+    def stopping(self) -> None:
+        self.send("STOPPING=1")
+
+    def reloading(self) -> None:
+        """Follow it with `ready`."""
+        self.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def extend(self, seconds: float) -> None:
+        """Starting or stopping goes on: be patient for `seconds` from now."""
+        self.send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+
+    def watchdog(self) -> None:
+        self.send("WATCHDOG=1")
+
+    def send(self, *variables: str, fds: Sequence[int] = ()) -> None:
+        """One datagram of `variables`; `fds` go with it (the manager's file descriptor store)."""
+        if self._address is None:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+                manager.settimeout(SEND_TIMEOUT_SECONDS)
+                manager.connect(self._address)
+                socket.send_fds(manager, ["\n".join(variables).encode()], list(fds))
+        except OSError as exc:
+            # Scoring must not die because nobody is told how it does; the watchdog settles it if it matters.
+            log.warning("service manager at %s not told %s: %s", self._address, variables[0], exc)
+
+
+def _one_line(text: str) -> str:
+    # A line break would begin a variable of its own.
+    return " ".join(text.splitlines())

@@ -1,0 +1,88 @@
+import array
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.notify import Notifier
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
+    """A listening service manager and what NOTIFY_SOCKET says of it."""
+    address = str(tmp_path / "notify") if request.param == "path" else f"@vigild-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(address.replace("@", "\0", 1) if address[0] == "@" else address)
+        listener.settimeout(5)
+        yield listener, address
+
+
+def test_each_word_arrives_as_one_datagram(manager: tuple[socket.socket, str]) -> None:
+    listener, address = manager
+    notifier = Notifier.from_environment({"NOTIFY_SOCKET": address})
+    notifier.extend(2.5)
+    notifier.ready("serving\nWATCHDOG=trigger")
+    notifier.status("line 12")
+    notifier.watchdog()
+    notifier.stopping()
+    assert [listener.recv(4096) for _ in range(5)] == [
+        b"EXTEND_TIMEOUT_USEC=2500000",
+        b"READY=1\nSTATUS=serving WATCHDOG=trigger",
+        b"STATUS=line 12",
+        b"WATCHDOG=1",
+        b"STOPPING=1",
+    ]
+
+
+def test_a_reload_says_when_it_began(manager: tuple[socket.socket, str]) -> None:
+    listener, address = manager
+    before = time.monotonic_ns() // 1000
+    Notifier(address).reloading()
+    first, second = listener.recv(4096).decode().split("\n")
+    assert first == "RELOADING=1"
+    name, _, value = second.partition("=")
+    assert name == "MONOTONIC_USEC" and before <= int(value) <= time.monotonic_ns() // 1000
+
+
+def test_file_descriptors_go_along(manager: tuple[socket.socket, str], tmp_path: Path) -> None:
+    listener, address = manager
+    with open(tmp_path / "kept", "wb") as kept:
+        Notifier(address).send("FDSTORE=1", "FDNAME=x", fds=[kept.fileno()])
+        message, ancillary, _, _ = listener.recvmsg(4096, socket.CMSG_SPACE(array.array("i").itemsize))
+    assert message == b"FDSTORE=1\nFDNAME=x"
+    received = array.array("i", ancillary[0][2])[0]
+    assert os.readlink(f"/proc/self/fd/{received}") == str(tmp_path / "kept")
+    os.close(received)
+
+
+def test_without_a_manager_nothing_happens(caplog: pytest.LogCaptureFixture) -> None:
+    notifier = Notifier.from_environment({})
+    notifier.ready("serving")
+    notifier.watchdog()
+    assert notifier.watchdog_seconds is None and not caplog.records
+
+
+def test_a_manager_that_is_gone_is_logged_and_not_raised(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        Notifier(str(tmp_path / "gone")).ready("serving")
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("pid", "seconds"), [(str(os.getpid()), 20.0), (None, 20.0), (str(os.getpid() + 1), None)]
+)
+def test_the_watchdog_is_ours_only_when_it_names_us(pid: str | None, seconds: float | None) -> None:
+    env = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "20000000"} | ({"WATCHDOG_PID": pid} if pid else {})
+    assert Notifier.from_environment(env).watchdog_seconds == seconds
+
+
+def test_children_inherit_nothing_of_it() -> None:
+    env = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "2", "HOME": "/"}
+    Notifier.from_environment(env)
+    assert env == {"HOME": "/"}
