@@ -1,0 +1,113 @@
+"""One state directory, safely ours: owner, modes, symbolic links, and the lock for the life of the process.
+
+lock   "<pid>\\n", and "journal\\n" after it once a journal was begun here: a directory that then holds
+       neither snapshot nor journal has lost them
+"""
+
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from persistence import model_file, segment
+
+SNAPSHOT = re.compile(r"snapshot-([0-9]{20})\.msgpack")
+PIN_SUFFIX = ".pin"
+
+_JOURNALED = b"journal\n"
+
+
+class StoreError(Exception):
+    """The state directory cannot be used. The message is one clear line for the user."""
+
+
+@dataclass
+class Lock:
+    """`was_journaled`: a journal was begun in this directory in an earlier life."""
+
+    descriptor: int
+    was_journaled: bool
+
+    def mark_journaled(self) -> None:
+        """Remember, durably, that there is something to lose from now on. Raises OSError."""
+        os.pwrite(self.descriptor, b"%d\n%s" % (os.getpid(), _JOURNALED), 0)
+        os.fsync(self.descriptor)
+
+
+@contextmanager
+def open_directory(directory: Path) -> Iterator[Lock]:
+    """Create `directory` if need be, check it and hold its lock. Raises `StoreError`."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_directory(directory)
+        for path in directory.iterdir():
+            if _is_ours(path.name):
+                _check_file(path)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileExistsError as exc:
+        raise StoreError(f"{directory}: is not a directory") from exc
+    except OSError as exc:
+        raise StoreError(f"{exc.filename or directory}: {exc.strerror}") from exc
+    try:
+        yield _locked(directory, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(directory: Path, descriptor: int) -> Lock:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        holder = os.pread(descriptor, 32, 0).partition(b"\n")[0]
+        name = f"process {int(holder)}" if holder.isdigit() else "another process"
+        raise StoreError(f"{directory}: in use by {name}") from exc
+    try:
+        was_journaled = os.pread(descriptor, 64, 0).endswith(_JOURNALED)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n%s" % (os.getpid(), _JOURNALED if was_journaled else b""), 0)
+    except OSError as exc:
+        raise StoreError(f"{directory}: is not writable: {exc.strerror}") from exc
+    return Lock(descriptor, was_journaled)
+
+
+def _check_directory(directory: Path) -> None:
+    found = directory.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        # A link can be turned to another directory between two of our calls. Only root's are trusted,
+        # and only by others: systemd's DynamicUser= gives such a link to the service.
+        if found.st_uid != 0 or os.geteuid() == 0:
+            raise StoreError(f"{directory}: is a symbolic link; name the directory itself")
+        found = directory.stat()
+    if found.st_uid != os.geteuid():
+        raise StoreError(f"{directory}: is owned by uid {found.st_uid}, not {os.geteuid()}")
+    if found.st_mode & 0o022:
+        raise StoreError(
+            f"{directory}: others may write in it (mode {stat.S_IMODE(found.st_mode):04o}); chmod 700"
+        )
+    if found.st_mode & 0o055:
+        directory.chmod(0o700)
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        raise StoreError(f"{directory}: is not writable")
+
+
+def _check_file(path: Path) -> None:
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        raise StoreError(f"{path}: is a symbolic link")
+    if found.st_uid != os.geteuid():
+        raise StoreError(f"{path}: is owned by uid {found.st_uid}, not {os.geteuid()}")
+    if not (stat.S_ISREG(found.st_mode) or (path.name == "training" and stat.S_ISDIR(found.st_mode))):
+        raise StoreError(f"{path}: is not a regular file")
+    if found.st_mode & 0o022:
+        raise StoreError(f"{path}: others may write to it (mode {stat.S_IMODE(found.st_mode):04o})")
+
+
+def _is_ours(name: str) -> bool:
+    base = name.removesuffix(".tmp").removesuffix(PIN_SUFFIX)
+    return name in ("lock", "training", "alerts.jsonl", "verdicts.jsonl") or any(
+        pattern.fullmatch(base) for pattern in (SNAPSHOT, segment.NAME, model_file.NAME)
+    )

@@ -1,0 +1,177 @@
+"""Append-only files of JSON records, one a line (alerts.jsonl, verdicts.jsonl), made to be rotated.
+
+    record := "{" ... "}" "\\n", without NUL bytes
+
+At open, whatever follows the last whole record is a torn write: it is cut off and kept beside the file
+as `<name>.<offset>.bad`. The file may be moved away, replaced or truncated from outside at any time: a
+new file under the name is noticed at the next append and written to from then on. Records that were not
+synced are kept in memory until they are; after a write error the file is opened afresh, cut back to what
+was known durable, and they are written again. So a record is there once; only when the file was moved
+away between an error and the retry may its last ones be in both files.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from persistence.disk import REAL, Disk, File, replace_file
+
+_BLOCK_BYTES = 1 << 16
+
+
+@contextmanager
+def open_jsonl(path: Path, *, disk: Disk = REAL) -> Iterator["JsonlWriter"]:
+    """Open `path` for appending, created if need be; synced and closed at the end. Raises OSError."""
+    writer = JsonlWriter(path, disk)
+    try:
+        yield writer
+        writer.sync()
+    finally:
+        writer.close()
+
+
+class JsonlWriter:
+    """`last` is the last whole record found at open (without its newline), None if there was none.
+
+    `note` says what was cut off at open, None if nothing was. Not for use by two threads at once.
+    """
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self.path = path
+        self.note: str | None = None
+        self._disk = disk
+        self._file: File | None = None
+        self._inode: tuple[int, int] | None = None
+        self._durable = 0
+        self._unsynced = bytearray()
+        self.last = self._last_after_cut()
+        self._current()
+
+    def append(self, records: Sequence[bytes]) -> None:
+        """Write `records` (no newlines in them). After OSError none of them counts as written: try again.
+
+        They are durable after the next `sync`. ValueError for what would not be read back as a record.
+        """
+        for record in records:
+            if not _is_record(record):
+                raise ValueError(f"not a record of JSON lines: {record[:80]!r}")
+        data = b"".join(record + b"\n" for record in records)
+        try:
+            self._current().write(data)
+        except OSError:
+            self.close()
+            raise
+        self._unsynced += data
+
+    def sync(self) -> None:
+        """Everything appended so far is durable when this returns; after OSError, call it again."""
+        try:
+            file = self._current()
+            if self._unsynced:
+                file.sync()
+                self._durable = file.stat().st_size
+                self._unsynced.clear()
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file; what was not synced is written again if there is another append."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _current(self) -> File:
+        if self._file is not None and not self._is_in_place(self._file):
+            # Moved away: what it has must be durable before we let go of it.
+            self._file.sync()
+            self._unsynced.clear()
+            self.close()
+        if self._file is None:
+            self._file = self._opened()
+        return self._file
+
+    def _is_in_place(self, file: File) -> bool:
+        try:
+            return _inode(os.lstat(self.path)) == _inode(file.stat())
+        except FileNotFoundError:
+            return False
+
+    def _opened(self) -> File:
+        try:
+            file = self._disk.append(self.path)
+        except FileNotFoundError:
+            file = self._disk.create(self.path)
+        try:
+            found = file.stat()
+            if _inode(found) != self._inode:
+                self._inode, self._durable = _inode(found), found.st_size
+            elif found.st_size > self._durable:
+                # The same file again, so there was an error: what lies behind the durable part is of
+                # unknown worth, and we still have it.
+                file.truncate(self._durable)
+            file.write(self._unsynced)
+            self._disk.sync(self.path.parent)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _last_after_cut(self) -> bytes | None:
+        try:
+            # A killed process may have left records that never reached the disk; whoever reads `last`
+            # relies on them.
+            self._disk.sync(self.path)
+        except FileNotFoundError:
+            return None
+        with self._disk.read(self.path) as file:
+            size = file.seek(0, os.SEEK_END)
+            last, end = next(_records_backwards(file, size), (None, 0))
+            if end < size:
+                self._set_tail_aside(file, end, size)
+        return last
+
+    def _set_tail_aside(self, file: BinaryIO, end: int, size: int) -> None:
+        aside = self.path.with_name(f"{self.path.name}.{end}.bad")
+        attempt = 0
+        while os.path.lexists(aside):
+            attempt += 1
+            aside = self.path.with_name(f"{self.path.name}.{end}-{attempt}.bad")
+        file.seek(end)
+        replace_file(self._disk, aside, iter(lambda: file.read(_BLOCK_BYTES), b""))
+        own = self._disk.append(self.path)
+        try:
+            own.truncate(end)
+            own.sync()
+        finally:
+            own.close()
+        self.note = f"{self.path.name}: its last {size - end} bytes are no whole record; kept as {aside.name}"
+
+
+def _is_record(line: bytes) -> bool:
+    return line.startswith(b"{") and line.endswith(b"}") and b"\0" not in line and b"\n" not in line
+
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _records_backwards(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
+    """The whole records of `file`, last first, each with the offset behind its newline."""
+    step, at, rest = _BLOCK_BYTES, size, b""
+    while at > 0:
+        # Doubling keeps the work linear when there is one endless line.
+        block = min(step, at)
+        at, step = at - block, step * 2
+        file.seek(at)
+        data = file.read(block) + rest
+        end = len(data)
+        while (newline := data.rfind(b"\n", 0, end)) >= 0 or (at == 0 and end > 0):
+            line = data[newline + 1 : end]
+            # What stands behind the last newline of the file is not terminated, so it is no record.
+            if at + end < size and _is_record(line):
+                yield line, at + end + 1
+            end = max(newline, 0)
+        rest = data[:end]

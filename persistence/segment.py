@@ -1,0 +1,196 @@
+"""One journal segment as bytes: the format, and what can be trusted of a damaged one. Pure.
+
+    segment := header frame* [closing]                   all integers little endian
+    header  := preamble (magic "VIGILJNL", version 1; see persistence/preamble.py)
+               salt 16 random bytes, first seq u64, line before it u64, CRC-32 of all before it u32
+    frame   := marker "VJF\\xf1", kind u32, length u32, seq u64, line u64, count u64, durable u64,
+               head crc u32, crc u32, payload (length bytes)
+        kind     1 entry, 2 closing (no payload, count 0; the next segment begins at seq + 1)
+        line     number of the last log line through this frame; count lines of it are in the frame
+        durable  offset up to which the segment was known to be synced when this frame was written
+        head crc CRC-32 of salt, the frame's offset u64, and the fields from marker to durable
+        crc      CRC-32 of the payload, continued from head crc
+
+The salt and the offset make a frame valid in one place only: not a frame of an older file whose blocks
+were reused, not a copy inside a log line, not two frames swapped.
+
+Where bytes are not a frame, the scan goes on at the next marker that is. Two things look like that: a
+write that a crash cut short, and rot. `durable` tells them apart. If a frame after the damage was
+written when the damaged place was already synced, the damage is rot, and everything else counts. If
+none was, the place belongs to the last write, which nobody was ever told had succeeded: the segment
+ends there, whatever parts of that write are whole.
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from persistence.preamble import check_preamble, pack_preamble
+
+MAGIC = b"VIGILJNL"
+VERSION = 1
+MAX_PAYLOAD_BYTES = 64 << 20
+HEADER_BYTES = 52
+FRAME_BYTES = 52
+NAME = re.compile(r"journal-([0-9]{20})(?:-([1-9][0-9]{0,8}))?\.log")
+
+_MARKER = b"VJF\xf1"
+_ENTRY, _CLOSING = 1, 2
+_HEADER = struct.Struct("<16sQQ")
+_FIELDS = struct.Struct("<4sIIQQQQ")
+_SUMS = struct.Struct("<II")
+_CRC = struct.Struct("<I")
+_OFFSET = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A frame's place and bytes: `line` is the last line number through it, `count` the lines in it."""
+
+    seq: int
+    line: int
+    count: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """`line` is the number of the last line before the segment."""
+
+    salt: bytes
+    first_seq: int
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a segment holds.
+
+    `closing` is the closing frame, if there is one. `end` is where the trusted part ends, `torn` how
+    many bytes lie between it and the end or the closing frame, `rotten` how many bytes before it are
+    damaged.
+    """
+
+    header: Header
+    entries: list[Entry]
+    closing: Entry | None
+    end: int
+    torn: int
+    rotten: int
+
+
+def segment_name(first_seq: int, attempt: int) -> str:
+    """`attempt` counts the segments that begin at the same seq: a write failed, or a start brought nothing."""
+    return f"journal-{first_seq:020d}.log" if attempt == 0 else f"journal-{first_seq:020d}-{attempt}.log"
+
+
+def pack_header(header: Header) -> bytes:
+    data = pack_preamble(MAGIC, VERSION) + _HEADER.pack(header.salt, header.first_seq, header.line)
+    return data + _CRC.pack(zlib.crc32(data))
+
+
+def pack_entries(header: Header, offset: int, entries: Sequence[Entry]) -> bytes:
+    """The bytes of `entries`, to be written at `offset` in one go, everything before it being durable."""
+    parts = []
+    at = offset
+    for entry in entries:
+        parts += [_pack_head(header.salt, at, _ENTRY, entry, offset), entry.payload]
+        at += FRAME_BYTES + len(entry.payload)
+    return b"".join(parts)
+
+
+def pack_closing(header: Header, offset: int, durable: int, seq: int, line: int) -> bytes:
+    """The closing frame: `seq` and `line` are the last before the next segment."""
+    return _pack_head(header.salt, offset, _CLOSING, Entry(seq, line, 0, b""), durable)
+
+
+def unpack_header(data: bytes, path: Path) -> Header:
+    """The header in the first bytes of `path`; raises ValueError on damage, `NewerFormatError`."""
+    check_preamble(data, MAGIC, VERSION, path)
+    if len(data) < HEADER_BYTES:
+        raise ValueError("cut off in its header")
+    (crc,) = _CRC.unpack_from(data, HEADER_BYTES - _CRC.size)
+    if crc != zlib.crc32(data[: HEADER_BYTES - _CRC.size]):
+        raise ValueError("checksum mismatch in its header")
+    return Header(*_HEADER.unpack_from(data, 16))
+
+
+def scan(data: bytes, path: Path) -> Scan:
+    """Everything that can be trusted of the segment `path`, whose bytes are `data`.
+
+    Raises ValueError when the header is damaged (nothing can be trusted), `NewerFormatError`.
+    """
+    header = unpack_header(data, path)
+    frames: list[_Frame] = []
+    gaps: list[tuple[int, int]] = []
+    at = HEADER_BYTES
+    while at < len(data):
+        frame = _frame_at(data, at, header.salt)
+        if frame is None:
+            start = at
+            frame, at = _next_frame(data, at + 1, header.salt)
+            gaps.append((start, at))
+        if frame is not None:
+            frames.append(frame)
+            at = frame.end
+    closing = next((frame for frame in reversed(frames) if frame.kind == _CLOSING), None)
+    stop = end = closing.offset if closing is not None else len(data)
+    for index, (start, _) in enumerate(gaps):
+        # `durable` never falls, so the last frame speaks for all frames after the gap.
+        if not frames or frames[-1].offset < start or frames[-1].durable <= start:
+            end, gaps = start, gaps[:index]
+            break
+    return Scan(
+        header=header,
+        entries=[frame.entry for frame in frames if frame.kind == _ENTRY and frame.offset < end],
+        closing=closing.entry if closing is not None else None,
+        end=end,
+        torn=max(stop - end, 0),
+        rotten=sum(after - start for start, after in gaps),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    offset: int
+    end: int
+    kind: int
+    durable: int
+    entry: Entry
+
+
+def _pack_head(salt: bytes, offset: int, kind: int, entry: Entry, durable: int) -> bytes:
+    fields = _FIELDS.pack(_MARKER, kind, len(entry.payload), entry.seq, entry.line, entry.count, durable)
+    head_crc = _head_crc(salt, offset, fields)
+    return fields + _SUMS.pack(head_crc, zlib.crc32(entry.payload, head_crc))
+
+
+def _head_crc(salt: bytes, offset: int, fields: bytes) -> int:
+    return zlib.crc32(fields, zlib.crc32(salt + _OFFSET.pack(offset)))
+
+
+def _frame_at(data: bytes, offset: int, salt: bytes) -> _Frame | None:
+    if len(data) - offset < FRAME_BYTES:
+        return None
+    marker, kind, length, seq, line, count, durable = _FIELDS.unpack_from(data, offset)
+    head_crc, crc = _SUMS.unpack_from(data, offset + _FIELDS.size)
+    end = offset + FRAME_BYTES + length
+    # The head has its own checksum, so that a rotten length never makes us sum up half the file.
+    if marker != _MARKER or head_crc != _head_crc(salt, offset, data[offset : offset + _FIELDS.size]):
+        return None
+    payload = data[offset + FRAME_BYTES : end]
+    if end > len(data) or crc != zlib.crc32(payload, head_crc) or kind not in (_ENTRY, _CLOSING):
+        return None
+    return _Frame(offset, end, kind, durable, Entry(seq, line, count, payload))
+
+
+def _next_frame(data: bytes, offset: int, salt: bytes) -> tuple[_Frame | None, int]:
+    while (offset := data.find(_MARKER, offset)) >= 0:
+        frame = _frame_at(data, offset, salt)
+        if frame is not None:
+            return frame, offset
+        offset += 1
+    return None, len(data)

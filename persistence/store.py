@@ -1,0 +1,329 @@
+"""The store: one state directory, and everything that may be done to it.
+
+    lock                     held for the life of the process
+    snapshot-<seq>.msgpack   the state at `seq` (persistence/snapshot.py); with `.pin` beside it, kept for ever
+    model-<gen>-<hash>.pt    immutable (persistence/model_file.py)
+    journal-<seq>.log        the frames from `seq` on (persistence/journal.py)
+    training/                scratch of the trainer, emptied at open
+    *.bad                    damaged and set aside; *.tmp unfinished, removed at recovery
+
+At every instant the directory holds the last two sound snapshots and the journal back to the older of
+them, so a rotten newest snapshot costs time, not data; and the model files that either of them, or a
+frame after it, needs. Calls block. `append`, `rotate` and `start_journal` are for one thread at a time,
+`write_snapshot` too; the two may run beside each other.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from persistence import model_file, snapshot
+from persistence.columns import Columns, Value
+from persistence.directory import PIN_SUFFIX, SNAPSHOT, Lock, StoreError, open_directory
+from persistence.disk import REAL, Disk, replace_file, unlink_if_there
+from persistence.journal import JournalWriter, segments
+from persistence.model_file import ModelError, ModelFile
+from persistence.preamble import NewerFormatError
+from persistence.recovery import (
+    Losses,
+    Recovery,
+    bare_reason,
+    model_paths,
+    recover,
+    set_aside,
+    snapshot_paths,
+)
+from persistence.segment import Entry
+from persistence.snapshot import SnapshotError
+
+
+@dataclass(frozen=True)
+class SnapshotInfo:
+    """One snapshot. `time` is when it was written (epoch seconds), `seconds` how long that took.
+
+    A listing knows no `seconds` (0.0), and no `line` of a damaged header (0). `notes` says what could
+    not be tidied up after writing it; the snapshot itself is durable all the same.
+    """
+
+    name: str
+    seq: int
+    line: int
+    bytes: int
+    time: float
+    pinned: bool = False
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+@contextmanager
+def open_store(directory: Path, *, keep: int = 5, disk: Disk = REAL) -> Iterator["Store"]:
+    """Create, check and lock `directory`, and keep the last `keep` snapshots in it. Raises `StoreError`."""
+    if keep < 1:
+        raise ValueError(f"keep {keep} snapshots: at least 1")
+    with open_directory(directory) as lock:
+        store = Store(directory, keep, disk, lock)
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+class Store:
+    """Made by `open_store`: first `recover`, then `start_journal`, then the rest."""
+
+    def __init__(self, directory: Path, keep: int, disk: Disk, lock: Lock) -> None:
+        self.directory = directory
+        self.training = directory / "training"
+        self._keep = keep
+        self._disk = disk
+        self._lock = lock
+        self._journal: JournalWriter | None = None
+        self._recovery: Recovery | None = None
+        # What is known of files that never change, so that pruning does not read them every time.
+        self._needed: dict[str, tuple[str, ...]] = {}
+        self._sound: dict[str, ModelFile] = {}
+        # The seq up to which the journal had come when a model was last resolved.
+        self._used: dict[str, int] = {}
+        self._empty_training()
+
+    def recover(self) -> Recovery:
+        """Find what is left (see `Recovery`). May be called again, also while the journal is open: that
+        closes it. Raises `StoreError` for files of a later format, which are left untouched, and when
+        the disk fails; iterating the entries may raise `JournalError`.
+        """
+        self.close()
+        try:
+            found = recover(self.directory, self._disk, was_journaled=self._lock.was_journaled)
+        except NewerFormatError as exc:
+            raise StoreError(str(exc)) from exc
+        except OSError as exc:
+            raise StoreError(f"{exc.filename or self.directory}: {exc.strerror}") from exc
+        self._sound = {model.name: model for model in found.models}
+        self._recovery = found
+        return found
+
+    def start_journal(self, seq: int, line: int) -> None:
+        """Open a new segment for the frames after `seq` and `line`; `append` works from now on.
+
+        Raises RuntimeError before the recovered entries were read to the end, ValueError when `seq` or
+        `line` would go back, `JournalError`.
+        """
+        found = self._recovery
+        if found is None or not found.reading.done:
+            raise RuntimeError("the journal starts after recovery, and after its entries were read")
+        if seq < found.last_seq or line < found.last_line:
+            raise ValueError(f"frame {seq}, line {line} go back behind {found.last_seq}, {found.last_line}")
+        self.close()
+        self._journal = JournalWriter(self.directory, seq, line, tail=found.reading.tail, disk=self._disk)
+        if not self._lock.was_journaled:
+            try:
+                self._lock.mark_journaled()
+            except OSError as exc:
+                raise StoreError(f"{self.directory / 'lock'}: {exc.strerror}") from exc
+            self._lock.was_journaled = True
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Make `entries` durable; see `JournalWriter.append`."""
+        self._writer().append(entries)
+
+    def rotate(self) -> None:
+        """Go on in a new segment, so that pruning can remove the old one; see `JournalWriter.rotate`."""
+        self._writer().rotate()
+
+    def close(self) -> None:
+        """Close the journal. Everything appended is durable already."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def write_snapshot(
+        self, seq: int, line: int, columns: Columns, models: Collection[str] = ()
+    ) -> SnapshotInfo:
+        """Write the state at `seq` durably, then remove what is no longer needed.
+
+        `models` names the model files the state refers to. The columns must not change meanwhile.
+        Raises OSError, and the snapshots before stay as they were; TypeError for what cannot be kept.
+        """
+        began = time.monotonic()
+        path = self.directory / f"snapshot-{seq:020d}.msgpack"
+        size = snapshot.write_snapshot(path, seq, line, columns, models=models, disk=self._disk)
+        self._needed[path.name] = tuple(models)
+        seconds = time.monotonic() - began
+        return SnapshotInfo(
+            path.name, seq, line, size, path.stat().st_mtime, _is_pinned(path), seconds, tuple(self._prune())
+        )
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        """Every snapshot, newest first, by its header; its body may still be damaged."""
+        infos = []
+        for seq, path in snapshot_paths(self.directory):
+            try:
+                line = snapshot.read_header(path, disk=self._disk).line
+            except (SnapshotError, NewerFormatError):
+                line = 0
+            found = path.stat()
+            infos.append(SnapshotInfo(path.name, seq, line, found.st_size, found.st_mtime, _is_pinned(path)))
+        return infos
+
+    def verify(self) -> list[tuple[SnapshotInfo, str | None]]:
+        """Hold every snapshot, and the models it names, against their checksums; the error, or None."""
+        return [(info, self._error_in(info)) for info in self.snapshots()]
+
+    def load_snapshot(self, name: str) -> tuple[int, int, dict[str, Value]]:
+        """The seq, line and columns of snapshot `name`. Raises ValueError for what is no name of one, and
+        as `read_snapshot` does."""
+        return snapshot.read_snapshot(self._snapshot_path(name), disk=self._disk)
+
+    def pin(self, name: str) -> None:
+        """Keep snapshot `name` for ever; it does not count among the last ones kept. Raises OSError,
+        FileNotFoundError when there is none."""
+        path = self._snapshot_path(name)
+        path.stat()
+        replace_file(self._disk, _pin_path(path), [])
+
+    def unpin(self, name: str) -> None:
+        """Undo `pin`; no error when it was not pinned."""
+        unlink_if_there(self._disk, _pin_path(self._snapshot_path(name)))
+        self._disk.sync(self.directory)
+
+    def model_path(self, name: str) -> Path:
+        """Where model file `name` is; ValueError when that is no name of one."""
+        model_file.generation_of(name)
+        return self.directory / name
+
+    def adopt_model(self, path: Path) -> ModelFile:
+        """Move a model file that the trainer left in `training` here, durably, after checking it.
+
+        Raises `ModelError` when it is damaged, OSError.
+        """
+        model = model_file.hash_model(path, disk=self._disk)
+        self._disk.sync(path)
+        self._used[model.name] = self._reached()
+        self._disk.rename(path, self.directory / model.name)
+        self._disk.sync(self.directory)
+        self._sound[model.name] = model
+        return model
+
+    def load_model(self, name: str, sha256: str | None = None) -> dict[str, Value]:
+        """The columns of model file `name`, which from now on is kept as long as the journal needs it.
+
+        Raises `ModelError` on damage (the file is then set aside) and when there is no such file,
+        `NewerFormatError`, OSError.
+        """
+        path = self.model_path(name)
+        self._used[name] = self._reached()
+        try:
+            return model_file.read_model(path, sha256, disk=self._disk)
+        except FileNotFoundError as exc:
+            raise ModelError(f"{path}: is missing") from exc
+        except ModelError as exc:
+            # A wrong `sha256` alone does not make the file a damaged one: its name may still be right.
+            if not self._is_sound(path):
+                losses = Losses()
+                set_aside(path, bare_reason(path, exc), self._disk, losses)
+                self._sound.pop(name, None)
+                if self._recovery is not None:
+                    self._recovery.set_aside.extend(losses.set_aside)
+                    self._recovery.notes.extend(losses.notes)
+            raise
+
+    def models(self) -> list[ModelFile]:
+        """The sound model files, newest generation first."""
+        present = [path.name for path in model_paths(self.directory)]
+        return [self._sound[name] for name in present if name in self._sound]
+
+    def _prune(self) -> list[str]:
+        losses = Losses()
+        try:
+            sound = self._sound_snapshots(losses)
+            kept, older = sound[: self._keep], sound[self._keep :]
+            for _, path in older:
+                if not _is_pinned(path):
+                    self._disk.unlink(path)
+                    self._needed.pop(path.name, None)
+            if len(kept) > 1 or self._keep == 1:
+                self._prune_before(kept[:2][-1][0])
+        except OSError as exc:
+            # The snapshot is safe; what should have gone takes space until the next one.
+            losses.notes.append(f"not tidied up: {exc}")
+        return losses.notes
+
+    def _sound_snapshots(self, losses: Losses) -> list[tuple[int, Path]]:
+        sound = []
+        for seq, path in snapshot_paths(self.directory):
+            try:
+                if path.name not in self._needed:
+                    self._needed[path.name] = snapshot.check_snapshot(path, disk=self._disk)[1]
+                sound.append((seq, path))
+            except SnapshotError as exc:
+                set_aside(path, bare_reason(path, exc), self._disk, losses)
+        return sound
+
+    def _prune_before(self, seq: int) -> None:
+        """Remove what only a state before `seq` would need."""
+        row = segments(self.directory)
+        for (_, path), (next_first, _) in zip(row, row[1:], strict=False):
+            if next_first > seq + 1:
+                break
+            self._disk.unlink(path)
+        needed = {name for names in self._needed.values() for name in names}
+        needed |= {name for name, used in self._used.items() if used >= seq}
+        for path in model_paths(self.directory)[1:]:
+            if path.name not in needed:
+                self._disk.unlink(path)
+                self._sound.pop(path.name, None)
+
+    def _error_in(self, info: SnapshotInfo) -> str | None:
+        try:
+            header, models = snapshot.check_snapshot(self.directory / info.name, disk=self._disk)
+            if header.seq != info.seq:
+                return f"{self.directory / info.name}: is of frame {header.seq}"
+            for name in models:
+                model_file.hash_model(self.model_path(name), disk=self._disk)
+        except FileNotFoundError as exc:
+            return f"{exc.filename}: is missing"
+        except (SnapshotError, ModelError, NewerFormatError, ValueError, OSError) as exc:
+            return str(exc)
+        return None
+
+    def _is_sound(self, path: Path) -> bool:
+        try:
+            model_file.read_model(path, disk=self._disk)
+        except ModelError:
+            return False
+        return True
+
+    def _snapshot_path(self, name: str) -> Path:
+        if not SNAPSHOT.fullmatch(name):
+            raise ValueError(f"{name!r} is not the name of a snapshot")
+        return self.directory / name
+
+    def _writer(self) -> JournalWriter:
+        if self._journal is None:
+            raise RuntimeError("the journal is not open")
+        return self._journal
+
+    def _reached(self) -> int:
+        if self._journal is not None:
+            return self._journal.seq
+        return self._recovery.last_seq if self._recovery is not None else 0
+
+    def _empty_training(self) -> None:
+        try:
+            if self.training.exists():
+                shutil.rmtree(self.training)
+            self.training.mkdir(mode=0o700)
+        except OSError as exc:
+            raise StoreError(f"{self.training}: {exc.strerror}") from exc
+
+
+def _pin_path(path: Path) -> Path:
+    return path.with_name(path.name + PIN_SUFFIX)
+
+
+def _is_pinned(path: Path) -> bool:
+    return os.path.lexists(_pin_path(path))
