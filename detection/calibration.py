@@ -1,0 +1,114 @@
+"""From scores to p-values to one statistic, with no assumption about what a score looks like.
+
+A member's score becomes a conformal p-value: its rank among the scores of held-out clean sessions (the
+*ring* of the model generation), so that under normal traffic P(p <= a) is about a, whatever the member.
+Beyond the largest score ever seen a rank says nothing, so the tail is continued by a generalised Pareto
+distribution fitted to the exceedances over the 95 % quantile by probability-weighted moments (Hosking
+and Wallis, 1987), scaled to meet the rank at the ring's maximum.
+
+The members' p-values become one by the Cauchy combination (Liu and Xie, 2020), which holds under any
+dependence and lets one sure member speak against several indifferent ones.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMALLEST_P = 1e-12
+# A p near 1 would weigh as much *against* an alarm as a p near 0 does for it; no member may veto.
+LARGEST_P = 0.9
+_TAIL_SHARE = 0.05
+_MIN_EXCEEDANCES = 10
+_LARGEST_SHAPE = 0.5
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Scores of held-out sessions, float64 [n] ascending, as a map from score to p-value."""
+
+    scores: NDArray[np.float64]
+    _shape: float = field(init=False, default=0.0)
+    _scale: float = field(init=False, default=0.0)
+    _threshold: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        n = len(self.scores)
+        count = int(n * _TAIL_SHARE)
+        if count < _MIN_EXCEEDANCES:
+            return
+        threshold = float(self.scores[n - count - 1])
+        shape, scale = _fit_tail(self.scores[n - count :] - threshold)
+        object.__setattr__(self, "_shape", shape)
+        object.__setattr__(self, "_scale", scale)
+        object.__setattr__(self, "_threshold", threshold)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def p(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """p-values of `values` (float64, any shape): non-increasing in the value, within [1e-12, 1]."""
+        n = len(self.scores)
+        below = np.searchsorted(self.scores, values, side="left")
+        p: NDArray[np.float64] = (1.0 + n - below) / (n + 1.0)
+        if n and self._scale > 0.0:
+            top = float(self.scores[-1])
+            beyond = values > top
+            if beyond.any():
+                p[beyond] *= self._survival(values[beyond]) / self._survival(np.array([top]))
+        return np.clip(p, SMALLEST_P, 1.0)
+
+    def score_at(self, alpha: float) -> float:
+        """The smallest ring score whose p-value is below `alpha`; the largest one where none is."""
+        if not len(self.scores):
+            return float("inf")
+        rank = int(np.ceil((1.0 - alpha) * (len(self.scores) + 1.0)))
+        return float(self.scores[min(max(rank, 0), len(self.scores) - 1)])
+
+    def _survival(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The fitted tail's P(score > value | score > threshold)."""
+        excess = (values - self._threshold) / self._scale
+        if self._shape < 1e-6:
+            return np.exp(-np.minimum(excess, 700.0))
+        return np.power(1.0 + self._shape * excess, -1.0 / self._shape)
+
+
+def _fit_tail(excess: NDArray[np.float64]) -> tuple[float, float]:
+    """Shape and scale of a generalised Pareto distribution from ascending exceedances.
+
+    A negative shape (a finite end) is refused: it would call anything a little larger impossible.
+    """
+    n = len(excess)
+    mean = float(excess.mean())
+    weighted = float((excess * (n - 1 - np.arange(n))).sum() / (n * (n - 1)))
+    if mean <= 0.0:
+        return 0.0, 0.0
+    spread = mean - 2.0 * weighted
+    shape = 2.0 - mean / spread if spread > 0.0 else 0.0
+    if shape <= 0.0:
+        return 0.0, mean
+    shape = min(shape, _LARGEST_SHAPE)
+    return shape, mean * (1.0 - shape)
+
+
+def combined(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """-log10 of the Cauchy combination of p_values [n, members]: float64 [n], larger is stranger."""
+    p = np.clip(p_values, SMALLEST_P, LARGEST_P)
+    statistic = (1.0 / np.tan(p * np.pi)).mean(axis=1)
+    # atan2(1, t)/pi is 1/2 - atan(t)/pi without the cancellation that would round small p to 0.
+    together: NDArray[np.float64] = -np.log10(np.arctan2(1.0, statistic) / np.pi)
+    return together
+
+
+def alpha_for(per_day: float, sessions_per_day: float, calibration: int) -> tuple[float, bool]:
+    """The level a session is tested at for `per_day` false alarms, and whether the floor binds.
+
+    Never below 5/n, which n calibration scores cannot resolve, and never above 1 %: a quiet stream
+    shall not spend its budget on every session it has.
+    """
+    floor = 5.0 / max(calibration, 5)
+    wanted = min(per_day / max(sessions_per_day, 1e-9), _LARGEST_ALPHA)
+    return (floor, True) if wanted < floor else (wanted, False)
+
+
+_LARGEST_ALPHA = 0.01

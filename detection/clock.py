@@ -1,0 +1,76 @@
+"""The log clock: the largest event time seen, robust against a line from the future.
+
+It is the only time `apply` knows. It never goes back. A time more than an hour ahead moves it only when
+20 lines in a row agree (within an hour of each other), so one line with a wrong year closes no session.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.state import Columns, State
+
+LEAP_SECONDS_ALLOWED = 3600.0
+AGREEING_LINES = 20
+
+
+class LogClock:
+    """`now` is seconds since the epoch, nan until the first line that carries a time."""
+
+    def __init__(self) -> None:
+        self.now = math.nan
+        self._ahead = math.nan  # the time that lines from the future agree on
+        self._agreeing = 0
+
+    def advance(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The clock at each line of `times` (float64 [n], nan: the line has no time), after that line.
+
+        nan only while no time was ever seen.
+        """
+        if not len(times):
+            return times.copy()
+        known = np.where(np.isnan(times), -np.inf, times)
+        running = np.maximum.accumulate(np.concatenate(([self._floor()], known)))
+        if not math.isnan(self.now) and np.all(known - running[:-1] <= LEAP_SECONDS_ALLOWED):
+            if np.any(known >= running[:-1] - LEAP_SECONDS_ALLOWED):
+                self._agreeing = 0
+            self.now = float(running[-1])
+            return running[1:]
+        return np.array([self._step(time) for time in times.tolist()], dtype=np.float64)
+
+    def pass_silence(self, seconds: float) -> None:
+        """Move by wall time that passed without a line."""
+        if seconds > 0.0:
+            self.now += seconds
+
+    def _floor(self) -> float:
+        return -math.inf if math.isnan(self.now) else self.now
+
+    def _step(self, time: float) -> float:
+        if math.isnan(time):
+            return self.now
+        if math.isnan(self.now):
+            self.now = time
+        elif time <= self.now + LEAP_SECONDS_ALLOWED:
+            if time >= self.now - LEAP_SECONDS_ALLOWED:
+                self._agreeing = 0
+            self.now = max(self.now, time)
+        else:
+            agrees = self._agreeing > 0 and abs(time - self._ahead) <= LEAP_SECONDS_ALLOWED
+            self._agreeing = self._agreeing + 1 if agrees else 1
+            self._ahead = time
+            if self._agreeing >= AGREEING_LINES:
+                self.now, self._agreeing = time, 0
+        return self.now
+
+    def export(self) -> State:
+        return {"now": self.now, "ahead": self._ahead, "agreeing": self._agreeing}
+
+    @classmethod
+    def load(cls, columns: Columns) -> "LogClock":
+        clock = cls()
+        clock.now = float(columns["now"])  # type: ignore[arg-type]
+        clock._ahead = float(columns["ahead"])  # type: ignore[arg-type]
+        clock._agreeing = int(columns["agreeing"])  # type: ignore[arg-type]
+        return clock

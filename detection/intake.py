@@ -1,0 +1,169 @@
+"""From the segments of a frame to lines and their fields.
+
+The unfinished tail of each source is state: a segment may begin and end in the middle of a line.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import re2
+from numpy.typing import NDArray
+
+from detection.formats.fields import Fields
+from detection.formats.kinds import parse
+from detection.frames import Segment
+from detection.sessions import KEY_BYTES
+from detection.state import Columns, State
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """n lines in order. `keys` name sessions; a `windowed` line has no key of its own, its source is one."""
+
+    lines: list[bytes]
+    fields: list[tuple[NDArray[np.int64] | slice, Fields]]  # which lines, and their fields
+    keys: list[bytes]
+    windowed: list[bool]
+    times: NDArray[np.float64]
+    errors: NDArray[np.bool_]
+    cut: int
+    unterminated: int
+    ended: list[bytes]  # keys of the windows of sources that have ended
+
+
+class Tails:
+    """The bytes of each source after its last newline."""
+
+    def __init__(self) -> None:
+        self._tails: dict[str, bytes] = {}
+
+    def sources(self) -> list[str]:
+        """Sources with an unfinished line, by name."""
+        return sorted(self._tails)
+
+    def complete(self, segment: Segment) -> tuple[list[bytes], bool]:
+        """The lines that `segment` completes, and whether the last one had no newline.
+
+        Raises ValueError when it completes another number of lines than it says.
+        """
+        data = self._tails.pop(segment.source, b"") + segment.data
+        unterminated = segment.last and data != b"" and not data.endswith(b"\n")
+        if unterminated:
+            data += b"\n"
+        *lines, tail = data.replace(b"\r\n", b"\n").split(b"\n")
+        if tail:
+            # From the untouched bytes: a \r that ends the tail may be half of a \r\n.
+            self._tails[segment.source] = data[data.rfind(b"\n") + 1 :]
+        if len(lines) != segment.lines:
+            raise ValueError(f"segment of {segment.source} says {segment.lines} lines and holds {len(lines)}")
+        return lines, unterminated
+
+    def export(self) -> State:
+        names = self.sources()
+        tails = [self._tails[name] for name in names]
+        return {
+            "names": "\n".join(names),
+            "sizes": np.array([len(tail) for tail in tails], dtype=np.int64),
+            "bytes": np.frombuffer(b"".join(tails), dtype=np.uint8).copy(),
+        }
+
+    @classmethod
+    def load(cls, columns: Columns) -> "Tails":
+        tails = cls()
+        data, at = columns["bytes"].tobytes(), 0  # type: ignore[union-attr]
+        names = str(columns["names"]).split("\n")
+        for name, size in zip(names, columns["sizes"].tolist(), strict=False):  # type: ignore[union-attr]
+            tails._tails[name] = data[at : at + size]
+            at += size
+        return tails
+
+
+class KeyPattern:
+    """The user's session key: a regular expression with one group, searched in the whole line.
+
+    RE2 keeps it linear in the line. Raises ValueError when it is none or has another number of groups.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        try:
+            self._search = re2.compile(pattern.encode()).search
+            groups = re2.compile(pattern.encode()).groups
+        except re2.error as exc:
+            raise ValueError(f"session key {pattern!r}: {exc}") from exc
+        if groups != 1:
+            raise ValueError(f"session key {pattern!r}: wants exactly one group, has {groups}")
+
+    def keys(self, lines: Sequence[bytes]) -> list[bytes]:
+        """One key a line, b"" where the pattern does not match."""
+        found = map(self._search, lines)
+        return [match.group(1) or b"" if match else b"" for match in found]
+
+
+def take_in(
+    segments: Sequence[Segment], tails: Tails, pattern: KeyPattern | None, *, clock: float, received: float
+) -> Intake:
+    """Cut the segments of one frame into lines and read their fields.
+
+    `clock` is the log clock before the frame, nan when unset; `received` the frame's receive time, which
+    lines of a kind that carries no times get.
+    """
+    lines: list[bytes] = []
+    sources: list[bytes] = []
+    ended: list[bytes] = []
+    spans: dict[str, list[tuple[int, int]]] = {}
+    cut = unterminated = 0
+    for segment in segments:
+        completed, tail_counted = tails.complete(segment)
+        source = segment.source.encode()
+        if completed:
+            spans.setdefault(segment.kind, []).append((len(lines), len(lines) + len(completed)))
+        lines += completed
+        sources += [source] * len(completed)
+        cut += len(segment.cut)
+        unterminated += tail_counted
+        if segment.last:
+            ended.append(_bounded(b"w" + source))
+
+    reference = received if np.isnan(clock) else clock
+    times = np.full(len(lines), np.nan)
+    errors = np.zeros(len(lines), dtype=np.bool_)
+    keys: list[bytes] = [b""] * len(lines)
+    fields: list[tuple[NDArray[np.int64] | slice, Fields]] = []
+    for kind, ranges in spans.items():
+        where: Any
+        if len(ranges) == 1 or len(spans) == 1:
+            where = slice(ranges[0][0], ranges[-1][1])
+            parsed = parse(kind, lines[where], clock=reference)
+            keys[where] = parsed.keys
+        else:
+            where = np.concatenate([np.arange(start, stop) for start, stop in ranges])
+            parsed = parse(kind, [lines[i] for i in where.tolist()], clock=reference)
+            for i, key in zip(where.tolist(), parsed.keys, strict=True):
+                keys[i] = key
+        times[where] = received if kind == "plain" else parsed.times
+        errors[where] = parsed.errors
+        fields.append((where, parsed))
+    if pattern is not None:
+        keys = pattern.keys(lines)
+    windowed = [not key for key in keys]
+    named = [
+        session_key(key) if key else _bounded(b"w" + source)
+        for key, source in zip(keys, sources, strict=True)
+    ]
+    return Intake(lines, fields, named, windowed, times, errors, cut, unterminated, ended)
+
+
+def session_key(key: bytes) -> bytes:
+    """The name under which the table holds the session of `key`."""
+    return _bounded(b"k" + key)
+
+
+def _bounded(key: bytes) -> bytes:
+    """`key` as it fits a fixed-width column: no NUL (they are padding there), long ones shortened by a hash."""
+    if len(key) < KEY_BYTES and b"\0" not in key:
+        return key
+    name = hashlib.blake2b(key, digest_size=8).hexdigest().encode()
+    return key[: KEY_BYTES - len(name) - 1].replace(b"\0", b"?") + b"~" + name

@@ -1,0 +1,40 @@
+"""Scans over many short runs that lie one after another in a column; offsets [S+1] mark the runs."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Offsets = NDArray[np.int64]
+
+
+def repeat_per_row(offsets: Offsets) -> NDArray[np.int64]:
+    """For each row the index of its run: int64 [rows]."""
+    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+
+
+def rank_in_run(offsets: Offsets) -> NDArray[np.int64]:
+    """For each row its place in its run, from 0."""
+    return np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
+
+
+def running_max(values: NDArray[np.float64], offsets: Offsets) -> NDArray[np.float64]:
+    """The largest value of the run up to and including each row (doubling: log2 of the longest run passes)."""
+    result = values.copy()
+    if not len(result):
+        return result
+    rank = rank_in_run(offsets)
+    longest = int(np.diff(offsets).max())
+    step = 1
+    while step < longest:
+        reach = np.flatnonzero(rank >= step)
+        result[reach] = np.maximum(result[reach], result[reach - step])
+        step *= 2
+    return result
+
+
+def first_true(marks: NDArray[np.bool_], offsets: Offsets) -> NDArray[np.bool_]:
+    """`marks` with only the first True of each run left."""
+    rows = np.flatnonzero(marks)
+    result = np.zeros(len(marks), dtype=np.bool_)
+    runs = repeat_per_row(offsets)[rows]
+    result[rows[np.concatenate(([True], runs[1:] != runs[:-1]))] if len(rows) else rows] = True
+    return result

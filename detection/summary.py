@@ -1,0 +1,39 @@
+"""What the rest of the daemon may know of the detector at any time: plain numbers as of one frame."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    seq: int = 0
+    line: int = 0
+    log_time: float | None = None  # the log clock, seconds since the epoch
+    warmup_lines: int = 0
+    lines_since_training: int = 0
+    training_due: bool = False
+    generation: int = 0
+    model_line: int = 0
+    templates: int = 0
+    templates_created: int = 0
+    templates_evicted: int = 0
+    vocabulary: int = 0  # templates the model in force was trained on
+    sessions_open: int = 0
+    sessions_closed: int = 0
+    sessions_evicted: int = 0
+    history_sessions: int = 0  # closed sessions held for the next training
+    history_rows: int = 0
+    rules: int = 0
+    rule_hits: int = 0
+    flagged: int = 0
+    cut_lines: int = 0
+    unterminated_lines: int = 0
+    lost_lines: int = 0
+    alpha: float = 0.0
+    floor_binding: bool = False
+    sessions_per_day: float = 0.0
+    calibration: int = 0
+
+    @property
+    def phase(self) -> str:
+        """By what is ready, not by a count; "training" is the wiring's to say, who knows of the trainer."""
+        return "ensemble" if self.generation else "warmup"

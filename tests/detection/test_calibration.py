@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detection.calibration import SMALLEST_P, Ring, alpha_for, combined
+
+
+def ring(n: int, seed: int = 1) -> Ring:
+    return Ring(np.sort(np.random.default_rng(seed).gamma(2.0, 1.0, n)))
+
+
+def test_the_share_of_normal_scores_below_a_level_is_about_that_level() -> None:
+    fresh = np.random.default_rng(2).gamma(2.0, 1.0, 200_000)
+    p = ring(20_000).p(fresh)
+    for level in (0.1, 0.01, 0.001):
+        assert (p < level).mean() == pytest.approx(level, rel=0.35)
+
+
+def test_beyond_the_largest_score_seen_p_goes_on_falling_and_never_reaches_zero() -> None:
+    calibration = ring(2000)
+    top = calibration.scores[-1]
+    p = calibration.p(np.array([top, top + 1, top + 5, top + 50, top + 1e6]))
+    assert p[0] == pytest.approx(2 / 2001)
+    assert np.all(np.diff(p) <= 0) and p[1] < p[0] and p[3] < p[2]
+    assert p[-1] >= SMALLEST_P
+
+
+@given(st.lists(st.floats(-5, 50), min_size=1, max_size=300), st.lists(st.floats(-10, 100), min_size=2))
+def test_a_stranger_score_never_has_a_larger_p(scores: list[float], asked: list[float]) -> None:
+    p = Ring(np.sort(np.array(scores))).p(np.sort(np.array(asked)))
+    assert np.all(np.diff(p) <= 1e-15)
+    assert np.all((p > 0) & (p <= 1))
+
+
+def test_an_empty_ring_calls_nothing_strange() -> None:
+    assert Ring(np.zeros(0)).p(np.array([1e9])).tolist() == [1.0]
+
+
+def test_equal_scores_are_no_tail() -> None:
+    p = Ring(np.full(1000, 3.0)).p(np.array([2.0, 3.0, 4.0]))
+    assert p.tolist() == [1.0, 1.0, 1 / 1001]
+
+
+def test_one_sure_member_speaks_against_an_indifferent_one() -> None:
+    sure, indifferent = combined(np.array([[1e-6, 1.0], [0.5, 1.0]]))
+    assert sure > 5.0
+    assert indifferent < 0.5
+
+
+def test_combining_keeps_small_values_apart() -> None:
+    together = combined(np.array([[1e-11, 1e-11], [1e-9, 1e-9], [1e-3, 1e-3]]))
+    np.testing.assert_allclose(together, [11, 9, 3], atol=0.01)
+
+
+def test_the_budget_sets_the_level_and_the_floor_binds_where_calibration_is_thin() -> None:
+    assert alpha_for(20, 20_000, 100_000) == (0.001, False)
+    assert alpha_for(20, 20_000, 1_000) == (0.005, True)
+    assert alpha_for(20, 10, 100_000) == (0.01, False)

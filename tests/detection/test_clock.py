@@ -1,0 +1,51 @@
+import math
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detection.clock import AGREEING_LINES, LogClock
+
+
+def advanced(clock: LogClock, *times: float) -> list[float]:
+    return clock.advance(np.array(times, dtype=np.float64)).tolist()
+
+
+def test_the_clock_is_the_largest_time_seen_and_never_goes_back() -> None:
+    assert advanced(LogClock(), 10, 12, 11, 15, -1e9) == [10, 12, 12, 15, 15]
+
+
+def test_one_line_from_the_future_does_not_move_it() -> None:
+    clock = LogClock()
+    assert advanced(clock, 10, 1e9, 11) == [10, 10, 11]
+    assert advanced(clock, *[1e9] * (AGREEING_LINES - 1), 12) == [11] * (AGREEING_LINES - 1) + [12]
+    assert clock.now == 12
+
+
+def test_twenty_lines_that_agree_do() -> None:
+    clock = LogClock()
+    advanced(clock, 10)
+    jumped = advanced(clock, *[1e6 + i for i in range(AGREEING_LINES)])
+    assert jumped[:-1] == [10] * (AGREEING_LINES - 1)
+    assert jumped[-1] == 1e6 + AGREEING_LINES - 1
+
+
+def test_lines_without_a_time_leave_it_where_it_is() -> None:
+    clock = LogClock()
+    assert all(map(math.isnan, advanced(clock, math.nan, math.nan)))
+    assert advanced(clock, 5, math.nan, 7, math.nan) == [5, 5, 7, 7]
+
+
+times = st.one_of(st.just(math.nan), st.floats(0, 20_000), st.floats(0, 1e9))
+
+
+@given(st.lists(times, max_size=120), st.lists(st.integers(1, 30), min_size=1))
+def test_it_does_not_matter_how_lines_are_batched(lines: list[float], sizes: list[int]) -> None:
+    whole, parts = LogClock(), LogClock()
+    expected = advanced(whole, *lines)
+    got: list[float] = []
+    for size in sizes * len(lines):
+        got += advanced(parts, *lines[len(got) : len(got) + size])
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_equal(parts.export(), whole.export())
+    np.testing.assert_equal(LogClock.load(whole.export()).export(), whole.export())

@@ -1,0 +1,162 @@
+"""The columnar cutting of lines into sessions against a per-line one that is plain to read."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detection import sessions as sessions_module
+from detection.history import History
+from detection.judging import Batch, Closings, closed_as_they_are, judge
+from detection.sessions import SessionTable, cut
+
+IDLE = 60.0
+WINDOW = 5
+
+
+@dataclass
+class PlainSession:
+    serial: int
+    first_line: int
+    lines: list[int] = field(default_factory=list)
+    last_time: float = 0.0
+
+
+class PlainSessions:
+    """One line at a time, dicts and lists: what the columns must come to."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, PlainSession] = {}
+        self.closed: list[tuple[int, int, int, int, int]] = []  # shown at, serial, first, last, lines
+        self.serial = 0
+
+    def line(self, number: int, key: str, time: float) -> None:
+        silent = [k for k, s in self.open.items() if not k.startswith("w") and s.last_time + IDLE < time]
+        for k in silent:
+            self._close(k, number)
+        session = self.open.get(key)
+        if session is None:
+            self.serial += 1
+            session = self.open[key] = PlainSession(self.serial, number)
+        session.lines.append(number)
+        session.last_time = time
+        limit = WINDOW if key.startswith("w") else sessions_module.LONGEST_SESSION
+        if len(session.lines) == limit:
+            self._close(key, number)
+
+    def _close(self, key: str, number: int) -> None:
+        s = self.open.pop(key)
+        self.closed.append((number, s.serial, s.first_line, s.lines[-1], len(s.lines)))
+
+
+def feed(table: SessionTable, history: History, first: int, keys: list[str], clock: list[float]) -> Closings:
+    names = [key.encode() for key in keys]
+    slots = table.slots_for(names, [key.startswith("w") for key in keys])
+    times = np.array(clock, dtype=np.float64)
+    pieces = cut(table, slots, times, idle_seconds=IDLE, window=WINDOW)
+    n = len(keys)
+    ids = np.arange(first, first + n, dtype=np.int32)  # each line is its own template: sequences can be told
+    batch = Batch(first, ids, np.zeros(n, dtype=np.bool_), times, np.zeros(n))
+    _, closings = judge(table, history, None, 0.0, batch, pieces)
+    return closings
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["ka", "kb", "kc", "wx", "wy"]), st.sampled_from([0.0, 1.0, 20.0, 59.0, 61.0])),
+    min_size=1,
+    max_size=80,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(steps, st.lists(st.integers(1, 20), min_size=1, max_size=20))
+def test_columns_cut_lines_into_the_sessions_that_a_line_by_line_reading_gives(
+    lines: list[tuple[str, float]], batches: list[int]
+) -> None:
+    plain, table, history = PlainSessions(), SessionTable(), History()
+    found: list[tuple[int, int, int, int]] = []
+    clock, number, at = 1000.0, 0, 0
+    for size in batches * len(lines):
+        chunk = lines[at : at + size]
+        if not chunk:
+            break
+        keys, times = [], []
+        for key, gap in chunk:
+            clock += gap
+            number += 1
+            plain.line(number, key, clock)
+            keys.append(key)
+            times.append(clock)
+        c = feed(table, history, number - len(chunk) + 1, keys, times)
+        found += zip(c.line.tolist(), c.serial.tolist(), c.first_line.tolist(), c.last_line.tolist(), strict=True)
+        at += size
+    assert sorted(found) == sorted(row[:4] for row in plain.closed)
+    still_open = {k: s for k, s in plain.open.items()}
+    held = {
+        key.decode(): (int(table.column["first_line"][slot]), int(table.column["lines"][slot]))
+        for key, slot in table._slots.items()
+        if table.column["lines"][slot]
+    }
+    assert held == {k: (s.first_line, len(s.lines)) for k, s in still_open.items()}
+
+    # What is remembered for training are the same sessions, whole and in order.
+    sequences = history.sequences()
+    learned = [
+        sequences.tokens[a:b].tolist()
+        for a, b in zip(sequences.offsets[:-1], sequences.offsets[1:], strict=True)
+    ]
+    lengths = sorted(row[4] for row in plain.closed)
+    assert sorted(map(len, learned)) == lengths
+    assert {(tokens[0], tokens[-1]) for tokens in learned} == {(row[2], row[3]) for row in plain.closed}
+
+
+def test_a_session_that_never_ends_is_cut_by_count_and_keeps_its_context() -> None:
+    table, history = SessionTable(), History()
+    n = sessions_module.LONGEST_SESSION + 7
+    closings = feed(table, history, 1, ["ka"] * n, [0.0] * n)
+    assert closings.last_line.tolist() == [sessions_module.LONGEST_SESSION]
+    slot = table.find(b"ka")
+    assert slot is not None
+    assert table.column["lines"][slot] == 7
+    held = int(table.column["held"][slot])
+    assert table.column["tokens"][slot, :held].tolist() == list(range(n - held + 1, n + 1))
+    assert not table.column["opened"][slot]
+
+
+def test_the_table_is_full_and_the_longest_silent_make_room() -> None:
+    table, history = SessionTable(), History()
+    capacity = sessions_module.CAPACITY
+    names = [f"k{i}" for i in range(capacity)]
+    feed(table, history, 1, names, [float(i) * 1e-4 for i in range(capacity)])
+    newcomers = [b"knew1", b"k0", b"knew2"]
+    crowded = table.crowded_out_by(newcomers)
+    assert table.find(b"k0") not in crowded.tolist()
+    assert table.column["key"][crowded[:2]].tolist() == [b"k1", b"k2"]
+    closings = closed_as_they_are(table, crowded, capacity + 1)
+    assert set(closings.line.tolist()) == {capacity + 1}
+    table.evict(crowded)
+    assert table.evicted == len(crowded)
+    slots = table.slots_for(newcomers, [False] * 3)
+    assert len(set(slots.tolist())) == 3
+
+
+@settings(max_examples=50, deadline=None)
+@given(steps)
+def test_a_table_that_was_exported_and_loaded_goes_on_as_if_nothing_had_been(
+    lines: list[tuple[str, float]],
+) -> None:
+    clock = np.cumsum([gap for _, gap in lines]) + 1000.0
+    keys = [key for key, _ in lines]
+    half = len(lines) // 2
+    straight, broken = (SessionTable(), History()), (SessionTable(), History())
+    feed(*straight, 1, keys[:half], clock[:half].tolist())
+    feed(*broken, 1, keys[:half], clock[:half].tolist())
+    reloaded = (SessionTable.load(broken[0].export()), History.load(broken[1].export()))
+    feed(*straight, half + 1, keys[half:], clock[half:].tolist())
+    feed(*reloaded, half + 1, keys[half:], clock[half:].tolist())
+    for a, b in zip(straight, reloaded, strict=True):
+        ours, theirs = a.export(), b.export()
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            np.testing.assert_array_equal(np.asarray(ours[name]), np.asarray(theirs[name]), err_msg=name)
