@@ -1,0 +1,222 @@
+"""The admin API's routes. Each also answers under /anomaly, where the original's proxy had them.
+
+Handlers are thin: check, ask `Control`, answer in JSON. An error of any kind, the framework's own
+included, is ``{"error": {"code", "message"}}``.
+"""
+
+import logging
+import re
+from collections.abc import Awaitable, Callable, Collection
+from importlib.resources import files
+from typing import Any
+
+import trio
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from daemon.api import metrics
+from daemon.api.bodies import (
+    MAX_BATCH_LINES,
+    MAX_BODY_BYTES,
+    BatchRequest,
+    DetectRequest,
+    decode,
+    encode,
+    line_bytes,
+)
+from daemon.api.events import Streams
+from daemon.api.guards import check_host, check_origin, check_token
+from daemon.control import Control, ControlError
+
+PREFIXES = ("", "/anomaly")
+BODY_SECONDS = 10  # a body that takes longer is refused with 408
+MAX_ANOMALIES = 1000
+ALERT_ID = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?")
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[], Awaitable[Response]]
+
+
+def create_app(control: Control, *, hosts: Collection[str], token: str | None) -> QuartTrio:
+    """The application. `hosts` are names it may be called by besides loopback; `token`, where one is set,
+    is asked of everyone who does not come over the Unix socket (`scope["state"]["unix"]`).
+    """
+    app = QuartTrio("daemon.api", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.config["BODY_TIMEOUT"] = BODY_SECONDS
+    _add_guards(app, hosts, token)
+    _add_errors(app)
+    _add_reading(app, control)
+    _add_asking(app, control)
+    _add_page(app)
+    return app
+
+
+def _add_guards(app: QuartTrio, hosts: Collection[str], token: str | None) -> None:
+    @app.before_request
+    async def guard() -> None:
+        host = request.headers.get("Host")
+        over_unix = bool(request.scope.get("state", {}).get("unix", False))
+        if not over_unix:
+            check_host(host, hosts)
+        check_origin(request.headers.get("Origin"), host, hosts)
+        if token is not None and not over_unix:
+            check_token(request.headers.get("Authorization"), token)
+
+    @app.after_request
+    async def harden(response: Response) -> Response:
+        response.headers.update(HEADERS)
+        return response
+
+
+def _add_errors(app: QuartTrio) -> None:
+    @app.errorhandler(ControlError)
+    async def refused(error: ControlError) -> Response:
+        response = _error(error.status, error.code, error.message)
+        if error.status == 401:
+            response.headers["WWW-Authenticate"] = 'Basic realm="vigild", charset="UTF-8"'
+        return response
+
+    @app.errorhandler(HTTPException)
+    async def framework_refused(error: HTTPException) -> Response:
+        status = error.code or 500
+        code, message = _FRAMEWORK_ERRORS.get(status, (error.name.lower().replace(" ", "_"), error.name))
+        response = _error(status, code, message)
+        if isinstance(error, MethodNotAllowed) and error.valid_methods:
+            response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+        return response
+
+    @app.errorhandler(Exception)
+    async def failed(error: Exception) -> Response:
+        # One request is lost to a fault of ours; the traceback is for us, the sentence for the caller.
+        log.error("%s %s failed", request.method, request.path, exc_info=error)
+        return _error(500, "internal", "the daemon failed on this request; its log says why")
+
+
+_FRAMEWORK_ERRORS = {
+    404: ("not_found", "there is nothing at this path"),
+    405: ("method_not_allowed", "this path does not answer that method"),
+    408: ("too_slow", f"the body did not arrive within {BODY_SECONDS} s"),
+    413: ("too_large", f"the body is over {MAX_BODY_BYTES} bytes"),
+}
+
+
+def _add_reading(app: QuartTrio, control: Control) -> None:
+    streams = Streams(control)
+
+    async def health() -> Response:
+        answer = control.health()
+        return _json(answer, 200 if answer["status"] == "serving" else 503)
+
+    async def status() -> Response:
+        return _json(control.status())
+
+    async def prometheus() -> Response:
+        return Response(metrics.render(control.status()), content_type=metrics.CONTENT_TYPE)
+
+    async def snapshots() -> Response:
+        return _json({"snapshots": await control.snapshots()})
+
+    async def anomalies() -> Response:
+        after = request.args.get("after")
+        if after is not None and not ALERT_ID.fullmatch(after):
+            raise ControlError(400, "bad_request", "after is the id of a record, such as 1207 or 1207.1")
+        limit = request.args.get("limit", "100")
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= MAX_ANOMALIES):
+            raise ControlError(400, "bad_request", f"limit is a number from 1 to {MAX_ANOMALIES}")
+        return _json({"anomalies": await control.anomalies(after, int(limit))})
+
+    async def events() -> Response:
+        everything = request.args.get("all", "0")
+        if everything not in ("0", "1"):
+            raise ControlError(400, "bad_request", "all is 0 or 1")
+        # A HEAD has no body to end, so its stream would never end either.
+        body = b"" if request.method == "HEAD" else streams.open(everything=everything == "1")
+        response = Response(body, content_type="text/event-stream")
+        response.headers["X-Accel-Buffering"] = "no"  # a proxy in front must not wait for more
+        # The framework would cut the stream after its RESPONSE_TIMEOUT.
+        response.timeout = None
+        return response
+
+    _route(app, "/health", health)
+    _route(app, "/status", status)
+    _route(app, "/metrics", prometheus)
+    _route(app, "/snapshots", snapshots)
+    _route(app, "/anomalies", anomalies)
+    _route(app, "/events", events)
+
+
+def _add_asking(app: QuartTrio, control: Control) -> None:
+    async def detect() -> Response:
+        asked = decode(await request.get_data(as_text=False), DetectRequest)
+        [answer] = await control.detect([line_bytes(asked.log_line)], asked.session_id)
+        return _json(answer)
+
+    async def detect_batch() -> Response:
+        asked = decode(await request.get_data(as_text=False), BatchRequest)
+        if len(asked.log_lines) > MAX_BATCH_LINES:
+            raise ControlError(413, "too_many_lines", f"a batch holds at most {MAX_BATCH_LINES} lines")
+        results = await control.detect([line_bytes(text) for text in asked.log_lines], None)
+        flagged = sum(bool(result["is_anomaly"]) for result in results)
+        answer = {"results": results, "total_logs": len(results), "anomalies_detected": flagged}
+        # Thousands of results take a while to write out; everyone else's requests go on meanwhile.
+        return _json_response(await trio.to_thread.run_sync(encode, answer))
+
+    async def checkpoint() -> Response:
+        return _json(await control.checkpoint())
+
+    async def flush() -> Response:
+        return _json(await control.flush())
+
+    async def verify_snapshots() -> Response:
+        return _json({"snapshots": await control.verify_snapshots()})
+
+    _route(app, "/detect", detect, "POST")
+    _route(app, "/detect/batch", detect_batch, "POST")
+    _route(app, "/checkpoint", checkpoint, "POST")
+    _route(app, "/flush", flush, "POST")
+    _route(app, "/snapshots/verify", verify_snapshots, "POST")
+
+
+def _add_page(app: QuartTrio) -> None:
+    for path, name, content_type in (
+        ("/", "page.html", "text/html; charset=utf-8"),
+        ("/page.css", "page.css", "text/css; charset=utf-8"),
+        ("/page.js", "page.js", "text/javascript; charset=utf-8"),
+    ):
+        _route(app, path, _asset((files("daemon.api") / name).read_bytes(), content_type))
+
+
+def _asset(content: bytes, content_type: str) -> Handler:
+    async def asset() -> Response:
+        return Response(content, content_type=content_type)
+
+    return asset
+
+
+def _route(app: QuartTrio, path: str, handler: Handler, method: str = "GET") -> None:
+    for prefix in PREFIXES:
+        app.add_url_rule(prefix + path, endpoint=prefix + path, view_func=handler, methods=[method])
+
+
+def _json(answer: Any, status: int = 200) -> Response:
+    return _json_response(encode(answer), status)
+
+
+def _json_response(body: bytes, status: int = 200) -> Response:
+    return Response(body + b"\n", status=status, content_type="application/json")
+
+
+def _error(status: int, code: str, message: str) -> Response:
+    return _json({"error": {"code": code, "message": message}}, status)

@@ -1,0 +1,85 @@
+"""Request bodies into typed requests, answers into strict JSON.
+
+Text crosses this border in both directions without loss: a log line's bytes that are not UTF-8 are lone
+surrogates inside (PEP 383) and ``\\udc80``..``\\udcff`` escapes in JSON, and a client may send them back.
+"""
+
+import json
+import math
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from daemon.control import ControlError
+
+MAX_BODY_BYTES = 1024 * 1024
+MAX_BATCH_LINES = 10_000
+
+
+class DetectRequest(msgspec.Struct):
+    log_line: str
+    session_id: str | None = None
+
+
+class BatchRequest(msgspec.Struct):
+    log_lines: list[str]
+
+
+T = TypeVar("T")
+
+
+def decode(raw: bytes, kind: type[T]) -> T:
+    """`raw` as a `kind`, whatever its content type said. Raises `ControlError` 400 with the reason."""
+    if not raw.strip():
+        raise ControlError(400, "no_body", "this request needs a JSON body")
+    try:
+        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ControlError(400, "bad_json", "the body is nested too deeply") from None
+    except UnicodeDecodeError as exc:
+        raise ControlError(400, "bad_json", f"the body is not UTF-8 at byte {exc.start}") from None
+    except ValueError as exc:  # JSONDecodeError, a constant, an integer of thousands of digits
+        raise ControlError(400, "bad_json", f"the body is not JSON: {exc}") from None
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as exc:
+        raise ControlError(400, "bad_request", str(exc)) from None
+
+
+def line_bytes(text: str) -> bytes:
+    """The bytes of one log line given as JSON text; a newline at its end is allowed and dropped."""
+    try:
+        line = text.removesuffix("\n").encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as exc:
+        raise ControlError(
+            400, "bad_text", f"a log line holds a lone surrogate at character {exc.start}"
+        ) from None
+    if b"\n" in line:
+        raise ControlError(400, "bad_request", "a log line holds a newline; send the lines one by one")
+    return line
+
+
+def encode(value: Any) -> bytes:
+    """Strict JSON in ASCII: no NaN, no infinity (both become null), control characters escaped."""
+    try:
+        return _dumps(value)
+    except ValueError:
+        return _dumps(_finite(value))
+
+
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")

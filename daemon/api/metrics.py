@@ -1,0 +1,70 @@
+"""`GET /metrics`: the numbers of `GET /status` in Prometheus' text format.
+
+Nothing is counted here; each scrape renders one status. A field that is absent or null has no sample.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # what `generate_latest` writes
+
+PHASES = ("warmup", "training", "ensemble")
+
+_COUNTERS = {  # name (the format adds _total): where in the status, help
+    "vigild_lines": ("logs_processed", "Log lines durable and applied."),
+    "vigild_ingest_bytes": ("ingest.bytes", "Bytes taken from sources since the start."),
+    "vigild_lines_truncated": ("ingest.lines_truncated", "Lines longer than max_line_bytes, cut."),
+    "vigild_flagged": ("alarms.flagged", "Records flagged."),
+}
+_GAUGES = {
+    "vigild_ready_transformer": ("transformer_ready", "1 when the transformer scores."),
+    "vigild_ready_isolation_forest": ("isolation_forest_ready", "1 when the Isolation Forest scores."),
+    "vigild_training": ("training_in_progress", "1 while the trainer runs."),
+    "vigild_training_percent": ("training.percent", "How far the training under way has come."),
+    "vigild_templates": ("vocabulary_size", "Templates known."),
+    "vigild_connections": ("ingest.connections", "Connections of log sources."),
+    "vigild_frame_seq": ("seq", "Number of the last frame applied."),
+    "vigild_lines_at_risk": ("checkpoint.lines_at_risk", "Lines after the last snapshot."),
+    "vigild_checkpoint_line": ("checkpoint.last_line", "Last line in the last snapshot."),
+    "vigild_checkpoint_time_seconds": ("checkpoint.last_time", "When the last snapshot was made, Unix time."),
+    "vigild_recovery_lost_lines": ("recovery.lost_lines", "Accepted lines the last start could not recover."),
+    "vigild_recovery_replayed_lines": ("recovery.replayed_lines", "Lines the last start replayed."),
+}
+
+
+def render(status: Mapping[str, Any]) -> bytes:
+    """`status`, as `Control.status` gives it, in the format of `CONTENT_TYPE`."""
+    registry = CollectorRegistry()
+    registry.register(_StatusCollector(status))
+    return generate_latest(registry)
+
+
+class _StatusCollector(Collector):
+    def __init__(self, status: Mapping[str, Any]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        for name, (path, text) in _COUNTERS.items():
+            if (value := self._number(path)) is not None:
+                yield CounterMetricFamily(name, text, value=value)
+        for name, (path, text) in _GAUGES.items():
+            if (value := self._number(path)) is not None:
+                yield GaugeMetricFamily(name, text, value=value)
+        serving = float(self._status.get("status") == "serving")
+        yield GaugeMetricFamily("vigild_serving", "1 when serving, as GET /health says.", value=serving)
+        phase = GaugeMetricFamily("vigild_phase", "1 for the phase the daemon is in.", labels=["phase"])
+        for name in PHASES:
+            phase.add_metric([name], float(self._status.get("phase") == name))
+        yield phase
+        yield InfoMetricFamily("vigild", "The daemon.", value={"version": str(self._status.get("version"))})
+
+    def _number(self, path: str) -> float | None:
+        value: Any = self._status
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return float(value) if isinstance(value, (bool, int, float)) else None

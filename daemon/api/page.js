@@ -1,0 +1,250 @@
+// The live page: GET status every second, flagged records as they come over GET events.
+// Whatever came from a log line is only ever set as textContent.
+"use strict";
+
+const POLL_MS = 1000;
+const TIMEOUT_MS = 4000;
+const FLAGS_SHOWN = 50;
+const RATES_SHOWN = 60;
+
+const $ = (id) => document.getElementById(id);
+const put = (id, text) => { $(id).textContent = text; };
+const count = (n) => (Number.isFinite(n) ? Math.round(n).toLocaleString("en-US") : "–");
+const part = (status, name) => status[name] || {};
+
+// ---- status ------------------------------------------------------------------------------------
+
+let last = null; // {lines, at} of the poll before
+let rates = [];
+let failures = 0;
+
+async function poll() {
+  try {
+    const response = await fetch("status", { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
+    const body = await response.json();
+    if (!response.ok) throw new Error(body.error ? body.error.message : `HTTP ${response.status}`);
+    failures = 0;
+    showStatus(body);
+  } catch (error) {
+    failures += 1;
+    if (failures >= 2) showLost(error);
+  }
+  setTimeout(poll, POLL_MS);
+}
+
+function showStatus(status) {
+  document.body.classList.remove("stale");
+  const state = status.status || "serving";
+  showHealth(state, state === "serving" ? "good" : "warn");
+  put("version", status.version ? `version ${status.version}` : "");
+  showNotice(troubles(status, state));
+  showPhase(status);
+  showNumbers(status);
+  showMembers(status);
+}
+
+function showLost(error) {
+  document.body.classList.add("stale");
+  showHealth("disconnected", "bad");
+  showNotice([`The daemon does not answer (${error.name === "TimeoutError" ? "no answer in time" : error.message}). `
+    + "What is below is as it was; this page goes on trying."], true);
+  last = null;
+}
+
+function showHealth(text, tone) {
+  put("health", text);
+  $("health").className = `pill ${tone}`;
+  document.title = tone === "good" ? "vigild" : `${text} · vigild`;
+}
+
+function showNotice(sentences, bad = false) {
+  $("notice").hidden = sentences.length === 0;
+  $("notice").classList.toggle("bad", bad);
+  put("notice", sentences.join(" "));
+}
+
+function troubles(status, state) {
+  const found = [];
+  const checkpoint = part(status, "checkpoint"), training = part(status, "training"), recovery = part(status, "recovery");
+  if (state !== "serving") found.push(`${state}: ${status.reason || "no reason given"}.`);
+  if (checkpoint.error) found.push(`Last checkpoint failed: ${checkpoint.error}.`);
+  if (training.error) found.push(`Last training failed: ${training.error}.`);
+  if (recovery.lost_lines > 0) found.push(`The last start lost ${count(recovery.lost_lines)} lines.`);
+  if (recovery.set_aside && recovery.set_aside.length)
+    found.push(`Damaged files set aside: ${recovery.set_aside.map(nameOf).join(", ")}.`);
+  return found;
+}
+
+const nameOf = (item) => (typeof item === "string" ? item : item.name || item.path || JSON.stringify(item));
+
+function showPhase(status) {
+  const order = ["warmup", "training", "ensemble"];
+  const now = order.indexOf(status.phase);
+  for (const step of $("steps").children) {
+    const place = order.indexOf(step.dataset.phase);
+    step.className = place < now ? "done" : place === now ? "now" : "";
+    if (place === now) step.setAttribute("aria-current", "step"); else step.removeAttribute("aria-current");
+  }
+  const training = part(status, "training");
+  let percent = null, text = "All detectors score.", detail = "";
+  if (status.training_in_progress) {
+    percent = training.percent;
+    text = status.phase === "ensemble" ? "All detectors score; the next generation is in training" : "Training";
+    if (Number.isFinite(percent)) text += ` · ${Math.floor(percent)} %`;
+    const facts = [];
+    if (training.epoch != null) facts.push(`epoch ${training.epoch}${training.epochs ? ` of ${training.epochs}` : ""}`);
+    if (Number.isFinite(training.loss)) facts.push(`loss ${training.loss.toFixed(3)}`);
+    if (Number.isFinite(training.seconds_left)) facts.push(`${duration(training.seconds_left)} left`);
+    detail = facts.join(" · ");
+  } else if (status.phase === "warmup") {
+    percent = status.warmup_target ? Math.min(100, (100 * status.logs_processed) / status.warmup_target) : null;
+    text = `Learning what is normal: ${count(status.logs_processed)} of ${count(status.warmup_target)} lines`;
+    const rate = rates[rates.length - 1];
+    if (rate > 0) detail = `about ${duration((status.warmup_target - status.logs_processed) / rate)} left`;
+  } else if (status.phase === "training") {
+    text = "Training is about to start.";
+  }
+  put("phase-text", text);
+  put("phase-detail", detail);
+  $("bar").hidden = percent === null || percent === undefined;
+  $("bar").setAttribute("aria-valuenow", Math.round(percent || 0));
+  $("bar-fill").style.width = `${percent || 0}%`;
+}
+
+function showNumbers(status) {
+  const lines = status.logs_processed, at = performance.now();
+  if (last && at > last.at) {
+    rates.push(Math.max(0, (1000 * (lines - last.lines)) / (at - last.at)));
+    rates = rates.slice(-RATES_SHOWN);
+    const recent = rates.slice(-3);
+    put("rate", `${count(recent.reduce((sum, rate) => sum + rate, 0) / recent.length)} lines/s`);
+    drawRates();
+  }
+  last = { lines, at };
+  put("lines", count(lines));
+
+  const alarms = part(status, "alarms"), checkpoint = part(status, "checkpoint"), recovery = part(status, "recovery");
+  put("flagged", count(alarms.flagged));
+  put("budget", alarms.floor_binding ? "budget below what can be kept yet"
+    : alarms.per_day != null ? `budget ${alarms.per_day} a day` : "");
+  put("risk", count(checkpoint.lines_at_risk));
+  $("risk-tile").classList.toggle("alarm", Boolean(checkpoint.error));
+  put("checkpoint", checkpoint.error ? "last checkpoint failed"
+    : checkpoint.last_time ? `checkpoint ${ago(checkpoint.last_time)}` : "no checkpoint yet");
+  put("tier", recovery.tier || "–");
+  put("recovery", recovery.tier === "fresh" ? "nothing was there to load"
+    : recovery.snapshot_line != null
+      ? `line ${count(recovery.snapshot_line)} + ${count(recovery.replayed_lines || 0)} replayed` : "");
+}
+
+function drawRates() {
+  const top = Math.max(1, ...rates), step = 120 / (RATES_SHOWN - 1), start = 120 - (rates.length - 1) * step;
+  const points = rates.map((rate, i) => `${(start + i * step).toFixed(1)},${(31 - (29 * rate) / top).toFixed(1)}`);
+  const line = `M${points.join("L")}`;
+  $("spark").querySelector(".line").setAttribute("d", line);
+  $("spark").querySelector(".area").setAttribute("d", `${line}L120,32L${start.toFixed(1)},32Z`);
+}
+
+const MEMBER_NAMES = { rule_based: "Rules", isolation_forest: "Isolation Forest", transformer: "Transformer" };
+
+function showMembers(status) {
+  const members = Object.entries(status.active_models || {});
+  $("members").replaceChildren(...members.map(([name, ready]) => {
+    const item = document.createElement("li");
+    item.className = ready ? "ready" : "";
+    item.append(span(MEMBER_NAMES[name] || name.replaceAll("_", " ")), span(ready ? "ready" : "learning", "quiet"));
+    return item;
+  }));
+}
+
+// ---- flagged records ---------------------------------------------------------------------------
+
+const shown = new Set();
+
+async function follow() {
+  await backfill();
+  const source = new EventSource("events");
+  source.onopen = () => { put("stream", "live"); backfill(); };
+  source.onmessage = (event) => addFlag(JSON.parse(event.data));
+  source.onerror = () => {
+    put("stream", "reconnecting");
+    // The browser gives up for good on an answer that is not a stream, such as 503.
+    if (source.readyState === EventSource.CLOSED) setTimeout(follow, 5 * POLL_MS);
+  };
+}
+
+async function backfill() { // what was flagged while no stream was open
+  try {
+    const response = await fetch(`anomalies?limit=${FLAGS_SHOWN}`, { signal: AbortSignal.timeout(TIMEOUT_MS) });
+    if (response.ok) for (const record of (await response.json()).anomalies) addFlag(record);
+  } catch (error) {
+    put("stream", "not connected");
+  }
+}
+
+function addFlag(record) {
+  if (!record.flagged || shown.has(record.id)) return;
+  shown.add(record.id);
+  $("nothing").hidden = true;
+  $("flags").prepend(flagItem(record));
+  while ($("flags").children.length > FLAGS_SHOWN) {
+    shown.delete($("flags").lastElementChild.dataset.id);
+    $("flags").lastElementChild.remove();
+  }
+}
+
+function flagItem(record) {
+  const item = document.createElement("li");
+  item.dataset.id = record.id;
+  const head = document.createElement("div");
+  head.className = "head";
+  const verdict = ["attack", "anomaly", "novel"].includes(record.verdict) ? record.verdict : "anomaly";
+  const where = [`line ${count(record.line)}`];
+  if (record.session) where.unshift(record.session);
+  if (Number.isFinite(record.score)) where.push(`score ${record.score.toFixed(2)}`);
+  if (record.time) where.push(clock(record.time));
+  head.append(span(verdict, `verdict ${verdict}`), span(why(record), "why"), span(where.join(" · "), "where quiet"));
+  const text = document.createElement("code");
+  text.textContent = record.text || record.template || "";
+  text.title = record.template || "";
+  item.append(head, text);
+  return item;
+}
+
+function why(record) {
+  if (record.why) return String(record.why);
+  if (record.attack_types && record.attack_types.length) return record.attack_types.join(", ").replaceAll("_", " ");
+  const members = Object.entries(record.members || {}).filter(([, m]) => m && Number.isFinite(m.p));
+  members.sort(([, a], [, b]) => a.p - b.p);
+  const names = members.slice(0, 2).map(([name, m]) => `${MEMBER_NAMES[name] || name.replaceAll("_", " ")} p ${shortP(m.p)}`);
+  return (record.closed ? "session closed: " : "") + (names.join(", ") || "unusual");
+}
+
+const shortP = (p) => (p === 0 ? "0" : p >= 0.001 ? p.toFixed(3) : p.toExponential(0));
+
+function span(text, className = "") {
+  const element = document.createElement("span");
+  element.className = className;
+  element.textContent = text;
+  return element;
+}
+
+function clock(time) { // epoch seconds, or text as the record has it
+  const date = new Date(typeof time === "number" ? time * 1000 : time);
+  return Number.isNaN(date.getTime()) ? String(time) : date.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+}
+
+function ago(time) {
+  const seconds = Date.now() / 1000 - time;
+  return seconds < 2 ? "just now" : `${duration(seconds)} ago`;
+}
+
+function duration(seconds) {
+  if (!Number.isFinite(seconds)) return "–";
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return seconds < 129600 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} d`;
+}
+
+poll();
+follow();

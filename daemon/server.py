@@ -1,0 +1,214 @@
+"""Serves the admin API on sockets that are already bound and listening.
+
+hypercorn speaks HTTP on each connection; accepting connections, bounding them and ending them is done
+here, because its own `serve` leaves holes (hypercorn 0.18, quart-trio 0.12; pinned by tests):
+
+- Finished connections stay open for ever. hypercorn tells the application of the end (http.disconnect)
+  from inside the send of the last body part, *before* it closes the connection or arms its idle timer.
+  quart-trio answers by cancelling its nursery, and with it that very send. `_Application` shields it.
+- A client that stops reading blocks the stop for ever: hypercorn shields its socket writes. `_Connection`
+  gives every write a deadline, and at the stop what is still open after the grace is closed under it.
+- A connection whose client hung up between requests is kept until its idle timer runs out. `_Protocol`
+  stops the timer, so that connections closed by clients do not eat up the share below.
+- An upgrade to HTTP/2 with bad settings never ends. `_Protocol` speaks HTTP/1 only.
+- Connections are not counted. `_Listener` stops accepting when its share is used up; the rest wait in
+  the kernel's backlog. Each socket has its own share, so that nobody on TCP can lock out the Unix socket.
+"""
+
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+import h11
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import (
+    AppWrapper,
+    ASGIFramework,
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    ASGISendEvent,
+    ConnectionState,
+    LifespanState,
+    Scope,
+)
+from hypercorn.utils import wrap_app
+
+MAX_CONNECTIONS = 64  # on each listening socket
+IDLE_SECONDS = 5.0  # a connection without a request, or between two
+SEND_SECONDS = 10.0  # one write to a client that does not read
+GRACE_SECONDS = 1.0  # for requests under way at the stop
+
+log = logging.getLogger(__name__)
+
+
+async def run_server(
+    app: ASGIFramework,
+    sockets: Sequence[socket.socket],
+    shutdown: Callable[[], Awaitable[None]],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve `app` until `shutdown` returns, then give requests under way `GRACE_SECONDS` and cut the rest.
+
+    Takes ownership of `sockets` and closes them; their files are the caller's. The application's
+    lifespan events are not sent: actors start and stop elsewhere. A request's scope says in
+    `scope["state"]["unix"]` whether it came over a Unix socket.
+    """
+    context = WorkerContext(None)
+    wrapped = wrap_app(_Application(app), 0, "asgi")
+    config = _config()
+    still_open: set[_Connection] = set()
+
+    async with trio.open_nursery() as reaper:
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as accepting:
+                serve = partial(_serve_connection, wrapped, config, context, still_open)
+                for sock in sockets:
+                    listener = _Listener(trio.SocketListener(trio.socket.from_stdlib_socket(sock)))
+                    accepting.start_soon(
+                        partial(trio.serve_listeners, serve, [listener], handler_nursery=connections)
+                    )
+                task_status.started()
+                await shutdown()
+                accepting.cancel_scope.cancel()
+            await context.terminated.set()
+            reaper.start_soon(_cut_after_grace, still_open, connections)
+        reaper.cancel_scope.cancel()
+
+
+async def _cut_after_grace(still_open: set["_Connection"], connections: trio.Nursery) -> None:
+    await trio.sleep(GRACE_SECONDS)
+    for connection in still_open:
+        connection.socket.close()  # cancelling alone would not reach a shielded write
+    connections.cancel_scope.cancel()
+
+
+async def _serve_connection(
+    app: AppWrapper,
+    config: Config,
+    context: WorkerContext,
+    still_open: set["_Connection"],
+    connection: "_Connection",
+) -> None:
+    still_open.add(connection)
+    state = ConnectionState(LifespanState({"unix": connection.socket.family == socket.AF_UNIX}))
+    try:
+        # hypercorn annotates an SSL stream and reads only what `_Connection` has.
+        await _Protocol(app, config, context, state, connection)  # type: ignore[arg-type]
+    except* Exception as group:
+        # One client's protocol error ends that client, not the daemon. Cancelled passes by.
+        for error in _leaves(group):
+            log.error("admin connection dropped: %s: %s", type(error).__name__, error)
+    finally:
+        still_open.discard(connection)
+        connection.socket.close()
+        connection.release()
+
+
+def _leaves(group: BaseExceptionGroup[Exception]) -> list[Exception]:
+    leaves: list[Exception] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return leaves
+
+
+def _config() -> Config:
+    config = Config()
+    config.keep_alive_timeout = IDLE_SECONDS
+    config.include_server_header = False
+    config.errorlog = log
+    config.accesslog = None
+    return config
+
+
+class _Application:
+    """The ASGI application with the send of the last body part shielded; websockets are refused."""
+
+    def __init__(self, app: ASGIFramework) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000, "reason": None})
+            return
+        if scope["type"] == "http" and not scope["path"].startswith("/"):
+            await _refuse_target(send)  # "*" or a whole URL, on which the framework may trip
+            return
+
+        async def send_to_the_end(event: ASGISendEvent) -> None:
+            last = event["type"] == "http.response.body" and not event.get("more_body", False)
+            with trio.CancelScope(shield=last):  # bounded: see `_Connection.send_all`
+                await send(event)
+
+        await self._app(scope, receive, send_to_the_end)
+
+
+async def _refuse_target(send: ASGISendCallable) -> None:
+    body = b'{"error":{"code":"bad_target","message":"the request target is not a path"}}\n'
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class _Protocol(TCPServer):
+    """hypercorn's connection, without HTTP/2, which ends when its client has hung up."""
+
+    async def _read_data(self) -> None:
+        async def stay_with_http_1(_: h11.Request) -> None:
+            """In place of the check for an upgrade, which a server is free to ignore."""
+
+        self.protocol.protocol._check_protocol = stay_with_http_1  # type: ignore[union-attr, method-assign]
+        await super()._read_data()
+        await self.idle_task.stop()
+
+
+class _Listener(trio.abc.Listener["_Connection"]):
+    """Accepts while fewer than `MAX_CONNECTIONS` of its connections are open."""
+
+    def __init__(self, listener: trio.SocketListener) -> None:
+        self._listener = listener
+        self._slots = trio.Semaphore(MAX_CONNECTIONS)
+
+    async def accept(self) -> "_Connection":
+        await self._slots.acquire()
+        try:
+            return _Connection(await self._listener.accept(), self._slots.release)
+        except BaseException:
+            self._slots.release()
+            raise
+
+    async def aclose(self) -> None:
+        await self._listener.aclose()
+
+
+class _Connection(trio.abc.HalfCloseableStream):
+    """A socket stream on which one write takes at most `SEND_SECONDS`. Whoever accepted it releases it."""
+
+    def __init__(self, stream: trio.SocketStream, release: Callable[[], None]) -> None:
+        self._stream = stream
+        self.socket = stream.socket
+        self.release = release
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with trio.move_on_after(SEND_SECONDS):
+            await self._stream.send_all(data)
+            return
+        # Later writes must fail at once too: the stream is broken in the middle of this one.
+        self.socket.close()
+        raise trio.BrokenResourceError("the client does not read")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()

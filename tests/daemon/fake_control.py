@@ -1,0 +1,210 @@
+"""A daemon that is only its answers: what the API, the page and vigilctl are tested against."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from daemon.control import ControlError
+
+ACTIVE = {"rule_based": True, "isolation_forest": True, "transformer": False}
+
+
+class FakeControl:
+    """`stop()` ends the event streams; `publish()` reaches everyone subscribed; `asked` records calls."""
+
+    def __init__(self) -> None:
+        self.health_status = "serving"
+        self.status_extra: dict[str, Any] = {}
+        self.asked: list[Any] = []
+        self.error: Exception | None = None
+        self.checkpoint_may_finish = trio.Event()
+        self.checkpoint_may_finish.set()
+        self.checkpoint_cancelled = trio.Event()
+        self.checkpoint_asked = trio.Event()
+        self.subscribed = trio.Event()
+        self.unsubscribed = trio.Event()
+        self.flagged: list[dict[str, Any]] = []
+        self.broken_snapshot: str | None = None
+        self._subscribers: set[trio.MemorySendChannel[dict[str, Any]]] = set()
+        self._stopped = False
+
+    def health(self) -> dict[str, Any]:
+        return {
+            "status": self.health_status,
+            "phase": "training",
+            "logs_processed": 51234,
+            "transformer_ready": False,
+            "active_models": ACTIVE,
+        }
+
+    def status(self) -> dict[str, Any]:
+        if self.error:
+            raise self.error
+        return {
+            **self.health(),
+            "reason": None,
+            "warmup_target": 50000,
+            "warmup_complete": True,
+            "training_in_progress": True,
+            "isolation_forest_ready": True,
+            "vocabulary_size": 143,
+            "training_sequences": 4100,
+            "iso_training_samples": 4100,
+            "seq": 812,
+            "state_digest": "9f" * 32,
+            "digest_line": 50000,
+            "recovery": {
+                "tier": "full",
+                "snapshot_line": 40000,
+                "replayed_lines": 1200,
+                "lost_lines": 0,
+                "seconds": 0.21,
+                "set_aside": [],
+            },
+            "checkpoint": {
+                "last_line": 50000,
+                "last_time": 1700000000.0,
+                "lines_at_risk": 1234,
+                "error": None,
+            },
+            "training": {"epoch": 3, "epochs": 8, "loss": 0.512, "percent": 42.0, "seconds_left": 38.0},
+            "ingest": {"connections": 3, "bytes": 9_000_000, "lines_truncated": 1},
+            "alarms": {"flagged": 17, "per_day": 20.0, "alpha": 0.001, "floor_binding": False},
+            "version": "0.1.0",
+            **self.status_extra,
+        }
+
+    async def detect(self, lines: Sequence[bytes], session_id: str | None) -> list[dict[str, Any]]:
+        await trio.lowlevel.checkpoint()
+        if self.error:
+            raise self.error
+        self.asked.append(("detect", list(lines), session_id))
+        return [judgement(line) for line in lines]
+
+    async def checkpoint(self) -> dict[str, Any]:
+        self.asked.append("checkpoint")
+        self.checkpoint_asked.set()
+        try:
+            await self.checkpoint_may_finish.wait()
+        except trio.Cancelled:
+            self.checkpoint_cancelled.set()
+            raise
+        return {"line": 51234, "path": "/s/snapshot-812.msgpack", "bytes": 3_100_000, "seconds": 0.04} | {
+            "digest": "9f" * 32
+        }
+
+    async def flush(self) -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        self.asked.append("flush")
+        return {"line": 51234, "sessions_closed": 12, "flagged": 1}
+
+    async def snapshots(self) -> list[dict[str, Any]]:
+        await trio.lowlevel.checkpoint()
+        return [
+            {
+                "name": f"snapshot-{seq}.msgpack",
+                "seq": seq,
+                "line": line,
+                "bytes": 3_100_000,
+                "time": 1.7e9,
+                "pinned": False,
+            }
+            for seq, line in ((700, 40000), (812, 50000))
+        ]
+
+    async def verify_snapshots(self) -> list[dict[str, Any]]:
+        found = [{**snapshot, "error": None} for snapshot in await self.snapshots()]
+        found[0]["error"] = self.broken_snapshot
+        return found
+
+    async def anomalies(self, after: str | None, limit: int) -> list[dict[str, Any]]:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(("anomalies", after, limit))
+        return self.flagged[-limit:]
+
+    @asynccontextmanager
+    async def events(self, *, everything: bool) -> AsyncIterator[trio.MemoryReceiveChannel[dict[str, Any]]]:
+        self.asked.append(("events", everything))
+        send, receive = trio.open_memory_channel[dict[str, Any]](1000)
+        self._subscribers.add(send)
+        if self._stopped:
+            send.close()
+        self.subscribed.set()
+        with send, receive:
+            try:
+                yield receive
+            finally:
+                self._subscribers.discard(send)
+                self.unsubscribed.set()
+
+    @property
+    def streams(self) -> int:
+        return len(self._subscribers)
+
+    def publish(self, record: dict[str, Any]) -> None:
+        for send in self._subscribers:
+            send.send_nowait(record)
+
+    def stop(self) -> None:
+        self._stopped = True
+        for send in self._subscribers:
+            send.close()
+
+
+def judgement(line: bytes) -> dict[str, Any]:
+    attack = b"union" in line.lower()
+    rules = {
+        "is_attack": attack,
+        "attack_types": ["sql_injection"] if attack else [],
+        "confidence": 0.95 if attack else 0.0,
+    }
+    forest = {"is_anomaly": 0, "score": 0.41, "threshold": 0.58}
+    transformer = {
+        "is_anomaly": int(attack),
+        "score": 5.1057 if attack else 0.2,
+        "threshold": 3.4038,
+        "sequence_length": 1,
+        "context": "single_log",
+    }
+    return {
+        "is_anomaly": attack,
+        "anomaly_score": 0.98 if attack else 0.03,
+        "verdict": "attack" if attack else "normal",
+        "p": 0.0001 if attack else 0.7,
+        "phase": "ensemble",
+        "timestamp": "2025-10-28T08:00:00+00:00",
+        "rule_based": rules,
+        "isolation_forest": forest,
+        "transformer": transformer,
+        "details": {"logs_processed": 51234, "log_data": line.decode("utf-8", "surrogateescape")},
+    }
+
+
+def record(line: int, **changes: Any) -> dict[str, Any]:
+    """A flagged record as `GET /events` carries it."""
+    return {
+        "id": str(line),
+        "line": line,
+        "first_line": line,
+        "last_line": line,
+        "time": 1700000000.0,
+        "session": "203.0.113.9",
+        "closed": False,
+        "template_id": 7,
+        "template": "GET /search <*> 200",
+        "verdict": "attack",
+        "score": 0.98,
+        "p": 0.0001,
+        "flagged": True,
+        "members": {"rules": {"score": 1.0, "p": 0.0}},
+        "attack_types": ["sql_injection"],
+        "model_generation": 1,
+        "text": '203.0.113.9 - - "GET /search?q=<script>alert(1)</script> HTTP/1.1" 200 12',
+        **changes,
+    }
+
+
+def unavailable() -> ControlError:
+    return ControlError(503, "starting", "the daemon is still loading what it knows")

@@ -1,0 +1,299 @@
+"""The admin API's contract, against a fake daemon: what each path answers and what it refuses."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from quart.wrappers import Response
+
+from daemon.api import events
+from daemon.api.app import create_app
+from daemon.api.bodies import MAX_BODY_BYTES, decode, encode
+from tests.daemon.fake_control import FakeControl, record, unavailable
+
+
+class Caller:
+    """The app's test client, with a Host that is served and JSON out."""
+
+    def __init__(self, control: FakeControl, hosts: tuple[str, ...] = (), token: str | None = None) -> None:
+        self._client = create_app(control, hosts=hosts, token=token).test_client()
+
+    async def raw(self, method: str, path: str, body: bytes = b"", **headers: str) -> Response:
+        sent = {"Host": "localhost"} | {name.replace("_", "-"): value for name, value in headers.items()}
+        # A form type on purpose: it is what `curl -d` sends.
+        sent.setdefault("Content-Type", "application/x-www-form-urlencoded")
+        answer = await self._client.open(path, method=method, data=body, headers=sent)
+        assert isinstance(answer, Response)
+        return answer
+
+    async def __call__(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any]:
+        answer = await self.raw(method, path, body, **headers)
+        assert answer.content_type == "application/json", answer.content_type
+        return answer.status_code, json.loads(await answer.get_data(as_text=True), parse_constant=pytest.fail)
+
+
+@pytest.fixture
+def control() -> FakeControl:
+    return FakeControl()
+
+
+@pytest.fixture
+def call(control: FakeControl) -> Caller:
+    return Caller(control)
+
+
+@pytest.mark.parametrize("prefix", ["", "/anomaly"])
+async def test_every_path_answers_with_and_without_the_prefix(call: Caller, prefix: str) -> None:
+    for path in ("/health", "/status", "/snapshots", "/anomalies"):
+        assert (await call("GET", prefix + path))[0] == 200, path
+    for path in ("/checkpoint", "/flush", "/snapshots/verify"):
+        assert (await call("POST", prefix + path))[0] == 200, path
+    assert (await call("POST", prefix + "/detect", b'{"log_line": "a"}'))[0] == 200
+    assert (await call("POST", prefix + "/detect/batch", b'{"log_lines": []}'))[0] == 200
+    assert (await call.raw("GET", prefix + "/metrics")).status_code == 200
+    for asset in ("/", "/page.css", "/page.js"):
+        assert (await call.raw("GET", prefix + asset)).status_code == 200, asset
+
+
+async def test_health_is_200_only_while_serving(control: FakeControl, call: Caller) -> None:
+    assert await call("GET", "/health") == (200, control.health())
+    control.health_status = "degraded"
+    status, answer = await call("GET", "/health")
+    assert (status, answer["status"]) == (503, "degraded")
+
+
+async def test_status_passes_everything_on_and_no_nan_leaves(control: FakeControl, call: Caller) -> None:
+    control.status_extra = {"training": {"loss": math.nan, "all": [math.inf, (-math.inf, 1.5)]}}
+    status, answer = await call("GET", "/status")
+    assert status == 200
+    assert answer["training"] == {"loss": None, "all": [None, [None, 1.5]]}
+    assert answer["recovery"] == control.status()["recovery"]
+
+
+async def test_detect_hands_over_bytes_and_answers_one_object(control: FakeControl, call: Caller) -> None:
+    body = json.dumps({"log_line": "é UNION\n", "session_id": "10.0.0.1"}).encode()
+    status, answer = await call("POST", "/detect", body)
+    assert (status, answer["verdict"]) == (200, "attack")
+    assert control.asked == [("detect", ["é UNION".encode()], "10.0.0.1")]
+
+
+async def test_bytes_that_are_not_utf8_come_back_as_they_went_out(control: FakeControl, call: Caller) -> None:
+    line = b"\xff\x00 \xc3\xa9 \x80"
+    body = encode({"log_line": line.decode("utf-8", "surrogateescape")})
+    status, answer = await call("POST", "/detect", body)
+    assert (status, control.asked) == (200, [("detect", [line], None)])
+    assert answer["details"]["log_data"].encode("utf-8", "surrogateescape") == line
+
+
+async def test_batch_counts_and_keeps_the_order(control: FakeControl, call: Caller) -> None:
+    status, answer = await call("POST", "/detect/batch", b'{"log_lines": ["a", "UNION", "c"]}')
+    assert status == 200
+    assert (answer["total_logs"], answer["anomalies_detected"]) == (3, 1)
+    assert [one["details"]["log_data"] for one in answer["results"]] == ["a", "UNION", "c"]
+
+
+DEEP = b"[" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        ("/detect", b"", "needs a JSON body"),
+        ("/detect", b"{", "not JSON"),
+        ("/detect", b"log_line=a", "not JSON"),
+        ("/detect", b'{"log_line": "a"} x', "not JSON"),
+        ("/detect", DEEP, "nested too deeply"),
+        ("/detect", b'{"log_line": "a", "x": ' + DEEP, "nested too deeply"),
+        ("/detect", b'{"log_line": NaN}', "NaN is not a JSON value"),
+        ("/detect", b'{"log_line": "a", "x": -Infinity}', "-Infinity is not a JSON value"),
+        ("/detect", b'{"x": ' + b"1" * 10_000 + b"}", "not JSON"),
+        ("/detect", b'{"log_line": "\xff"}', "not UTF-8 at byte 14"),
+        ("/detect", b'{"log_line": "\\ud800"}', "lone surrogate at character 0"),
+        ("/detect", b'{"log_line": 1}', "Expected `str`, got `int`"),
+        ("/detect", b'{"log_line": null}', "Expected `str`, got `null`"),
+        ("/detect", b'{"line": "a"}', "missing required field `log_line`"),
+        ("/detect", b'{"log_line": "a", "session_id": 7}', "session_id"),
+        ("/detect", b'{"log_line": "a\\nb"}', "newline"),
+        ("/detect", b'["a"]', "Expected `object`, got `array`"),
+        ("/detect/batch", b'{"log_lines": "a"}', "Expected `array`, got `str`"),
+        ("/detect/batch", b'{"log_lines": ["a", 1]}', "$.log_lines[1]"),
+    ],
+)
+async def test_a_bad_body_gets_400_and_one_clear_sentence(
+    control: FakeControl, call: Caller, path: str, body: bytes, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    status, answer = await call("POST", path, body)
+    assert status == 400, answer
+    assert says in answer["error"]["message"] and "\n" not in answer["error"]["message"]
+    assert control.asked == [] and caplog.text == ""
+
+
+async def test_an_oversized_body_gets_413(control: FakeControl, call: Caller) -> None:
+    status, answer = await call("POST", "/detect", b'"' + b"a" * MAX_BODY_BYTES + b'"')
+    assert (status, answer["error"]["code"]) == (413, "too_large")
+    many = json.dumps({"log_lines": [""] * 10_001}).encode()
+    assert (await call("POST", "/detect/batch", many))[1]["error"]["code"] == "too_many_lines"
+    assert control.asked == []
+
+
+async def test_a_post_that_needs_no_body_takes_any(control: FakeControl, call: Caller) -> None:
+    assert (await call("POST", "/checkpoint", b"{not json"))[0] == 200
+    assert (await call("POST", "/flush", b""))[0] == 200
+    assert control.asked == ["checkpoint", "flush"]
+
+
+async def test_get_never_changes_state(control: FakeControl, call: Caller) -> None:
+    for path in ("/checkpoint", "/flush", "/detect", "/detect/batch", "/snapshots/verify"):
+        response = await call.raw("GET", path)
+        assert response.status_code == 405 and "POST" in response.headers["Allow"], path
+    assert control.asked == []
+
+
+async def test_errors_of_the_framework_have_our_form(call: Caller) -> None:
+    assert await call("GET", "/nothing") == (
+        404,
+        {"error": {"code": "not_found", "message": "there is nothing at this path"}},
+    )
+    assert (await call("POST", "/status"))[1]["error"]["code"] == "method_not_allowed"
+    assert (await call("GET", "/snapshots/..%2f..%2fetc%2fpasswd"))[0] == 404
+
+
+async def test_the_daemon_s_own_refusals_pass_through(control: FakeControl, call: Caller) -> None:
+    control.error = unavailable()
+    assert await call("POST", "/detect", b'{"log_line": "a"}') == (
+        503,
+        {"error": {"code": "starting", "message": "the daemon is still loading what it knows"}},
+    )
+
+
+async def test_a_fault_of_ours_is_500_without_its_text_and_logged(
+    control: FakeControl, call: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    control.error = KeyError("internal matter")
+    status, answer = await call("GET", "/status")
+    assert (status, answer["error"]["code"]) == (500, "internal")
+    assert "internal matter" not in json.dumps(answer) and "internal matter" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:8765", "127.0.0.1:8765", "127.8.9.1", "[::1]:8765", "logs.example"]
+)
+async def test_hosts_that_are_served(control: FakeControl, host: str) -> None:
+    call = Caller(control, hosts=("Logs.Example",))
+    assert (await call("GET", "/status", Host=host))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.example", "localhost.evil.example", "10.0.0.1", "", "a@localhost", "localhost/x"),
+        *("localhost:x", "0.0.0.0", "localhost:80:80", "2130706433"),
+    ],
+)
+async def test_foreign_hosts_are_refused(control: FakeControl, host: str) -> None:
+    status, answer = await Caller(control, hosts=("logs.example",))("POST", "/checkpoint", Host=host)
+    assert (status, answer["error"]["code"]) == (421, "foreign_host")
+    assert control.asked == []
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "status"),
+    [
+        ("http://127.0.0.1:8765", "127.0.0.1:8765", 200),
+        ("https://logs.example", "127.0.0.1:8765", 200),
+        ("http://127.0.0.1:3000", "127.0.0.1:8765", 403),
+        ("https://evil.example", "127.0.0.1:8765", 403),
+        ("null", "127.0.0.1:8765", 403),
+        ("http://[", "127.0.0.1:8765", 403),
+        ("", "127.0.0.1:8765", 403),
+    ],
+)
+async def test_foreign_origins_are_refused(control: FakeControl, origin: str, host: str, status: int) -> None:
+    call = Caller(control, hosts=("logs.example",))
+    assert (await call("POST", "/checkpoint", Host=host, Origin=origin))[0] == status
+    assert control.asked == (["checkpoint"] if status == 200 else [])
+
+
+async def test_a_token_is_asked_for_as_bearer_or_basic(control: FakeControl) -> None:
+    call = Caller(control, token="s3cret")
+    refused = await call.raw("GET", "/status")
+    assert (refused.status_code, refused.headers["WWW-Authenticate"].split()[0]) == (401, "Basic")
+    for wrong in (
+        "Bearer",
+        "Bearer nope",
+        "Bearer s3cret2",
+        "Basic czNjcmV0",
+        "Basic !",
+        "Digest s3cret",
+        "é",
+    ):
+        assert (await call("GET", "/status", Authorization=wrong))[0] == 401, wrong
+    assert (await call("GET", "/status", Authorization="Bearer s3cret"))[0] == 200
+    assert (await call("GET", "/status", Authorization="Basic YW55OnMzY3JldA=="))[0] == 200  # any:s3cret
+
+
+async def test_anomalies_take_an_id_and_a_limit(control: FakeControl, call: Caller) -> None:
+    control.flagged = [record(n) for n in range(5)]
+    assert [r["line"] for r in (await call("GET", "/anomalies?limit=2"))[1]["anomalies"]] == [3, 4]
+    await call("GET", "/anomalies?after=1207.1")
+    assert control.asked == [("anomalies", None, 2), ("anomalies", "1207.1", 100)]
+    for bad in ("limit=0", "limit=1001", "limit=x", "limit=-1", "limit=%C2%B2", "after=../x", "after="):
+        assert (await call("GET", f"/anomalies?{bad}"))[0] == 400, bad
+
+
+async def test_snapshots_are_listed_and_verified(control: FakeControl, call: Caller) -> None:
+    control.broken_snapshot = "checksum mismatch"
+    listed = (await call("GET", "/snapshots"))[1]["snapshots"]
+    verified = (await call("POST", "/snapshots/verify"))[1]["snapshots"]
+    assert [one["name"] for one in listed] == [one["name"] for one in verified]
+    assert [one["error"] for one in verified] == ["checksum mismatch", None]
+
+
+async def test_metrics_come_from_the_status(control: FakeControl, call: Caller) -> None:
+    control.status_extra = {"recovery": {"lost_lines": None}}
+    response = await call.raw("GET", "/metrics")
+    text = await response.get_data(as_text=True)
+    assert response.content_type.startswith("text/plain; version=0.0.4")
+    assert "vigild_lines_total 51234.0\n" in text
+    assert 'vigild_phase{phase="training"} 1.0\n' in text
+    assert "vigild_checkpoint_lines_at_risk" not in text and "vigild_lines_at_risk 1234.0\n" in text
+    assert "lost_lines" not in text  # null has no sample
+
+
+async def test_every_answer_forbids_what_the_page_does_not_need(call: Caller) -> None:
+    for path in ("/", "/status", "/nothing"):
+        headers = (await call.raw("GET", path)).headers
+        assert headers["Content-Security-Policy"].startswith("default-src 'none'")
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "Access-Control-Allow-Origin" not in headers
+
+
+async def test_events_send_heartbeats_records_and_the_end(
+    control: FakeControl, autojump_clock: trio.testing.MockClock
+) -> None:
+    streams = events.Streams(control)
+    async with streams.open(everything=True) as stream:
+        assert control.asked == [("events", True)]
+        assert await anext(stream) == b"retry: 2000\n: connected\n\n"
+        before = trio.current_time()
+        assert await anext(stream) == b": still here\n\n"
+        assert trio.current_time() - before == pytest.approx(events.HEARTBEAT_SECONDS)
+        control.publish(record(1, text="\u2028\n\udcff", score=math.nan))
+        control.publish({"left_out": 3})
+        first, second, rest = (await anext(stream)).split(b"\n\n")
+        assert first.startswith(b'id: 1\ndata: {"id":"1"') and first.count(b"\n") == 1
+        assert decode(first.partition(b"data: ")[2], dict[str, Any])["score"] is None
+        assert (second, rest) == (b'data: {"left_out":3}', b"")
+        control.stop()
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+    assert control.streams == 0
+
+
+async def test_head_of_events_does_not_open_a_stream(control: FakeControl, call: Caller) -> None:
+    assert (await call.raw("HEAD", "/events")).status_code == 200
+    assert (await call("GET", "/events?all=yes"))[0] == 400
+    assert control.asked == []
