@@ -1,0 +1,101 @@
+"""Access logs: common and combined, with or without a virtual host in front and more fields behind.
+
+    [vhost[:port] ]client ident user [10/Oct/2000:13:55:36 -0700] "request" status bytes[ "referer" "agent"]
+
+The client is the first token, or the second where that one is an address and the first is a virtual host.
+Whatever stands behind that is not read. Escapes in request and agent (`\\"`, `\\\\`, `\\x22`) are undone.
+A request that is not `METHOD target ...` (binary, a lone `-`) has the contents `- - STATUS` and the whole
+request for target.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.formats import levels, times
+from detection.formats.fields import Fields, one_line
+
+# Possessive throughout: a line that does not fit must fail in one pass.
+_QUOTED = rb'"([^"\\\n]*+(?:\\.[^"\\\n]*+)*+)"'
+_BEFORE = (
+    rb"(?:[^\s\[]++ (?=[0-9a-fA-F]{0,4}[.:][0-9a-fA-F.:]++ |[0-9]{1,3}\.[0-9.]++ ))?+"
+    rb"([^\s,]++),? [^\[\n]*+"
+    rb"\[([0-3]\d/[A-Z][a-z]{2}/\d{4}:[0-2]\d:[0-5]\d:[0-6]\d) ([+-]\d{4})\] "
+)
+_AFTER = rb' (\d{3}|-)(?: \S++(?: "[^"\\\n]*+(?:\\.[^"\\\n]*+)*+" ' + _QUOTED + rb")?)?"
+_LINE = re.compile(_BEFORE + _QUOTED + _AFTER)
+# Some servers do not escape quotes: the request then ends where a quote and a status follow.
+_LOOSE = re.compile(_BEFORE + rb'"(.*?)"' + _AFTER)
+_METHOD = re.compile(rb"[A-Z][A-Z_-]{1,19}$")
+_USUAL = frozenset((b"GET", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
+_ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(.))", re.DOTALL)
+
+
+def match(line: bytes) -> re.Match[bytes] | None:
+    """The line's parts: client, time, zone, request, status, agent; None when it is no access line."""
+    return _LINE.match(line) or _LOOSE.match(line)
+
+
+def parse(lines: Sequence[bytes], clock: float) -> Fields:
+    """Every line as an access line; see `kinds.parse`."""
+    n = len(lines)
+    keys, contents, targets, agents = [b""] * n, list(lines), list(lines), [b""] * n
+    errors: NDArray[np.bool_] = np.zeros(n, dtype=np.bool_)
+    rows: list[int] = []
+    strays: list[int] = []
+    stamps: list[bytes] = []
+    zones: list[bytes] = []
+    for row, line in enumerate(lines):
+        found = _LINE.match(line) or _LOOSE.match(line)
+        if found is None:
+            strays.append(row)
+            continue
+        keys[row], stamp, zone, request, status, agent = found.groups(b"")
+        contents[row], targets[row] = request_line(request, status)
+        agents[row] = unescaped(agent) if b"\\" in agent else agent
+        errors[row] = status >= b"400"  # three digits, or "-", which sorts before them
+        rows.append(row)
+        stamps.append(stamp)
+        zones.append(zone)
+    seconds = np.full(n, np.nan)
+    if rows:
+        seconds[rows] = times.civil(times.CLF, stamps, clock) - times.offsets(zones)
+    if strays:
+        errors[strays] = levels.errors([lines[row] for row in strays])
+    return Fields("access", "access", seconds, keys, contents, targets, agents, errors)
+
+
+def request_line(request: bytes, status: bytes) -> tuple[bytes, bytes]:
+    """Contents and target of a request as a log writes it: `GET /path?query HTTP/1.1`, escaped or not."""
+    request = unescaped(request)
+    method, _, target = request.partition(b" ")
+    if not target or not (method in _USUAL or _METHOD.match(method)):
+        return b"- - " + status, request
+    if target[-9:-3] == b" HTTP/":
+        target = target[:-9]
+    else:
+        target = target.partition(b" HTTP/")[0]
+    return contents_of(method, target, status), target
+
+
+def contents_of(method: bytes, target: bytes, status: bytes) -> bytes:
+    """`METHOD path STATUS`; query and fragment are left out."""
+    path = target.partition(b"?")[0]
+    if b"#" in path:
+        path = path.partition(b"#")[0]
+    return b"%b %b %b" % (method, path, status)
+
+
+def unescaped(text: bytes) -> bytes:
+    """`text` without the server's escapes."""
+    return one_line(_ESCAPE.sub(_undo, text)) if b"\\" in text else text
+
+
+def _undo(found: re.Match[bytes]) -> bytes:
+    code, char = found.groups()
+    if code:
+        return bytes((int(code, 16),))
+    # \n, \t and the like stand for white space; every other escaped byte for itself.
+    return b" " if char in b"nrtv" else char

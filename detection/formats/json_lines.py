@@ -1,0 +1,167 @@
+"""JSON lines: one object a line. This module reads the objects; `wrapped` looks into their messages.
+
+    {"ts": "2013-09-06T20:00:48.124817Z", "level": "INFO", "logger": "com.example.foo", "msg": "startup"}
+    {"log": "192.0.2.7 - - [24/Aug/2021:09:52:13 +0000] \\"GET / HTTP/1.1\\" 200 13\\n", "stream": "stdout"}
+
+An object with a method, a target and a status is a request. One without a message is its own message: its
+text and number members as `name=value`, times and ids left out.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from detection.formats import access, levels, times
+from detection.formats.fields import one_line
+from detection.formats.roles import NESTED, ROLES
+
+_MEMBERS = 32  # of an object without a message
+_decode = msgspec.json.Decoder().decode
+
+
+class Record(NamedTuple):
+    """One object, by role. b"" and nan stand for "not there"; `stamp` is a time still to be read.
+
+    `prefix` is level and component. `request` is true when `message` is `METHOD path STATUS` already,
+    and `target` the request's target.
+    """
+
+    message: bytes
+    prefix: bytes
+    seconds: float
+    stamp: bytes
+    key: bytes
+    trace: bytes
+    target: bytes
+    agent: bytes
+    error: bool | None
+    request: bool
+
+
+def read(line: bytes) -> Record | None:
+    """None when `line` is not a JSON object."""
+    try:
+        members = _decode(line)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    return _record(members, line) if type(members) is dict else None
+
+
+def _record(members: dict[str, Any], line: bytes) -> Record:
+    roles = _by_role(members)
+    error, prefix = _level(roles)
+    seconds, stamp = _time(roles.get("time"))
+    trace, key = _text(roles.get("trace")), _origin(roles)
+    request = _request(members, roles)
+    if request is not None:
+        contents, target, agent, failed = request
+        key = _text(roles.get("client")) or trace or key
+        return Record(contents, b"", seconds, stamp, key, trace, target, agent, failed, True)
+    message = roles.get("message")
+    if message is not None:
+        text = _text(message).strip()
+    else:
+        text, prefix = _members(members) or line, b""
+    return Record(text, prefix, seconds, stamp, key, trace, b"", b"", error, False)
+
+
+def _by_role(members: Mapping[str, Any]) -> dict[str, Any]:
+    """The members that mean something, the best-ranked one for each role."""
+    found: dict[str, Any] = {}
+    ranks: dict[str, int] = {}
+    for name, value in members.items():
+        if type(value) is dict:
+            if name in NESTED:
+                for inner, member in value.items():
+                    _offer(found, ranks, f"{name}.{inner}", member)
+        elif name in ROLES:
+            _offer(found, ranks, name, value)
+    return found
+
+
+def _offer(found: dict[str, Any], ranks: dict[str, int], name: str, value: Any) -> None:
+    if value is None or type(value) is dict or type(value) is list:
+        return
+    for role, rank in ROLES.get(name, ()):
+        if role not in ranks or rank < ranks[role]:
+            found[role], ranks[role] = value, rank
+
+
+def _text(value: Any) -> bytes:
+    """`value` as bytes on one line; b"" for None."""
+    if value is None:
+        return b""
+    return one_line(str(value).encode("utf-8", "surrogatepass"))
+
+
+def _level(roles: Mapping[str, Any]) -> tuple[bool | None, bytes]:
+    """Is it an error (None: not said), and what to put in front of the message."""
+    level, component = roles.get("level"), _text(roles.get("component"))
+    error: bool | None = None
+    shown = b""
+    if type(level) is str:
+        shown = _text(level)
+        error = levels.is_error_word(shown)
+    elif type(level) is int and level >= 10:
+        error = level >= 50  # as bunyan and pino count: 50 error, 60 fatal
+    elif "priority" in roles and str(roles["priority"]) in "0123":
+        error = True  # syslog severities of the journal
+    return error, b" ".join(filter(None, (shown, component)))
+
+
+def _time(value: Any) -> tuple[float, bytes]:
+    if type(value) is int or type(value) is float:
+        return times.from_number(value), b""
+    if type(value) is not str:
+        return float("nan"), b""
+    if value.isdecimal() and value.isascii() and len(value) <= 19:
+        return times.from_number(int(value)), b""
+    return float("nan"), value[:64].encode("utf-8", "replace")
+
+
+def _origin(roles: Mapping[str, Any]) -> bytes:
+    if pod := _text(roles.get("pod")):
+        return pod
+    host, container = _text(roles.get("host")), _text(roles.get("container"))
+    return b" ".join(filter(None, (host, container)))
+
+
+def _request(members: Mapping[str, Any], roles: Mapping[str, Any]) -> tuple[bytes, bytes, bytes, bool] | None:
+    """Contents, target, agent and failure of an object that records an HTTP request."""
+    status, method, target = _text(roles.get("status")), roles.get("method"), roles.get("target")
+    if len(status) != 3 or not status.isdigit():
+        return None
+    agent = _text(roles.get("agent"))
+    nested = members.get("request")
+    if type(nested) is dict and type(nested.get("headers")) is dict:
+        named = nested["headers"].get("User-Agent")
+        agent = _text(named[0]) if type(named) is list and named else agent
+    failed = status >= b"400"
+    if type(method) is str and type(target) is str:
+        aim = _text(target)
+        return access.contents_of(_text(method), aim, status), aim, agent, failed
+    request = roles.get("request")
+    if type(request) is str and " HTTP/" in request:
+        contents, aim = access.request_line(_text(request), status)
+        return contents, aim, agent, failed
+    return None
+
+
+def _members(members: Mapping[str, Any]) -> bytes:
+    """`name=value` of an object without a message, one level of nesting deep."""
+    said: list[str] = []
+    for name, value in members.items():
+        if type(value) is dict:
+            said.extend(f"{name}.{inner}={member}" for inner, member in value.items() if _says(inner, member))
+        elif _says(name, value):
+            said.append(f"{name}={value}")
+        if len(said) >= _MEMBERS:
+            break
+    return one_line(" ".join(said[:_MEMBERS]).encode("utf-8", "surrogatepass"))
+
+
+def _says(name: str, value: Any) -> bool:
+    if type(value) not in (str, int, float, bool):
+        return False
+    return all(role not in ("time", "trace") for role, _ in ROLES.get(name, ()))

@@ -1,0 +1,65 @@
+"""Which format a connection speaks, and its lines as columns. The way into this package."""
+
+from collections.abc import Callable, Sequence
+
+from detection.formats import access, logfmt, syslog, timestamped, wrapped
+from detection.formats.fields import Fields
+
+
+def _plain(lines: Sequence[bytes], clock: float) -> Fields:
+    return timestamped.parse(lines, clock, inside=False, kind="plain")
+
+
+def _is_json(line: bytes) -> bool:
+    return line[:1] == b"{" and line.rstrip()[-1:] == b"}"
+
+
+# The more telling first: a container's line may hold an access line, a syslog line begins with a time.
+_FITS: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
+    ("json", _is_json),
+    ("container", wrapped.fits_container),
+    ("access", lambda line: access.match(line) is not None),
+    ("syslog", syslog.fits),
+    ("logfmt", logfmt.fits),
+    ("timestamped", timestamped.fits),
+)
+_PARSERS: dict[str, Callable[[Sequence[bytes], float], Fields]] = {
+    "json": wrapped.parse_json,
+    "container": wrapped.parse_container,
+    "access": access.parse,
+    "syslog": syslog.parse,
+    "logfmt": logfmt.parse,
+    "timestamped": timestamped.parse,
+    "plain": _plain,
+}
+KINDS: tuple[str, ...] = tuple(_PARSERS)
+
+# Of the lines that are not blank. Low, because a traceback is many lines for one with a time.
+_ENOUGH = 0.2
+
+
+def recognise(lines: Sequence[bytes]) -> str:
+    """The kind that most of a connection's first lines (1 to 64) fit; "plain" when fewer than a fifth do."""
+    fitting = dict.fromkeys(_PARSERS, 0)
+    said = 0
+    for line in lines:
+        if not line.strip():
+            continue
+        said += 1
+        for kind, fits in _FITS:
+            if fits(line):
+                fitting[kind] += 1
+                break
+    best = max(fitting, key=fitting.__getitem__)
+    return best if fitting[best] >= max(1.0, _ENOUGH * said) else "plain"
+
+
+def parse(kind: str, lines: Sequence[bytes], *, clock: float) -> Fields:
+    """`lines`, bytes without newline, as columns; each line is read by itself, whatever stands around it.
+
+    `kind` is one of `KINDS`, else KeyError. No bytes make it raise: a line that does not fit its kind has
+    no time (nan), no key, and itself for contents and target. `clock` is the log clock or the time of
+    receipt, in seconds: it supplies the year (or day) that a line's time leaves out. Where it is nan, such
+    times are nan.
+    """
+    return _PARSERS[kind](lines, clock)

@@ -1,0 +1,86 @@
+"""logfmt: `key=value` pairs, a value in double quotes where it holds spaces.
+
+    time="2021-09-15T21:17:10.220731Z" level=error msg="error retrieving pod status" pod=web-1
+
+Contents are level, component and message; without a message, the pairs but for time and ids. The first 256
+pairs of a line count.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from detection.formats import levels, times
+from detection.formats.access import unescaped
+from detection.formats.fields import Fields
+from detection.formats.roles import BYTE_ROLES
+
+# A run of key characters is looked at once: the lookbehind refuses to start again inside it.
+_PAIR = re.compile(
+    rb"(?<![\w.@/-])([A-Za-z_@][\w.@/-]{0,63})=(?:\"([^\"\\]*+(?:\\.[^\"\\]*+)*+)\"|([^\s\"]*+))", re.DOTALL
+)
+_HEAD = re.compile(rb"[A-Za-z_@][\w.@/-]{0,63}=(?!audit\()")
+_HEAD_BYTES = 1024
+_PAIRS = 256
+_USUAL = ("message", "level", "time")
+
+
+def fits(line: bytes) -> bool:
+    """True when `line` begins with a pair and has two of message, level and time among its first ones."""
+    if not _HEAD.match(line):
+        return False
+    names = {role for pair in _PAIR.findall(line[:_HEAD_BYTES]) for role, _ in BYTE_ROLES.get(pair[0], ())}
+    return sum(role in names for role in _USUAL) >= 2 and b" msg=audit(" not in line[:64]
+
+
+def parse(lines: Sequence[bytes], clock: float) -> Fields:
+    """Every line as logfmt; see `kinds.parse`."""
+    n = len(lines)
+    stamps = times.Stamps()
+    seconds = np.full(n, np.nan)
+    keys, contents, targets = [b""] * n, list(lines), list(lines)
+    said: dict[int, bool] = {}
+    for row, line in enumerate(lines):
+        pairs = _PAIR.findall(line)[:_PAIRS] if _HEAD.match(line) else []
+        if len(pairs) < 2:
+            continue
+        roles = _by_role(pairs)
+        if stamp := roles.get("time"):
+            if found := times.find(stamp):
+                stamps.add(row, found)
+            elif stamp.isdigit() and len(stamp) <= 19:
+                seconds[row] = times.from_number(int(stamp))
+        level = roles.get("level", b"")
+        if message := roles.get("message"):
+            front = (level, roles.get("component", b""))
+            contents[row] = b" ".join(filter(None, (*front, unescaped(message))))
+        else:
+            contents[row] = _pairs(pairs)
+        keys[row] = roles.get("trace") or roles.get("pod") or b""
+        if level:
+            said[row] = levels.is_error_word(level)
+    errors = levels.errors(contents)
+    for row, error in said.items():
+        errors[row] = error
+    found_times = stamps.seconds(n, clock)
+    times_read = np.where(np.isnan(found_times), seconds, found_times)
+    return Fields("logfmt", "text", times_read, keys, contents, targets, [b""] * n, errors)
+
+
+def _by_role(pairs: Sequence[tuple[bytes, bytes, bytes]]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    ranks: dict[str, int] = {}
+    for name, quoted, bare in pairs:
+        for role, rank in BYTE_ROLES.get(name, ()):
+            if rank < ranks.get(role, 1000):
+                found[role], ranks[role] = quoted or bare, rank
+    return found
+
+
+def _pairs(pairs: Sequence[tuple[bytes, bytes, bytes]]) -> bytes:
+    return b" ".join(
+        b"%b=%b" % (name, quoted or bare)
+        for name, quoted, bare in pairs
+        if all(role not in ("time", "trace") for role, _ in BYTE_ROLES.get(name, ()))
+    )
