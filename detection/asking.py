@@ -182,7 +182,7 @@ class Opinion:
                 for found in evidence
             ],
         }
-        models = {
+        models: dict[str, dict[str, Any]] = {
             name: {
                 "is_anomaly": int(name in members and members[name][1] < self.alpha),
                 "score": finite(members[name][0]) if name in members else 0.0,

@@ -50,7 +50,7 @@ class Ring:
         """p-values of `values` (float64, any shape): non-increasing in the value, within [1e-12, 1]."""
         n = len(self.scores)
         below = np.searchsorted(self.scores, values, side="left")
-        p: NDArray[np.float64] = (1.0 + n - below) / (n + 1.0)
+        p = np.asarray((1.0 + n - below) / (n + 1.0), dtype=np.float64)
         if n and self._scale > 0.0:
             top = float(self.scores[-1])
             beyond = values > top

@@ -18,7 +18,15 @@ from detection.asking import Opinion
 from detection.calibration import alpha_for
 from detection.clock import LogClock
 from detection.ensemble import Ensemble
-from detection.frames import FlushFrame, LinesFrame, ModelFrame, Sequenced, SettingsFrame, TickFrame, count_lines
+from detection.frames import (
+    FlushFrame,
+    LinesFrame,
+    ModelFrame,
+    Sequenced,
+    SettingsFrame,
+    TickFrame,
+    count_lines,
+)
 from detection.history import History
 from detection.intake import Intake, KeyPattern, Tails, take_in
 from detection.judging import Batch, Closings, closed_as_they_are, judge
@@ -176,7 +184,8 @@ class Detector:
         """Template ids and rule hits of all lines of a frame."""
         ids = np.empty(len(intake.lines), dtype=np.int32)
         everything = np.arange(len(intake.lines))
-        lines, rules = [everything[:0]], [everything[:0]]
+        lines: list[NDArray[Any]] = [everything[:0]]
+        rules: list[NDArray[Any]] = [everything[:0]]
         for where, fields in intake.fields:
             ids[where] = self._templates.assign(fields.family, fields.contents)
             at = everything[where]
@@ -188,9 +197,7 @@ class Detector:
         order = np.lexsort((rule, line))
         return ids, Hits(lines=line[order].astype(np.int32), rules=rule[order].astype(np.int32))
 
-    def _judge_lines(
-        self, intake: Intake, ids: NDArray[np.int32], hits: Hits, chunk: slice, received: float
-    ) -> Rows:
+    def _judge_lines(self, intake: Intake, ids: NDArray[np.int32], hits: Hits, chunk: slice, received: float) -> Rows:
         keys, texts, times = intake.keys[chunk], intake.lines[chunk], intake.times[chunk]
         first_line, n = self.line + 1, len(texts)
         clock = self._clock_at(times, received)
@@ -242,9 +249,18 @@ class Detector:
         none = Hits(lines=np.zeros(0, dtype=np.int32), rules=np.zeros(0, dtype=np.int32))
         return [
             rows_of(
-                batch, states, closings, alpha, self._number(closings), batch.clock,
-                self._texts_of(closings), none, self._rules.rules, self._templates, self._ensemble,
-            )  # fmt: skip
+                batch,
+                states,
+                closings,
+                alpha,
+                self._number(closings),
+                batch.clock,
+                self._texts_of(closings),
+                none,
+                self._rules.rules,
+                self._templates,
+                self._ensemble,
+            )
         ]
 
     def _clock_at(self, times: NDArray[np.float64], received: float) -> NDArray[np.float64]:

@@ -96,4 +96,5 @@ _decoder = msgspec.msgpack.Decoder(Frame)
 
 def decode(payload: bytes) -> Frame:
     """Raises `msgspec.ValidationError` (a ValueError) when `payload` is not a frame."""
-    return _decoder.decode(payload)
+    frame: Frame = _decoder.decode(payload)
+    return frame

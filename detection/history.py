@@ -58,9 +58,7 @@ class History:
         self._serials[slots] = serials
         self._templates[slots] = templates
         self._times[slots] = times
-        self.closed += int(np.count_nonzero(flags & _CLOSING)) - int(
-            np.count_nonzero(self._flags[slots] & _CLOSING)
-        )
+        self.closed += int(np.count_nonzero(flags & _CLOSING)) - int(np.count_nonzero(self._flags[slots] & _CLOSING))
         self._flags[slots] = flags
         self._written += len(serials)
 
@@ -108,7 +106,7 @@ class History:
         held = len(history)
         history._serials[:held] = columns["serials"]  # type: ignore[assignment]
         history._templates[:held] = columns["templates"]  # type: ignore[assignment]
-        history._times[:held] = columns["times"]  # type: ignore[assignment]
+        history._times[:held] = columns["times"]
         history._flags[:held] = columns["flags"]  # type: ignore[assignment]
         history.closed = int(np.count_nonzero(history._flags & _CLOSING))
         return history

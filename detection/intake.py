@@ -149,10 +149,7 @@ def take_in(
     if pattern is not None:
         keys = pattern.keys(lines)
     windowed = [not key for key in keys]
-    named = [
-        session_key(key) if key else _bounded(b"w" + source)
-        for key, source in zip(keys, sources, strict=True)
-    ]
+    named = [session_key(key) if key else _bounded(b"w" + source) for key, source in zip(keys, sources, strict=True)]
     return Intake(lines, fields, named, windowed, times, errors, cut, unterminated, ended)
 
 

@@ -229,9 +229,7 @@ def _score(
     return _Scored(worst, oddity, judgement.p, judgement.members, crossing, after)
 
 
-def _stand(
-    sessions: SessionTable, batch: Batch, pieces: Cut, brought: _Brought, scored: _Scored
-) -> _Standing:
+def _stand(sessions: SessionTable, batch: Batch, pieces: Cut, brought: _Brought, scored: _Scored) -> _Standing:
     head, tail = pieces.piece_offsets[:-1], pieces.piece_offsets[1:] - 1
     fresh = ~pieces.piece_goes_on
     number = batch.first_line + pieces.row_line
@@ -284,9 +282,7 @@ def _remember(history: History, batch: Batch, pieces: Cut, standing: _Standing, 
 
     in_line_order = np.empty(len(batch.ids), dtype=np.int64)
     in_line_order[pieces.order] = line_rows
-    history.append(
-        standing.serial[row_piece[in_line_order]], batch.ids, batch.clock, flags[in_line_order]
-    )
+    history.append(standing.serial[row_piece[in_line_order]], batch.ids, batch.clock, flags[in_line_order])
     closed = np.flatnonzero(pieces.piece_ends | pieces.piece_split)
     tail = pieces.piece_offsets[1:] - 1
     closed = closed[np.lexsort((standing.serial[closed], pieces.row_line[tail[closed]]))]
@@ -298,9 +294,7 @@ def _remember(history: History, batch: Batch, pieces: Cut, standing: _Standing, 
     )
 
 
-def _closings(
-    batch: Batch, pieces: Cut, scored: _Scored, standing: _Standing, key: NDArray[np.bytes_]
-) -> Closings:
+def _closings(batch: Batch, pieces: Cut, scored: _Scored, standing: _Standing, key: NDArray[np.bytes_]) -> Closings:
     closed = np.flatnonzero(pieces.piece_ends | pieces.piece_split)
     tail = pieces.piece_offsets[1:][closed] - 1
     return Closings(
@@ -319,9 +313,7 @@ def _closings(
     )
 
 
-def _store(
-    sessions: SessionTable, pieces: Cut, piece_slot: Ints, scored: _Scored, standing: _Standing
-) -> None:
+def _store(sessions: SessionTable, pieces: Cut, piece_slot: Ints, scored: _Scored, standing: _Standing) -> None:
     """Write back what stays open: the last piece of each slot, unless silence ended it."""
     table, after = sessions.column, scored.after
     tail = pieces.piece_offsets[1:] - 1
@@ -331,9 +323,7 @@ def _store(
     stays[:-1] &= (piece_slot[1:] != piece_slot[:-1]) | ~has_lines[1:]
     piece, slot = np.flatnonzero(stays), piece_slot[stays]
     over = pieces.piece_split[piece]  # cut by count: the row waits, empty, for the next session's first line
-    values: dict[str, NDArray[Any]] = {
-        column.name: getattr(standing, column.name) for column in fields(_Standing)
-    }
+    values: dict[str, NDArray[Any]] = {column.name: getattr(standing, column.name) for column in fields(_Standing)}
     values |= {column.name: getattr(after, column.name) for column in fields(Carry)}
     for name, value in values.items():
         table[name][slot] = np.where(over, np.zeros(1, dtype=table[name].dtype), value[piece])
@@ -342,9 +332,7 @@ def _store(
     table["last_time"][slot] = pieces.row_time[tail[piece]]
 
 
-def _keep_context(
-    sessions: SessionTable, pieces: Cut, tokens: NDArray[np.int32], offsets: Ints, opened: Bools
-) -> None:
+def _keep_context(sessions: SessionTable, pieces: Cut, tokens: NDArray[np.int32], offsets: Ints, opened: Bools) -> None:
     """Keep of each open run the window that its next template will be predicted from."""
     table = sessions.column
     with_lines = np.diff(pieces.run_offsets) > 0

@@ -127,7 +127,7 @@ class SessionTable:
         self.open[slots] = False
 
     def silent(self, horizon: NDArray[np.float64] | float, idle_seconds: float) -> NDArray[np.int64]:
-        """The open keyed sessions that were silent for more than `idle_seconds` at `horizon` ([CAPACITY] or one time)."""
+        """The open keyed sessions silent for more than `idle_seconds` at `horizon` (one time, or [CAPACITY])."""
         used = slice(0, self._used)
         last, windowed = self.column["last_time"][used], self.column["windowed"][used]
         limit = horizon[used] if isinstance(horizon, np.ndarray) else horizon
@@ -152,7 +152,7 @@ class SessionTable:
         table = cls()
         count = len(columns["serial"])  # type: ignore[arg-type]
         for name, column in table.column.items():
-            column[:count] = columns[name]  # type: ignore[assignment]
+            column[:count] = columns[name]
         table.open[:count] = True
         table._slots = {key: slot for slot, key in enumerate(table.column["key"][:count].tolist())}
         table._free = list(range(CAPACITY - 1, count - 1, -1))

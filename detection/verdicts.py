@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from detection.ensemble import MEMBERS, Ensemble
 from detection.judging import CLOSING_TEMPLATE, Batch, Closings, LineStates
-from detection.rules.engine import Hits, Rule
+from detection.rules.engine import Hits
+from detection.rules.reading import Rule
 from detection.templates import TemplateTable
 
 VERDICTS = ("normal", "novel", "anomaly", "attack")
@@ -79,9 +80,7 @@ class Rows:
             "p": finite(self.p[row]),
             "flagged": bool(self.flagged[row]),
             "members": members,
-            "rules": [
-                {"name": rule.name, "type": rule.attack_type, "severity": rule.severity} for rule in matched
-            ],
+            "rules": [{"name": rule.name, "type": rule.attack_type, "severity": rule.severity} for rule in matched],
             "model_generation": self.generation,
             "text": shown(self.texts[row]),
         }
@@ -136,9 +135,7 @@ def rows_of(
             "transformer": np.concatenate((states.worst, closings.worst)),
             "isolation_forest": np.concatenate((states.oddity, closings.oddity)),
         },
-        member_ps={
-            name: np.concatenate((states.member_ps[name], closing_ps.get(name, unknown))) for name in MEMBERS
-        },
+        member_ps={name: np.concatenate((states.member_ps[name], closing_ps.get(name, unknown))) for name in MEMBERS},
         texts=texts,
         hits=hits,
         rules=rules,

@@ -103,8 +103,7 @@ def test_columns_cut_lines_into_the_sessions_that_a_line_by_line_reading_gives(
     # What is remembered for training are the same sessions, whole and in order.
     sequences = history.sequences()
     learned = [
-        sequences.tokens[a:b].tolist()
-        for a, b in zip(sequences.offsets[:-1], sequences.offsets[1:], strict=True)
+        sequences.tokens[a:b].tolist() for a, b in zip(sequences.offsets[:-1], sequences.offsets[1:], strict=True)
     ]
     lengths = sorted(row[4] for row in plain.closed)
     assert sorted(map(len, learned)) == lengths

@@ -1,0 +1,115 @@
+"""vigild, the daemon: reads its settings, opens its sockets, recovers its state, runs the actors, stops in order.
+
+The sockets listen before anything heavy is imported: a sender may connect within milliseconds of the
+start, and what it sends waits in the kernel until the state is there.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from daemon.places import state_directory
+from daemon.settings import Settings, SettingsError, load, read_rules, read_token
+
+log = logging.getLogger("vigild")
+
+_EPILOG = """\
+Without a settings file everything has a default. Files are looked for in --config, $VIGILD_CONFIG and
+/etc/vigild/vigild.toml. The state lives in --state-dir, $STATE_DIRECTORY, /var/lib/vigild (as root) or
+~/.local/state/vigild; the sockets log.sock and admin.sock in $RUNTIME_DIRECTORY, /run/vigild or
+$XDG_RUNTIME_DIR/vigild.
+
+  vigild &                            start; then
+  vigilctl send access.log            feed it a file,
+  vigilctl status                     see what it knows,
+  vigilctl tail                       and what it flags.
+
+SIGTERM stops it with a last snapshot; SIGHUP reads the settings and rules again.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 a clean stop, 1 failed (one line on stderr says why), 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    _log_to_stderr()
+    try:
+        settings = load(options.config, os.environ)
+        rules = read_rules(settings)
+        token = read_token(settings)
+    except SettingsError as exc:
+        return _failed(str(exc))
+    if options.check:
+        return _check(settings)
+    from daemon.process import Failed, run
+
+    try:
+        run(
+            settings,
+            rules,
+            token,
+            config=options.config,
+            state_directory=options.state_dir or state_directory(),
+        )
+    except Failed as exc:
+        return _failed(str(exc))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vigild",
+        description="Watches log lines, learns what is normal, flags what is not, and never forgets it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings (TOML)")
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="where to remember")
+    parser.add_argument("--check", action="store_true", help="check settings and rules, and exit")
+    parser.add_argument("--version", action="version", version=f"vigild {version('vigild')}")
+    return parser
+
+
+def _check(settings: Settings) -> int:
+    from detection.rules.engine import RuleSet
+    from detection.rules.reading import RuleError
+
+    try:
+        compiled = RuleSet.compile(read_rules(settings))
+    except RuleError as exc:
+        return _failed(str(exc))
+    where = settings.path or "no file, defaults"
+    print(f"settings ({where}) and {len(compiled.rules)} rules are in order")
+    return 0
+
+
+def _log_to_stderr() -> None:
+    """One line an event; under journald with its level, which also knows the time."""
+    journal = "JOURNAL_STREAM" in os.environ
+    handler = logging.StreamHandler(sys.stderr)
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(_JournalFormatter() if journal else plain)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+_LEVELS = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
+
+
+class _JournalFormatter(logging.Formatter):
+    """A level prefix on every line, as sd-daemon(3) reads it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"<{_LEVELS.get(record.levelno, 6)}>"
+        return "\n".join(prefix + line for line in super().format(record).splitlines())
+
+
+def _failed(message: str) -> int:
+    print(f"vigild: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,345 @@
+"""One run of the daemon: what is opened in which order, which actor feeds which, and how it all stops.
+
+Start: lock the state directory, listen, serve the API (which says "starting"), import the heavy libraries
+and recover in a thread, replaying verdicts into the alerts actor; then the actors, those that are fed
+before those that feed. Stop flows with the data: ingest stops reading, the sequencer journals what is
+under way, scoring applies it, alerts writes it, and the checkpoint actor saves the last state.
+"""
+
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from actors.alerts import Alerts, Outlet, Record, run_alerts
+from actors.checkpoint import CheckpointError, Checkpoints, run_checkpoint
+from actors.ingest import Counters, run_ingest
+from actors.scoring import Scoring, Verdicts, run_scoring
+from actors.sequencer import Request, Sequencer, run_sequencer, submit
+from actors.training import TrainingStatus, run_training
+from daemon.api.app import create_app
+from daemon.listeners import ListenError, Listeners, inherit, open_listeners
+from daemon.notify import Notifier
+from daemon.places import make_private, runtime_directory
+from daemon.server import run_server
+from daemon.service import Running, Service
+from daemon.settings import Settings, SettingsError, load, read_rules
+from detection.frames import ModelFrame, Sequenced, SettingsFrame
+from detection.settings import RuleText
+from detection.summary import Summary
+from detection.training_set import TrainingSet
+from persistence.directory import StoreError
+from persistence.journal import JournalError
+from persistence.jsonl import JsonlWriter, open_jsonl
+from persistence.store import Store, open_store
+
+if TYPE_CHECKING:
+    from daemon.recovery import Recovered
+
+STATUS_SECONDS = 10.0
+ALIVE_SECONDS = 2.0  # how often recovery tells the service manager that it goes on
+ALIVE_GRACE_SECONDS = 30.0
+DRAIN_SECONDS = 20.0
+QUEUED_FRAMES = 4
+QUEUED_REQUESTS = 64
+QUEUED_VERDICTS = 4
+_TAIL_BYTES = 1 << 20
+_OUTLETS = ("alerts", "verdicts")
+
+log = logging.getLogger("vigild")
+
+
+class Failed(Exception):
+    """The daemon could not start or did not stop well; the message is one line for the operator."""
+
+
+def run(
+    settings: Settings,
+    rules: tuple[RuleText, ...],
+    token: str | None,
+    *,
+    config: Path | None,
+    state_directory: Path,
+) -> None:
+    """Run until SIGTERM or SIGINT. Raises Failed; what is a fault of ours comes out as it is."""
+    os.umask(0o077)
+    notifier = Notifier.from_environment()
+    try:
+        with ExitStack() as stack:
+            inherited = inherit()
+            store = stack.enter_context(open_store(state_directory, keep=settings.checkpoint.keep))
+            runtime = runtime_directory()
+            make_private(runtime)
+            listeners = stack.enter_context(
+                open_listeners(runtime, settings.ingest.socket, settings.admin.bind, inherited)
+            )
+            log.info("listening on %s", ", ".join(listeners.places))
+            outlets = [stack.enter_context(open_jsonl(state_directory / f"{name}.jsonl")) for name in _OUTLETS]
+            trio.run(_Daemon(settings, rules, config, store, listeners, notifier, outlets).run, token)
+    except BaseException as exc:
+        known = _known(exc)
+        if not known:
+            raise
+        raise Failed("; ".join(known)) from exc
+
+
+def _known(exc: BaseException) -> list[str]:
+    """What to tell the operator when every part of `exc` is something that happens to well-kept daemons."""
+    if isinstance(exc, BaseExceptionGroup):
+        parts = [_known(part) for part in exc.exceptions]
+        return list(dict.fromkeys(message for part in parts for message in part)) if all(parts) else []
+    expected = (StoreError, ListenError, JournalError, CheckpointError, OSError)
+    return [str(exc)] if isinstance(exc, expected) else []
+
+
+class _Daemon:
+    def __init__(
+        self,
+        settings: Settings,
+        rules: tuple[RuleText, ...],
+        config: Path | None,
+        store: Store,
+        listeners: Listeners,
+        notifier: Notifier,
+        outlets: Sequence[JsonlWriter],
+    ) -> None:
+        self._settings = settings
+        self._rules = rules
+        self._config = config
+        self._store = store
+        self._listeners = listeners
+        self._notifier = notifier
+        self._outlets = outlets
+        self._stop = trio.Event()
+        self._service = Service(settings, version("vigild"))
+
+    async def run(self, token: str | None) -> None:
+        """The whole life of the process, from listening sockets to the last snapshot."""
+        app = create_app(self._service, hosts=self._settings.admin.hosts, token=token)
+        async with trio.open_nursery() as outer:
+            await outer.start(self._obey_signals)
+            await outer.start(partial(run_server, app, self._listeners.admin, self._stop.wait))
+            await self._work()
+            outer.cancel_scope.cancel()
+
+    async def _obey_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    await self._reload()
+                elif not self._stop.is_set():
+                    log.info("%s: stopping", signal.Signals(number).name)
+                    self._notifier.stopping()
+                    self._service.stopping = True
+                    self._stop.set()
+
+    async def _work(self) -> None:
+        """Recover, then run the actors until the stop has flowed through all of them."""
+        alerts = self._alerts()
+        verdicts_in, verdicts = trio.open_memory_channel[Verdicts](QUEUED_VERDICTS)
+        async with trio.open_nursery() as flow:
+            await flow.start(run_alerts, alerts, verdicts)
+            with verdicts_in:
+                recovered = await self._recover(verdicts_in)
+                requests_in, requests = trio.open_memory_channel[Request](QUEUED_REQUESTS)
+                with requests_in:
+                    running = await self._running(recovered, alerts, requests_in)
+                    await self._flow(flow, running, recovered, verdicts_in.clone(), requests)
+                    async with trio.open_nursery() as background:
+                        await self._serve(flow, background, running, recovered)
+                        background.cancel_scope.cancel()
+            flow.cancel_scope.deadline = trio.current_time() + DRAIN_SECONDS
+        log.info("stopped at line %d", running.scoring.published.summary.line)
+
+    async def _running(
+        self, recovered: "Recovered", alerts: Alerts, requests: "trio.MemorySendChannel[Request]"
+    ) -> Running:
+        """The actors' shared parts, around the recovered state."""
+        from detection.detector import model_in
+        from detection.state import digest
+
+        store, detector, checkpoint = self._store, recovered.detector, self._settings.checkpoint
+        sequencer = Sequencer(store.append, store.rotate, seq=recovered.seq, line=recovered.line, now=time.time)
+        scoring: Scoring[Summary, TrainingSet] = Scoring(detector)
+        checkpoints = Checkpoints(
+            store,
+            sequencer,
+            scoring,
+            alerts,
+            models=lambda columns: [name] if (name := model_in(columns).name) else [],
+            now=time.time,
+            seq=recovered.snapshot_seq,
+            line=recovered.report.snapshot_line,
+            every_lines=checkpoint.every_lines,
+            every_seconds=checkpoint.every_seconds,
+        )
+        return Running(
+            scoring=scoring,
+            sequencer=sequencer,
+            alerts=alerts,
+            checkpoints=checkpoints,
+            training=TrainingStatus(),
+            ingest=Counters(),
+            requests=requests,
+            store=store,
+            recovery=recovered.report.as_dict(),
+            loaded_digest=await trio.to_thread.run_sync(lambda: digest(detector.export())),
+            loaded_line=detector.line,
+        )
+
+    async def _flow(
+        self,
+        flow: trio.Nursery,
+        running: Running,
+        recovered: "Recovered",
+        verdicts: "trio.MemorySendChannel[Verdicts]",
+        requests: "trio.MemoryReceiveChannel[Request]",
+    ) -> None:
+        """Start what ends by itself when its input does."""
+        frames_in, frames = trio.open_memory_channel[Sequenced](QUEUED_FRAMES)
+        await flow.start(run_checkpoint, running.checkpoints)
+        await flow.start(run_scoring, running.scoring, frames, verdicts, self._notifier.watchdog)
+        idle_seconds = self._settings.session.idle_seconds
+        await flow.start(partial(run_sequencer, running.sequencer, requests, frames_in, idle_seconds=idle_seconds))
+        await self._bring_up_to_date(recovered, running.requests)
+
+    async def _serve(
+        self, flow: trio.Nursery, background: trio.Nursery, running: Running, recovered: "Recovered"
+    ) -> None:
+        """Take lines, train, answer, until told to stop. `background` is cancelled then."""
+        from daemon.recovery import load_model
+        from detection.formats.kinds import recognise
+
+        await background.start(
+            partial(
+                run_training,
+                running.scoring,
+                running.requests.clone(),
+                running.checkpoints,
+                command=[sys.executable, "-m", "daemon.trainer"],
+                scratch=self._store.training,
+                models=self._store.directory,
+                load=partial(load_model, self._store),
+                status=running.training,
+                pause_seconds=self._settings.learning.retrain_seconds,
+            )
+        )
+        await flow.start(
+            partial(
+                run_ingest,
+                [trio.socket.from_stdlib_socket(each) for each in self._listeners.log],
+                running.requests.clone(),
+                stop=self._stop,
+                salt=secrets.token_hex(4),
+                recognise=recognise,
+                kind=self._settings.format.kind,
+                max_line_bytes=self._settings.ingest.max_line_bytes,
+                orphans=recovered.detector.unfinished_sources(),
+                counters=running.ingest,
+            )
+        )
+        self._service.run(running)
+        log.info("serving from line %d on; %s", recovered.line, recovered.report.sentence())
+        self._notifier.ready(self._sentence())
+        background.start_soon(self._tell)
+        await self._stop.wait()
+
+    async def _recover(self, verdicts: "trio.MemorySendChannel[Verdicts]") -> "Recovered":
+        """The state, in a thread; replayed verdicts go to alerts, which writes those it has not."""
+        tell = _every(ALIVE_SECONDS, lambda: self._notifier.extend(ALIVE_GRACE_SECONDS))
+
+        def recover() -> "Recovered":
+            import torch  # 1.5 s, while the sockets listen already
+
+            torch.set_num_threads(1)
+            from daemon.recovery import recover
+
+            return recover(self._store, lambda v: trio.from_thread.run(verdicts.send, v), tell)
+
+        with verdicts:
+            recovered = await trio.to_thread.run_sync(recover)
+        for note in recovered.report.notes:
+            log.warning("recovery: %s", note)
+        await trio.to_thread.run_sync(self._store.start_journal, recovered.seq, recovered.line)
+        return recovered
+
+    async def _bring_up_to_date(self, recovered: "Recovered", requests: "trio.MemorySendChannel[Request]") -> None:
+        """Journal what this start changes: other settings or rules, a model that is lost or found."""
+        detector, settings = recovered.detector, self._settings.detection
+        if detector.settings != settings or detector.rule_texts != self._rules:
+            await submit(requests, SettingsFrame(settings, self._rules))
+        if recovered.withdraw is not None:
+            await submit(requests, ModelFrame(recovered.withdraw.generation, "", ""))
+        if recovered.model is not None:
+            await submit(requests, *recovered.model)
+
+    def _alerts(self) -> Alerts:
+        alerts, verdicts = (
+            Outlet(f"{name}.jsonl", writer, _last_id(writer))
+            for name, writer in zip(_OUTLETS, self._outlets, strict=True)
+        )
+        for writer in self._outlets:
+            if writer.note:
+                log.warning("%s", writer.note)
+        recent = _last_records(self._outlets[0].path)
+        write_all = self._settings.alarms.verdicts == "all"
+        return Alerts(alerts, verdicts, seq=0, write_all=write_all, recent=recent)
+
+    async def _tell(self) -> None:
+        """Keep `systemctl status` true."""
+        while True:
+            self._notifier.status(self._sentence())
+            await trio.sleep(STATUS_SECONDS)
+
+    def _sentence(self) -> str:
+        health = self._service.health()
+        return f"{health['status']}, {health['phase']}, {health['logs_processed']:,} lines"
+
+    async def _reload(self) -> None:
+        """SIGHUP: settings and rules anew. What sockets, format and sessions need waits for a restart."""
+        self._notifier.reloading()
+        try:
+            fresh = load(self._config, os.environ)
+            rules = read_rules(fresh)
+            await self._service.adopt(fresh, rules)
+            self._rules = rules
+        except SettingsError as exc:
+            log.error("not reloaded, the settings in force stay: %s", exc)
+        self._notifier.ready(self._sentence())
+
+
+def _every(seconds: float, act: Callable[[], None]) -> Callable[[], None]:
+    """`act`, but at most once in `seconds` however often it is called."""
+    last = -seconds
+
+    def sometimes() -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            act()
+
+    return sometimes
+
+
+def _last_id(writer: JsonlWriter) -> str | None:
+    return None if writer.last is None else str(msgspec.json.decode(writer.last)["id"])
+
+
+def _last_records(path: Path) -> list[Record]:
+    """The records in the last megabyte of a file of records."""
+    with open(path, "rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
+        lines = file.read().splitlines()
+    return [msgspec.json.decode(line) for line in lines if line.startswith(b'{"id"')]

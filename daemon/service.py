@@ -1,0 +1,274 @@
+"""The running daemon as the admin API sees it: `Control` over the actors.
+
+It exists from the first moment, so that /health answers while the state is still being recovered; the
+actors are handed to it when there are any.
+"""
+
+import logging
+import resource
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import trio
+
+from actors.alerts import Alerts
+from actors.checkpoint import CheckpointError, Checkpoints
+from actors.ingest import Counters as IngestCounters
+from actors.scoring import Scoring, StateAbandoned
+from actors.sequencer import Request, Sequencer, submit
+from actors.training import TrainingStatus
+from daemon.control import ControlError
+from daemon.settings import Settings, SettingsError
+from detection.frames import FlushFrame, SettingsFrame
+from detection.rules.engine import RuleSet
+from detection.rules.reading import RuleError
+from detection.settings import RuleText
+from detection.summary import Summary
+from detection.training_set import TrainingSet
+from persistence.store import SnapshotInfo, Store
+
+log = logging.getLogger(__name__)
+
+_PAGE_BYTES = resource.getpagesize()
+
+
+@dataclass(frozen=True)
+class Running:
+    """The actors, once recovery has given them a state."""
+
+    scoring: Scoring[Summary, TrainingSet]
+    sequencer: Sequencer
+    alerts: Alerts
+    checkpoints: Checkpoints
+    training: TrainingStatus
+    ingest: IngestCounters
+    requests: "trio.MemorySendChannel[Request]"
+    store: Store
+    recovery: dict[str, Any]
+    loaded_digest: str
+    loaded_line: int
+
+
+class Service:
+    """Implements `daemon.control.Control`. `now` is the wall clock in seconds since the epoch."""
+
+    def __init__(self, settings: Settings, version: str, now: Callable[[], float] = time.time) -> None:
+        self.settings = settings
+        self.stopping = False
+        self._version = version
+        self._now = now
+        self._began = now()
+        self._running: Running | None = None
+
+    def run(self, running: Running) -> None:
+        """From here on there is a state to ask."""
+        self._running = running
+
+    async def adopt(self, fresh: Settings, rules: tuple[RuleText, ...]) -> None:
+        """Let `fresh` settings and rules take effect, except what sockets, formats and sessions need.
+
+        Raises SettingsError when a rule is not in order; nothing has changed then.
+        """
+        running = self._ready()
+        try:
+            await trio.to_thread.run_sync(RuleSet.compile, rules)
+        except RuleError as exc:
+            raise SettingsError(str(exc)) from exc
+        old = self.settings
+        self.settings = replace(old, learning=fresh.learning, alarms=fresh.alarms, rules=fresh.rules, path=fresh.path)
+        running.alerts.write_all = fresh.alarms.verdicts == "all"
+        await submit(running.requests, SettingsFrame(self.settings.detection, rules))
+        log.info("settings and %d files of rules reloaded", len(rules))
+        if replace(fresh, path=None) != replace(self.settings, path=None):
+            log.warning("some of the changed settings take effect at the next start")
+
+    # --- what never waits ---------------------------------------------------------------------------
+
+    def health(self) -> dict[str, Any]:
+        summary = self._summary()
+        return {
+            "status": self._condition()[0],
+            "phase": self.phase(),
+            "logs_processed": summary.line,
+            "transformer_ready": summary.generation > 0,
+            "active_models": 1 + 2 * (summary.generation > 0),
+        }
+
+    def status(self) -> dict[str, Any]:
+        summary, settings = self._summary(), self.settings
+        condition, reason = self._condition()
+        ready = summary.generation > 0
+        status: dict[str, Any] = {
+            "status": condition,
+            "reason": reason,
+            "version": self._version,
+            "uptime_seconds": round(self._now() - self._began, 1),
+            "phase": self.phase(),
+            "logs_processed": summary.line,
+            "warmup_target": settings.learning.warmup_lines,
+            "warmup_complete": ready or summary.line >= settings.learning.warmup_lines,
+            "isolation_forest_ready": ready,
+            "transformer_ready": ready,
+            "vocabulary_size": summary.templates,
+            "training_sequences": summary.history_sessions,
+            "iso_training_samples": summary.history_sessions,
+            "active_models": {"rule_based": True, "isolation_forest": ready, "transformer": ready},
+            "seq": summary.seq,
+            "process": _process(),
+        }
+        running = self._running
+        if running is None:
+            return {**status, "training_in_progress": False}
+        training = running.training
+        return {
+            **status,
+            "training_in_progress": training.in_progress,
+            **self._digest(running),
+            "recovery": running.recovery,
+            "checkpoint": {**running.checkpoints.status(), "lines_at_risk": self._lines_at_risk(running)},
+            "training": {
+                **training.as_dict(),
+                "percent": None if training.fraction is None else round(100 * training.fraction, 1),
+                "attempt": training.attempts,
+                "lines_since": summary.lines_since_training,
+                "generation_in_force": summary.generation,
+                "model_line": summary.model_line,
+            },
+            "ingest": {
+                **asdict(running.ingest),
+                "connections": running.ingest.connections_open,
+                "unterminated_lines": summary.unterminated_lines,
+            },
+            "alarms": {
+                "flagged": summary.flagged,
+                "rule_hits": summary.rule_hits,
+                "per_day": settings.alarms.per_day,
+                "alpha": summary.alpha,
+                "floor_binding": summary.floor_binding,
+                "calibration_sessions": summary.calibration,
+                "sessions_per_day": round(summary.sessions_per_day, 1),
+                "rules": summary.rules,
+                **running.alerts.status(),
+            },
+            "templates": {
+                "live": summary.templates,
+                "created": summary.templates_created,
+                "evicted": summary.templates_evicted,
+                "in_model": summary.vocabulary,
+            },
+            "sessions": {
+                "open": summary.sessions_open,
+                "closed": summary.sessions_closed,
+                "evicted": summary.sessions_evicted,
+            },
+            "lost_lines": summary.lost_lines,
+            "log_time": summary.log_time,
+        }
+
+    def phase(self) -> str:
+        """By what is ready, not by a count: an ensemble that is retrained stays one."""
+        summary, running = self._summary(), self._running
+        if summary.generation:
+            return "ensemble"
+        return "training" if running is not None and running.training.in_progress else "warmup"
+
+    def _condition(self) -> tuple[str, str | None]:
+        running = self._running
+        if self.stopping:
+            return "stopping", "the daemon is stopping"
+        if running is None:
+            return "starting", "the state is being recovered"
+        if running.sequencer.trouble is not None:
+            return "degraded", f"lines wait: {running.sequencer.trouble.error}"
+        return "serving", None
+
+    def _summary(self) -> Summary:
+        return self._running.scoring.published.summary if self._running is not None else Summary()
+
+    @staticmethod
+    def _digest(running: Running) -> dict[str, Any]:
+        last = running.checkpoints.last
+        if last is None:
+            return {"state_digest": running.loaded_digest, "digest_line": running.loaded_line}
+        return {"state_digest": last.digest, "digest_line": last.line}
+
+    @staticmethod
+    def _lines_at_risk(running: Running) -> int:
+        """Lines accepted and not in the journal: none, by construction, unless the journal is in trouble."""
+        return max(running.scoring.published.summary.line - running.sequencer.line, 0)
+
+    # --- what waits for an actor --------------------------------------------------------------------
+
+    async def detect(self, lines: Sequence[bytes], session_id: str | None) -> list[dict[str, Any]]:
+        try:
+            answers = await self._ready().scoring.ask(lines, session_id)
+        except StateAbandoned as exc:
+            raise ControlError(503, "stopping", str(exc)) from exc
+        timestamp = datetime.fromtimestamp(self._now(), UTC).isoformat()
+        return [{**answer, "phase": self.phase(), "timestamp": timestamp} for answer in answers]
+
+    async def checkpoint(self) -> dict[str, Any]:
+        try:
+            return (await self._ready().checkpoints.request()).reply()
+        except CheckpointError as exc:
+            raise ControlError(503, "not_saved", str(exc)) from exc
+
+    async def flush(self) -> dict[str, Any]:
+        running = self._ready()
+        before = self._summary()
+        try:
+            seq, line = await submit(running.requests, FlushFrame(self._now()))
+            after = await running.scoring.published.wait_for(seq)
+        except (trio.ClosedResourceError, trio.BrokenResourceError, trio.EndOfChannel) as exc:
+            raise ControlError(503, "stopping", "the daemon is stopping") from exc
+        return {
+            "line": line,
+            "sessions_closed": after.sessions_closed - before.sessions_closed,
+            "flagged": after.flagged - before.flagged,
+        }
+
+    async def snapshots(self) -> list[dict[str, Any]]:
+        infos = await trio.to_thread.run_sync(self._ready().store.snapshots)
+        return [_snapshot(info) for info in reversed(infos)]
+
+    async def verify_snapshots(self) -> list[dict[str, Any]]:
+        found = await trio.to_thread.run_sync(self._ready().store.verify)
+        return [{**_snapshot(info), "error": error} for info, error in reversed(found)]
+
+    async def anomalies(self, after: str | None, limit: int) -> list[dict[str, Any]]:
+        try:
+            return self._ready().alerts.recent(after, limit)
+        except ValueError as exc:
+            raise ControlError(400, "bad_id", f"after={after!r} is not an alert's id, such as 123 or 123.1") from exc
+
+    @asynccontextmanager
+    async def events(self, *, everything: bool) -> AsyncIterator["trio.MemoryReceiveChannel[dict[str, Any]]"]:
+        with self._ready().alerts.subscribe(everything=everything) as channel:
+            yield channel
+
+    def _ready(self) -> Running:
+        if self._running is None:
+            raise ControlError(503, "starting", "the state is still being recovered; try again in a moment")
+        return self._running
+
+
+def _snapshot(info: SnapshotInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "seq": info.seq,
+        "line": info.line,
+        "bytes": info.bytes,
+        "time": info.time,
+        "pinned": info.pinned,
+    }
+
+
+def _process() -> dict[str, Any]:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    with open("/proc/self/statm") as file:
+        resident = int(file.read().split()[1]) * _PAGE_BYTES
+    return {"rss_bytes": resident, "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2)}
