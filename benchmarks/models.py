@@ -1,0 +1,181 @@
+"""How good and how fast the models are: `python -m benchmarks.models [--data FOLDER] [--quick]`.
+
+Quality: HDFS sessions by event, half of the normal ones to train on, then the area under the precision-recall
+curve (average precision) of what a session reaches, over the other half and all anomalies.
+Speed: sessions of a web log, cut by client address and 60 s of silence; one core.
+"""
+
+import argparse
+import csv
+import gzip
+import re
+import time
+from collections import defaultdict
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
+
+from detection.calibration import Ring, combined
+from detection.forest import Forest
+from detection.model import Model
+from detection.training import Progress, row_scores, train
+from detection.training_set import TrainingSet
+from detection.transformer import SequenceModel, window_start
+
+IDLE_SECONDS = 60.0
+FRAME_LINES = 2000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", choices=("hdfs", "web"))
+    options = parser.parse_args()
+    if options.only != "web":
+        quality(options.data / "hdfs_sessions" / "hdfs100k_sessions.csv.gz", options.seeds)
+    if options.only != "hdfs":
+        speed(options.data / "web_wp2016" / "access.log.gz")
+
+
+def quality(path: Path, seeds: int) -> None:
+    sessions, anomalous = [], []
+    with gzip.open(path, "rt") as file:
+        for row in csv.DictReader(file):
+            sessions.append([int(event) for event in row["events"].split()])
+            anomalous.append(row["anomaly"] == "1")
+    labels = np.array(anomalous)
+    print(f"HDFS sessions: {len(labels)}, {labels.sum()} anomalous; trained on half of the normal ones")
+    for seed in range(1, seeds + 1):
+        normal = np.random.default_rng(seed).permutation(np.flatnonzero(~labels))
+        half = np.sort(normal[: len(normal) // 2])
+        test = np.setdiff1d(np.arange(len(labels)), half)
+        model, seconds = _timed_training(_training_set([sessions[i] for i in half], seed))
+        reached = _reached(model, _training_set([sessions[i] for i in test], seed))
+        figures = " ".join(
+            f"{name} {average_precision_score(labels[test], scores):.3f}" for name, scores in reached.items()
+        )
+        print(f"  seed {seed}: trained in {seconds:.1f} s; average precision: {figures}")
+
+
+def speed(path: Path) -> None:
+    data = _web_sessions(path, 102_333)
+    training = data.only(np.cumsum(np.diff(data.offsets)) <= 50_000)
+    print(
+        f"web: {len(data.tokens)} lines, {len(data.starts)} sessions, {len(np.unique(data.tokens))} templates"
+    )
+    model, seconds = _timed_training(training)
+    print(f"  training on {len(training.tokens)} lines: {seconds:.1f} s, vocabulary {len(model.vocabulary)}")
+
+    for name, rounds in (("memo cold", 1), ("seen once before", 2)):
+        scorer = SequenceModel(model)
+        for _ in range(rounds):
+            lines, windows, spent = _stream(scorer, data)
+        print(
+            f"  transformer, {name}: {lines / spent:,.0f} new templates/s, {lines / windows:.1f} a window, "
+            f"frames of {FRAME_LINES} lines"
+        )
+    forest = Forest(model.forest)
+    rows = row_scores(SequenceModel(model), data).features[:50_000]
+    started = time.perf_counter()
+    for start in range(0, len(rows), FRAME_LINES):
+        forest.scores(rows[start : start + FRAME_LINES])
+    print(f"  forest: {len(rows) / (time.perf_counter() - started):,.0f} rows/s")
+
+
+def _reached(model: Model, data: TrainingSet) -> dict[str, NDArray[np.float64]]:
+    rows = row_scores(SequenceModel(model), data)
+    last = rows.offsets[1:] - 1
+    oddity = Forest(model.forest).scores(rows.features)
+    reached = {
+        "transformer": rows.worst[last],
+        "isolation_forest": np.maximum.reduceat(oddity, rows.offsets[:-1]),
+    }
+    p = np.stack([Ring(model.rings[name]).p(scores) for name, scores in reached.items()], axis=1)
+    return reached | {"ensemble": combined(p), "forest at the close": oddity[last]}
+
+
+def _timed_training(data: TrainingSet) -> tuple[Model, float]:
+    def say(step: Progress) -> None:
+        if step.epoch % 5 == 0:
+            print(f"    {step.stage} {step.epoch}/{step.epochs} loss {step.loss:.3f} {step.fraction:.0%}")
+
+    started = time.perf_counter()
+    model = train(data, progress=say)
+    return model, time.perf_counter() - started
+
+
+def _training_set(sessions: list[list[int]], seed: int) -> TrainingSet:
+    sizes = np.array([len(session) for session in sessions])
+    lines, count = int(sizes.sum()), len(sessions)
+    return TrainingSet(
+        generation=1,
+        line=lines,
+        seed=seed,
+        tokens=np.concatenate([np.array(session, dtype=np.int32) for session in sessions]),
+        errors=np.zeros(lines, dtype=np.bool_),
+        times=np.zeros(lines),
+        offsets=np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
+        starts=np.ones(count, dtype=np.bool_),
+        ends=np.ones(count, dtype=np.bool_),
+        tainted=np.zeros(count, dtype=np.bool_),
+        templates={},
+    )
+
+
+_LINE = re.compile(r'(\S+) \S+ \S+ \[([^\]]+)\] "(\S+) ([^" ?]*)[^"]*" (\d{3})')
+
+
+def _web_sessions(path: Path, limit: int) -> TrainingSet:
+    """A plain stand-in for formats, templates and sessions: method, masked path and status by client."""
+    ids: dict[str, int] = {}
+    open_sessions: dict[str, list[tuple[float, int, bool]]] = defaultdict(list)
+    closed: list[list[tuple[float, int, bool]]] = []
+    with gzip.open(path, "rt", errors="replace") as file:
+        for _, line in zip(range(limit), file, strict=False):
+            match = _LINE.match(line)
+            if match is None:
+                continue
+            client, stamp, method, target, status = match.groups()
+            when = datetime.strptime(stamp, "%d/%b/%Y:%H:%M:%S %z").timestamp()
+            template = ids.setdefault(f"{method} {re.sub('[0-9]+', '#', target)} {status}", len(ids))
+            session = open_sessions[client]
+            if session and when - session[-1][0] > IDLE_SECONDS:
+                closed.append(session)
+                session = open_sessions[client] = []
+            session.append((when, template, status >= "400"))
+    closed += open_sessions.values()
+    closed.sort(key=lambda session: session[-1][0])
+    data = _training_set([[template for _, template, _ in session] for session in closed], seed=1)
+    data.times[:] = [when for session in closed for when, _, _ in session]
+    data.errors[:] = [error for session in closed for _, _, error in session]
+    return data
+
+
+def _stream(scorer: SequenceModel, data: TrainingSet) -> tuple[int, int, float]:
+    """Score the lines in order of time in frames; returns lines, windows and the seconds spent scoring."""
+    session = np.repeat(np.arange(len(data.starts)), np.diff(data.offsets))
+    order = np.lexsort((np.arange(len(session)), data.times))
+    done = np.zeros(len(data.starts), dtype=np.int64)
+    windows, spent = 0, 0.0
+    for start in range(0, len(order), FRAME_LINES):
+        present, new = np.unique(session[order[start : start + FRAME_LINES]], return_counts=True)
+        before = done[present]
+        begin = window_start(before)
+        sizes = before - begin + new
+        offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+        place = np.repeat(data.offsets[:-1][present] + begin - offsets[:-1], sizes) + np.arange(offsets[-1])
+        done[present] += new
+        closing = done[present] == np.diff(data.offsets)[present]
+        started = time.perf_counter()
+        scorer.surprises(data.tokens[place], offsets, before - begin, begin == 0, closing)
+        spent += time.perf_counter() - started
+        windows += len(present)
+    return len(order), windows, spent
+
+
+if __name__ == "__main__":
+    main()
