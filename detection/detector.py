@@ -8,6 +8,7 @@ and loaded in between.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -90,7 +91,7 @@ class Detector:
         self.model = ModelFrame(generation=0, name="", sha256="")
         self._counters = Counters()
         self._rate = SessionRate()
-        self._rules = RuleSet.compile(())
+        self._rules = _compiled(())
         self._pattern: KeyPattern | None = None
         self._ensemble: Ensemble | None = None
         self._tails = Tails()
@@ -174,7 +175,7 @@ class Detector:
         return batches
 
     def _set(self, settings: DetectionSettings, rules: tuple[RuleText, ...]) -> None:
-        self._rules = RuleSet.compile(rules)
+        self._rules = _compiled(rules)
         self._pattern = None if settings.session.key == "auto" else KeyPattern(settings.session.key)
         self.settings, self.rule_texts = settings, rules
 
@@ -423,6 +424,10 @@ class Detector:
         detector.model = model_in(state)
         detector._use(model)
         return detector
+
+
+# Compiling takes a tenth of a second, and a state that is loaded, or reloaded, mostly has the same rules.
+_compiled = lru_cache(maxsize=4)(RuleSet.compile)
 
 
 def model_in(state: Columns) -> ModelFrame:

@@ -45,7 +45,9 @@ class RecentLines:
         start, size = int(self._starts[slot]), int(self._sizes[slot])
         if size < 0 or start < self._written - _RING_BYTES:
             return None
-        return self._bytes[np.arange(start, start + size) % _RING_BYTES].tobytes()
+        at = start % _RING_BYTES
+        head = self._bytes[at : at + size].tobytes()
+        return head if len(head) == size else head + self._bytes[: size - len(head)].tobytes()
 
     def _write(self, data: bytes) -> None:
         start = self._written
