@@ -1,0 +1,345 @@
+"""Alerts: verdicts become lines in files, a ring of recent ones, and live streams.
+
+Every record has an id, "<line>" or "<line>.<k>", and ids ascend. A replay after a crash gives the same
+records again; those up to the last id on disk are not written twice. No snapshot is published before
+`Alerts.sync_through` its frame: what a replay will not give again is durable.
+
+A file that cannot be written never stops scoring: its lines wait in memory, at most `PENDING_RECORDS`, and
+are tried again. Beyond that the oldest are lost, counted, and said aloud.
+"""
+
+import json
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import trio
+
+from actors.scoring import Verdicts
+
+RECENT_RECORDS = 1000
+PENDING_RECORDS = 10_000
+SUBSCRIBER_RECORDS = 256
+# Of the records that are not flagged, what a stream of everything is offered of one frame.
+SAMPLED_RECORDS = 100
+RETRY_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+Record = dict[str, Any]
+
+
+class Writer(Protocol):
+    """An append-only file of records; both calls block and raise OSError.
+
+    After a failed `append` none of its records counts as written; after a failed `sync` all that was
+    appended is still the writer's, and the next `sync` makes it durable.
+    """
+
+    def append(self, records: Sequence[bytes]) -> None: ...
+
+    def sync(self) -> None: ...
+
+
+class Outlet:
+    """One file of records. `name` is for messages, `last` the id of the last record already in it."""
+
+    def __init__(self, name: str, writer: Writer, last: str | None = None) -> None:
+        self.name = name
+        self.written = self.errors = self.lost = 0
+        self.error: str | None = None
+        self._writer = writer
+        self._last = id_key(last) if last is not None else (0, 0)
+        self._pending: deque[bytes] = deque()
+        self._turn = trio.Lock()
+        self._limiter = trio.CapacityLimiter(1)
+
+    def add(self, lines: Sequence["Line"]) -> None:
+        """Take what is not on disk yet; it waits for `flush`."""
+        for line in lines:
+            if line.key > self._last:
+                self._last = line.key
+                self._pending.append(line.encoded)
+        self._bound()
+
+    async def flush(self) -> None:
+        """Write what is pending. What cannot be written stays pending, and `error` says why."""
+        try:
+            # After an error with a sync: it shows that the file is well even when nothing is pending.
+            await self._write(sync=self.error is not None)
+        except OSError:
+            # Said and counted in `_failed`; the retry is theirs who call again.
+            return
+
+    async def sync(self) -> None:
+        """Write what is pending and make the file durable. Raises OSError."""
+        await self._write(sync=True)
+
+    async def _write(self, *, sync: bool) -> None:
+        async with self._turn:
+            batch = list(self._pending)
+            if not batch and not sync:
+                return
+            self._pending.clear()
+            taken = 0
+
+            def write() -> None:
+                nonlocal taken
+                if batch:
+                    self._writer.append(batch)
+                    taken = len(batch)
+                if sync:
+                    self._writer.sync()
+
+            try:
+                await trio.to_thread.run_sync(write, limiter=self._limiter)
+            except BaseException as exc:
+                # What the writer took is its own to write again: twice in the file would be worse.
+                self._pending.extendleft(reversed(batch[taken:]))
+                if isinstance(exc, OSError):
+                    self._failed(exc)
+                raise
+            finally:
+                self.written += taken
+            if self.error is not None:
+                log.warning("%s: written again", self.name)
+                self.error = None
+
+    def _failed(self, exc: OSError) -> None:
+        if self.error is None:
+            log.error("%s: not written, kept in memory, retrying: %s", self.name, exc)
+        self.errors += 1
+        self.error = str(exc)
+        self._bound()
+
+    def _bound(self) -> None:
+        # Only a failing file has a bound: a frame may close any number of sessions at once.
+        if self.error is None or len(self._pending) <= PENDING_RECORDS:
+            return
+        if not self.lost:
+            log.error("%s: more than %d records wait, the oldest are lost", self.name, PENDING_RECORDS)
+        while len(self._pending) > PENDING_RECORDS:
+            self._pending.popleft()
+            self.lost += 1
+
+    def status(self) -> Record:
+        return {
+            "written": self.written,
+            "pending": len(self._pending),
+            "lost": self.lost,
+            "errors": self.errors,
+            "error": self.error,
+        }
+
+
+class Alerts:
+    """The outlets, the ring and the streams. `seq` is the last frame whose verdicts went through here.
+
+    `write_all` says whether `verdicts` gets every record; it may be changed at any time. `recent` are
+    flagged records of an earlier process, oldest first.
+    """
+
+    def __init__(
+        self,
+        alerts: Outlet,
+        verdicts: Outlet | None = None,
+        *,
+        seq: int,
+        write_all: bool = False,
+        recent: Iterable[Record] = (),
+    ) -> None:
+        self.seq = seq
+        self.write_all = write_all
+        self.flagged = 0
+        self._outlets = [alerts] if verdicts is None else [alerts, verdicts]
+        self._recent: deque[Record] = deque(recent, maxlen=RECENT_RECORDS)
+        self._recent_last = id_key(self._recent[-1]["id"]) if self._recent else (0, 0)
+        self._streams: set[_Stream] = set()
+        self._ended = False
+        self._progress = trio.Event()
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def take(self, verdicts: Verdicts) -> None:
+        """Put one frame's verdicts where they belong. Never fails because a file does."""
+        streams = list(self._streams)
+        watched = any(stream.everything for stream in streams)
+        writing = self.write_all and len(self._outlets) > 1
+        rendered = await trio.to_thread.run_sync(_render, verdicts, writing, watched, limiter=self._limiter)
+        self.flagged += len(rendered.flagged)
+        self._remember(rendered)
+        for stream in streams:
+            stream.offer(rendered)
+        for outlet, lines in zip(self._outlets, (rendered.alerts, rendered.verdicts), strict=False):
+            outlet.add(lines)
+            if outlet.error is None:  # else the retry writes it: no error a frame on a full disk
+                await outlet.flush()
+        self.seq = verdicts.seq
+        self._moved()
+
+    def _remember(self, rendered: "_Rendered") -> None:
+        for record, line in zip(rendered.flagged, rendered.alerts, strict=True):
+            if line.key > self._recent_last:  # a replay gives again what the file already gave
+                self._recent_last = line.key
+                self._recent.append(record)
+
+    def begin_after(self, seq: int) -> None:
+        """The process starts from a snapshot at `seq`: what was said through it is durable already."""
+        self.seq = max(self.seq, seq)
+        self._moved()
+
+    async def sync_through(self, seq: int) -> None:
+        """Return when every record through frame `seq` is durable. Raises OSError; RuntimeError when
+        alerts has ended before that frame."""
+        while self.seq < seq:
+            if self._ended:
+                raise RuntimeError(f"alerts ended at frame {self.seq}, before {seq}")
+            await self._progress.wait()
+        for outlet in self._outlets:
+            await outlet.sync()
+
+    def recent(self, after: str | None = None, limit: int = RECENT_RECORDS) -> list[Record]:
+        """Flagged records with ids beyond `after`, oldest first, at most the first `limit` of them; without
+        `after` the last `limit`. Raises ValueError when `after` is no id."""
+        if after is None:
+            return list(self._recent)[max(len(self._recent) - limit, 0) :]
+        key = id_key(after)
+        return list(islice((record for record in self._recent if id_key(record["id"]) > key), limit))
+
+    @contextmanager
+    def subscribe(self, *, everything: bool = False) -> "Iterator[trio.MemoryReceiveChannel[Record]]":
+        """A live stream of flagged records, or of everything (a sample of what is not flagged).
+
+        Nobody waits for a subscriber: what does not fit its SUBSCRIBER_RECORDS is left out, and
+        {"dropped": n} says how many before the next record. The stream ends when alerts ends.
+        """
+        send, receive = trio.open_memory_channel[Record](SUBSCRIBER_RECORDS)
+        stream = _Stream(send, everything)
+        self._streams.add(stream)
+        if self._ended:
+            send.close()
+        try:
+            with send, receive:
+                yield receive
+        finally:
+            self._streams.discard(stream)
+
+    async def retry(self) -> None:
+        """Try failing outlets again, for ever."""
+        while True:
+            await trio.sleep(RETRY_SECONDS)
+            for outlet in self._outlets:
+                if outlet.error is not None:
+                    await outlet.flush()
+
+    def end(self) -> None:
+        self._ended = True
+        for stream in self._streams:
+            stream.send.close()
+        self._moved()
+
+    def _moved(self) -> None:
+        self._progress.set()
+        self._progress = trio.Event()
+
+    def status(self) -> Record:
+        return {
+            "flagged": self.flagged,
+            "streams": len(self._streams),
+            **{outlet.name: outlet.status() for outlet in self._outlets},
+        }
+
+
+async def run_alerts(
+    alerts: Alerts,
+    verdicts: "trio.MemoryReceiveChannel[Verdicts]",
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Take verdicts until scoring is gone; then end the streams. Takes ownership of the channel end.
+
+    `alerts.sync_through` goes on working afterwards, for the last checkpoint.
+    """
+    with verdicts:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(alerts.retry)
+                task_status.started()
+                async for item in verdicts:
+                    await alerts.take(item)
+                nursery.cancel_scope.cancel()
+        finally:
+            alerts.end()
+
+
+def id_key(record_id: str) -> tuple[int, int]:
+    """Where an id stands in the order of ids: "123" before "123.1" before "123.10" before "124"."""
+    line, _, closed = record_id.partition(".")
+    return int(line), int(closed or 0)
+
+
+class Line(NamedTuple):
+    key: tuple[int, int]
+    encoded: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """One frame's verdicts; `records` and `verdicts` are empty when nobody wants them."""
+
+    flagged: list[Record]
+    records: list[Record]
+    alerts: list[Line]
+    verdicts: list[Line]
+
+
+def _render(verdicts: Verdicts, writing: bool, watched: bool) -> _Rendered:
+    flagged = verdicts.flagged()
+    records = list(verdicts.records()) if writing or watched else []
+    return _Rendered(flagged, records, [_line(record) for record in flagged], [_line(r) for r in records if writing])
+
+
+def _line(record: Record) -> Line:
+    """ASCII only: no control sequence of a log line reaches the terminal of who reads the file."""
+    encoded = msgspec.json.encode(record)
+    if not encoded.isascii():
+        encoded = json.dumps(msgspec.json.decode(encoded), separators=(",", ":")).encode()
+    return Line(id_key(record["id"]), encoded)
+
+
+@dataclass(eq=False, slots=True)
+class _Stream:
+    send: "trio.MemorySendChannel[Record]"
+    everything: bool
+    dropped: int = 0
+
+    def offer(self, rendered: _Rendered) -> None:
+        if not self.everything:
+            for record in rendered.flagged:
+                self._offer(record)
+            return
+        sampled = 0
+        for record in rendered.records:
+            if record["flagged"] or sampled < SAMPLED_RECORDS:
+                sampled += not record["flagged"]
+                self._offer(record)
+            else:
+                self.dropped += 1
+
+    def _offer(self, record: Record) -> None:
+        try:
+            if self.dropped:
+                self.send.send_nowait({"dropped": self.dropped})
+                self.dropped = 0
+            self.send.send_nowait(record)
+        except trio.WouldBlock:
+            self.dropped += 1
+        except trio.BrokenResourceError:
+            # The subscriber closed its end; leaving its `with` takes the stream away.
+            self.send.close()
+        except trio.ClosedResourceError:
+            # Closed just above, or left while this frame was being rendered.
+            return

@@ -1,0 +1,261 @@
+"""Checkpoints: when to save, and saving.
+
+    export (state as of frame seq) -> alerts durable through seq -> digest, snapshot -> new journal segment
+
+In this order a snapshot never says more than the files beside it hold, whatever is killed between two steps.
+One save serves everything that asked for one before it began. Periodic saves take at most BUDGET of the time;
+saves that were asked for always run. A failed one is logged, counted and tried again; the old snapshot stays.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import trio
+
+from actors.alerts import Alerts
+from actors.scoring import Scoring
+from actors.sequencer import Sequencer
+from detection.state import Columns, State, digest
+from persistence.journal import JournalError
+from persistence.store import SnapshotInfo
+
+BUDGET = 0.05
+# What a save is given once the process is to end; a stop must not hang on a dead disk.
+FINAL_SAVE_SECONDS = 20.0
+# A failed periodic save is not tried again with every frame.
+FAILED_PAUSE_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(Exception):
+    """No snapshot was written; the message says why. The one before is still there."""
+
+
+class Store(Protocol):
+    """What checkpoints ask of `persistence.store.Store`; blocking."""
+
+    @property
+    def directory(self) -> Path: ...
+
+    def write_snapshot(self, seq: int, line: int, columns: Columns, models: Collection[str] = ()) -> SnapshotInfo: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A durable snapshot. `seconds` it took from the export on, `time` is when (since the epoch)."""
+
+    seq: int
+    line: int
+    path: Path
+    bytes: int
+    seconds: float
+    digest: str
+    time: float
+
+    def reply(self) -> dict[str, Any]:
+        """What whoever asked for it is told."""
+        return {
+            "line": self.line,
+            "path": str(self.path),
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 6),
+            "digest": self.digest,
+        }
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    through: int
+    done: trio.Event = field(default_factory=trio.Event)
+    outcome: Saved | CheckpointError | None = None
+
+
+class Checkpoints:
+    """The asking side, and what is known of the last save.
+
+    `seq` and `line` are those of the snapshot the process started from (0 without one). `models` names the
+    model files a state refers to. `now` is the wall clock in seconds since the epoch, for `Saved.time` only.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sequencer: Sequencer,
+        scoring: Scoring[Any, Any],
+        alerts: Alerts,
+        *,
+        models: Callable[[State], Collection[str]],
+        now: Callable[[], float],
+        seq: int = 0,
+        line: int = 0,
+        every_lines: int = 10_000,
+        every_seconds: float = 300.0,
+    ) -> None:
+        self.last: Saved | None = None
+        self.seq = seq
+        self.line = line
+        self.error: str | None = None
+        self.failures = 0
+        self._store = store
+        self._sequencer = sequencer
+        self._scoring = scoring
+        self._alerts = alerts
+        self._models = models
+        self._now = now
+        self._every_lines = every_lines
+        self._every_seconds = every_seconds
+        self._requests: list[_Request] = []
+        self._wake = trio.Event()
+        self._ended = False
+        self._earliest = -math.inf
+        self._last_time = trio.current_time()
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def request(self) -> Saved:
+        """Save now; the snapshot covers every frame that was durable when this was called.
+
+        The save runs to its end even when the caller is cancelled. Raises CheckpointError.
+        """
+        if self._ended:
+            raise CheckpointError("no snapshot: the daemon is stopping")
+        # Not `seq`: the frames that recovery had to leave out are never applied.
+        request = _Request(self._sequencer.handed_on)
+        self._requests.append(request)
+        self._wake.set()
+        await request.done.wait()
+        if isinstance(request.outcome, Saved):
+            return request.outcome
+        raise CheckpointError(str(request.outcome)) from request.outcome
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "last_line": self.line,
+            "last_time": self.last.time if self.last else None,
+            "seconds": self.last.seconds if self.last else None,
+            "digest": self.last.digest if self.last else None,
+            "error": self.error,
+            "failures": self.failures,
+        }
+
+    async def serve(self) -> None:
+        """Save whenever it is due, until scoring has ended and every request is answered."""
+        published = self._scoring.published
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            while not self._ended:
+                with trio.move_on_at(self._timer()):
+                    await self._wake.wait()
+                self._wake = trio.Event()
+                if self._requests or trio.current_time() >= self._timer():
+                    await self._serve_once(published.summary.seq)
+            nursery.cancel_scope.cancel()
+
+    async def _watch(self) -> None:
+        published = self._scoring.published
+        summary = published.summary
+        try:
+            while True:
+                summary = await published.newer(summary)
+                self._wake.set()
+        except trio.EndOfChannel:
+            self._ended = True
+            self._wake.set()
+
+    def _timer(self) -> float:
+        """When the next periodic save is due."""
+        summary = self._scoring.published.summary
+        if summary.seq == self.seq:
+            return math.inf
+        if summary.line - self.line >= self._every_lines:
+            return self._earliest
+        return max(self._earliest, self._last_time + self._every_seconds)
+
+    async def _serve_once(self, seq: int) -> None:
+        requests, self._requests = self._requests, []
+        began = trio.current_time()
+        outcome: Saved | CheckpointError
+        try:
+            # A frame is durable before it is applied: what was accepted is waited for.
+            await self._scoring.published.wait_for(max([seq, *(request.through for request in requests)]))
+            outcome = await self.save()
+        except (CheckpointError, trio.EndOfChannel) as exc:
+            outcome = exc if isinstance(exc, CheckpointError) else CheckpointError("scoring has ended")
+        pause = FAILED_PAUSE_SECONDS if isinstance(outcome, CheckpointError) else 0.0
+        self._last_time = trio.current_time()
+        self._earliest = self._last_time + max(pause, (self._last_time - began) * (1 / BUDGET - 1))
+        for request in requests:
+            request.outcome = outcome
+            request.done.set()
+
+    async def save(self) -> Saved:
+        """One snapshot of the state as it is. Raises CheckpointError, logged and counted."""
+        began = trio.current_time()
+        try:
+            summary, columns = await self._scoring.export()
+            await self._alerts.sync_through(summary.seq)
+            info, sha = await trio.to_thread.run_sync(
+                self._write, summary.seq, summary.line, columns, limiter=self._limiter, abandon_on_cancel=True
+            )
+        except Exception as exc:
+            # Whatever it was, it cost one snapshot; the journal holds what the snapshot would have.
+            self.failures += 1
+            self.error = f"no snapshot: {exc or type(exc).__name__}"
+            log.error("%s", self.error, exc_info=None if isinstance(exc, OSError) else exc)
+            raise CheckpointError(self.error) from exc
+        self.seq, self.line, self.error = summary.seq, summary.line, None
+        seconds = trio.current_time() - began
+        path = self._store.directory / info.name
+        self.last = Saved(summary.seq, summary.line, path, info.bytes, seconds, sha, self._now())
+        try:
+            await self._sequencer.rotate()
+        except (JournalError, OSError) as exc:
+            # The snapshot stands; the next append opens a segment of its own.
+            log.warning("journal: no new segment after %s: %s", info.name, exc)
+        return self.last
+
+    def _write(self, seq: int, line: int, columns: State) -> tuple[SnapshotInfo, str]:
+        sha = digest(columns)
+        return self._store.write_snapshot(seq, line, columns, models=self._models(columns)), sha
+
+    def wanted(self) -> bool:
+        """Whether a last save has anything to do."""
+        return bool(self._requests) or self._scoring.published.summary.seq != self.seq
+
+    def end(self, outcome: Saved | None, why: str) -> None:
+        """Answer who still waits, and whoever asks from now on."""
+        self._ended = True
+        for request in self._requests:
+            covered = outcome is not None and outcome.seq >= request.through
+            request.outcome = outcome if covered else CheckpointError(why)
+            request.done.set()
+        self._requests = []
+
+
+async def run_checkpoint(
+    checkpoints: Checkpoints,
+    *,
+    final_seconds: float = FINAL_SAVE_SECONDS,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Save when it is due; when scoring has ended, or we are cancelled, save what is unsaved once more.
+
+    Raises CheckpointError when that last save failed or took longer than `final_seconds`: a failed stop.
+    """
+    task_status.started()
+    try:
+        await checkpoints.serve()
+    finally:
+        # We may be being cancelled: shield the last save, but never hang the stop.
+        with trio.move_on_after(final_seconds, shield=True) as deadline:
+            try:
+                if checkpoints.wanted():
+                    await checkpoints.save()
+            finally:
+                checkpoints.end(checkpoints.last, checkpoints.error or "no snapshot: the daemon is stopping")
+        if deadline.cancelled_caught:
+            raise CheckpointError(f"no snapshot: not written within {final_seconds:g} s of the stop")

@@ -1,0 +1,106 @@
+"""One source's bytes become segments: over-long lines cut, lines counted, the kind recognised. Pure.
+
+What a source remembers between two reads is the length of its unfinished line, whether the rest of that
+line is being skipped, and, until `SAMPLE_LINES` lines were seen, a sample of them to recognise the kind by.
+"""
+
+from collections.abc import Callable, Sequence
+
+from detection.frames import Segment
+
+SAMPLE_LINES = 20
+# Enough of a line to tell its kind; a thousand connections may each hold twenty of them.
+SAMPLE_LINE_BYTES = 4096
+
+Recognise = Callable[[Sequence[bytes]], str]
+
+
+class Source:
+    """`kind` is "auto" or the kind of every line; `recognise` decides it for "auto"."""
+
+    def __init__(self, name: str, kind: str, recognise: Recognise, max_line_bytes: int) -> None:
+        self.name = name
+        self._limit = max_line_bytes
+        self._length = 0  # kept bytes of the unfinished line
+        self._skipping = False  # the unfinished line is full: drop everything up to its newline
+        self._sample: _Sample | None = _Sample(recognise) if kind == "auto" else None
+        self._kind = kind if kind != "auto" else "plain"
+        self._begun = False
+
+    def feed(self, data: bytes) -> Segment | None:
+        """The segment for the next `data` of this source; None when it all belongs to a line already full."""
+        kept, lines, cut = self._cut(data)
+        if not kept:
+            return None
+        self._begun = True
+        return Segment(self.name, self._recognised(kept), kept, lines, cut)
+
+    def finish(self) -> Segment | None:
+        """The closing segment: an unfinished line is a line now. None when the source never said anything."""
+        if not self._begun:
+            return None
+        tail = self._length > 0
+        cut = (0,) if self._skipping else ()
+        return Segment(self.name, self._recognised(b"\n" if tail else b""), b"", int(tail), cut, last=True)
+
+    def _cut(self, data: bytes) -> tuple[bytes, int, tuple[int, ...]]:
+        """`data` without what exceeds the limit, the lines it completes, the ordinals of those cut.
+
+        Whole runs of short lines are found with one backward search, so the usual chunk takes a
+        handful of steps whatever its number of lines.
+        """
+        kept: list[bytes] = []
+        cut: list[int] = []
+        lines = at = 0
+        while at < len(data):
+            if self._skipping:
+                newline = data.find(b"\n", at)
+                if newline < 0:
+                    break
+                kept.append(b"\n")
+                cut.append(lines)
+                lines += 1
+                self._skipping, self._length = False, 0
+                at = newline + 1
+                continue
+            room = self._limit - self._length
+            newline = data.rfind(b"\n", at, at + room + 1)
+            if newline >= 0:
+                kept.append(data[at : newline + 1])
+                lines += data.count(b"\n", at, newline + 1)
+                self._length = 0
+                at = newline + 1
+            else:
+                piece = data[at : at + room]
+                kept.append(piece)
+                self._length += len(piece)
+                at += len(piece)
+                self._skipping = at < len(data)
+        return b"".join(kept), lines, tuple(cut)
+
+    def _recognised(self, kept: bytes) -> str:
+        if self._sample is not None:
+            self._kind = self._sample.kind(kept) or self._kind
+            if self._sample.complete:
+                self._sample = None
+        return self._kind
+
+
+class _Sample:
+    """The first lines of a source. The kind may change with each read until the sample is complete."""
+
+    def __init__(self, recognise: Recognise) -> None:
+        self._recognise = recognise
+        self._lines: list[bytes] = []
+        self._tail = b""
+
+    @property
+    def complete(self) -> bool:
+        return len(self._lines) == SAMPLE_LINES
+
+    def kind(self, data: bytes) -> str | None:
+        """The kind by all lines so far, or None as long as there is no whole line."""
+        *whole, tail = (self._tail + data).split(b"\n", SAMPLE_LINES - len(self._lines))
+        self._lines += [line.removesuffix(b"\r")[:SAMPLE_LINE_BYTES] for line in whole]
+        self._tail = tail[:SAMPLE_LINE_BYTES]
+        return self._recognise(self._lines) if self._lines else None

@@ -1,0 +1,141 @@
+"""Scoring: the one owner of the detector. Frames and questions take turns at it, in a worker thread.
+
+Turns are first come, first served, so a question waits for at most one frame (and for questions before it).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+
+import trio
+
+from actors.published import Published, S, Summary
+from detection.frames import Sequenced
+from detection.state import State
+
+HEARTBEAT_SECONDS = 1.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+SummaryT = TypeVar("SummaryT", bound=Summary, covariant=True)
+TrainingSetT = TypeVar("TrainingSetT", covariant=True)
+
+
+class Verdicts(Protocol):
+    """What one frame led to. Ids ("123", "123.2") ascend within it and from frame to frame."""
+
+    @property
+    def seq(self) -> int: ...
+
+    @property
+    def line(self) -> int: ...
+
+    @property
+    def lines(self) -> int: ...
+
+    def flagged(self) -> list[dict[str, Any]]: ...
+
+    def records(self) -> Iterator[dict[str, Any]]: ...
+
+
+class Detector(Protocol[SummaryT, TrainingSetT]):
+    """What scoring asks of a detector: blocking, never two calls at a time."""
+
+    def apply(self, item: Sequenced) -> Verdicts: ...
+
+    def ask(self, lines: Sequence[bytes], session: str | None) -> list[dict[str, Any]]: ...
+
+    def export(self) -> State: ...
+
+    def training_set(self) -> TrainingSetT: ...
+
+    def summary(self) -> SummaryT: ...
+
+
+class StateAbandoned(Exception):
+    """A frame was applied half-way, so the state in memory is no state of any frame."""
+
+
+class Scoring(Generic[S, TrainingSetT]):
+    """Turns at the detector, and `published`: its summary after the last frame."""
+
+    def __init__(self, detector: Detector[S, TrainingSetT]) -> None:
+        self._detector = detector
+        self._turn = trio.Lock()
+        self._limiter = trio.CapacityLimiter(1)
+        self._applying: int | None = None
+        self.published: Published[S] = Published(detector.summary())
+
+    async def apply(self, item: Sequenced) -> Verdicts:
+        """Apply and publish. After an error the state is abandoned: nothing is answered or exported."""
+
+        def apply() -> tuple[Verdicts, S]:
+            # Marked in the thread: a cancellation before it starts must not cost the state.
+            self._applying = item.seq
+            verdicts = self._detector.apply(item)
+            self._applying = None
+            return verdicts, self._detector.summary()
+
+        async with self._turn:
+            self._refuse_abandoned()
+            verdicts, summary = await self._in_thread(apply)
+            self.published.publish(summary)
+        return verdicts
+
+    async def ask(self, lines: Sequence[bytes], session: str | None) -> list[dict[str, Any]]:
+        """What the detector would say of each line now. Changes nothing."""
+        return await self._turn_for(self._detector.ask, lines, session)
+
+    async def export(self) -> tuple[S, State]:
+        """A copy of the state, and the summary of the same moment."""
+
+        def export() -> tuple[S, State]:
+            return self._detector.summary(), self._detector.export()
+
+        return await self._turn_for(export)
+
+    async def training_set(self) -> TrainingSetT:
+        return await self._turn_for(self._detector.training_set)
+
+    async def beat(self, heartbeat: Callable[[], None]) -> None:
+        """Call `heartbeat` every HEARTBEAT_SECONDS, in a turn of its own: a hung detector stops it."""
+        while True:
+            async with self._turn:
+                heartbeat()
+            await trio.sleep(HEARTBEAT_SECONDS)
+
+    async def _turn_for(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        async with self._turn:
+            self._refuse_abandoned()
+            return await self._in_thread(lambda: call(*args, **kwargs))
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(call, limiter=self._limiter)
+
+    def _refuse_abandoned(self) -> None:
+        if self._applying is not None:
+            raise StateAbandoned(f"frame {self._applying} was not applied to its end")
+
+
+async def run_scoring(
+    scoring: Scoring[S, TrainingSetT],
+    frames: trio.MemoryReceiveChannel[Sequenced],
+    verdicts: "trio.MemorySendChannel[Verdicts]",
+    heartbeat: Callable[[], None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Apply frames until the sequencer is gone, then close `verdicts` and `scoring.published`.
+
+    Takes ownership of both channel ends. `heartbeat` is called about once a second, on the event loop, as
+    long as turns come to an end. An exception of the detector propagates: the state is abandoned.
+    """
+    with frames, verdicts:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(scoring.beat, heartbeat)
+                task_status.started()
+                async for item in frames:
+                    await verdicts.send(await scoring.apply(item))
+                nursery.cancel_scope.cancel()
+        finally:
+            scoring.published.close()

@@ -1,0 +1,227 @@
+"""The sequencer: gives every frame its place, makes it durable, tells who waits, passes it on.
+
+Order of events for a frame: numbered, appended to the journal (durable on return), `committed` set for its
+sources, sent to scoring. So what scoring has seen is in the journal, and a source that was told "committed"
+may forget its bytes. Chunks of many sources share a frame, and everything that waits shares one append.
+
+A journal that cannot be written degrades the daemon, it does not stop it: nothing is told, so sources wait,
+and the same frames are tried again every `RETRY_SECONDS` until the disk is back.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from detection.frames import Frame, LinesFrame, Segment, Sequenced, TickFrame, count_lines, encode
+from detection.model import Model
+from persistence.journal import JournalError
+from persistence.segment import Entry
+
+FRAME_BYTES = 256 * 1024  # of line data in one frame: what scoring does in one turn
+GATHER_BYTES = 1024 * 1024  # in one append: what may be accepted ahead of scoring, beside its queue
+RETRY_SECONDS = 1.0
+# A tick comes a little after the idle time, so that a log clock slightly ahead of ours is past it, too.
+TICK_GRACE_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Chunk:
+    """What ingest hands over; `committed` is set once `segment` is durable."""
+
+    segment: Segment
+    committed: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(eq=False, slots=True)
+class FrameRequest:
+    """A frame other than lines. `seq` and `line` are its place once `committed` is set."""
+
+    frame: Frame
+    model: Model | None = None
+    committed: trio.Event = field(default_factory=trio.Event)
+    seq: int = 0
+    line: int = 0
+
+
+Request = Chunk | FrameRequest
+
+
+async def submit(
+    requests: "trio.MemorySendChannel[Request]", frame: Frame, model: Model | None = None
+) -> tuple[int, int]:
+    """Have `frame` journaled; its (seq, line) once it is durable, applied a little later.
+
+    The frame takes its place even when the caller is cancelled while waiting for the answer.
+    """
+    request = FrameRequest(frame, model)
+    await requests.send(request)
+    await request.committed.wait()
+    return request.seq, request.line
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why the journal cannot be written, and since when (seconds since the epoch)."""
+
+    error: str
+    since: float
+
+
+class Sequencer:
+    """The place of the last durable frame, and the only hand on the journal.
+
+    `handed_on` is the last frame that is on its way to scoring or there, 0 as long as this process had none.
+    `append` and `rotate` are the store's: blocking, run in one worker thread, one at a time.
+    `now` is the wall clock in seconds since the epoch; it stamps frames and is asked nowhere else.
+    """
+
+    def __init__(
+        self,
+        append: Callable[[Sequence[Entry]], None],
+        rotate: Callable[[], None],
+        *,
+        seq: int,
+        line: int,
+        now: Callable[[], float],
+    ) -> None:
+        self.seq = seq
+        self.line = line
+        self.handed_on = 0
+        self.trouble: Trouble | None = None
+        self._append = append
+        self._rotate = rotate
+        self._now = now
+        self._turn = trio.Lock()
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def rotate(self) -> None:
+        """Begin a new journal segment, between two appends. Raises JournalError or OSError.
+
+        Also works when `run_sequencer` has ended, for the last checkpoint.
+        """
+        async with self._turn:
+            await trio.to_thread.run_sync(self._rotate, limiter=self._limiter)
+
+    async def commit(self, requests: Sequence[Request]) -> list[Sequenced]:
+        """Number and append `requests`, and tell who waits; however often the journal fails."""
+        placed = self._place(requests)
+        await self._journal([item for item, _ in placed])
+        for item, members in placed:
+            self.seq, self.line = item.seq, item.line
+            self.handed_on = item.seq
+            for request in members:
+                if isinstance(request, FrameRequest):
+                    request.seq, request.line = item.seq, item.line
+                request.committed.set()
+        return [item for item, _ in placed]
+
+    def _place(self, requests: Sequence[Request]) -> list[tuple[Sequenced, list[Request]]]:
+        placed: list[tuple[Sequenced, list[Request]]] = []
+        seq, line, received = self.seq, self.line, self._now()
+        for members in _frames(requests):
+            first = members[0]
+            if isinstance(first, FrameRequest):
+                frame, model = first.frame, first.model
+            else:
+                segments = tuple(chunk.segment for chunk in members if isinstance(chunk, Chunk))
+                frame, model = LinesFrame(received, segments), None
+            seq, line = seq + 1, line + count_lines(frame)
+            placed.append((Sequenced(seq, line, frame, model), members))
+        return placed
+
+    async def _journal(self, items: Sequence[Sequenced]) -> None:
+        while True:
+            # The turn is given up between tries: a checkpoint that rotates may be what heals the journal.
+            async with self._turn:
+                try:
+                    await trio.to_thread.run_sync(self._write, items, limiter=self._limiter)
+                    break
+                except JournalError as exc:
+                    self._failed(exc)
+            await trio.sleep(RETRY_SECONDS)
+        if self.trouble is not None:
+            log.warning("journal: written again after %.1f s", self._now() - self.trouble.since)
+            self.trouble = None
+
+    def _failed(self, exc: JournalError) -> None:
+        if self.trouble is None:
+            log.error("journal: not written, sources wait, retrying: %s", exc)
+        self.trouble = Trouble(str(exc), self.trouble.since if self.trouble else self._now())
+
+    def _write(self, items: Sequence[Sequenced]) -> None:
+        self._append([Entry(item.seq, item.line, count_lines(item.frame), encode(item.frame)) for item in items])
+
+    def tick(self) -> FrameRequest:
+        return FrameRequest(TickFrame(self._now()))
+
+
+def _frames(requests: Sequence[Request]) -> list[list[Request]]:
+    """`requests` in order, chunks together up to FRAME_BYTES, every other frame on its own."""
+    groups: list[list[Request]] = []
+    room = 0
+    for request in requests:
+        size = len(request.segment.data) if isinstance(request, Chunk) else 0
+        if isinstance(request, Chunk) and groups and isinstance(groups[-1][0], Chunk) and size <= room:
+            groups[-1].append(request)
+        else:
+            groups.append([request])
+            room = FRAME_BYTES
+        room -= size
+    return groups
+
+
+async def run_sequencer(
+    sequencer: Sequencer,
+    requests: "trio.MemoryReceiveChannel[Request]",
+    frames: trio.MemorySendChannel[Sequenced],
+    *,
+    idle_seconds: float,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Commit requests and pass the frames on until every requester is gone, then close `frames`.
+
+    Takes ownership of both channel ends. When scoring is slow the send waits, so requests wait, so sources
+    wait. After `idle_seconds` without lines one tick is journaled, and no other until lines come again.
+    Cancelled: what was not durable yet is never told committed.
+    """
+    silence = idle_seconds + TICK_GRACE_SECONDS
+    with requests, frames:
+        task_status.started()
+        # From the start: sessions that were open before a restart end by silence, too.
+        tick_at = trio.current_time() + silence
+        while True:
+            try:
+                gathered = await _gather(requests, tick_at)
+            except trio.EndOfChannel:
+                return
+            if not gathered:
+                gathered, tick_at = [sequencer.tick()], math.inf
+            elif any(isinstance(request, Chunk) for request in gathered):
+                tick_at = trio.current_time() + silence
+            for item in await sequencer.commit(gathered):
+                await frames.send(item)
+
+
+async def _gather(requests: "trio.MemoryReceiveChannel[Request]", deadline: float) -> list[Request]:
+    """The next request and all that wait behind it, about GATHER_BYTES at most; empty at the deadline.
+
+    A source has one chunk under way, so one gathering takes at most one chunk of each: that is all the
+    fairness needs.
+    """
+    gathered: list[Request] = []
+    size = 0
+    with trio.CancelScope(deadline=deadline):
+        gathered.append(await requests.receive())
+    while gathered and size < GATHER_BYTES:
+        size += len(gathered[-1].segment.data) if isinstance(gathered[-1], Chunk) else 0
+        try:
+            gathered.append(requests.receive_nowait())
+        except (trio.WouldBlock, trio.EndOfChannel):
+            # An end of channel is met again by the next receive.
+            break
+    return gathered

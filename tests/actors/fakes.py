@@ -1,0 +1,165 @@
+"""A detector, a store and files small enough to see through, for the actors' tests."""
+
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from detection.frames import LinesFrame, ModelFrame, Sequenced, count_lines, decode
+from detection.state import Columns, State
+from persistence.journal import JournalError
+from persistence.segment import Entry
+from persistence.store import SnapshotInfo
+
+
+@dataclass(frozen=True)
+class FakeSummary:
+    seq: int = 0
+    line: int = 0
+    training_due: bool = False
+
+
+@dataclass(frozen=True)
+class FakeVerdicts:
+    seq: int
+    line: int
+    all_records: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def lines(self) -> int:
+        return len(self.all_records)
+
+    def flagged(self) -> list[dict[str, Any]]:
+        return [record for record in self.all_records if record["flagged"]]
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        return iter(self.all_records)
+
+
+def record(number: int, *, flagged: bool = True, **more: Any) -> dict[str, Any]:
+    return {"id": str(number), "line": number, "flagged": flagged, **more}
+
+
+@dataclass(frozen=True)
+class FakeTrainingSet:
+    generation: int
+    line: int
+
+    def to_columns(self) -> State:
+        return {"generation": self.generation, "line": self.line}
+
+
+@dataclass
+class FakeDetector:
+    """Its state is the text it has seen. Lines with BAD in them are flagged; a POISON line raises half-way."""
+
+    seq: int = 0
+    line: int = 0
+    text: bytes = b""
+    tails: dict[str, bytes] = field(default_factory=dict)
+    warmup_lines: int = 1_000_000
+    model: str = ""
+    gate: threading.Event | None = None
+    calls: list[str] = field(default_factory=list)
+
+    def apply(self, item: Sequenced) -> FakeVerdicts:
+        self.calls.append(f"apply {item.seq}")
+        if self.gate is not None:
+            assert self.gate.wait(30)
+        assert item.seq == self.seq + 1 and item.line == self.line + count_lines(item.frame)
+        lines: list[bytes] = []
+        if isinstance(item.frame, LinesFrame):
+            for segment in item.frame.segments:
+                *whole, tail = (self.tails.pop(segment.source, b"") + segment.data).split(b"\n")
+                if segment.last and tail:
+                    whole, tail = [*whole, tail], b""
+                if tail:
+                    self.tails[segment.source] = tail
+                assert len(whole) == segment.lines
+                lines += whole
+        if isinstance(item.frame, ModelFrame):
+            self.model = item.frame.name
+        self.text += b"".join(line + b"\n" for line in lines)
+        if any(b"POISON" in line for line in lines):
+            raise ValueError("poison")
+        records = tuple(
+            record(self.line + 1 + n, flagged=b"BAD" in line, text=line.decode("latin-1"))
+            for n, line in enumerate(lines)
+        )
+        self.seq, self.line = item.seq, item.line
+        return FakeVerdicts(item.seq, item.line, records)
+
+    def ask(self, lines: Sequence[bytes], session: str | None) -> list[dict[str, Any]]:
+        self.calls.append("ask")
+        return [{"line": line.decode(), "known": self.line} for line in lines]
+
+    def export(self) -> State:
+        return {"seq": self.seq, "line": self.line, "text": self.text, "model": self.model}
+
+    def training_set(self) -> FakeTrainingSet:
+        return FakeTrainingSet(generation=1, line=self.line)
+
+    def summary(self) -> FakeSummary:
+        return FakeSummary(self.seq, self.line, self.line >= self.warmup_lines and not self.model)
+
+
+@dataclass
+class FakeStore:
+    """Keeps what it is given. `full` makes every write fail, as a full disk does."""
+
+    directory: Path = Path("/state")
+    entries: list[Entry] = field(default_factory=list)
+    appends: list[int] = field(default_factory=list)
+    snapshots: list[tuple[int, int, State, tuple[str, ...]]] = field(default_factory=list)
+    rotations: list[int] = field(default_factory=list)
+    full: bool = False
+    snapshots_fail: bool = False
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        if self.full:
+            raise JournalError("journal-1.log: no space left on device")
+        self.entries += entries
+        self.appends.append(len(entries))
+
+    def rotate(self) -> None:
+        if self.full:
+            raise JournalError("journal-2.log: no space left on device")
+        self.rotations.append(self.entries[-1].seq if self.entries else 0)
+
+    def write_snapshot(self, seq: int, line: int, columns: Columns, models: Collection[str] = ()) -> SnapshotInfo:
+        if self.full or self.snapshots_fail:
+            raise OSError(28, "No space left on device")
+        self.snapshots.append((seq, line, dict(columns), tuple(models)))
+        return SnapshotInfo(name=f"snapshot-{seq}.msgpack", seq=seq, line=line, bytes=100, time=0.0)
+
+    def text(self) -> bytes:
+        """The bytes of all segments in journal order."""
+        frames = [decode(entry.payload) for entry in self.entries]
+        return b"".join(segment.data for frame in frames if isinstance(frame, LinesFrame) for segment in frame.segments)
+
+
+@dataclass
+class FakeWriter:
+    """A file of records in memory. `full` makes both calls fail."""
+
+    records: list[bytes] = field(default_factory=list)
+    synced: int = 0
+    full: bool = False
+
+    def append(self, records: list[bytes]) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        self.records += records
+
+    def sync(self) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        self.synced = len(self.records)
+
+
+def wall_clock() -> float:
+    """Seconds since the epoch that move with the test's virtual clock."""
+    return 1_700_000_000.0 + trio.current_time()

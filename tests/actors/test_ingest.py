@@ -1,0 +1,266 @@
+"""Ingest over real Unix sockets; the sequencer's part is played by the test where order matters."""
+
+import errno
+import resource
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from actors.ingest import ACCEPT_PAUSE_SECONDS, CHUNK_BYTES, Counters, run_ingest
+from actors.sequencer import Chunk
+from detection.frames import Segment
+
+
+@dataclass
+class Ingest:
+    path: Path
+    chunks: trio.MemoryReceiveChannel[Chunk]
+    stop: trio.Event
+    cancel: trio.CancelScope
+    counters: Counters = field(default_factory=Counters)
+
+    async def connect(self) -> trio.SocketStream:
+        stream: trio.SocketStream = await trio.open_unix_socket(self.path)
+        return stream
+
+    async def commit(self) -> Segment:
+        """The next chunk, made durable."""
+        chunk = await self.chunks.receive()
+        chunk.committed.set()
+        return chunk.segment
+
+    async def commit_all(self, into: list[Segment], *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        async for chunk in self.chunks:
+            into.append(chunk.segment)
+            chunk.committed.set()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(30):
+        while not condition():
+            await trio.lowlevel.checkpoint()
+
+
+def recognise(lines: Sequence[bytes]) -> str:
+    return "json" if lines[0].startswith(b"{") else "plain"
+
+
+@asynccontextmanager
+async def ingesting(
+    path: Path, *, max_connections: int = 1024, orphans: Sequence[str] = (), max_line_bytes: int = 65536
+) -> AsyncIterator[Ingest]:
+    send, receive = trio.open_memory_channel[Chunk](64)
+    with trio.socket.socket(socket.AF_UNIX) as listener:
+        await listener.bind(str(path / "log.sock"))
+        listener.listen(1024)
+        async with trio.open_nursery() as nursery:
+            running = Ingest(path / "log.sock", receive, trio.Event(), nursery.cancel_scope)
+
+            async def run() -> None:
+                await run_ingest(
+                    [listener],
+                    send,
+                    stop=running.stop,
+                    salt="salt",
+                    recognise=recognise,
+                    max_line_bytes=max_line_bytes,
+                    max_connections=max_connections,
+                    orphans=orphans,
+                    counters=running.counters,
+                )
+
+            nursery.start_soon(run)
+            yield running
+            nursery.cancel_scope.cancel()
+
+
+async def test_bytes_come_through_as_they_are_and_a_clean_end_says_durable(tmp_path: Path) -> None:
+    text = b"\x00\xff\xfe\r\n\n\xe2\x80\xa8one\rtwo\x1b[31m\n{}\nlast"
+    async with ingesting(tmp_path) as ingest, await ingest.connect() as client:
+        await client.send_all(text)
+        await client.send_eof()
+
+        first = await ingest.commit()
+        assert (first.source, first.kind, first.data, first.lines) == ("salt-1", "plain", text, 4)
+        last = await ingest.chunks.receive()
+        assert (last.segment.data, last.segment.lines, last.segment.last) == (b"", 1, True)
+
+        with trio.move_on_after(0.05) as early:
+            await client.receive_some(1)
+        assert early.cancelled_caught, "no end of file before the last line is durable"
+        last.committed.set()
+        assert await client.receive_some(1) == b""
+        assert ingest.counters == Counters(5, len(text), 0, 0, 1, 0)
+
+
+async def test_a_chunk_is_in_flight_alone_and_reading_waits_until_it_is_durable(tmp_path: Path) -> None:
+    async with ingesting(tmp_path) as ingest, await ingest.connect() as client:
+        await client.send_all(b"one\n")
+        first = await ingest.chunks.receive()
+        await client.send_all(b"two\n")
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.WouldBlock):
+            ingest.chunks.receive_nowait()
+        first.committed.set()
+        assert (await ingest.commit()).data == b"two\n"
+
+
+async def test_a_sender_faster_than_the_journal_waits(tmp_path: Path) -> None:
+    async with ingesting(tmp_path) as ingest, await ingest.connect() as client:
+        with trio.move_on_after(0.2) as waited:
+            await client.send_all(b"x" * 99 + b"\n" + b"y" * 10_000_000)
+        assert waited.cancelled_caught
+        chunk = await ingest.chunks.receive()
+        assert len(chunk.segment.data) <= CHUNK_BYTES
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_dying_with_a_chunk_under_way_resets_the_sender_never_a_clean_end(tmp_path: Path, durable: bool) -> None:
+    async with ingesting(tmp_path) as ingest:
+        client = await ingest.connect()
+        await client.send_all(b"one\n")
+        await client.send_eof()
+        chunk = await ingest.chunks.receive()
+        if durable:
+            chunk.committed.set()
+            (await ingest.chunks.receive()).committed.set()
+            assert await client.receive_some(1) == b""
+        ingest.cancel.cancel()
+    if not durable:
+        with pytest.raises(trio.BrokenResourceError) as reset:
+            await client.receive_some(1)
+        assert isinstance(reset.value.__cause__, ConnectionResetError)
+    await client.aclose()
+
+
+async def test_stop_confirms_what_is_under_way_reads_nothing_more_and_ends(tmp_path: Path) -> None:
+    async with ingesting(tmp_path) as ingest:
+        idle, busy = await ingest.connect(), await ingest.connect()
+        await busy.send_all(b"one\n")
+        chunk = await ingest.chunks.receive()
+        await busy.send_all(b"two\n")
+        ingest.stop.set()
+        await wait_all_tasks_blocked()
+        assert await idle.receive_some(1) == b"", "everything it sent is durable"
+
+        chunk.committed.set()
+        assert [c.segment async for c in ingest.chunks] == []
+        assert ingest.counters.lines == 1
+        with pytest.raises(trio.BrokenResourceError):
+            await busy.receive_some(1)
+        await idle.aclose()
+        await busy.aclose()
+
+
+async def test_a_hundred_clients_that_die_hang_or_dribble_harm_nobody(tmp_path: Path, nursery: trio.Nursery) -> None:
+    async with ingesting(tmp_path) as ingest:
+        segments: list[Segment] = []
+        await nursery.start(ingest.commit_all, segments)
+        silent = [await ingest.connect() for _ in range(30)]
+        for n in range(40):
+            client = await ingest.connect()
+            await client.send_all(b"killed %d" % n)
+            await client.aclose()
+        dribbling = await ingest.connect()
+
+        def moved(seen: int) -> bool:
+            return ingest.counters.bytes > seen
+
+        async def dribble() -> None:
+            for byte in b"dribble\n":
+                seen = ingest.counters.bytes
+                await dribbling.send_all(bytes([byte]))
+                await until(partial(moved, seen))
+
+        nursery.start_soon(dribble)
+        good = await ingest.connect()
+        await good.send_all(b"good line\n" * 50_000)
+        await good.send_eof()
+        assert await good.receive_some(1) == b""
+        await until(lambda: ingest.counters.connections_open == 31 and ingest.counters.lines == 50_041)
+
+        by_source: dict[str, int] = {}
+        for segment in segments:
+            by_source[segment.source] = by_source.get(segment.source, 0) + segment.lines
+        assert sorted(by_source.values()) == [1] * 41 + [50_000]
+        for client in [*silent, dribbling, good]:
+            await client.aclose()
+
+
+async def test_a_hundred_megabytes_without_newline_are_one_cut_line_in_flat_memory(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    async with ingesting(tmp_path, max_line_bytes=65536) as ingest:
+        segments: list[Segment] = []
+        await nursery.start(ingest.commit_all, segments)
+        block = bytes(1_000_000)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        async with await ingest.connect() as client:
+            for _ in range(100):
+                await client.send_all(block)
+            await client.send_all(b"\nnext\n")
+            await client.send_eof()
+            assert await client.receive_some(1) == b""
+        assert b"".join(segment.data for segment in segments) == bytes(65536) + b"\nnext\n"
+        assert ingest.counters.lines == 2 and ingest.counters.lines_truncated == 1
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8_000, "kilobytes"
+
+
+async def test_at_the_cap_connections_wait_in_the_backlog(tmp_path: Path) -> None:
+    async with ingesting(tmp_path, max_connections=2) as ingest:
+        first, second = await ingest.connect(), await ingest.connect()
+        async with await ingest.connect() as third:
+            await third.send_all(b"patience\n")
+            await wait_all_tasks_blocked()
+            assert ingest.counters.connections_open == 2
+            await first.aclose()
+            assert (await ingest.commit()).data == b"patience\n"
+        await second.aclose()
+
+
+async def test_out_of_descriptors_accepting_pauses_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    accepted: list[float] = []
+    with trio.socket.socket(socket.AF_UNIX) as any_socket:
+        real = type(any_socket)
+    original = real.accept
+
+    async def flaky(self: trio.socket.SocketType) -> object:
+        accepted.append(trio.current_time())
+        if len(accepted) <= 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await original(self)
+
+    monkeypatch.setattr(real, "accept", flaky)
+    async with ingesting(tmp_path) as ingest, await ingest.connect() as client:
+        await client.send_all(b"in the end\n")
+        assert (await ingest.commit()).data == b"in the end\n"
+        assert ingest.counters.accept_errors == 3
+        gaps = [later - earlier for earlier, later in pairwise(accepted[:4])]
+        assert gaps == pytest.approx([ACCEPT_PAUSE_SECONDS] * 3)
+
+
+async def test_unfinished_lines_of_an_earlier_process_become_lines_before_anyone_is_served(
+    tmp_path: Path,
+) -> None:
+    async with ingesting(tmp_path, orphans=["old-1", "old-7"]) as ingest:
+        async with await ingest.connect() as client:
+            await client.send_all(b"new\n")
+            orphans = [await ingest.chunks.receive() for _ in range(2)]
+            assert {c.segment for c in orphans} == {
+                Segment(name, "plain", b"", 1, last=True) for name in ("old-1", "old-7")
+            }
+            assert ingest.counters.connections_total == 0
+            for chunk in orphans:
+                chunk.committed.set()
+            assert (await ingest.commit()).data == b"new\n"
