@@ -24,8 +24,8 @@ class RecentLines:
 
     def append(self, first_line: int, lines: Sequence[bytes]) -> None:
         """Remember `lines`, numbered from `first_line`; numbers may jump forward, never back."""
+        first_line += max(len(lines) - _RING_LINES, 0)
         lines = lines[-_RING_LINES:]
-        first_line = max(first_line, 0)
         kept = [line[:_KEPT_OF_A_LINE] for line in lines]
         sizes = np.fromiter(map(len, kept), dtype=np.int64, count=len(kept))
         starts = self._written + np.concatenate(([0], np.cumsum(sizes[:-1]))) if len(kept) else sizes

@@ -140,7 +140,8 @@ def test_a_session_is_flagged_by_its_members_once_at_most(lines: list[bytes], mo
 
 def test_an_attack_is_flagged_from_the_first_line_on() -> None:
     journal = started()
-    line = b'203.0.113.9 - - [17/May/2015:10:05:03 +0000] "GET /x?id=1%27%20UNION%20SELECT%20password%20FROM%20users-- HTTP/1.1" 200 1 "-" "-"'
+    request = b"GET /x?id=1%27%20UNION%20SELECT%20password%20FROM%20users-- HTTP/1.1"
+    line = b'203.0.113.9 - - [17/May/2015:10:05:03 +0000] "' + request + b'" 200 1 "-" "-"'
     (record,) = journal.apply(LinesFrame(RECEIVED, (segment([line]),))).flagged()
     assert record["verdict"] == "attack" and record["id"] == "1" and record["session"] == "203.0.113.9"
     assert record["rules"] and record["members"]["rules"]["score"] >= 0.5
@@ -218,7 +219,7 @@ def test_a_line_may_come_in_pieces_and_from_many_sources_at_once(lines: list[byt
         pieces.apply(LinesFrame(RECEIVED, (Segment("s", "access", part, part.count(b"\n")),)))
     assert pieces.detector.line == 50
     for name in ("sessions.serial", "history.templates", "recent.bytes"):
-        np.testing.assert_array_equal(whole.detector.export()[name], pieces.detector.export()[name])  # type: ignore[arg-type]
+        np.testing.assert_array_equal(whole.detector.export()[name], pieces.detector.export()[name])
 
     mixed = started()
     verdicts = mixed.apply(

@@ -154,8 +154,8 @@ def test_a_table_that_was_exported_and_loaded_goes_on_as_if_nothing_had_been(
     reloaded = (SessionTable.load(broken[0].export()), History.load(broken[1].export()))
     feed(*straight, half + 1, keys[half:], clock[half:].tolist())
     feed(*reloaded, half + 1, keys[half:], clock[half:].tolist())
-    for a, b in zip(straight, reloaded, strict=True):
-        ours, theirs = a.export(), b.export()
+    for part in (0, 1):
+        ours, theirs = straight[part].export(), reloaded[part].export()
         assert ours.keys() == theirs.keys()
         for name in ours:
             np.testing.assert_array_equal(np.asarray(ours[name]), np.asarray(theirs[name]), err_msg=name)
