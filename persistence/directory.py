@@ -1,6 +1,6 @@
 """One state directory, safely ours: owner, modes, symbolic links, and the lock for the life of the process.
 
-lock   "<pid>\\n", and "journal\\n" after it once a journal was begun here: a directory that then holds
+lock   "<pid>" padded to 10 characters, "\\n", and "journal\\n" after it once a journal was begun here: a directory that then holds
        neither snapshot nor journal has lost them
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persistence import model_file, segment
+from persistence.disk import REAL
 
 SNAPSHOT = re.compile(r"snapshot-([0-9]{20})\.msgpack")
 PIN_SUFFIX = ".pin"
@@ -34,7 +35,7 @@ class Lock:
 
     def mark_journaled(self) -> None:
         """Remember, durably, that there is something to lose from now on. Raises OSError."""
-        os.pwrite(self.descriptor, b"%d\n%s" % (os.getpid(), _JOURNALED), 0)
+        os.pwrite(self.descriptor, _lock_text(True), 0)
         os.fsync(self.descriptor)
 
 
@@ -42,7 +43,7 @@ class Lock:
 def open_directory(directory: Path) -> Iterator[Lock]:
     """Create `directory` if need be, check it and hold its lock. Raises `StoreError`."""
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(directory)
         _check_directory(directory)
         for path in directory.iterdir():
             if _is_ours(path.name):
@@ -62,16 +63,28 @@ def _locked(directory: Path, descriptor: int) -> Lock:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
-        holder = os.pread(descriptor, 32, 0).partition(b"\n")[0]
+        holder = os.pread(descriptor, 32, 0).partition(b"\n")[0].strip()
         name = f"process {int(holder)}" if holder.isdigit() else "another process"
         raise StoreError(f"{directory}: in use by {name}") from exc
     try:
         was_journaled = os.pread(descriptor, 64, 0).endswith(_JOURNALED)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n%s" % (os.getpid(), _JOURNALED if was_journaled else b""), 0)
+        # Written over before it is cut: being killed here must not forget that there is something to lose.
+        os.pwrite(descriptor, _lock_text(was_journaled), 0)
+        os.ftruncate(descriptor, len(_lock_text(was_journaled)))
     except OSError as exc:
         raise StoreError(f"{directory}: is not writable: {exc.strerror}") from exc
     return Lock(descriptor, was_journaled)
+
+
+def _lock_text(journaled: bool) -> bytes:
+    return b"%-10d\n%s" % (os.getpid(), _JOURNALED if journaled else b"")
+
+
+def _make(directory: Path) -> None:
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in missing:
+        REAL.sync(path.parent)  # or a power cut takes the new directory with all that is in it
 
 
 def _check_directory(directory: Path) -> None:

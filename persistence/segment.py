@@ -83,7 +83,7 @@ class Scan:
 
 
 def segment_name(first_seq: int, attempt: int) -> str:
-    """`attempt` counts the segments that begin at the same seq: a write failed, or a start brought nothing."""
+    """`attempt` counts the segments that begin at one seq: a write failed, or a start brought nothing."""
     return f"journal-{first_seq:020d}.log" if attempt == 0 else f"journal-{first_seq:020d}-{attempt}.log"
 
 

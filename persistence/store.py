@@ -1,7 +1,7 @@
 """The store: one state directory, and everything that may be done to it.
 
     lock                     held for the life of the process
-    snapshot-<seq>.msgpack   the state at `seq` (persistence/snapshot.py); with `.pin` beside it, kept for ever
+    snapshot-<seq>.msgpack   the state at `seq` (persistence/snapshot.py); with `.pin` beside it it stays
     model-<gen>-<hash>.pt    immutable (persistence/model_file.py)
     journal-<seq>.log        the frames from `seq` on (persistence/journal.py)
     training/                scratch of the trainer, emptied at open
@@ -19,6 +19,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from persistence import model_file, snapshot
@@ -103,6 +104,7 @@ class Store:
         except OSError as exc:
             raise StoreError(f"{exc.filename or self.directory}: {exc.strerror}") from exc
         self._sound = {model.name: model for model in found.models}
+        self._needed.clear()
         self._recovery = found
         return found
 
@@ -233,8 +235,16 @@ class Store:
 
     def models(self) -> list[ModelFile]:
         """The sound model files, newest generation first."""
-        present = [path.name for path in model_paths(self.directory)]
-        return [self._sound[name] for name in present if name in self._sound]
+        models = []
+        for path in model_paths(self.directory):
+            try:
+                if path.name not in self._sound:
+                    self._sound[path.name] = model_file.hash_model(path, disk=self._disk)
+                models.append(self._sound[path.name])
+            except ModelError:
+                # Damaged since recovery: `load_model` says so, and sets it aside.
+                continue
+        return models
 
     def _prune(self) -> list[str]:
         losses = Losses()
@@ -257,16 +267,23 @@ class Store:
         for seq, path in snapshot_paths(self.directory):
             try:
                 if path.name not in self._needed:
-                    self._needed[path.name] = snapshot.check_snapshot(path, disk=self._disk)[1]
+                    self._needed[path.name] = self._checked(seq, path)
                 sound.append((seq, path))
             except SnapshotError as exc:
                 set_aside(path, bare_reason(path, exc), self._disk, losses)
         return sound
 
+    def _checked(self, seq: int, path: Path) -> tuple[str, ...]:
+        header, models = snapshot.check_snapshot(path, disk=self._disk)
+        if header.seq != seq:
+            raise SnapshotError(f"{path}: is of frame {header.seq}")
+        return models
+
     def _prune_before(self, seq: int) -> None:
         """Remove what only a state before `seq` would need."""
         row = segments(self.directory)
-        for (_, path), (next_first, _) in zip(row, row[1:], strict=False):
+        # The one before the last stays: it announces the last, whose loss would go unnoticed.
+        for (_, path), (next_first, _) in pairwise(row[:-1]):
             if next_first > seq + 1:
                 break
             self._disk.unlink(path)
@@ -279,10 +296,7 @@ class Store:
 
     def _error_in(self, info: SnapshotInfo) -> str | None:
         try:
-            header, models = snapshot.check_snapshot(self.directory / info.name, disk=self._disk)
-            if header.seq != info.seq:
-                return f"{self.directory / info.name}: is of frame {header.seq}"
-            for name in models:
+            for name in self._checked(info.seq, self.directory / info.name):
                 model_file.hash_model(self.model_path(name), disk=self._disk)
         except FileNotFoundError as exc:
             return f"{exc.filename}: is missing"
