@@ -1,0 +1,52 @@
+# make run    see it work on real lines (the first run trains a model and remembers it)
+# make test   everything that CI checks
+# make bench  print the benchmarks' tables
+# make setup  only prepare .venv for the above
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test lint bench setup clean
+
+run: $(VENV)/.installed
+	@$(BIN)/python -m daemon.demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/flake8-async daemon actors
+
+bench: $(VENV)/.installed
+	@for each in $$(ls benchmarks/*.py | grep -v __init__); do \
+	  name=$$(basename $$each .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; \
+	done
+
+setup: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing what vigild needs into $(VENV) (once; torch is large, it takes a while)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing what vigild and its tests need into $(VENV) (once; torch is large, it takes a while)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null \
+	  || { echo "there is no $(PYTHON): install Python 3.11 or newer, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$$($(PYTHON) --version) is too old: vigild needs 3.11 or newer; name it: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "$(PYTHON) cannot make environments: install its venv package (Debian: apt install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) .run
