@@ -1,0 +1,291 @@
+"""`make run`: vigild on 10,000 real lines, from knowing nothing to a memory that outlives a restart.
+
+The first run starts the daemon with an empty state directory and a small warm-up, sends it the first part of
+the bundled log, waits for the training, sends the rest, and shows what was found. At the end it notes what
+the daemon says of a hundred lines. A later run starts on the same state, sends nothing that is known already,
+asks for the same hundred lines, and compares. All of it lies in .run; removing that starts over.
+"""
+
+import gzip
+import importlib.resources
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import httpx
+
+from daemon.demo_text import found_in, greeting, how_to_go_on, memory, training_words
+from daemon.listeners import PATH_BYTES
+from daemon.places import make_private
+
+WARMUP_LINES = 4_000
+LEARNED_FIRST = 6_000  # lines sent before the training is waited for; the others meet all three detectors
+COMPARED_LINES = 100
+PORTS = range(8765, 8785)
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
+POLL_SECONDS = 0.5
+
+Say = Callable[[str], None]
+
+
+class DemoError(Exception):
+    """The demonstration cannot go on; one or two lines say why."""
+
+
+def main() -> int:
+    """0 after Ctrl-C, 1 when the demonstration could not run."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        demonstrate(Path.cwd() / ".run", _say)
+    except DemoError as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before the daemon served, or while it was being asked to stop
+        return 0
+    return 0
+
+
+def demonstrate(directory: Path, say: Say) -> None:
+    """The whole story in `directory`; returns once an interrupt has stopped the daemon. Raises DemoError."""
+    runtime = runtime_directory(directory)
+    for each in (directory, runtime):
+        make_private(each)
+    port = free_port()
+    say(f"vigild, with its state in {directory}/state and its log in {directory}/vigild.log.")
+    if port != PORTS[0]:
+        say(f"Port {PORTS[0]} is taken; the admin API gets {port}.")
+    with _daemon(directory, runtime, port) as process, _api(runtime) as api:
+        try:
+            tell_story(Daemon(process, api, directory, runtime), sample(), say)
+            say(how_to_go_on(runtime, port))
+            process.wait()
+            raise DemoError(_ended(process, directory))
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would only leave the job half done
+            say("\nStopping: saving what was learned...")
+            remember(api, directory)
+            _stop(process, directory)
+            say("Stopped. Run it again: it will remember.")
+
+
+def sample() -> list[bytes]:
+    """The bundled lines, each with its newline."""
+    packed = importlib.resources.files("daemon").joinpath("sample", "access.log.gz").read_bytes()
+    return gzip.decompress(packed).splitlines(keepends=True)
+
+
+def runtime_directory(directory: Path) -> Path:
+    """`directory`, or where its path is too long for a Unix socket, a short one that belongs to it alone."""
+    if len(os.fsencode(directory / "admin.sock")) <= PATH_BYTES:
+        return directory
+    mark = zlib.crc32(os.fsencode(directory))
+    return Path(tempfile.gettempdir()) / f"vigild-run-{os.geteuid()}-{mark:08x}"
+
+
+def free_port(ports: Sequence[int] = PORTS) -> int:
+    """The first of `ports` that nobody listens on. Raises DemoError."""
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise DemoError(f"all ports from {ports[0]} to {ports[-1]} are taken on 127.0.0.1")
+
+
+class Daemon:
+    """The running daemon, as the story needs it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], api: httpx.Client, directory: Path, runtime: Path) -> None:
+        self.process = process
+        self.api = api
+        self.directory = directory
+        self.runtime = runtime
+
+    def status(self) -> dict[str, Any]:
+        if self.process.poll() is not None:
+            raise DemoError(_ended(self.process, self.directory))
+        return _answer(self.api.get("/status"))
+
+    def send(self, name: str, lines: Sequence[bytes]) -> None:
+        """Through the socket, with vigilctl's progress bar; returns when all of it is durable."""
+        part = self.directory / name
+        part.write_bytes(b"".join(lines))
+        command = [_program("vigilctl"), "send", "--socket", str(self.runtime / "log.sock"), str(part)]
+        if subprocess.run(command).returncode:
+            raise DemoError(f"vigilctl could not send {part}")
+
+    def finds(self) -> list[dict[str, Any]]:
+        """The flagged records, oldest first."""
+        found: list[dict[str, Any]] = _answer(self.api.get("/anomalies", params={"limit": 1000}))["anomalies"]
+        return found
+
+
+def tell_story(daemon: Daemon, lines: Sequence[bytes], say: Say) -> None:
+    """From wherever the state is to where every line of the sample is known. Raises DemoError."""
+    status = daemon.status()
+    known = status["logs_processed"]
+    if known:
+        for line in greeting(status, recall(daemon.api, daemon.directory)):
+            say(line)
+    else:
+        say(
+            f"It knows nothing yet. For this demonstration it trains after {WARMUP_LINES:,} lines; "
+            "the default is 50,000.\nOnly the rules judge until then."
+        )
+    if known < LEARNED_FIRST:
+        say(f"\nSending lines {known + 1:,} to {LEARNED_FIRST:,} of the bundled access log:")
+        daemon.send("first.log", lines[known:LEARNED_FIRST])
+    if known < len(lines):
+        _await_ensemble(daemon, say)
+        begin = max(known, LEARNED_FIRST)
+        say(f"\nSending lines {begin + 1:,} to {len(lines):,}, which meet all three detectors:")
+        daemon.send("second.log", lines[begin:])
+        # The end of a file is the end of its sessions; a stream would simply go on.
+        _answer(daemon.api.post("/flush"))
+    for line in found_in(daemon.finds()):
+        say(line)
+    _answer(daemon.api.post("/checkpoint"))
+    for line in memory(daemon.status(), daemon.directory / "state"):
+        say(line)
+
+
+def _await_ensemble(daemon: Daemon, say: Say) -> None:
+    said = ""
+    while (status := daemon.status())["phase"] != "ensemble":
+        words = training_words(status.get("training") or {})
+        if words != said:
+            say(words)
+            said = words
+        time.sleep(POLL_SECONDS)
+    say("Trained: the Isolation Forest and the transformer judge from here on.")
+
+
+def remember(api: httpx.Client, directory: Path) -> None:
+    """Save, and note the digest and what is thought of the sample's last lines, for `recall` to compare."""
+    try:
+        saved = _answer(api.post("/checkpoint"))
+        note = {"digest": saved["digest"], "line": saved["line"], "answers": _ask(api)}
+    except (httpx.HTTPError, DemoError) as exc:
+        # The daemon still saves when it stops; only the comparison will have nothing to compare with.
+        print(f"nothing noted for the next run: {exc}", file=sys.stderr)
+        return
+    (directory / "remembered.json").write_text(json.dumps(note))
+
+
+def recall(api: httpx.Client, directory: Path) -> dict[str, Any] | None:
+    """What `remember` noted, None where nothing was; `same` lines get the very same answer now."""
+    try:
+        note: dict[str, Any] = json.loads((directory / "remembered.json").read_text())
+    except FileNotFoundError:
+        return None
+    answers = _ask(api)
+    note["same"] = sum(one == other for one, other in zip(note["answers"], answers, strict=True))
+    return note
+
+
+def _ask(api: httpx.Client) -> list[list[Any]]:
+    lines = [line.decode("utf-8", "surrogateescape").rstrip("\n") for line in sample()[-COMPARED_LINES:]]
+    results = _answer(api.post("/detect/batch", json={"log_lines": lines}))["results"]
+    return [[each["verdict"], each["anomaly_score"], each["p"]] for each in results]
+
+
+@contextmanager
+def _daemon(directory: Path, runtime: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The daemon, serving. Killed at the end if it still runs then."""
+    settings = directory / "vigild.toml"
+    settings.write_text(
+        "# Written by `make run`: the defaults, but for a warm-up that the bundled 10,000 lines can fill.\n"
+        f"[learning]\nwarmup_lines = {WARMUP_LINES}\n\n"
+        f'[admin]\nbind = ["unix:admin.sock", "127.0.0.1:{port}"]\n'
+    )
+    ours = ("VIGILD_", "LISTEN_", "STATE_DIRECTORY", "CONFIGURATION_DIRECTORY", "WATCHDOG_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    env |= {"RUNTIME_DIRECTORY": str(runtime), "NOTIFY_SOCKET": f"@vigild-demo-{os.getpid()}"}
+    command = [_program("vigild"), "--config", str(settings), "--state-dir", str(directory / "state")]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        # We are its service manager: it tells us when it serves, and nobody has to poll.
+        manager.bind(f"\0vigild-demo-{os.getpid()}")
+        manager.settimeout(POLL_SECONDS)
+        with open(directory / "vigild.log", "ab") as log:
+            # A session of its own, so that Ctrl-C reaches us alone and we choose how it stops.
+            process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        try:
+            _await_ready(process, manager, directory)
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def _await_ready(process: subprocess.Popen[bytes], manager: socket.socket, directory: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise DemoError(_ended(process, directory))
+        try:
+            words = manager.recv(4096).split(b"\n")
+        except TimeoutError:
+            continue
+        if b"READY=1" in words:
+            return
+    raise DemoError(f"vigild does not serve after {START_SECONDS:.0f} s; see {directory}/vigild.log")
+
+
+def _stop(process: subprocess.Popen[bytes], directory: Path) -> None:
+    process.terminate()
+    try:
+        status = process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise DemoError(f"vigild still runs after {STOP_SECONDS:.0f} s; see {directory}/vigild.log") from None
+    if status:
+        raise DemoError(_ended(process, directory))
+
+
+def _ended(process: subprocess.Popen[bytes], directory: Path) -> str:
+    last = (directory / "vigild.log").read_text("utf-8", "replace").splitlines()[-5:]
+    return "\n".join([f"vigild ended with status {process.returncode}; the end of its log says:", *last])
+
+
+def _api(runtime: Path) -> httpx.Client:
+    transport = httpx.HTTPTransport(uds=str(runtime / "admin.sock"))
+    return httpx.Client(transport=transport, base_url="http://localhost", timeout=60.0)
+
+
+def _answer(response: httpx.Response) -> dict[str, Any]:
+    answer: dict[str, Any] = response.json()
+    if response.is_error:
+        raise DemoError(f"{response.request.url.path}: {answer['error']['message']}")
+    return answer
+
+
+def _program(name: str) -> str:
+    return str(Path(sysconfig.get_path("scripts")) / name)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

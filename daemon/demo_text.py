@@ -1,0 +1,73 @@
+"""What the demonstration prints, as lines for a terminal; no I/O but the sizes of files."""
+
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SHOWN_FINDS = 12
+SHOWN_CHARACTERS = 140
+
+
+def greeting(status: Mapping[str, Any], note: Mapping[str, Any] | None) -> Iterator[str]:
+    """What a daemon says that was here before."""
+    known, tier = status["logs_processed"], status["recovery"]["tier"]
+    yield f"It remembers {known:,} lines (recovery: {tier}); nothing of that is sent again."
+    if note is None:
+        return
+    if note["digest"] == status["state_digest"]:
+        yield f"The state is bit for bit the one that was saved: {note['digest']}"
+    else:
+        yield "The state is not the one noted at the last stop; something came in after that."
+    yield f"{note['same']} of {len(note['answers'])} lines asked then and now got exactly the same score."
+
+
+def training_words(training: Mapping[str, Any]) -> str:
+    """Progress in steps of ten per cent, so that it reads as well in a file as on a terminal."""
+    if training.get("error"):
+        return f"training failed, it will be tried again: {training['error']}"
+    percent = training.get("percent")
+    if percent is None:
+        percent = 100.0 * (training.get("fraction") or 0.0)
+    words = f"training {int(percent // 10) * 10} %"
+    if training.get("epoch") and training.get("epochs"):
+        words += f", epoch {training['epoch']} of {training['epochs']}"
+    return words
+
+
+def found_in(finds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The last few finds, each with the reason, for a terminal: control characters escaped, lines cut."""
+    beyond = f", of which the last {SHOWN_FINDS}:" if len(finds) > SHOWN_FINDS else ""
+    yield f"\nFlagged so far: {len(finds)}{beyond}"
+    for record in finds[-SHOWN_FINDS:]:
+        yield f"  line {record['line']:>6,}  {record['verdict']:<8} {_why(record)}"
+        safe = str(record["text"] or record["template"]).encode("unicode_escape").decode("ascii")
+        yield f"      {safe if len(safe) <= SHOWN_CHARACTERS else safe[: SHOWN_CHARACTERS - 3] + '...'}"
+
+
+def _why(record: Mapping[str, Any]) -> str:
+    rules = [f"{rule['type']} ({rule['name']}, {rule['severity']})" for rule in record.get("rules") or ()]
+    ps = {name: member["p"] for name, member in record["members"].items() if member["p"] is not None}
+    members = [f"{name} p={ps[name]:.2g}" for name in sorted(ps, key=lambda name: ps[name])]
+    closing = ["the session as it ended"] if record["closed"] else []
+    return "; ".join(rules + closing + members)
+
+
+def memory(status: Mapping[str, Any], state: Path) -> Iterator[str]:
+    files = [path.stat() for path in state.rglob("*") if path.is_file()]
+    size = sum(each.st_size for each in files) / 1e6
+    yield (
+        f"\nIts memory now: {status['logs_processed']:,} lines, {status['vocabulary_size']:,} templates, "
+        f"{size:.1f} MB in {len(files)} files.\nDigest of the state: {status['state_digest']}"
+    )
+
+
+def how_to_go_on(runtime: Path, port: int) -> str:
+    socket_path, admin = runtime / "log.sock", runtime / "admin.sock"
+    return f"""
+Page          http://127.0.0.1:{port}/
+Send lines    vigilctl send --socket {socket_path} FILE
+              cat FILE | socat - UNIX-CONNECT:{socket_path}
+Ask           vigilctl --admin unix:{admin} status
+              vigilctl --admin unix:{admin} detect 'GET /index.php?id=1%27+OR+%271%27=%271 HTTP/1.1'
+vigilctl is in {sysconfig.get_path("scripts")}. Ctrl-C stops; the next run goes on from here."""
