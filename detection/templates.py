@@ -71,13 +71,17 @@ class _Template:
 
 
 class _Node:
-    """A node of the tree. `rows` are those of its templates, ascending, except for `rest` (-1 for none)."""
+    """A node of the tree. `rows` are those of its templates, ascending, except for `rest` (-1 for none).
 
-    __slots__ = ("children", "rest", "rows", "version")
+    `tokens` are the very lists of the templates in `rows`.
+    """
+
+    __slots__ = ("children", "rest", "rows", "tokens", "version")
 
     def __init__(self) -> None:
         self.children: dict[bytes, _Node] = {}
         self.rows: list[int] = []
+        self.tokens: list[list[bytes]] = []
         self.rest = -1
         self.version = 0
 
@@ -87,10 +91,10 @@ class _Known:
 
     __slots__ = ("leaf", "row", "tokens", "version")
 
-    def __init__(self, tokens: list[bytes], leaf: _Node, version: int, row: int) -> None:
+    def __init__(self, tokens: list[bytes], leaf: _Node, row: int) -> None:
         self.tokens = tokens
         self.leaf = leaf
-        self.version = version
+        self.version = leaf.version
         self.row = row
 
 
@@ -266,17 +270,12 @@ class TemplateTable:
 
     def _most_similar(self, leaf: _Node, tokens: list[bytes]) -> int:
         """Drain's similarity: the share of equal tokens; of equals the more general, then the older."""
-        best, most, wildest = -1, _SIMILAR * len(tokens), -1
-        for row in leaf.rows:
-            others = self._templates[row].tokens
-            equal = sum(map(operator.eq, others, tokens))
-            if equal >= most:
-                wilds = others.count(WILD)
-                if equal > most or wilds > wildest:
-                    best, most, wildest = row, equal, wilds
-        if best < 0 and len(leaf.rows) >= _LEAF_TEMPLATES:
-            return leaf.rest
-        return best
+        equal = [sum(map(operator.eq, others, tokens)) for others in leaf.tokens]
+        most = max(equal, default=-1)
+        if most >= _SIMILAR * len(tokens):
+            nearest = [i for i, n in enumerate(equal) if n == most]
+            return leaf.rows[max(nearest, key=lambda i: leaf.tokens[i].count(WILD))]
+        return leaf.rest if len(leaf.rows) >= _LEAF_TEMPLATES else -1
 
     def _is_full(self) -> bool:
         return len(self) == self.capacity and self.created < MAX_ID
@@ -285,20 +284,20 @@ class TemplateTable:
         """What `_find` said of `tokens` takes effect."""
         if leaf is None or row < 0:
             return self._create(kind, tokens)
-        version = leaf.version
         template = self._templates[row]
         if kind == _TEXT and row != leaf.rest and template.tokens != tokens:
             merged = [a if a == b else WILD for a, b in zip(template.tokens, tokens, strict=True)]
             if merged != template.tokens:
-                template.tokens = merged
-                # Entries of this leaf are void, and so is this one: a tie may now fall differently.
+                template.tokens[:] = merged
+                # For these tokens it stays the first choice: no less similar, and more general than it was.
                 leaf.version += 1
-        return _Known(tokens, leaf, version, row)
+        return _Known(tokens, leaf, row)
 
     def _create(self, kind: int, tokens: list[bytes]) -> _Known:
         if self.created == MAX_ID:
-            # Version -1 is never current: the line is looked for again each time.
-            return _Known(tokens, self._roots[kind], -1, OTHER)
+            known = _Known(tokens, _Node(), OTHER)
+            known.version = -1  # never current: a template may yet become general enough for this line
+            return known
         leaf, wild, path = self._grow(kind, tokens)
         rest = kind == _TEXT and len(leaf.rows) >= _LEAF_TEMPLATES
         template = _Template(kind, list(tokens), wild, rest)
@@ -314,7 +313,7 @@ class TemplateTable:
         self._id[row] = self.created
         self._hang(leaf, row)
         leaf.version += 1
-        return _Known(tokens, leaf, leaf.version, row)
+        return _Known(tokens, leaf, row)
 
     def _grow(self, kind: int, tokens: list[bytes]) -> tuple[_Node, int, list[bytes]]:
         """The leaf for `tokens`, made where it is missing; the bits of the levels without room; the keys."""
@@ -331,6 +330,7 @@ class TemplateTable:
             leaf.rest = row
         else:
             leaf.rows.append(row)
+            leaf.tokens.append(self._templates[row].tokens)
 
     def _plant(self) -> None:
         """Build the tree from the templates, with cold memos: after a load and after an eviction."""
@@ -346,9 +346,8 @@ class TemplateTable:
         """Count the lines assigned to `rows`, the latest ones, in order; their ids."""
         at = np.array(rows, np.intp)
         self._count += np.bincount(at, minlength=len(self._count))
-        self._used[at] = np.arange(
-            self._lines + 1, self._lines + 1 + len(at)
-        )  # of equal rows the last one stays
+        # Of equal rows the last assignment stays.
+        self._used[at] = np.arange(self._lines + 1, self._lines + 1 + len(at))
         self._lines += len(at)
         return self._id[at]
 
