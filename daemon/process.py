@@ -156,7 +156,7 @@ class _Daemon:
                 requests_in, requests = trio.open_memory_channel[Request](QUEUED_REQUESTS)
                 with requests_in:
                     running = await self._running(recovered, alerts, requests_in)
-                    await self._flow(flow, running, recovered, verdicts_in.clone(), requests)
+                    await self._flow(flow, running, recovered, verdicts_in, requests)
                     async with trio.open_nursery() as background:
                         await self._serve(flow, background, running, recovered)
                         background.cancel_scope.cancel()
@@ -268,8 +268,7 @@ class _Daemon:
 
             return recover(self._store, lambda v: trio.from_thread.run(verdicts.send, v), tell)
 
-        with verdicts:
-            recovered = await trio.to_thread.run_sync(recover)
+        recovered = await trio.to_thread.run_sync(recover)
         for note in recovered.report.notes:
             log.warning("recovery: %s", note)
         await trio.to_thread.run_sync(self._store.start_journal, recovered.seq, recovered.line)

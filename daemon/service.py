@@ -144,6 +144,7 @@ class Service:
                 "unterminated_lines": summary.unterminated_lines,
             },
             "alarms": {
+                **running.alerts.status(),
                 "flagged": summary.flagged,
                 "rule_hits": summary.rule_hits,
                 "per_day": settings.alarms.per_day,
@@ -152,7 +153,6 @@ class Service:
                 "calibration_sessions": summary.calibration,
                 "sessions_per_day": round(summary.sessions_per_day, 1),
                 "rules": summary.rules,
-                **running.alerts.status(),
             },
             "templates": {
                 "live": summary.templates,
