@@ -1,7 +1,7 @@
 """One state directory, safely ours: owner, modes, symbolic links, and the lock for the life of the process.
 
-lock   "<pid>" padded to 10 characters, "\\n", and "journal\\n" after it once a journal was begun here: a directory that then holds
-       neither snapshot nor journal has lost them
+lock   "<pid>" padded to 10 characters, "\\n", and "journal\\n" after it once a journal was begun here:
+       a directory that then holds neither snapshot nor journal has lost them
 """
 
 import fcntl
@@ -98,9 +98,7 @@ def _check_directory(directory: Path) -> None:
     if found.st_uid != os.geteuid():
         raise StoreError(f"{directory}: is owned by uid {found.st_uid}, not {os.geteuid()}")
     if found.st_mode & 0o022:
-        raise StoreError(
-            f"{directory}: others may write in it (mode {stat.S_IMODE(found.st_mode):04o}); chmod 700"
-        )
+        raise StoreError(f"{directory}: others may write in it (mode {stat.S_IMODE(found.st_mode):04o}); chmod 700")
     if found.st_mode & 0o055:
         directory.chmod(0o700)
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):

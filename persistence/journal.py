@@ -245,9 +245,7 @@ class JournalReading:
         for name in names:
             self.saw(name.first - 1, 0)
         for position, name in enumerate(present):
-            later = (
-                other.first for other in names if (other.first, other.attempt) > (name.first, name.attempt)
-            )
+            later = (other.first for other in names if (other.first, other.attempt) > (name.first, name.attempt))
             stop = min(later, default=None)
             is_last = position == len(present) - 1
             if stop is not None and stop <= self._given[0] + 1 and not is_last:

@@ -15,7 +15,7 @@ from persistence.directory import PIN_SUFFIX, SNAPSHOT
 from persistence.disk import Disk
 from persistence.journal import JournalReading, segments
 from persistence.model_file import ModelError, ModelFile
-from persistence.preamble import check_preamble
+from persistence.preamble import NewerFormatError, check_preamble
 from persistence.segment import Entry
 from persistence.snapshot import SnapshotError
 
@@ -59,17 +59,20 @@ class Recovery:
         return self.reading.last_line
 
 
-def recover(directory: Path, disk: Disk, *, was_journaled: bool) -> Recovery:
-    """Raises OSError when the disk fails, `NewerFormatError`; iterating the entries, `JournalError` too."""
+def recover(directory: Path, disk: Disk, losses: Losses, *, was_journaled: bool) -> Recovery:
+    """Look through `directory`; `losses` is added to.
+
+    Raises OSError when the disk fails, `NewerFormatError`; iterating the entries, `JournalError` too.
+    """
     # Names that a killed process made may not be durable yet, and new ones will rely on them.
     disk.sync(directory)
     _refuse_newer(directory, disk)
-    losses = Losses()
     for path in sorted(directory.glob("*.tmp")):
         if _is_leftover(path.name):
             disk.unlink(path)
             losses.notes.append(f"{path.name}: removed, an unfinished write")
-    found, reached = _newest_snapshot(directory, disk, losses)
+    reached = _reached_by_snapshots(directory, disk)
+    found = _newest_snapshot(directory, disk, losses)
     models = _sound_models(directory, disk, losses)
     _, seq, line, _ = found if found is not None else ("", 0, 0, {})
     if was_journaled and found is None and not segments(directory):
@@ -129,7 +132,7 @@ def bare_reason(path: Path, exc: Exception) -> str:
 
 def _entries(reading: JournalReading, losses: Losses) -> Iterator[Entry]:
     yield from reading
-    losses.notes += reading.notes
+    losses.notes += [note for note in reading.notes if note not in losses.notes]
 
 
 def _refuse_newer(directory: Path, disk: Disk) -> None:
@@ -144,33 +147,33 @@ def _refuse_newer(directory: Path, disk: Disk) -> None:
             continue
 
 
-def _newest_snapshot(
-    directory: Path, disk: Disk, losses: Losses
-) -> tuple[tuple[str, int, int, dict[str, Value]] | None, list[tuple[int, int]]]:
-    """The newest sound snapshot, and the numbers that the damaged ones before it tell of."""
-    reached = [
-        (int(match[1]), 0)
-        for path in directory.iterdir()
-        if (match := SNAPSHOT.fullmatch(path.name.removesuffix(".bad"))) and int(match[1]) < 1 << 63
-    ]
+def _reached_by_snapshots(directory: Path, disk: Disk) -> list[tuple[int, int]]:
+    """The numbers that any snapshot tells of, also the damaged ones, also those set aside long ago."""
+    reached = []
+    for path in directory.iterdir():
+        match = SNAPSHOT.fullmatch(path.name.removesuffix(".bad"))
+        if match is None or int(match[1]) >= 1 << 63:
+            continue
+        seq = int(match[1])
+        try:
+            header = snapshot.read_header(path, disk=disk)
+            reached.append((seq, header.line if header.seq == seq else 0))
+        except (SnapshotError, NewerFormatError, OSError):
+            # Only a hint is lost here; what the damage means is found where the file is read for good.
+            reached.append((seq, 0))
+    return reached
+
+
+def _newest_snapshot(directory: Path, disk: Disk, losses: Losses) -> tuple[str, int, int, dict[str, Value]] | None:
     for named, path in snapshot_paths(directory):
         try:
             seq, line, columns = snapshot.read_snapshot(path, disk=disk)
             if seq != named:
                 raise SnapshotError(f"{path}: is of frame {seq}")
-            return (path.name, seq, line, columns), reached
+            return path.name, seq, line, columns
         except SnapshotError as exc:
-            reached.append(_reach_of_damaged(path, named, disk))
             set_aside(path, bare_reason(path, exc), disk, losses)
-    return None, reached
-
-
-def _reach_of_damaged(path: Path, named: int, disk: Disk) -> tuple[int, int]:
-    try:
-        header = snapshot.read_header(path, disk=disk)
-    except SnapshotError:
-        return named, 0
-    return (named, header.line) if header.seq == named else (named, 0)
+    return None
 
 
 def _sound_models(directory: Path, disk: Disk, losses: Losses) -> list[ModelFile]:

@@ -155,9 +155,7 @@ class _Body:
 _ReadColumns = Callable[["msgpack.Unpacker", _Body, int], dict[str, Value]]
 
 
-def _load(
-    path: Path, disk: Disk, read_columns: _ReadColumns
-) -> tuple[Header, tuple[str, ...], dict[str, Value]]:
+def _load(path: Path, disk: Disk, read_columns: _ReadColumns) -> tuple[Header, tuple[str, ...], dict[str, Value]]:
     try:
         with disk.read(path) as file:
             header = _read_header(file, path)

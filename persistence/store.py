@@ -5,6 +5,7 @@
     model-<gen>-<hash>.pt    immutable (persistence/model_file.py)
     journal-<seq>.log        the frames from `seq` on (persistence/journal.py)
     training/                scratch of the trainer, emptied at open
+    frame-<seq>.bad          a frame that could not be applied
     *.bad                    damaged and set aside; *.tmp unfinished, removed at recovery
 
 At every instant the directory holds the last two sound snapshots and the journal back to the older of
@@ -84,6 +85,8 @@ class Store:
         self._lock = lock
         self._journal: JournalWriter | None = None
         self._recovery: Recovery | None = None
+        # One account for the life of the process: a second recovery must not hide what the first one did.
+        self._losses = Losses()
         # What is known of files that never change, so that pruning does not read them every time.
         self._needed: dict[str, tuple[str, ...]] = {}
         self._sound: dict[str, ModelFile] = {}
@@ -98,7 +101,7 @@ class Store:
         """
         self.close()
         try:
-            found = recover(self.directory, self._disk, was_journaled=self._lock.was_journaled)
+            found = recover(self.directory, self._disk, self._losses, was_journaled=self._lock.was_journaled)
         except NewerFormatError as exc:
             raise StoreError(str(exc)) from exc
         except OSError as exc:
@@ -132,6 +135,15 @@ class Store:
         """Make `entries` durable; see `JournalWriter.append`."""
         self._writer().append(entries)
 
+    def set_frame_aside(self, entry: Entry) -> str:
+        """Keep a frame that could not be applied as `frame-<seq>.bad`, durably; returns the file's name.
+
+        The file is the frame's payload. Raises OSError.
+        """
+        path = self.directory / f"frame-{entry.seq:020d}.bad"
+        replace_file(self._disk, path, [entry.payload])
+        return path.name
+
     def rotate(self) -> None:
         """Go on in a new segment, so that pruning can remove the old one; see `JournalWriter.rotate`."""
         self._writer().rotate()
@@ -142,9 +154,7 @@ class Store:
             self._journal.close()
             self._journal = None
 
-    def write_snapshot(
-        self, seq: int, line: int, columns: Columns, models: Collection[str] = ()
-    ) -> SnapshotInfo:
+    def write_snapshot(self, seq: int, line: int, columns: Columns, models: Collection[str] = ()) -> SnapshotInfo:
         """Write the state at `seq` durably, then remove what is no longer needed.
 
         `models` names the model files the state refers to. The columns must not change meanwhile.
@@ -225,12 +235,8 @@ class Store:
         except ModelError as exc:
             # A wrong `sha256` alone does not make the file a damaged one: its name may still be right.
             if not self._is_sound(path):
-                losses = Losses()
-                set_aside(path, bare_reason(path, exc), self._disk, losses)
+                set_aside(path, bare_reason(path, exc), self._disk, self._losses)
                 self._sound.pop(name, None)
-                if self._recovery is not None:
-                    self._recovery.set_aside.extend(losses.set_aside)
-                    self._recovery.notes.extend(losses.notes)
             raise
 
     def models(self) -> list[ModelFile]:
