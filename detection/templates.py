@@ -20,7 +20,7 @@ new version.
 State, a row a template, ascending by id, row 0 being `<other>` (k = rows):
 
     id        int32 [k]
-    family    uint8 [k]   index in `FAMILIES`
+    family    uint8 [k]   index in `detection.template_tree.FAMILIES`
     wild      uint8 [k]   bit i: the i-th level of the tree was left through the child `<*>`
     rest      bool  [k]   this template is the rest of its leaf
     count     int64 [k]   lines assigned
@@ -36,25 +36,17 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.masks import MAX_TOKENS, WILD, extension, message_tokens, request_tokens, skeletons
+from detection.masks import WILD, message_tokens, request_tokens, skeletons
 from detection.state import State, Value
+from detection.template_tree import ACCESS, FAMILIES, TEXT, Node, branch, levels
 
-FAMILIES = ("access", "text")
 OTHER = 0
 MAX_ID = 2**31 - 1
 
-_ACCESS, _TEXT = range(len(FAMILIES))
 _D = TypeVar("_D", bound=np.generic)
 
 _SIMILAR = 0.75
 _LEAF_TEMPLATES = 32
-
-# Children of a node, level by level; the last number holds for all deeper ones.
-_WORDS = (MAX_TOKENS + 1, 100, 100, 4)  # number of words, first, second and last word
-_STATUSES, _METHODS = 32, 16
-_FOLDERS = (1, 32, 8, 6)  # before the first slash lies an empty segment
-_FOLDERS_REFUSED = (1, 16, 1, 0)  # whoever asks for what is not there may ask for anything
-_FILE_KINDS = 3  # children `<*>.png` beyond these
 
 _MEMO_BYTES = 1 << 20
 _MEMO_ENTRY_BYTES = 200  # about what an entry weighs beside its key and tokens
@@ -70,28 +62,12 @@ class _Template:
         self.rest = rest
 
 
-class _Node:
-    """A node of the tree. `rows` are those of its templates, ascending, except for `rest` (-1 for none).
-
-    `tokens` are the very lists of the templates in `rows`.
-    """
-
-    __slots__ = ("children", "rest", "rows", "tokens", "version")
-
-    def __init__(self) -> None:
-        self.children: dict[bytes, _Node] = {}
-        self.rows: list[int] = []
-        self.tokens: list[list[bytes]] = []
-        self.rest = -1
-        self.version = 0
-
-
 class _Known:
     """A memo's entry: as of `version`, `leaf` takes `tokens` to be an instance of the template in `row`."""
 
     __slots__ = ("leaf", "row", "tokens", "version")
 
-    def __init__(self, tokens: list[bytes], leaf: _Node, row: int) -> None:
+    def __init__(self, tokens: list[bytes], leaf: Node, row: int) -> None:
         self.tokens = tokens
         self.leaf = leaf
         self.version = leaf.version
@@ -134,7 +110,7 @@ class TemplateTable:
         self.created = 0
         self.evicted = 0
         self._lines = 0
-        self._templates = [_Template(_TEXT, [], 0, False)]
+        self._templates = [_Template(TEXT, [], 0, False)]
         self._id = np.zeros(capacity + 1, np.int32)
         self._count = np.zeros(capacity + 1, np.int64)
         self._used = np.zeros(capacity + 1, np.int64)
@@ -202,7 +178,7 @@ class TemplateTable:
         if row == len(live) or live[row] != template_id:
             return "<evicted>"
         template = self._templates[row]
-        if template.family == _ACCESS:
+        if template.family == ACCESS:
             status, method, *segments = template.tokens
             return _printable(b" ".join((method, b"/".join(segments), status)))
         return _printable(b" ".join(template.tokens))
@@ -239,7 +215,7 @@ class TemplateTable:
         k = len(lines)
         family, wild = _column(columns, "family", np.uint8, k), _column(columns, "wild", np.uint8, k)
         rest = _column(columns, "rest", np.bool_, k)
-        if k > table.capacity + 1 or family.max() > _TEXT:
+        if k > table.capacity + 1 or family.max() > TEXT:
             raise ValueError(
                 f"{k - 1} templates of families to {family.max()} in a table of {table.capacity}"
             )
@@ -248,7 +224,7 @@ class TemplateTable:
         table._used[:k] = _column(columns, "used", np.int64, k)
         table._templates = [
             # A request may have empty tokens, a message may have no token at all.
-            _Template(kind, line.split(b" ") if kind == _ACCESS else line.split(), bits, is_rest)
+            _Template(kind, line.split(b" ") if kind == ACCESS else line.split(), bits, is_rest)
             for line, kind, bits, is_rest in zip(
                 lines, family.tolist(), wild.tolist(), rest.tolist(), strict=True
             )
@@ -256,19 +232,19 @@ class TemplateTable:
         table._plant()
         return table
 
-    def _find(self, kind: int, tokens: list[bytes]) -> tuple[_Node | None, int]:
+    def _find(self, kind: int, tokens: list[bytes]) -> tuple[Node | None, int]:
         """The leaf for `tokens`, None where there is none yet, and the row in it, -1 for a new template."""
         node = self._roots[kind]
-        for key, fan in _levels(kind, tokens):
-            child = node.children.get(key) or node.children.get(_branch(kind, node, key, fan))
+        for key, fan in levels(kind, tokens):
+            child = node.children.get(key) or node.children.get(branch(kind, node, key, fan))
             if child is None:
                 return None, -1
             node = child
-        if kind == _ACCESS:
+        if kind == ACCESS:
             return node, node.rows[0] if node.rows else -1
         return node, self._most_similar(node, tokens)
 
-    def _most_similar(self, leaf: _Node, tokens: list[bytes]) -> int:
+    def _most_similar(self, leaf: Node, tokens: list[bytes]) -> int:
         """Drain's similarity: the share of equal tokens; of equals the more general, then the older."""
         equal = [sum(map(operator.eq, others, tokens)) for others in leaf.tokens]
         most = max(equal, default=-1)
@@ -280,12 +256,12 @@ class TemplateTable:
     def _is_full(self) -> bool:
         return len(self) == self.capacity and self.created < MAX_ID
 
-    def _learn(self, kind: int, tokens: list[bytes], leaf: _Node | None, row: int) -> _Known:
+    def _learn(self, kind: int, tokens: list[bytes], leaf: Node | None, row: int) -> _Known:
         """What `_find` said of `tokens` takes effect."""
         if leaf is None or row < 0:
             return self._create(kind, tokens)
         template = self._templates[row]
-        if kind == _TEXT and row != leaf.rest and template.tokens != tokens:
+        if kind == TEXT and row != leaf.rest and template.tokens != tokens:
             merged = [a if a == b else WILD for a, b in zip(template.tokens, tokens, strict=True)]
             if merged != template.tokens:
                 template.tokens[:] = merged
@@ -295,13 +271,13 @@ class TemplateTable:
 
     def _create(self, kind: int, tokens: list[bytes]) -> _Known:
         if self.created == MAX_ID:
-            known = _Known(tokens, _Node(), OTHER)
+            known = _Known(tokens, Node(), OTHER)
             known.version = -1  # never current: a template may yet become general enough for this line
             return known
         leaf, wild, path = self._grow(kind, tokens)
-        rest = kind == _TEXT and len(leaf.rows) >= _LEAF_TEMPLATES
+        rest = kind == TEXT and len(leaf.rows) >= _LEAF_TEMPLATES
         template = _Template(kind, list(tokens), wild, rest)
-        if kind == _ACCESS:
+        if kind == ACCESS:
             template.tokens = path
         elif rest:
             template.tokens = [WILD] * len(tokens)
@@ -315,17 +291,17 @@ class TemplateTable:
         leaf.version += 1
         return _Known(tokens, leaf, row)
 
-    def _grow(self, kind: int, tokens: list[bytes]) -> tuple[_Node, int, list[bytes]]:
+    def _grow(self, kind: int, tokens: list[bytes]) -> tuple[Node, int, list[bytes]]:
         """The leaf for `tokens`, made where it is missing; the bits of the levels without room; the keys."""
         node, wild, path = self._roots[kind], 0, []
-        for level, (key, fan) in enumerate(_levels(kind, tokens)):
-            branch = _branch(kind, node, key, fan)
-            wild |= (branch != key) << level
-            path.append(branch)
-            node = node.children.setdefault(branch, _Node())
-        return node, wild if kind == _TEXT else 0, path
+        for level, (key, fan) in enumerate(levels(kind, tokens)):
+            taken = branch(kind, node, key, fan)
+            wild |= (taken != key) << level
+            path.append(taken)
+            node = node.children.setdefault(taken, Node())
+        return node, wild if kind == TEXT else 0, path
 
-    def _hang(self, leaf: _Node, row: int) -> None:
+    def _hang(self, leaf: Node, row: int) -> None:
         if self._templates[row].rest:
             leaf.rest = row
         else:
@@ -334,12 +310,12 @@ class TemplateTable:
 
     def _plant(self) -> None:
         """Build the tree from the templates, with cold memos: after a load and after an eviction."""
-        self._roots = [_Node() for _ in FAMILIES]
+        self._roots = [Node() for _ in FAMILIES]
         self._memos = [_Memo() for _ in FAMILIES]
         for row, template in enumerate(self._templates[1:], 1):
             node = self._roots[template.family]
-            for level, (key, _) in enumerate(_levels(template.family, template.tokens)):
-                node = node.children.setdefault(WILD if template.wild >> level & 1 else key, _Node())
+            for level, (key, _) in enumerate(levels(template.family, template.tokens)):
+                node = node.children.setdefault(WILD if template.wild >> level & 1 else key, Node())
             self._hang(node, row)
 
     def _settle(self, rows: list[int]) -> NDArray[np.int32]:
@@ -376,34 +352,11 @@ def _family_index(family: str) -> int:
 
 def _keys(kind: int, contents: Sequence[bytes]) -> Sequence[bytes]:
     """What the tokens of each content are a function of, and memos remember by."""
-    return contents if kind == _ACCESS else skeletons(contents)
+    return contents if kind == ACCESS else skeletons(contents)
 
 
 def _tokens(kind: int, key: bytes) -> list[bytes]:
-    return request_tokens(key) if kind == _ACCESS else message_tokens(key)
-
-
-def _levels(kind: int, tokens: list[bytes]) -> list[tuple[bytes, int]]:
-    """The keys of `tokens` from the root to their leaf, and how many children each level may have."""
-    if kind == _ACCESS:
-        folders = _FOLDERS if tokens[0][:1] == b"2" or tokens[0] == b"304" else _FOLDERS_REFUSED
-        fans = (_STATUSES, _METHODS, *folders)
-        return [(token, fans[min(level, len(fans) - 1)]) for level, token in enumerate(tokens)]
-    last = tokens[-1:] if len(tokens) > 2 else []
-    words = [WILD if WILD in token else token for token in tokens[:2] + last]
-    return list(zip((b"%d" % len(tokens), *words), _WORDS, strict=False))
-
-
-def _branch(kind: int, node: _Node, key: bytes, fan: int) -> bytes:
-    """The child of `node` that `key` takes: its own while there is room for it."""
-    if key in node.children or len(node.children) < fan:
-        return key
-    if kind == _ACCESS:
-        # A script among pictures must not look like one of them, so kinds of files stay apart.
-        key = WILD + extension(key)
-        if key in node.children or len(node.children) < fan + _FILE_KINDS:
-            return key
-    return WILD
+    return request_tokens(key) if kind == ACCESS else message_tokens(key)
 
 
 def _printable(text: bytes) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.templates import grouping_accuracy, read_truth
-from detection import templates
+from detection import template_tree, templates
 from detection.masks import message_tokens, request_tokens, skeletons
 from detection.state import digest
 from detection.templates import MAX_ID, OTHER, TemplateTable
@@ -196,10 +196,10 @@ LINE = st.tuples(st.just("text"), MESSAGE | ALIKE) | st.tuples(st.just("access")
 def narrow_tree() -> Iterator[None]:
     """So few children, templates and memo entries that a handful of lines meets every limit."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(templates, "_WORDS", (4, 2, 2, 1))
-        patch.setattr(templates, "_FOLDERS", (1, 2, 1))
-        patch.setattr(templates, "_FOLDERS_REFUSED", (1, 1, 0))
-        patch.setattr(templates, "_FILE_KINDS", 1)
+        patch.setattr(template_tree, "_WORDS", (4, 2, 2, 1))
+        patch.setattr(template_tree, "_FOLDERS", (1, 2, 1))
+        patch.setattr(template_tree, "_FOLDERS_REFUSED", (1, 1, 0))
+        patch.setattr(template_tree, "_FILE_KINDS", 1)
         patch.setattr(templates, "_LEAF_TEMPLATES", 2)
         patch.setattr(templates, "_MEMO_BYTES", 1000)
         yield

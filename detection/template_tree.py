@@ -1,0 +1,59 @@
+"""The tree in which templates hang: by which words a line finds the few templates it is compared with.
+
+    access   status / method / one level a path segment
+    text     number of words / first word / second word / last word       a word with a mask counts as `<*>`
+
+What has no child of its own and no room to make one takes the child `<*>`; in a path, as long as there is
+room for kinds of files, `<*>.png`. The tree is no state: it follows from the live templates.
+"""
+
+from detection.masks import MAX_TOKENS, WILD, extension
+
+FAMILIES = ("access", "text")
+ACCESS, TEXT = range(len(FAMILIES))
+
+# Children of a node, level by level; the last number holds for all deeper ones.
+_WORDS = (MAX_TOKENS + 1, 100, 100, 4)  # number of words, first, second and last word
+_STATUSES, _METHODS = 32, 16
+_FOLDERS = (1, 32, 8, 6)  # before the first slash lies an empty segment
+_FOLDERS_REFUSED = (1, 16, 1, 0)  # whoever asks for what is not there may ask for anything
+_FILE_KINDS = 3  # children `<*>.png` beyond these
+
+
+class Node:
+    """A node of the tree. `rows` are those of its templates, ascending, except for `rest` (-1 for none).
+
+    `tokens` are the very lists of the templates in `rows`.
+    """
+
+    __slots__ = ("children", "rest", "rows", "tokens", "version")
+
+    def __init__(self) -> None:
+        self.children: dict[bytes, Node] = {}
+        self.rows: list[int] = []
+        self.tokens: list[list[bytes]] = []
+        self.rest = -1
+        self.version = 0
+
+
+def levels(kind: int, tokens: list[bytes]) -> list[tuple[bytes, int]]:
+    """The keys of `tokens` from the root to their leaf, and how many children each level may have."""
+    if kind == ACCESS:
+        folders = _FOLDERS if tokens[0][:1] == b"2" or tokens[0] == b"304" else _FOLDERS_REFUSED
+        fans = (_STATUSES, _METHODS, *folders)
+        return [(token, fans[min(level, len(fans) - 1)]) for level, token in enumerate(tokens)]
+    last = tokens[-1:] if len(tokens) > 2 else []
+    words = [WILD if WILD in token else token for token in tokens[:2] + last]
+    return list(zip((b"%d" % len(tokens), *words), _WORDS, strict=False))
+
+
+def branch(kind: int, node: Node, key: bytes, fan: int) -> bytes:
+    """The child of `node` that `key` takes: its own while there is room for it."""
+    if key in node.children or len(node.children) < fan:
+        return key
+    if kind == ACCESS:
+        # A script among pictures must not look like one of them, so kinds of files stay apart.
+        key = WILD + extension(key)
+        if key in node.children or len(node.children) < fan + _FILE_KINDS:
+            return key
+    return WILD
