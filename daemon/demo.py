@@ -6,6 +6,7 @@ the daemon says of a hundred lines. A later run starts on the same state, sends 
 asks for the same hundred lines, and compares. All of it lies in .run; removing that starts over.
 """
 
+import contextlib
 import gzip
 import importlib.resources
 import json
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -225,13 +227,18 @@ def _daemon(directory: Path, runtime: Path, port: int) -> Iterator[subprocess.Po
         with open(directory / "vigild.log", "ab") as log:
             # A session of its own, so that Ctrl-C reaches us alone and we choose how it stops.
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        # It goes on telling after that, and would complain of a service manager that no longer listens.
+        listener = threading.Thread(target=_listen_on, args=(process, manager), daemon=True)
         try:
             _await_ready(process, manager, directory)
+            listener.start()
             yield process
         finally:
             if process.poll() is None:
                 process.kill()
-                process.wait()
+            process.wait()
+            if listener.is_alive():
+                listener.join()  # it ends with the process
 
 
 def _await_ready(process: subprocess.Popen[bytes], manager: socket.socket, directory: Path) -> None:
@@ -246,6 +253,12 @@ def _await_ready(process: subprocess.Popen[bytes], manager: socket.socket, direc
         if b"READY=1" in words:
             return
     raise DemoError(f"vigild does not serve after {START_SECONDS:.0f} s; see {directory}/vigild.log")
+
+
+def _listen_on(process: subprocess.Popen[bytes], manager: socket.socket) -> None:
+    while process.poll() is None:
+        with contextlib.suppress(TimeoutError):
+            manager.recv(4096)
 
 
 def _stop(process: subprocess.Popen[bytes], directory: Path) -> None:

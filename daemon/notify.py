@@ -9,7 +9,8 @@ import socket
 import time
 from collections.abc import MutableMapping, Sequence
 
-SEND_TIMEOUT_SECONDS = 1.0
+# A manager that does not read must not hold up the daemon; systemd reads within microseconds.
+SEND_TIMEOUT_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,8 @@ log = logging.getLogger(__name__)
 class Notifier:
     """Tells the service manager how we are.
 
-    Sends take microseconds, a second at worst; a manager that does not take them is logged, not raised.
+    Sends take microseconds, SEND_TIMEOUT_SECONDS at worst. A manager that does not take them is logged, not
+    raised, and once until it takes one again.
     `watchdog_seconds` is how long the manager waits for `watchdog()` before it kills us, None when it does
     not watch: call it at least twice as often.
     """
@@ -26,6 +28,7 @@ class Notifier:
         # Linux's abstract sockets are written with "@" where the kernel wants a NUL.
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
         self.watchdog_seconds = watchdog_seconds
+        self._failing = False
 
     @classmethod
     def from_environment(cls, env: MutableMapping[str, str] = os.environ) -> "Notifier":
@@ -56,7 +59,9 @@ class Notifier:
         self.send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def watchdog(self) -> None:
-        self.send("WATCHDOG=1")
+        """We are alive. Nothing is sent when nobody watches."""
+        if self.watchdog_seconds is not None:
+            self.send("WATCHDOG=1")
 
     def send(self, *variables: str, fds: Sequence[int] = ()) -> None:
         """One datagram of `variables`; `fds` go with it (the manager's file descriptor store)."""
@@ -69,7 +74,11 @@ class Notifier:
                 socket.send_fds(manager, ["\n".join(variables).encode()], list(fds))
         except OSError as exc:
             # Scoring must not die because nobody is told how it does; the watchdog settles it if it matters.
-            log.warning("service manager at %s not told %s: %s", self._address, variables[0], exc)
+            if not self._failing:
+                log.warning("service manager not told %s: %s", variables[0], exc)
+            self._failing = True
+        else:
+            self._failing = False
 
 
 def _one_line(text: str) -> str:

@@ -23,7 +23,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[so
 
 def test_each_word_arrives_as_one_datagram(manager: tuple[socket.socket, str]) -> None:
     listener, address = manager
-    notifier = Notifier.from_environment({"NOTIFY_SOCKET": address})
+    notifier = Notifier.from_environment({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "20000000"})
     notifier.extend(2.5)
     notifier.ready("serving\nWATCHDOG=trigger")
     notifier.status("line 12")
@@ -66,17 +66,38 @@ def test_without_a_manager_nothing_happens(caplog: pytest.LogCaptureFixture) -> 
     assert notifier.watchdog_seconds is None and not caplog.records
 
 
-def test_a_manager_that_is_gone_is_logged_and_not_raised(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_manager_that_is_gone_is_logged_and_not_raised(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        Notifier(str(tmp_path / "gone")).ready("serving")
+        notifier = Notifier(str(tmp_path / "gone"))
+        notifier.ready("serving")
+        notifier.status("still there")
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize(
-    ("pid", "seconds"), [(str(os.getpid()), 20.0), (None, 20.0), (str(os.getpid() + 1), None)]
-)
+def test_a_manager_that_does_not_read_holds_nobody_up_for_long(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(5)
+        notifier = Notifier(str(tmp_path / "notify"))
+        sent = 0
+        while not notifier._failing and sent < 10_000:
+            notifier.status(str(sent))
+            sent += 1
+        assert 0 < sent < 10_000
+        assert listener.recv(100) == b"STATUS=0"
+        notifier.status("again")
+        assert not notifier._failing
+
+
+def test_an_unwatched_daemon_feeds_nobody(manager: tuple[socket.socket, str]) -> None:
+    listener, address = manager
+    notifier = Notifier(address)
+    notifier.watchdog()
+    notifier.stopping()
+    assert listener.recv(100) == b"STOPPING=1"
+
+
+@pytest.mark.parametrize(("pid", "seconds"), [(str(os.getpid()), 20.0), (None, 20.0), (str(os.getpid() + 1), None)])
 def test_the_watchdog_is_ours_only_when_it_names_us(pid: str | None, seconds: float | None) -> None:
     env = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "20000000"} | ({"WATCHDOG_PID": pid} if pid else {})
     assert Notifier.from_environment(env).watchdog_seconds == seconds
