@@ -8,6 +8,16 @@ from numpy.typing import NDArray
 
 from detection.state import Columns, State, Value, joined, part
 
+_ARRAYS = {
+    "tokens": np.int32,
+    "errors": np.bool_,
+    "times": np.float64,
+    "offsets": np.int64,
+    "starts": np.bool_,
+    "ends": np.bool_,
+    "tainted": np.bool_,
+}
+
 
 @dataclass(frozen=True)
 class TrainingSet:
@@ -51,31 +61,19 @@ class TrainingSet:
             templates=self.templates,
         )
 
-
-_ARRAYS = {
-    "tokens": np.int32,
-    "errors": np.bool_,
-    "times": np.float64,
-    "offsets": np.int64,
-    "starts": np.bool_,
-    "ends": np.bool_,
-    "tainted": np.bool_,
-}
-
-
-def to_columns(data: TrainingSet) -> State:
-    """`data` as flat columns for a file."""
-    return {
-        "generation": data.generation,
-        "line": data.line,
-        "seed": data.seed,
-        **{name: getattr(data, name) for name in _ARRAYS},
-        **joined("templates", data.templates),
-    }
+    def to_columns(self) -> State:
+        """The set as flat columns for a file."""
+        return {
+            "generation": self.generation,
+            "line": self.line,
+            "seed": self.seed,
+            **{name: getattr(self, name) for name in _ARRAYS},
+            **joined("templates", self.templates),
+        }
 
 
 def from_columns(columns: Columns) -> TrainingSet:
-    """Raises KeyError, TypeError or ValueError when `columns` is not what `to_columns` gave."""
+    """Raises KeyError, TypeError or ValueError when `columns` is not what `TrainingSet.to_columns` gave."""
     arrays = {}
     for name, dtype in _ARRAYS.items():
         value = columns[name]
