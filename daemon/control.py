@@ -64,9 +64,7 @@ class Control(Protocol):
     async def anomalies(self, after: str | None, limit: int) -> list[dict[str, Any]]:
         """Flagged records, oldest first: the first `limit` after id `after`, or the newest `limit`."""
 
-    def events(
-        self, *, everything: bool
-    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[dict[str, Any]]]:
+    def events(self, *, everything: bool) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[dict[str, Any]]]:
         """A live subscription: flagged records, or with `everything` a sample of the rest as well.
 
         The channel ends when the daemon stops. A subscriber that does not keep up misses records and is

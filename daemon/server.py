@@ -69,9 +69,7 @@ async def run_server(
                 serve = partial(_serve_connection, wrapped, config, context, still_open)
                 for sock in sockets:
                     listener = _Listener(trio.SocketListener(trio.socket.from_stdlib_socket(sock)))
-                    accepting.start_soon(
-                        partial(trio.serve_listeners, serve, [listener], handler_nursery=connections)
-                    )
+                    accepting.start_soon(partial(trio.serve_listeners, serve, [listener], handler_nursery=connections))
                 task_status.started()
                 await shutdown()
                 accepting.cancel_scope.cancel()

@@ -159,12 +159,12 @@ def _add_reading(app: QuartTrio, control: Control) -> None:
 
 def _add_asking(app: QuartTrio, control: Control) -> None:
     async def detect() -> Response:
-        asked = decode(await request.get_data(as_text=False), DetectRequest)
+        asked = decode(await _body(), DetectRequest)
         [answer] = await control.detect([line_bytes(asked.log_line)], asked.session_id)
         return _json(answer)
 
     async def detect_batch() -> Response:
-        asked = decode(await request.get_data(as_text=False), BatchRequest)
+        asked = decode(await _body(), BatchRequest)
         if len(asked.log_lines) > MAX_BATCH_LINES:
             raise ControlError(413, "too_many_lines", f"a batch holds at most {MAX_BATCH_LINES} lines")
         results = await control.detect([line_bytes(text) for text in asked.log_lines], None)
@@ -187,6 +187,12 @@ def _add_asking(app: QuartTrio, control: Control) -> None:
     _route(app, "/checkpoint", checkpoint, "POST")
     _route(app, "/flush", flush, "POST")
     _route(app, "/snapshots/verify", verify_snapshots, "POST")
+
+
+async def _body() -> bytes:
+    body = await request.get_data(as_text=False)  # raises 408 and 413, answered in `_add_errors`
+    assert isinstance(body, bytes)
+    return body
 
 
 def _add_page(app: QuartTrio) -> None:

@@ -51,9 +51,7 @@ def line_bytes(text: str) -> bytes:
     try:
         line = text.removesuffix("\n").encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as exc:
-        raise ControlError(
-            400, "bad_text", f"a log line holds a lone surrogate at character {exc.start}"
-        ) from None
+        raise ControlError(400, "bad_text", f"a log line holds a lone surrogate at character {exc.start}") from None
     if b"\n" in line:
         raise ControlError(400, "bad_request", "a log line holds a newline; send the lines one by one")
     return line

@@ -19,9 +19,7 @@ def check_host(host: str | None, hosts: Collection[str]) -> None:
     """Raises `ControlError` 421 unless `host` (a Host header) names loopback or one of `hosts`."""
     name = _host_name(host or "")
     if name is None or not _is_known(name, hosts):
-        raise ControlError(
-            421, "foreign_host", "this Host is not served here; name it under [admin] hosts to allow it"
-        )
+        raise ControlError(421, "foreign_host", "this Host is not served here; name it under [admin] hosts to allow it")
 
 
 def check_origin(origin: str | None, host: str | None, hosts: Collection[str]) -> None:

@@ -100,7 +100,7 @@ function showPhase(status) {
     percent = status.warmup_target ? Math.min(100, (100 * status.logs_processed) / status.warmup_target) : null;
     text = `Learning what is normal: ${count(status.logs_processed)} of ${count(status.warmup_target)} lines`;
     const rate = rates[rates.length - 1];
-    if (rate > 0) detail = `about ${duration((status.warmup_target - status.logs_processed) / rate)} left`;
+    if (rate > 0) detail = `about ${duration(Math.max(0, status.warmup_target - status.logs_processed) / rate)} left`;
   } else if (status.phase === "training") {
     text = "Training is about to start.";
   }
@@ -231,7 +231,7 @@ function span(text, className = "") {
 
 function clock(time) { // epoch seconds, or text as the record has it
   const date = new Date(typeof time === "number" ? time * 1000 : time);
-  return Number.isNaN(date.getTime()) ? String(time) : date.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  return Number.isNaN(date.getTime()) ? String(time) : date.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium", hourCycle: "h23" });
 }
 
 function ago(time) {

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from daemon import server
 from daemon.api import events
@@ -69,9 +70,7 @@ async def read_response(stream: trio.SocketStream) -> tuple[int, Any]:
         assert chunk, f"the connection ended inside the head: {received!r}"
         received += chunk
     head, _, body = received.partition(b"\r\n\r\n")
-    [length] = [
-        int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
-    ]
+    [length] = [int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")]
     while len(body) < length:
         body += await stream.receive_some()
     return int(head.split()[1]), json.loads(body)
@@ -188,9 +187,7 @@ async def test_a_stream_whose_reader_left_frees_its_subscription(tmp_path: Path)
         await it.control.unsubscribed.wait()
 
 
-async def test_streams_are_bounded_and_places_come_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_streams_are_bounded_and_places_come_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_STREAMS", 1)
     async with serving(tmp_path) as it:
         for _ in range(2):  # the second round finds the place free again
@@ -213,7 +210,7 @@ async def _leaves_a_stream_unread(it: Serving) -> trio.SocketStream:
     await it.control.subscribed.wait()
     for n in range(300):
         it.control.publish(record(n, text="x" * 8000))
-    await trio.sleep(0.3)
+    await trio.testing.wait_all_tasks_blocked(0.1)
     return stream
 
 
@@ -227,9 +224,7 @@ async def test_a_client_that_does_not_read_cannot_hold_up_the_stop(tmp_path: Pat
         await stream.aclose()
 
 
-async def test_a_client_that_does_not_read_is_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_client_that_does_not_read_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "SEND_SECONDS", 0.3)
     async with serving(tmp_path) as it:
         stream = await _leaves_a_stream_unread(it)
@@ -256,8 +251,7 @@ async def test_a_request_under_way_at_the_stop_gets_the_grace_and_no_more(tmp_pa
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET /%ff%00 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
         b"GET /" + b"a" * 20000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"POST /detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 64,
         b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: h2c\r\nHTTP2-Settings: !!!\r\n\r\n",
         b"GET /events HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

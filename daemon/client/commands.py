@@ -1,0 +1,143 @@
+"""vigilctl's commands: each asks, prints, and returns the exit status."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from daemon.client.admin import Admin, Failure, UsageError
+from daemon.client.render import (
+    Style,
+    judgement_lines,
+    judgement_row,
+    printable,
+    record_row,
+    size,
+    snapshot_rows,
+    status_lines,
+    to_stdout,
+)
+from daemon.client.sending import log_sockets, send
+
+BATCH_LINES = 500
+BATCH_BYTES = 128 * 1024  # of raw lines; as JSON escapes they grow sixfold at worst, within 1 MiB
+
+
+def status(admin: Admin, as_json: bool) -> int:
+    answer = admin.get("/status").body
+    _show(answer, as_json, lambda: to_stdout(status_lines(answer, Style(sys.stdout))))
+    return 0
+
+
+def checkpoint(admin: Admin, as_json: bool) -> int:
+    answer = admin.post("/checkpoint").body
+    _show(
+        answer,
+        as_json,
+        lambda: print(
+            f"saved through line {answer['line']:,} in {answer['seconds']:.2f} s: "
+            f"{printable(answer['path'])} ({size(answer['bytes'])}), digest {printable(answer['digest'])}"
+        ),
+    )
+    return 0
+
+
+def flush(admin: Admin, as_json: bool) -> int:
+    answer = admin.post("/flush").body
+    facts = ", ".join(f"{printable(name).replace('_', ' ')} {value}" for name, value in answer.items())
+    _show(answer, as_json, lambda: print(f"every open session is closed: {facts}"))
+    return 0
+
+
+def detect(admin: Admin, as_json: bool, line: str, session: str | None) -> int:
+    """`line`, or "-" for the lines of standard input. Several lines get a row each, one the full story."""
+    style = Style(sys.stdout)
+    many = line == "-"
+    for text, answer in _judged(admin, _stdin_lines() if many else iter([line]), session):
+        if as_json:
+            print(json.dumps(answer))
+        elif many:
+            print(judgement_row(text, answer, style))
+        else:
+            to_stdout(judgement_lines(text, answer, style))
+    return 0
+
+
+def tail(admin: Admin, as_json: bool, everything: bool) -> int:
+    style = Style(sys.stdout)
+    for record in admin.events("/events?all=1" if everything else "/events"):
+        # Flushed one by one: whoever pipes a live stream waits for each.
+        print(json.dumps(record) if as_json else record_row(record, style), flush=True)
+    print("vigilctl: the daemon ended the stream", file=sys.stderr)
+    return 0
+
+
+def snapshots_list(admin: Admin, as_json: bool) -> int:
+    answer = admin.get("/snapshots").body
+    rows = snapshot_rows(answer["snapshots"], Style(sys.stdout), verified=False)
+    _show(answer, as_json, lambda: to_stdout(rows))
+    return 0
+
+
+def snapshots_verify(admin: Admin, as_json: bool) -> int:
+    """Fails when a snapshot is damaged."""
+    answer = admin.post("/snapshots/verify").body
+    rows = snapshot_rows(answer["snapshots"], Style(sys.stdout), verified=True)
+    _show(answer, as_json, lambda: to_stdout(rows))
+    damaged = [one["name"] for one in answer["snapshots"] if one.get("error")]
+    if damaged:
+        raise Failure(f"damaged: {printable(', '.join(damaged))}")
+    return 0
+
+
+def send_file(source: str, socket_path: str | None, env: Mapping[str, str], as_json: bool) -> int:
+    if source == "-" and sys.stdin.isatty():
+        raise UsageError("send reads standard input, which is your terminal; name a FILE or pipe one in")
+    sent = send(source, log_sockets(socket_path, env), show=sys.stderr.isatty() and not as_json)
+    answer = {"lines": sent.lines, "bytes": sent.bytes, "seconds": round(sent.seconds, 3), "durable": True}
+    rate = sent.lines / max(sent.seconds, 1e-3)
+    _show(
+        answer,
+        as_json,
+        lambda: print(
+            f"{sent.lines:,} lines ({size(sent.bytes)}) in {sent.seconds:.1f} s, {rate:,.0f} lines/s; all durable"
+        ),
+    )
+    return 0
+
+
+def _show(answer: Any, as_json: bool, human: Callable[[], object]) -> None:
+    if as_json:
+        print(json.dumps(answer))
+    else:
+        human()
+
+
+def _stdin_lines() -> Iterator[str]:
+    if sys.stdin.isatty():
+        raise UsageError("detect reads standard input, which is your terminal; give a LINE or pipe some in")
+    for line in sys.stdin.buffer:
+        yield line.removesuffix(b"\n").decode("utf-8", "surrogateescape")
+
+
+def _judged(admin: Admin, lines: Iterator[str], session: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    if session is not None:
+        for line in lines:
+            yield line, admin.post("/detect", {"log_line": line, "session_id": session}).body
+        return
+    for batch in _batches(lines):
+        answer = admin.post("/detect/batch", {"log_lines": batch}).body
+        yield from zip(batch, answer["results"], strict=True)
+
+
+def _batches(lines: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    length = 0
+    for line in lines:
+        if batch and (len(batch) == BATCH_LINES or length + len(line) > BATCH_BYTES):
+            yield batch
+            batch, length = [], 0
+        batch.append(line)
+        length += len(line)
+    if batch:
+        yield batch

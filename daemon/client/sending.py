@@ -1,0 +1,154 @@
+"""`vigilctl send`: a file or standard input into log.sock, and the daemon's word that it is safe.
+
+There is no protocol: bytes go out, our half is closed, and the daemon closes its half when everything is
+durable. So a clean end of file is the acknowledgement; a reset or a broken pipe means "not confirmed".
+"""
+
+import gzip
+import io
+import os
+import socket
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon.client.admin import Failure, reason
+from daemon.places import SYSTEM_RUNTIME, runtime_directory
+
+CHUNK_BYTES = 128 * 1024
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What was confirmed as durable. `lines` counts a last line without newline too."""
+
+    lines: int
+    bytes: int
+    seconds: float
+
+
+# Called with: bytes of the source read so far (before unpacking), lines handed over, whether all is
+# handed over and only the daemon's word is missing.
+Progress = Callable[[int, int, bool], None]
+
+
+def log_sockets(given: str | None, env: Mapping[str, str]) -> list[Path]:
+    """Where the daemon's log socket may be, in order."""
+    if given:
+        return [Path(given)]
+    return [directory / "log.sock" for directory in dict.fromkeys([runtime_directory(env), SYSTEM_RUNTIME])]
+
+
+def send(source: str, sockets: list[Path], *, show: bool) -> Sent:
+    """Send `source` (a path, or "-" for standard input; gzip is unpacked) to the first socket that listens.
+
+    Blocks as long as the daemon lets us wait. Raises `Failure`: what was sent is then not confirmed, some
+    of it may be durable all the same.
+    """
+    with _open_source(source) as raw, _connect(sockets) as sock:
+        if not show:
+            return _stream(raw, sock, lambda read, lines, waiting: None)
+        with _bar(os.fstat(raw.fileno()).st_size or None) as progress:
+            return _stream(raw, sock, progress)
+
+
+def _stream(raw: io.BufferedReader, sock: socket.socket, progress: Progress) -> Sent:
+    started = time.monotonic()
+    lines = total = read = 0
+    last = b"\n"
+    try:
+        for read, chunk in _chunks(raw):
+            sock.sendall(chunk)
+            total += len(chunk)
+            lines += chunk.count(b"\n")
+            last = chunk[-1:]
+            progress(read, lines, False)
+        lines += last != b"\n"
+        sock.shutdown(socket.SHUT_WR)
+        progress(read, lines, True)
+        while sock.recv(4096):
+            pass  # nothing is promised to come, and nothing that comes matters
+    except KeyboardInterrupt:
+        raise Failure(f"interrupted; not confirmed: {_amount(lines, total)} handed over") from None
+    except OSError as exc:
+        raise Failure(f"not confirmed: {reason(exc)} after {_amount(lines, total)} handed over") from exc
+    return Sent(lines, total, time.monotonic() - started)
+
+
+def _chunks(raw: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
+    """(bytes read from `raw` so far, data to send). A pipe's data goes out as it comes."""
+    read = 0
+    if raw.peek(2)[:2] == GZIP_MAGIC:
+        unpacked = gzip.GzipFile(fileobj=raw)
+        try:
+            while chunk := unpacked.read(CHUNK_BYTES):
+                yield (raw.tell() if raw.seekable() else 0), chunk
+        except (gzip.BadGzipFile, EOFError, zlib.error) as exc:
+            raise Failure(f"not confirmed: the gzip data is damaged: {reason(exc)}") from exc
+        return
+    while chunk := raw.read1(CHUNK_BYTES):
+        read += len(chunk)
+        yield read, chunk
+
+
+@contextmanager
+def _open_source(source: str) -> Iterator[io.BufferedReader]:
+    if source == "-":
+        # A reader of our own: closing it must not close the interpreter's standard input.
+        with open(sys.stdin.fileno(), "rb", closefd=False) as raw:
+            yield raw
+        return
+    try:
+        raw = open(source, "rb")
+    except OSError as exc:
+        raise Failure(f"cannot read {source}: {reason(exc)}") from exc
+    with raw:
+        yield raw
+
+
+def _connect(sockets: list[Path]) -> socket.socket:
+    refusals = []
+    for path in sockets:
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.connect(os.fspath(path))
+        except OSError as exc:
+            sock.close()
+            refusals.append(f"{path} ({reason(exc)})")
+            continue
+        return sock
+    raise Failure(f"no daemon takes log lines; looked at {', '.join(refusals)}")
+
+
+@contextmanager
+def _bar(size: int | None) -> Iterator[Progress]:
+    """A progress bar on standard error. `size` is None where the source has none (a pipe)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    left = [BarColumn(), TimeRemainingColumn()] if size else [TimeElapsedColumn()]
+    columns = [TextColumn("{task.fields[lines]:,} lines"), TextColumn("{task.fields[rate]:,.0f}/s")]
+    with Bar(*columns, DownloadColumn(), *left, TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=size, lines=0, rate=0.0)
+        started = time.monotonic()
+
+        def show(read: int, lines: int, waiting: bool) -> None:
+            bar.update(
+                task,
+                completed=read,
+                lines=lines,
+                rate=lines / max(time.monotonic() - started, 1e-3),
+                description="waiting until all is durable" if waiting else "",
+            )
+
+        yield show
+
+
+def _amount(lines: int, total: int) -> str:
+    return f"{lines:,} lines ({total:,} bytes)"

@@ -1,0 +1,150 @@
+"""vigilctl: asks and tells a running vigild. Starts fast: nothing here imports torch, numpy or trio."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from daemon.client import commands
+from daemon.client.admin import Admin, Failure, UsageError, admin_urls, read_token
+
+Command = Callable[[argparse.Namespace], int]
+
+EPILOG = """\
+examples:
+  vigilctl status                          how it is doing
+  vigilctl send /var/log/nginx/access.log  feed it a file (.gz too); returns when every line is durable
+  zcat old.gz | vigilctl send              or a pipe
+  vigilctl tail                            what it flags, as it happens
+  vigilctl detect 'GET /?id=1 UNION SELECT 1'
+  vigilctl --json status | jq .checkpoint
+
+The daemon is looked for at --admin, $VIGILD_ADMIN, admin.sock in the runtime directory
+($RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/vigild, /run/vigild), then http://127.0.0.1:8765.
+Exit status: 0 done, 1 failed (one line says why), 2 wrong usage.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0 done, 1 failed, 2 usage. Never a traceback for what a user can meet."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except Failure as exc:
+        return _fail(str(exc))
+    except UsageError as exc:
+        parser.error(str(exc))
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`). Nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 0 if args.run is _tail else _fail("interrupted")
+
+
+def _fail(message: str) -> int:
+    sys.stdout.flush()
+    line = " ".join(message.split())
+    print(f"vigilctl: {line}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vigilctl",
+        description="Ask and tell a running vigild.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--admin", metavar="URL", help="http://HOST:PORT or unix:/path/admin.sock")
+    parser.add_argument("--token-file", metavar="FILE", help="holds the token, where the daemon asks for one")
+    parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    choices = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    _add(
+        choices,
+        "status",
+        _on_admin(commands.status),
+        "phase, progress, lines, detectors, last checkpoint, troubles",
+    )
+    _add(
+        choices,
+        "checkpoint",
+        _on_admin(commands.checkpoint),
+        "save everything now; returns when it is durable",
+    )
+    _add(
+        choices,
+        "flush",
+        _on_admin(commands.flush),
+        "close every open session and score the closings (end of a file)",
+    )
+
+    detect = _add(choices, "detect", _detect, "what it would say of a line; changes nothing")
+    detect.add_argument("line", metavar="LINE", nargs="?", default="-", help="a log line; - reads many (default)")
+    detect.add_argument("--session", metavar="ID", help="judge as the next line of this session")
+
+    send = _add(choices, "send", _send, "send a file or standard input; 0 only when everything is durable")
+    send.add_argument("file", metavar="FILE", nargs="?", default="-", help="a log file, plain or .gz; - is stdin")
+    send.add_argument("--socket", metavar="PATH", help="the daemon's log.sock, where it is not in its usual place")
+
+    tail = _add(choices, "tail", _tail, "follow what is flagged; Ctrl-C ends it")
+    tail.add_argument("--all", action="store_true", help="a sample of everything else, too")
+
+    snapshots = choices.add_parser("snapshots", help="list or verify the saved states")
+    actions = snapshots.add_subparsers(metavar="ACTION", required=True)
+    _add(actions, "list", _on_admin(commands.snapshots_list), "every snapshot: line, size, time")
+    _add(
+        actions,
+        "verify",
+        _on_admin(commands.snapshots_verify),
+        "read each and compare checksums; 1 when one is damaged",
+    )
+    return parser
+
+
+def _add(
+    choices: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: Command, text: str
+) -> argparse.ArgumentParser:
+    parser = choices.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    # Also after the command. SUPPRESS: a second default would undo what was given before it.
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"vigilctl {version('vigild')}")
+        parser.exit()
+
+
+def _on_admin(command: Callable[[Admin, bool], int]) -> Command:
+    return lambda args: command(_admin(args), args.json)
+
+
+def _detect(args: argparse.Namespace) -> int:
+    return commands.detect(_admin(args), args.json, args.line, args.session)
+
+
+def _send(args: argparse.Namespace) -> int:
+    return commands.send_file(args.file, args.socket, os.environ, args.json)
+
+
+def _tail(args: argparse.Namespace) -> int:
+    return commands.tail(_admin(args), args.json, args.all)
+
+
+def _admin(args: argparse.Namespace) -> Admin:
+    return Admin(admin_urls(args.admin, os.environ), read_token(args.token_file, os.environ))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

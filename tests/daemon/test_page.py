@@ -1,0 +1,42 @@
+"""The page: its own files only, within its content security policy, and log text never becomes markup."""
+
+import re
+from importlib.resources import files
+
+from daemon.api.app import create_app
+from tests.daemon.fake_control import FakeControl
+
+HTML, CSS, JS = ((files("daemon.api") / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+
+
+async def test_everything_the_page_loads_is_served_beside_it() -> None:
+    client = create_app(FakeControl(), hosts=(), token=None).test_client()
+    links = set(re.findall(r'(?:href|src)="([^"]+)"', HTML)) - {"data:,"}
+    assert links == {"page.css", "page.js", "status"}
+    asked = set(re.findall(r'(?:fetch|EventSource)\(["`]([a-z]+)', JS))
+    assert asked == {"status", "anomalies", "events"}
+    for path in links | asked:
+        for prefix in ("/", "/anomaly/"):
+            answer = await client.head(prefix + path, headers={"Host": "localhost"})
+            assert answer.status_code == 200, prefix + path
+
+
+async def test_without_its_slash_the_prefix_leads_to_the_page() -> None:
+    client = create_app(FakeControl(), hosts=(), token=None).test_client()
+    answer = await client.get("/anomaly", headers={"Host": "localhost"})
+    assert answer.status_code == 308 and answer.headers["Location"].endswith("/anomaly/")
+
+
+def test_nothing_comes_from_elsewhere_or_needs_more_than_the_policy_allows() -> None:
+    for text in (HTML, CSS, JS):
+        assert "://" not in text and "@import" not in text and "url(" not in text
+    assert not re.search(r"<style|<script(?![^>]*src=)|\sstyle=|\son\w+=", HTML)  # inline: the policy forbids it
+
+
+def test_text_is_never_parsed_as_markup() -> None:
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|Function\(", JS)
+
+
+def test_every_element_the_script_fills_is_on_the_page() -> None:
+    named = set(re.findall(r'(?:\$|put)\("([a-z-]+)"', JS))
+    assert named and named <= set(re.findall(r'id="([a-z-]+)"', HTML))

@@ -1,0 +1,302 @@
+"""vigilctl as its users meet it: a process, its output, its exit status."""
+
+import gzip
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from daemon import server
+from daemon.api.app import create_app
+from daemon.client.admin import DEFAULT_URL, admin_urls
+from daemon.client.commands import BATCH_BYTES
+from daemon.client.render import printable
+from tests.daemon.fake_control import FakeControl, record
+
+VIGILCTL = (sys.executable, "-m", "daemon.vigilctl")
+NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
+
+
+def run(*arguments: str, stdin: bytes = b"", env: dict[str, str] | None = None) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [*VIGILCTL, *arguments],
+        input=stdin,
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, **(env or {})},
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@asynccontextmanager
+async def daemon(tmp_path: Path, token: str | None = None) -> AsyncIterator[tuple[FakeControl, dict[str, str]]]:
+    """A served fake daemon and the environment in which vigilctl finds it."""
+    control, stop = FakeControl(), trio.Event()
+    unix = socket.socket(socket.AF_UNIX)
+    unix.bind(str(tmp_path / "admin.sock"))
+    unix.listen()
+    app = create_app(control, hosts=(), token=token)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.run_server, app, [unix], stop.wait)
+        yield control, {"RUNTIME_DIRECTORY": str(tmp_path), "VIGILD_ADMIN": ""}
+        control.stop()
+        stop.set()
+
+
+async def ask(*arguments: str, stdin: bytes = b"", env: dict[str, str]) -> tuple[int, str, str]:
+    return await trio.to_thread.run_sync(partial(run, *arguments, stdin=stdin, env=env))
+
+
+def test_help_teaches_and_nothing_heavy_is_imported() -> None:
+    status, out, _ = run("--help")
+    assert status == 0 and "examples:" in out and "Exit status" in out
+    listing = "import sys, daemon.vigilctl; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", listing], capture_output=True, check=True, timeout=60)
+    heavy = {"torch", "numpy", "trio", "quart", "httpx", "rich", "msgspec"}
+    assert heavy.isdisjoint(loaded.stdout.decode().split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *((), ("dance",), ("status", "x"), ("snapshots",), ("--admin", "ftp://x", "status")),
+        *(("--admin", "http://h:port", "status"), ("--admin", "unix:/" + "a" * 200, "status")),
+    ],
+)
+def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "") and "error: " in err and "Traceback" not in err
+
+
+def test_a_daemon_that_is_not_there_gives_one_line_saying_where_it_looked(tmp_path: Path) -> None:
+    for arguments in (("status",), ("detect", "x"), ("tail",)):
+        status, out, err = run("--admin", NOBODY, *arguments)
+        assert (status, out) == (1, "")
+        assert err == f"vigilctl: no daemon answers; looked at {NOBODY} (connection refused)\n"
+    absent = tmp_path / "admin.sock"
+    assert run("status", env={"VIGILD_ADMIN": f"unix:{absent}"})[2].count(str(absent)) == 1
+    assert str(tmp_path / "log.sock") in run("send", "--socket", f"{tmp_path}/log.sock", stdin=b"x")[2]
+
+
+def test_the_places_are_looked_at_in_order() -> None:
+    env = {"RUNTIME_DIRECTORY": "/run/one", "VIGILD_ADMIN": "unix:/b"}
+    assert admin_urls("unix:/a", env) == ["unix:/a"]
+    assert admin_urls(None, env) == ["unix:/b"]
+    del env["VIGILD_ADMIN"]
+    assert admin_urls(None, env) == ["unix:/run/one/admin.sock", "unix:/run/vigild/admin.sock", DEFAULT_URL]
+
+
+async def test_what_answers_but_is_not_vigild_gives_one_line() -> None:
+    listener = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener[0].socket.getsockname()[1]
+
+    async def teapot(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, teapot, listener)
+        status, _, err = await ask("--admin", f"http://127.0.0.1:{port}", "status", env={})
+        nursery.cancel_scope.cancel()
+    assert (status, err) == (1, "vigilctl: what answers is not vigild (HTTP 200, not JSON)\n")
+
+
+async def test_status_is_a_summary_or_the_daemon_s_own_json(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as (control, env):
+        status, out, err = await ask("status", env=env)
+        assert (status, err) == (0, "")
+        assert "serving, training, 42 %, epoch 3 of 8, 38 s left" in out and "1,234 lines at risk" in out
+        control.status_extra = {"status": "degraded", "reason": "disk \x1b[31m full"}
+        assert "! disk \\x1b[31m full" in (await ask("status", env=env))[1]
+        for arguments in (("--json", "status"), ("status", "--json")):
+            assert json.loads((await ask(*arguments, env=env))[1]) == control.status()
+
+
+async def test_checkpoint_flush_and_snapshots(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as (control, env):
+        assert "saved through line 51,234" in (await ask("checkpoint", env=env))[1]
+        assert "sessions closed 12" in (await ask("flush", env=env))[1]
+        assert "snapshot-812.msgpack" in (await ask("snapshots", "list", env=env))[1]
+        assert (await ask("snapshots", "verify", env=env))[0] == 0
+        control.broken_snapshot = "checksum mismatch"
+        status, out, err = await ask("snapshots", "verify", env=env)
+        assert (status, err) == (
+            1,
+            "vigilctl: damaged: snapshot-700.msgpack\n",
+        ) and "checksum mismatch" in out
+
+
+async def test_detect_tells_one_line_in_full_and_many_in_rows(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as (control, env):
+        out = (await ask("detect", "a UNION b", env=env))[1]
+        assert out.startswith("attack ") and "sql_injection, confidence 0.95" in out and "5.11, threshold 3.40" in out
+        await ask("detect", "--session", "s1", "x", env=env)
+        lines = [b"a", b"\xff UNION \x1b[2J", b"", b"x" * BATCH_BYTES, b"last"]
+        status, out, _ = await ask("detect", stdin=b"\n".join(lines), env=env)
+        rows = out.splitlines()
+        assert status == 0 and len(rows) == 5
+        assert rows[1].startswith("attack ") and rows[1].endswith("\\xff UNION \\x1b[2J")
+    assert control.asked[1] == ("detect", [b"x"], "s1")
+    assert [line for _, batch, _ in control.asked[2:] for line in batch] == lines
+    assert len(control.asked) > 3  # in more than one request
+
+
+async def test_the_daemon_s_refusal_is_the_line(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as (_, env):
+        status, out, err = await ask("detect", "a\nb", env=env)
+        assert (status, out) == (1, "")
+        assert err == "vigilctl: a log line holds a newline; send the lines one by one\n"
+
+
+async def test_tail_follows_until_the_daemon_stops(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as (control, env):
+        async with trio.open_nursery() as nursery:
+            follow = partial(trio.run_process, capture_stdout=True, capture_stderr=True, env={**os.environ, **env})
+            results: list[subprocess.CompletedProcess[bytes]] = []
+
+            async def tail() -> None:
+                results.append(await follow([*VIGILCTL, "tail", "--all"]))
+
+            nursery.start_soon(tail)
+            with trio.fail_after(30):
+                await control.subscribed.wait()
+                control.publish(record(7, text="\x1b]0;owned\x07"))
+                control.publish({"left_out": 12})
+                control.stop()
+    [done] = results
+    out = done.stdout.decode()
+    assert done.returncode == 0 and control.asked == [("events", True)]
+    assert "sql_injection" in out and "\\x1b]0;owned\\x07" in out and "(12 more not shown)" in out
+
+
+class LogSocket:
+    """A log.sock: `serve` gets the one connection that comes, in a thread."""
+
+    def __init__(self, path: Path, serve: Callable[[socket.socket], object]) -> None:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._run, args=(serve,), daemon=True)
+        self._thread.start()
+
+    def _run(self, serve: Callable[[socket.socket], object]) -> None:
+        connection, _ = self._listener.accept()
+        with connection, self._listener:
+            serve(connection)
+
+    def join(self) -> None:
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("piped", [False, True])
+def test_send_delivers_every_byte_and_waits_for_the_end_of_file(tmp_path: Path, packed: bool, piped: bool) -> None:
+    text = b"".join(b"line %d \xff\x00\r\n" % n for n in range(30_000)) + b"no newline"
+    source = tmp_path / "log"
+    source.write_bytes(gzip.compress(text, 1) if packed else text)
+    got: list[bytes] = []
+
+    def take_all(connection: socket.socket) -> None:
+        while chunk := connection.recv(65536):
+            got.append(chunk)
+
+    log = LogSocket(tmp_path / "log.sock", take_all)
+    arguments = ["-"] if piped else [str(source)]
+    stdin = source.read_bytes() if piped else b""
+    status, out, err = run("send", *arguments, stdin=stdin, env={"RUNTIME_DIRECTORY": str(tmp_path)})
+    log.join()
+    assert (status, err) == (0, "") and b"".join(got) == text
+    assert out.startswith("30,001 lines (") and out.endswith("all durable\n")
+
+
+def test_send_is_not_confirmed_when_the_daemon_dies(tmp_path: Path) -> None:
+    log = LogSocket(tmp_path / "log.sock", lambda connection: connection.recv(10))
+    source = tmp_path / "log"
+    source.write_bytes(b"a line\n" * 200_000)
+    status, out, err = run("send", str(source), "--socket", str(tmp_path / "log.sock"))
+    log.join()
+    assert (status, out) == (1, "") and err.startswith("vigilctl: not confirmed: ") and err.count("\n") == 1
+
+
+def test_send_is_not_confirmed_when_the_end_is_a_reset(tmp_path: Path) -> None:
+    """All was handed over, but the daemon closed with bytes unread: recv gives a reset, not an end."""
+    log = LogSocket(tmp_path / "log.sock", lambda connection: connection.recv(1))
+    status, _, err = run("send", "--socket", str(tmp_path / "log.sock"), stdin=b"a line\nanother\n")
+    log.join()
+    assert status == 1 and "not confirmed: connection reset by peer" in err
+
+
+def test_send_says_so_when_the_gzip_data_is_damaged(tmp_path: Path) -> None:
+    source = tmp_path / "log.gz"
+    source.write_bytes(gzip.compress(b"a line\n" * 1000)[:-9])
+    log = LogSocket(tmp_path / "log.sock", lambda connection: connection.recv(1 << 20))
+    status, _, err = run("send", str(source), "--socket", str(tmp_path / "log.sock"))
+    log.join()
+    assert status == 1 and "the gzip data is damaged" in err
+    assert "cannot read" in run("send", str(tmp_path / "absent"))[2]
+
+
+def test_send_interrupted_says_that_nothing_is_confirmed(tmp_path: Path) -> None:
+    connected = threading.Event()
+
+    def stall(connection: socket.socket) -> None:
+        connection.recv(1)
+        connected.set()
+        process.wait(30)
+
+    log = LogSocket(tmp_path / "log.sock", stall)
+    source = tmp_path / "log"
+    source.write_bytes(b"a line\n" * 200_000)
+    command = [*VIGILCTL, "send", str(source), "--socket", str(tmp_path / "log.sock")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    assert connected.wait(30)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    log.join()
+    assert process.returncode == 1
+    assert err.startswith(b"vigilctl: interrupted; not confirmed: ") and err.count(b"\n") == 1
+
+
+def test_send_shows_a_bar_on_a_terminal_only(tmp_path: Path) -> None:
+    def take_all(connection: socket.socket) -> None:
+        while connection.recv(65536):
+            pass
+
+    log = LogSocket(tmp_path / "log.sock", take_all)
+    source = tmp_path / "log"
+    source.write_bytes(b"a line\n" * 1000)
+    ours, theirs = pty.openpty()
+    command = [*VIGILCTL, "send", str(source), "--socket", str(tmp_path / "log.sock")]
+    done = subprocess.run(
+        command, stderr=theirs, stdout=subprocess.PIPE, timeout=60, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(theirs)
+    log.join()
+    shown = os.read(ours, 65536)
+    os.close(ours)
+    assert done.returncode == 0 and b"1,000 lines" in shown and b"all durable" in done.stdout
+
+
+def test_printable_leaves_text_alone_and_disarms_the_rest() -> None:
+    assert printable("é ünï 日本 ~") == "é ünï 日本 ~"
+    assert printable("\x1b[2J\r\n\udcff\u202e\ud800") == "\\x1b[2J\\r\\n\\xff\\u202e\\ud800"
+
+
+async def test_output_into_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as (_, env):
+        # The reader is gone before anything is written: it ends at once, the writer starts a while later.
+        command = f"( sleep 0.2; {' '.join(VIGILCTL)} snapshots list; echo status $? >&2 ) | true"
+        done = await trio.run_process(["bash", "-c", command], capture_stderr=True, env={**os.environ, **env})
+    assert done.stderr == b"status 1\n"
