@@ -149,7 +149,7 @@ class FakeWriter:
     synced: int = 0
     full: bool = False
 
-    def append(self, records: list[bytes]) -> None:
+    def append(self, records: Sequence[bytes]) -> None:
         if self.full:
             raise OSError(28, "No space left on device")
         self.records += records

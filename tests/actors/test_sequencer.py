@@ -2,6 +2,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import trio
@@ -27,11 +28,7 @@ async def running(store: FakeStore, *, idle_seconds: float = 1e6, queue: int = 4
     requests_in, requests = trio.open_memory_channel[Request](64)
     frames_in, frames = trio.open_memory_channel[Sequenced](queue)
     async with trio.open_nursery() as nursery:
-
-        async def run(*, task_status: trio.TaskStatus[None]) -> None:
-            await run_sequencer(sequencer, requests, frames_in, idle_seconds=idle_seconds, task_status=task_status)
-
-        await nursery.start(run)
+        await nursery.start(partial(run_sequencer, sequencer, requests, frames_in, idle_seconds=idle_seconds))
         with requests_in, frames:
             yield Running(sequencer, store, requests_in, frames)
         nursery.cancel_scope.cancel()

@@ -1,0 +1,133 @@
+import threading
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from actors.published import Published
+from actors.scoring import HEARTBEAT_SECONDS, Scoring, StateAbandoned, Verdicts, run_scoring
+from detection.frames import LinesFrame, Segment, Sequenced
+from tests.actors.fakes import FakeDetector, FakeSummary, FakeTrainingSet
+
+
+def frame(seq: int, line: int, text: bytes = b"x\n") -> Sequenced:
+    return Sequenced(seq, line, LinesFrame(0.0, (Segment("s", "plain", text, text.count(b"\n")),)))
+
+
+def scoring_of(detector: FakeDetector) -> Scoring[FakeSummary, FakeTrainingSet]:
+    return Scoring(detector)
+
+
+class Beats:
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self) -> None:
+        self.times.append(trio.current_time())
+
+
+async def test_frames_become_verdicts_and_the_summary_is_published_until_the_end(nursery: trio.Nursery) -> None:
+    scoring = scoring_of(FakeDetector())
+    frames_in, frames = trio.open_memory_channel[Sequenced](4)
+    verdicts_in, verdicts = trio.open_memory_channel[Verdicts](4)
+    await nursery.start(run_scoring, scoring, frames, verdicts_in, Beats())
+    frames_in.send_nowait(frame(1, 2, b"a\nBAD\n"))
+    frames_in.send_nowait(frame(2, 3))
+    assert (await scoring.published.wait_for(2)).line == 3
+    frames_in.close()
+
+    said = [item async for item in verdicts]
+    assert [(v.seq, [r["id"] for r in v.flagged()]) for v in said] == [(1, ["2"]), (2, [])]
+    with pytest.raises(trio.EndOfChannel):
+        await scoring.published.newer(scoring.published.summary)
+    assert await scoring.ask([b"still"], None) == [{"line": "still", "known": 3}]
+
+
+async def test_a_question_waits_for_one_frame_however_many_are_queued(nursery: trio.Nursery) -> None:
+    detector = FakeDetector(gate=threading.Event())
+    scoring = scoring_of(detector)
+    frames_in, frames = trio.open_memory_channel[Sequenced](8)
+    verdicts_in, verdicts = trio.open_memory_channel[Verdicts](8)
+    await nursery.start(run_scoring, scoring, frames, verdicts_in, lambda: None)
+    for n in range(1, 6):
+        frames_in.send_nowait(frame(n, n))
+    await wait_all_tasks_blocked()
+    nursery.start_soon(scoring.ask, [b"?"], None)
+    await wait_all_tasks_blocked()
+    assert detector.gate is not None
+    detector.gate.set()
+    frames_in.close()
+    assert len([v async for v in verdicts]) == 5
+    assert detector.calls[:3] == ["apply 1", "ask", "apply 2"]
+
+
+async def test_an_export_is_of_one_moment() -> None:
+    scoring = scoring_of(FakeDetector())
+    await scoring.apply(frame(1, 1))
+    summary, columns = await scoring.export()
+    assert (summary.seq, summary.line) == (columns["seq"], columns["line"]) == (1, 1)
+
+
+async def test_after_a_frame_that_raised_half_way_the_state_is_not_given_to_anyone() -> None:
+    scoring = scoring_of(FakeDetector())
+    await scoring.apply(frame(1, 1))
+    with pytest.raises(ValueError, match="poison"):
+        await scoring.apply(frame(2, 2, b"POISON\n"))
+    with pytest.raises(StateAbandoned, match="frame 2"):
+        await scoring.export()
+    with pytest.raises(StateAbandoned):
+        await scoring.ask([b"?"], None)
+    assert scoring.published.summary.seq == 1
+
+
+async def test_a_cancelled_turn_leaves_the_state_whole() -> None:
+    scoring = scoring_of(FakeDetector())
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await scoring.apply(frame(1, 1))
+    await scoring.apply(frame(1, 1))
+    assert (await scoring.export())[0].seq == 1
+
+
+async def test_the_heart_beats_while_idle_and_stops_while_a_frame_hangs(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    detector = FakeDetector(gate=threading.Event())
+    beats = Beats()
+    frames_in, frames = trio.open_memory_channel[Sequenced](8)
+    verdicts_in, verdicts = trio.open_memory_channel[Verdicts](8)
+    await nursery.start(run_scoring, scoring_of(detector), frames, verdicts_in, beats)
+    await trio.sleep(10.5 * HEARTBEAT_SECONDS)
+    assert len(beats.times) == 11
+
+    frames_in.send_nowait(frame(1, 1))
+    await trio.sleep(100 * HEARTBEAT_SECONDS)
+    assert len(beats.times) == 11
+    assert detector.gate is not None
+    detector.gate.set()
+    await verdicts.receive()
+    await trio.sleep(1.5 * HEARTBEAT_SECONDS)
+    assert len(beats.times) >= 12
+    frames_in.close()
+
+
+async def test_published_wakes_every_reader_and_tells_them_of_the_end() -> None:
+    published = Published(FakeSummary())
+    seen: list[int] = []
+
+    async def read() -> None:
+        summary = published.summary
+        with pytest.raises(trio.EndOfChannel):
+            while True:
+                summary = await published.newer(summary)
+                seen.append(summary.seq)
+
+    async with trio.open_nursery() as reading:
+        reading.start_soon(read)
+        reading.start_soon(read)
+        for seq in (1, 2):
+            await wait_all_tasks_blocked()
+            published.publish(FakeSummary(seq, seq))
+        await wait_all_tasks_blocked()
+        assert seen == [1, 1, 2, 2]
+        published.close()
