@@ -1,0 +1,202 @@
+"""Rules over batches: which rules hit which lines, and where.
+
+Patterns run in RE2, so time is linear in the field whatever a user writes or an attacker sends; fields are
+decoded and cut first (see `detection.rules.decoding`). Most fields are dismissed by a few *gates*: a gate is
+the union of some rules' patterns, and only behind an open gate are its rules tried one by one. Real streams
+repeat themselves, so short fields and their answers are kept in a bounded memo. Neither can be noticed:
+matching is pure, it depends on the rules and the one line, not on the batch or on what was matched before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self, cast
+
+import numpy as np
+import re2
+from numpy.typing import NDArray
+
+from detection.rules.decoding import decode
+from detection.rules.reading import FIELDS, Rule, RuleError, read_rules
+from detection.settings import RuleText
+
+# Rules a gate unites. One gate over our whole pack needs more automaton states than fit its budget when
+# fed random bytes and is then several times slower than no gate; one gate a rule pays a call for each rule.
+GATE_RULES = 5
+# What one pattern or gate may spend on automaton states; it takes what real input needs, mostly far less.
+PATTERN_BYTES = 8 << 20
+# Longer fields skip the gates: what is long is rarely plain, and random bytes make unions slow, not rules.
+GATED_BYTES = 512
+# The memo holds this many fields of at most that many bytes, then starts anew.
+MEMO_FIELDS = 8192
+MEMO_FIELD_BYTES = 256
+EVIDENCE_BYTES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """Which rules hit which lines, sorted by line, then rule: row i says that `rules[i]` hit `lines[i]`."""
+
+    lines: NDArray[np.int32]
+    rules: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Where `rule` matched: bytes `start` to `end` of the decoded field, and their beginning as text."""
+
+    rule: Rule
+    field: str
+    start: int
+    end: int
+    text: str
+
+
+class RuleSet:
+    """Compiled rules; `rules` holds them by the numbers used in `Hits`."""
+
+    def __init__(self, rules: tuple[Rule, ...]) -> None:
+        """Raises `RuleError` when a pattern does not compile or a rule fails one of its own tests."""
+        self.rules = rules
+        self._patterns = [_Pattern(rule) for rule in rules]
+        for rule, pattern in zip(rules, self._patterns, strict=True):
+            _try_out(rule, pattern)
+        self._gates = {field: _gates(field, rules) for field in FIELDS}
+        self._memo: dict[str, dict[bytes, list[int]]] = {field: {} for field in FIELDS}
+
+    @classmethod
+    def compile(cls, texts: Sequence[RuleText]) -> Self:
+        """The rules of several files, in order. Raises `RuleError`, naming file, rule and what to do."""
+        return cls(read_rules(texts))
+
+    def match(self, targets: Sequence[bytes], agents: Sequence[bytes], lines: Sequence[bytes], *, web: bool) -> Hits:
+        """The hits of a batch; element i of each sequence belongs to line i.
+
+        With `web`, `targets` are request targets and `agents` user agents. Without, `targets` are the
+        lines' messages, `agents` is not looked at, and rules for targets and agents stay silent.
+        """
+        columns = [("target" if web else "message", targets), ("line", lines)]
+        if web:
+            columns.append(("agent", agents))
+        found: list[tuple[int, int]] = []
+        for field, values in columns:
+            if self._gates[field]:
+                memo = self._memo[field]
+                for line, value in enumerate(values):
+                    hits = memo.get(value)
+                    if hits is None:
+                        hits = self._match_one(field, value)
+                    if hits:
+                        found += [(line, rule) for rule in hits]
+        found.sort()
+        rows = np.array(found, np.int32).reshape(-1, 2)
+        return Hits(np.ascontiguousarray(rows[:, 0]), np.ascontiguousarray(rows[:, 1]))
+
+    def _match_one(self, field: str, value: bytes) -> list[int]:
+        text = decode(value, query=field == "target")
+        hits = [
+            rule
+            for gate, behind in self._gates[field]
+            if len(text) > GATED_BYTES or gate.search(text)
+            for rule in behind
+            if self._patterns[rule].hits(text)
+        ]
+        # Whole lines hold a time and never repeat.
+        if field != "line" and len(value) <= MEMO_FIELD_BYTES:
+            if len(self._memo[field]) >= MEMO_FIELDS:
+                self._memo[field] = {}
+            self._memo[field][value] = hits
+        return hits
+
+    def evidence(self, rule: int, target: bytes, agent: bytes, line: bytes) -> Evidence:
+        """Where rule number `rule` matched a line of which `match` said that it does.
+
+        `target`, `agent` and `line` as they were given to `match`. ValueError when the rule does not match.
+        """
+        subject = self.rules[rule]
+        value = {"agent": agent, "line": line}.get(subject.field, target)
+        text = decode(value, query=subject.field == "target")
+        span = self._patterns[rule].span(text)
+        if span is None:
+            raise ValueError(f"rule {subject.name!r} does not match this {subject.field}")
+        start, end = span
+        shown = text[start : min(end, start + EVIDENCE_BYTES)].decode(errors="replace")
+        return Evidence(subject, subject.field, start, end, shown)
+
+
+class _Found(Protocol):
+    def span(self) -> tuple[int, int]: ...
+
+
+class _Searches(Protocol):
+    def search(self, text: bytes) -> _Found | None: ...
+
+
+class _Pattern:
+    """One rule's patterns as one, with its exception."""
+
+    __slots__ = ("_any", "_unless")
+
+    def __init__(self, rule: Rule) -> None:
+        for pattern in (*rule.patterns, *filter(None, [rule.unless])):
+            # Each alone first: the error then names the culprit, and `a)|(b` cannot pass as two halves.
+            alone = _compiled(pattern, f"{rule.source}: rule {rule.name!r}: pattern {pattern!r}")
+            if alone.search(b"") and alone.search(b"\0"):
+                raise RuleError(
+                    f"{rule.source}: rule {rule.name!r}: pattern {pattern!r} also matches nothing at all, "
+                    "so it would hit every line; make some part of it required"
+                )
+        where = f"{rule.source}: rule {rule.name!r}"
+        self._any = _compiled(_union(rule.patterns), where)
+        self._unless = _compiled(rule.unless, where) if rule.unless else None
+
+    def hits(self, text: bytes) -> bool:
+        return self.span(text) is not None
+
+    def span(self, text: bytes) -> tuple[int, int] | None:
+        found = self._any.search(text)
+        if found is None or (self._unless and self._unless.search(text)):
+            return None
+        return found.span()
+
+
+def _try_out(rule: Rule, pattern: _Pattern) -> None:
+    for kind, tests, wanted in (
+        ("match", rule.must_match, True),
+        ("silent", rule.must_stay_silent, False),
+    ):
+        for place, test in enumerate(tests, 1):
+            text = decode(test.encode(), query=rule.field == "target")
+            if pattern.hits(text) != wanted:
+                raise RuleError(
+                    f"{rule.source}: rule {rule.name!r}: tests.{kind} number {place} "
+                    f"should {'match and does not' if wanted else 'stay silent and matches'}: {test!r}"
+                    + (f" (the rule sees {text.decode(errors='replace')!r})" if text != test.encode() else "")
+                )
+
+
+def _gates(field: str, rules: Sequence[Rule]) -> list[tuple[_Searches, list[int]]]:
+    own = [number for number, rule in enumerate(rules) if rule.field == field]
+    behind = [own[i : i + GATE_RULES] for i in range(0, len(own), GATE_RULES)]
+    return [
+        (_compiled(_union([_union(rules[n].patterns) for n in group]), f"gate of {field} rules"), group)
+        for group in behind
+    ]
+
+
+def _union(patterns: Sequence[str]) -> str:
+    return "|".join(f"(?:{pattern})" for pattern in patterns)
+
+
+def _compiled(pattern: str, where: str) -> _Searches:
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1  # bytes, not characters: logs hold both
+    options.case_sensitive = False
+    options.dot_nl = True  # a decoded line break must not hide what follows it
+    options.never_capture = True
+    options.log_errors = False
+    options.max_mem = PATTERN_BYTES
+    try:
+        return cast(_Searches, re2.compile(pattern.encode(), options))
+    except re2.error as exc:
+        reason = exc.args[0].decode(errors="replace") if isinstance(exc.args[0], bytes) else exc
+        raise RuleError(f"{where} is not a usable RE2 pattern: {reason}") from exc

@@ -1,0 +1,43 @@
+"""One plain spelling of the many that attackers use."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detection.rules.decoding import FIELD_BYTES, decode
+
+
+@pytest.mark.parametrize(
+    ("field", "seen"),
+    [
+        (b"/Search?q=a+b%2Bc", b"/search?q=a b+c"),
+        (b"/a+b?q=1+2", b"/a+b?q=1 2"),
+        (b"/x?q=%27%2520or%252527", b"/x?q=' or'"),
+        (b"/%%32%65%%32%65/", b"/../"),
+        (b"/x?q=%u003cscript%uff1e%u2215", b"/x?q=<script>/"),
+        (b"/..%c0%af..%c1%9c%e0%80%ae%c0%2e", b"/../..\\.."),
+        (b"/\xef\xbc\x9cscript\xef\xbc\x9e\xef\xbd\x81", b"/<script>a"),
+        (rb"/x?q=\x22\u003c\"", b'/x?q="<"'),
+        (b"/x?q=sc%00ri%08pt%7f", b"/x?q=script"),
+        (b"/x?q=a%09b%0bc", b"/x?q=a b c"),
+        (b"/x?q=a%0d%0ab", b"/x?q=a\r\nb"),
+        (b"/x?q=&lt;&#60;&#x3C;&#X3c&colon;&unknown;&lt", b"/x?q=<<<<:&unknown;&lt"),
+        (b"/x?q=&#0;&#99999999;", b"/x?q=9;"),
+        (b"union/**/all/*!50000select*/", b"union all select "),
+        (b"/* a comment */b/*<script>*/", b" b/*<script> "),
+        (b"/caf%C3%89", b"/caf\xc3\x89"),
+        (b"%zz%4", b"%zz%4"),
+        (b"", b""),
+    ],
+)
+def test_spellings_of_one_thing_become_one(field: bytes, seen: bytes) -> None:
+    assert decode(field, query=True) == seen
+
+
+def test_plus_is_a_plus_where_there_is_no_query() -> None:
+    assert decode(b"Googlebot/2.1 (+http://x)", query=False) == b"googlebot/2.1 (+http://x)"
+
+
+@given(st.binary(max_size=2 * FIELD_BYTES) | st.text('%25cfu0aexAF&#;/*!+\\"<\r\n').map(str.encode), st.booleans())
+def test_any_bytes_decode_to_something_no_longer(field: bytes, query: bool) -> None:
+    assert len(decode(field, query=query)) <= min(len(field), FIELD_BYTES)
