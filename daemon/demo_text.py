@@ -29,10 +29,7 @@ def training_words(training: Mapping[str, Any]) -> str:
     percent = training.get("percent")
     if percent is None:
         percent = 100.0 * (training.get("fraction") or 0.0)
-    words = f"training {int(percent // 10) * 10} %"
-    if training.get("epoch") and training.get("epochs"):
-        words += f", epoch {training['epoch']} of {training['epochs']}"
-    return words
+    return f"training {int(percent // 10) * 10} %"
 
 
 def found_in(finds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
