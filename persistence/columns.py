@@ -18,7 +18,7 @@ Columns = Mapping[str, Value]
 
 # Booleans, integers, floats, complex numbers, byte strings and texts; structured, time and object
 # dtypes are not state.
-_DTYPE = re.compile(r"[<|][biufcSU][1-9][0-9]{0,8}")
+_DTYPE = re.compile(r"\|b1|\|[iu]1|<[iu][248]|<f[248]|<c(?:8|16)|(?:\|S|<U)[1-9][0-9]{0,6}")
 _MAX_DIMENSIONS = 16
 
 
