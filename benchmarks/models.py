@@ -63,12 +63,8 @@ def quality(folder: Path) -> None:
         truth = labels[test]
         learned = {tuple(sessions[i]) for i in half}
         told_apart = np.array([not (labels[i] and tuple(sessions[i]) in learned) for i in test])
-        print(
-            f"{name}: {len(half)} normal sessions to learn from, {(~truth).sum()} normal and {truth.sum()} anomalous"
-        )
-        print(
-            f"  to tell apart; {(~told_apart).sum()} of the anomalous are event for event like a learned one"
-        )
+        print(f"{name}: {len(half)} normal sessions to learn from, {(~truth).sum()} normal and {truth.sum()} anomalous")
+        print(f"  to tell apart; {(~told_apart).sum()} of the anomalous are event for event like a learned one")
         model, seconds = _timed_training(_training_set([sessions[i] for i in half], seed=1))
         print(f"  trained in {seconds:.1f} s; average precision:")
         for member, scores in _reached(model, _training_set([sessions[i] for i in test], seed=1)).items():
@@ -84,9 +80,7 @@ def quality(folder: Path) -> None:
 def speed(path: Path) -> None:
     data = _web_sessions(path, 102_333)
     training = data.only(np.cumsum(np.diff(data.offsets)) <= 50_000)
-    print(
-        f"web: {len(data.tokens)} lines, {len(data.starts)} sessions, {len(np.unique(data.tokens))} templates"
-    )
+    print(f"web: {len(data.tokens)} lines, {len(data.starts)} sessions, {len(np.unique(data.tokens))} templates")
     model, seconds = _timed_training(training)
     print(f"  training on {len(training.tokens)} lines: {seconds:.1f} s, vocabulary {len(model.vocabulary)}")
 

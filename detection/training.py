@@ -49,9 +49,7 @@ PEAK_RATE = 3e-3
 WARMUP_SHARE = 0.05
 WEIGHT_DECAY = 0.01
 LARGEST_GRADIENT = 1.0
-HIDDEN_SHARE = (
-    0.03  # of the inputs are shown as UNSEEN, so that a new template does not upset what follows it
-)
+HIDDEN_SHARE = 0.03  # of the inputs are shown as UNSEEN, so that a new template does not upset what follows it
 
 TREES = 100
 MOST_SAMPLES = 2048
@@ -190,9 +188,7 @@ def _fit_transformer(
     weights = initial(FIRST + len(vocabulary), fit.seed & 0xFFFFFFFF)
     for tensor in weights.values():
         tensor.requires_grad_(True)
-    optimizer = torch.optim.AdamW(
-        weights.values(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY
-    )
+    optimizer = torch.optim.AdamW(weights.values(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
     steps = min(max(len(fit.tokens) // LINES_PER_STEP, FEWEST_STEPS), MOST_STEPS)
     windows = _Sampler(fit, vocabulary, rng)
     losses: list[float] = []

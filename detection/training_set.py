@@ -84,12 +84,7 @@ def from_columns(columns: Columns) -> TrainingSet:
     if not all(isinstance(value, int) for value in scalars.values()):
         raise TypeError("training set: generation, line and seed are integers")
     offsets, lines, sessions = arrays["offsets"], len(arrays["tokens"]), len(arrays["starts"])
-    if (
-        len(offsets) != sessions + 1
-        or offsets[0] != 0
-        or offsets[-1] != lines
-        or (np.diff(offsets) < 0).any()
-    ):
+    if len(offsets) != sessions + 1 or offsets[0] != 0 or offsets[-1] != lines or (np.diff(offsets) < 0).any():
         raise ValueError(f"training set: offsets do not cut {lines} lines into {sessions} sessions")
     if any(len(arrays[name]) != lines for name in ("errors", "times")):
         raise ValueError(f"training set: errors and times are not {lines} each")

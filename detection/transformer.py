@@ -233,9 +233,7 @@ def _hashes(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return mixed ^ (mixed >> np.uint64(32))
 
 
-def _distinct(
-    keys: NDArray[np.uint64], hashes: NDArray[np.uint64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _distinct(keys: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """One row for each different key, and for each row which of those it is."""
     _, alone, where = np.unique(hashes, return_index=True, return_inverse=True)
     if (keys[alone[where]] != keys).any():  # two different keys with one hash: let each row stand for itself

@@ -61,9 +61,7 @@ def test_it_reports_progress_and_ends_with_the_model_it_wrote(tmp_path: Path) ->
         assert process.wait(SECONDS) == 0
     *progress, last = messages
     assert [step["fraction"] for step in progress] == sorted(step["fraction"] for step in progress)
-    assert all(
-        set(step) == {"stage", "epoch", "epochs", "loss", "fraction", "seconds_left"} for step in progress
-    )
+    assert all(set(step) == {"stage", "epoch", "epochs", "loss", "fraction", "seconds_left"} for step in progress)
     model = from_columns(read_model(tmp_path / last["done"]["name"], last["done"]["sha256"]))
     assert model.vocabulary.tolist() == [1, 2, 3]
 

@@ -10,16 +10,12 @@ from numpy.typing import NDArray
 from detection.features import CLOSING, FEATURES, Carry, running
 
 # A row: surprise, error, template, seconds since the row before.
-rows = st.tuples(
-    st.floats(0, 30, width=32), st.booleans(), st.integers(0, 500), st.floats(-2, 40, allow_nan=False)
-)
+rows = st.tuples(st.floats(0, 30, width=32), st.booleans(), st.integers(0, 500), st.floats(-2, 40, allow_nan=False))
 sessions = st.lists(st.tuples(st.lists(rows, max_size=30), st.booleans()), min_size=1, max_size=6)
 Session = tuple[list[tuple[float, bool, int, float]], bool]
 
 
-Columns = tuple[
-    NDArray[np.float32], NDArray[np.bool_], NDArray[np.int32], NDArray[np.float64], NDArray[np.int64]
-]
+Columns = tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int32], NDArray[np.float64], NDArray[np.int64]]
 
 
 def _columns(drawn: list[Session]) -> Columns:
@@ -89,9 +85,7 @@ def test_a_session_in_two_batches_has_the_bits_of_one(drawn: list[Session], data
     carry = Carry.new(len(drawn))
     for part, counts in ((early, cut), (~early, sizes - cut)):
         edges = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-        together[part], carry = running(
-            surprise[part], errors[part], templates[part], times[part], edges, carry
-        )
+        together[part], carry = running(surprise[part], errors[part], templates[part], times[part], edges, carry)
     assert np.array_equal(together, whole)
     for name in Carry.__dataclass_fields__:
         assert np.array_equal(getattr(carry, name), getattr(end, name)), name
@@ -100,9 +94,7 @@ def test_a_session_in_two_batches_has_the_bits_of_one(drawn: list[Session], data
 def test_distinct_counts_different_templates_and_not_their_repetitions() -> None:
     templates = np.array([3, 3, 3, 9, 9, 3, CLOSING], dtype=np.int32)
     n = len(templates)
-    features, _ = running(
-        np.zeros(n), np.zeros(n, np.bool_), templates, np.zeros(n), np.array([0, n]), Carry.new(1)
-    )
+    features, _ = running(np.zeros(n), np.zeros(n, np.bool_), templates, np.zeros(n), np.array([0, n]), Carry.new(1))
     assert features[:, 3].tolist() == [1, 1, 1, 2, 2, 2, 2]
 
 

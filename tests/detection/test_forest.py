@@ -35,9 +35,7 @@ def test_a_value_on_a_threshold_goes_the_way_it_goes_in_scikit_learn() -> None:
     reference = IsolationForest(n_estimators=50, max_samples=64, random_state=1).fit(grid)
     thresholds = np.unique(np.concatenate([tree.tree_.threshold for tree in reference.estimators_]))
     near = np.float32(thresholds)
-    values = np.concatenate(
-        [thresholds, near, np.nextafter(near, np.float32(9)), np.nextafter(near, np.float32(-9))]
-    )
+    values = np.concatenate([thresholds, near, np.nextafter(near, np.float32(9)), np.nextafter(near, np.float32(-9))])
     rows = np.stack([values, values[::-1]], axis=1)
     scores = Forest(forest_columns(reference)).scores(rows)
     np.testing.assert_allclose(scores, -reference.score_samples(rows.astype(np.float32)), rtol=0, atol=1e-12)

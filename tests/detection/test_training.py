@@ -35,10 +35,7 @@ def stream(sessions: list[list[int]], *, seed: int = 1, ends: bool = True) -> Tr
 def habits(count: int, seed: int) -> list[list[int]]:
     """Open (1), some reads (2 or 3), close (4); now and then a retry (5)."""
     rng = np.random.default_rng(seed)
-    return [
-        [1, *rng.choice([2, 3, 5], int(rng.integers(1, 6)), p=[0.6, 0.35, 0.05]).tolist(), 4]
-        for _ in range(count)
-    ]
+    return [[1, *rng.choice([2, 3, 5], int(rng.integers(1, 6)), p=[0.6, 0.35, 0.05]).tolist(), 4] for _ in range(count)]
 
 
 def quietly(step: Progress) -> None:

@@ -43,9 +43,7 @@ def _tokens(length: int, seed: int) -> NDArray[np.int32]:
     return np.random.default_rng(seed).integers(0, 250, length).astype(np.int32)
 
 
-def _ask(
-    scorer: SequenceModel, asked: list[tuple[NDArray[np.int32], int, bool, bool]]
-) -> NDArray[np.float32]:
+def _ask(scorer: SequenceModel, asked: list[tuple[NDArray[np.int32], int, bool, bool]]) -> NDArray[np.float32]:
     return scorer.surprises(
         np.concatenate([tokens for tokens, _, _, _ in asked]).astype(np.int32),
         np.concatenate(([0], np.cumsum([len(tokens) for tokens, _, _, _ in asked]))).astype(np.int64),
