@@ -1,7 +1,8 @@
 # make run    see it work on real lines (the first run trains a model and remembers it)
 # make test   everything that CI checks
 # make bench  print the benchmarks' tables
-# make setup  only prepare .venv for the above
+# make lint   only the checks of format, style, types and cancellation
+# make setup  only prepare .venv
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,7 +21,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/flake8-async daemon actors
+	$(BIN)/flake8-async $$(find daemon actors -name '*.py')
 
 bench: $(VENV)/.installed
 	@for each in $$(ls benchmarks/*.py | grep -v __init__); do \
