@@ -9,6 +9,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Rules that flake8 leaves off by default: a checkpoint on every path, every startable function listed, no async
+# function without await (the web framework asks for them), httpx's name.
+OPTIONAL := ASYNC9,ASYNC114,ASYNC124,ASYNC127
+
 .PHONY: run test lint bench setup clean
 
 run: $(VENV)/.installed
@@ -21,7 +25,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/flake8-async $$(find daemon actors -name '*.py')
+	$(BIN)/flake8-async --disable $(OPTIONAL) $$(find daemon actors -name '*.py')
 
 bench: $(VENV)/.installed
 	@for each in $$(ls benchmarks/*.py | grep -v __init__); do \
