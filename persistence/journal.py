@@ -253,7 +253,7 @@ class JournalReading:
             found = self._scan(name)
             if found is None:
                 continue
-            self._note_damage(name, found)
+            self._note_damage(name, found, is_last)
             yield from self._continued(entry for entry in found.entries if stop is None or entry.seq < stop)
             self.saw(found.header.first_seq - 1, found.header.line)
             if found.closing is not None:
@@ -291,10 +291,11 @@ class JournalReading:
             return None
         return found
 
-    def _note_damage(self, name: "_Name", found: Scan) -> None:
+    def _note_damage(self, name: "_Name", found: Scan, is_last: bool) -> None:
         if found.rotten:
             self.notes.append(f"{name.path.name}: {found.rotten} bytes are damaged")
-        if found.torn and found.closing is None:
+        # In an older segment that is what a write error left, and the log said so then.
+        if found.torn and found.closing is None and is_last:
             self.notes.append(
                 f"{name.path.name}: the last {found.torn} bytes are a write that was never confirmed; dropped"
             )
