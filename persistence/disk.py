@@ -40,7 +40,7 @@ class Disk(Protocol):
     """Every method may raise OSError."""
 
     def create(self, path: Path) -> File:
-        """A new file; FileExistsError when `path` is there already."""
+        """A new file, open as by `append`; FileExistsError when `path` is there already."""
 
     def append(self, path: Path) -> File:
         """An existing file, open at its end wherever that is at each write."""
@@ -81,7 +81,7 @@ class _RealFile:
 
 class _RealDisk:
     def create(self, path: Path) -> File:
-        return _RealFile(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, 0o600))
+        return _RealFile(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | _SAFE, 0o600))
 
     def append(self, path: Path) -> File:
         return _RealFile(os.open(path, os.O_WRONLY | os.O_APPEND | _SAFE))

@@ -23,6 +23,16 @@ def fail_nth(call: str, nth: int, errno_: int) -> Fault:
     return fault
 
 
+def fail_at(number: int, errno_: int) -> Fault:
+    """Only the call of this `number` fails."""
+    return lambda found, _name, _path: errno_ if found == number else None
+
+
+def fail_from(number: int, errno_: int) -> Fault:
+    """The call of this `number` and every later one fail."""
+    return lambda found, _name, _path: errno_ if found >= number else None
+
+
 class FaultyDisk:
     """The real disk, with `fault` asked before every call. `calls` counts them."""
 

@@ -15,7 +15,7 @@ from persistence.disk import Disk
 from persistence.journal import JournalError, JournalReading, JournalWriter, segments
 from persistence.preamble import NewerFormatError, pack_preamble
 from persistence.segment import FRAME_BYTES, HEADER_BYTES, Entry, scan
-from tests.persistence.disks import FaultyDisk, fail_nth
+from tests.persistence.disks import FaultyDisk, fail_at, fail_from, fail_nth
 
 SALT = b"0123456789abcdef"
 
@@ -320,9 +320,7 @@ def test_every_call_of_a_run_may_fail_and_nothing_accepted_is_lost(tmp_path: Pat
             directory = tmp_path / f"{number}-{forever}"
             directory.mkdir()
             disk, accepted = FaultyDisk(), list[Entry]()
-            disk.fault = lambda n, _name, _path, at=number, on=forever: (
-                errno.EIO if n == at or (on and n > at) else None
-            )
+            disk.fault = fail_from(number, errno.EIO) if forever else fail_at(number, errno.EIO)
             _live(directory, disk, accepted)
             failed = len(disk.calls) > number
             found, reading, aside = read(directory)
@@ -367,3 +365,12 @@ def test_starts_that_bring_nothing_leave_one_file(tmp_path: Path) -> None:
     assert len(segments(tmp_path)) == 2
     assert [entry.payload for entry in read(tmp_path)[0]] == [b"a"]
     assert read(tmp_path)[1].notes == []
+
+
+def test_a_segment_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("persistence.journal.SEGMENT_BYTES", 1000)
+    write(tmp_path, *[entries_of(b"x" * 300, seq=n, line=n) for n in range(12)]).close()
+    assert [path.stat().st_size for _, path in segments(tmp_path)][:-1] == [HEADER_BYTES + 3 * 352 + FRAME_BYTES] * 3
+    found, reading, _ = read(tmp_path)
+    assert len(found) == 12
+    assert reading.notes == []

@@ -1,0 +1,152 @@
+import errno
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from persistence.jsonl import open_jsonl
+from tests.persistence.disks import FaultyDisk, fail_nth
+
+
+def record(number: int, size: int = 0) -> bytes:
+    return b'{"id": "%d", "text": "%s"}' % (number, b"x" * size)
+
+
+def lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines()
+
+
+def write(path: Path, *records: bytes) -> None:
+    with open_jsonl(path) as writer:
+        writer.append(records)
+
+
+def test_records_are_appended_and_the_last_one_is_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    with open_jsonl(path) as writer:
+        assert (writer.last, writer.note) == (None, None)
+        writer.append([record(1), record(2)])
+        writer.append([])
+    with open_jsonl(path) as writer:
+        assert (writer.last, writer.note) == (record(2), None)
+        writer.append([record(3, 300_000)])
+    with open_jsonl(path) as writer:
+        assert writer.last == record(3, 300_000)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(lines(path)) == 3
+
+
+@pytest.mark.parametrize("bad", [b"", b"[]", b'{"a": 1', b'{"a":\n1}', b"{\0}"])
+def test_what_is_no_record_is_refused(tmp_path: Path, bad: bytes) -> None:
+    with open_jsonl(tmp_path / "a.jsonl") as writer, pytest.raises(ValueError, match="not a record"):
+        writer.append([record(1), bad])
+    assert lines(tmp_path / "a.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    "tail", [b"{", b"\0" * 5000, record(9), record(9)[:-1] + b"\n", b"\0" * 700 + b"}\n", b"\n\n", b"x" * 200_000]
+)
+def test_a_torn_tail_is_cut_off_and_kept(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "alerts.jsonl"
+    write(path, record(1), record(2))
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    with open_jsonl(path) as writer:
+        assert writer.last == record(2)
+        kept = f"alerts.jsonl.{len(whole)}.bad"
+        assert writer.note == f"alerts.jsonl: its last {len(tail)} bytes are no whole record; kept as {kept}"
+        assert (tmp_path / kept).read_bytes() == tail
+        writer.append([record(3)])
+    assert lines(path) == [record(1), record(2), record(3)]
+
+
+def test_a_cut_anywhere_leaves_the_whole_records_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    write(path, *[record(n, n) for n in range(4)])
+    whole = path.read_bytes()
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        expected = whole[:size].split(b"\n")[:-1]
+        with open_jsonl(path) as writer:
+            assert writer.last == (expected[-1] if expected else None)
+            assert (writer.note is None) == (size == 0 or whole[size - 1 : size] == b"\n")
+        assert lines(path) == expected
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_rotation_from_outside_is_followed(tmp_path: Path, create: bool) -> None:
+    path = tmp_path / "alerts.jsonl"
+    with open_jsonl(path) as writer:
+        writer.append([record(1)])
+        path.rename(tmp_path / "alerts.jsonl.1")
+        if create:
+            path.touch(0o600)
+        writer.append([record(2)])
+        writer.sync()
+        os.truncate(path, 0)  # logrotate's copytruncate
+        writer.append([record(3)])
+    assert lines(tmp_path / "alerts.jsonl.1") == [record(1)]
+    assert lines(path) == [record(3)]
+
+
+def test_a_rotated_file_is_synced_before_it_is_let_go(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    with open_jsonl(path, disk=(disk := FaultyDisk())) as writer:
+        writer.append([record(1)])
+        path.rename(tmp_path / "alerts.jsonl.1")
+        disk.calls.clear()
+        writer.append([record(2)])
+        assert [name for name, _ in disk.calls[:3]] == ["sync file", "append", "create"]
+
+
+@pytest.mark.parametrize("call", ["write", "sync file"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_after_an_error_every_record_is_there_once(tmp_path: Path, call: str, code: int) -> None:
+    path = tmp_path / "alerts.jsonl"
+    with open_jsonl(path, disk=(disk := FaultyDisk())) as writer:
+        writer.append([record(1)])
+        writer.sync()
+        writer.append([record(2)])
+        disk.fault = fail_nth(call, 1, code)
+        with pytest.raises(OSError):
+            writer.append([record(3), record(4)])
+            writer.sync()
+        writer.append([record(3), record(4)] if call == "write" else [])
+        writer.sync()
+    assert lines(path) == [record(n) for n in (1, 2, 3, 4)]
+
+
+def test_any_sequence_of_errors_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    rng = random.Random(4)
+    path = tmp_path / "alerts.jsonl"
+    disk = FaultyDisk(lambda _number, name, _path: errno.EIO if name != "unlink" and rng.random() < 0.3 else None)
+    expected: list[bytes] = []
+    fault, disk.fault = disk.fault, None
+    with open_jsonl(path, disk=disk) as writer:
+        disk.fault = fault
+        for number in range(300):
+            try:
+                writer.append([record(number)])
+                expected.append(record(number))
+                if number % 3 == 0:
+                    writer.sync()
+            except OSError:
+                continue
+        disk.fault = None
+    assert lines(path) == expected
+    assert 50 < len(expected) < 250
+
+
+def test_what_a_killed_process_left_is_made_durable_before_it_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    write(path, record(1))
+    with open_jsonl(path, disk=(disk := FaultyDisk())):
+        assert disk.calls[0] == ("sync path", "alerts.jsonl")
+
+
+def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "alerts.jsonl").symlink_to(tmp_path / "other")
+    with pytest.raises(OSError), open_jsonl(tmp_path / "alerts.jsonl"):
+        pass
+    assert not (tmp_path / "other").exists()
