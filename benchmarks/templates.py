@@ -47,9 +47,7 @@ def main() -> None:
     words = [b" ".join(b"%x" % shuffled.getrandbits(40) for _ in range(8)) for _ in range(100_000)]
     letters = bytes.maketrans(b"0123456789", b"ghijklmnop")
     measure("random words", "text", [line.translate(letters) for line in words])
-    measure(
-        "random paths", "access", [b"GET /" + line.replace(b" ", b"/", 2)[:32] + b" 404" for line in words]
-    )
+    measure("random paths", "access", [b"GET /" + line.replace(b" ", b"/", 2)[:32] + b" 404" for line in words])
 
 
 def measure(name: str, family: str, contents: Sequence[bytes]) -> None:

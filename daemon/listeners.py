@@ -101,9 +101,7 @@ def inherit(env: MutableMapping[str, str] = os.environ) -> Inherited:
             found.admin.append(taken)
         else:
             taken.close()
-            raise ListenError(
-                f"passed a listening socket named {name!r}; FileDescriptorName= must be log or admin"
-            )
+            raise ListenError(f"passed a listening socket named {name!r}; FileDescriptorName= must be log or admin")
     return found
 
 

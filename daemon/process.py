@@ -35,7 +35,8 @@ from daemon.places import make_private, runtime_directory
 from daemon.server import run_server
 from daemon.service import Running, Service
 from daemon.settings import Settings, SettingsError, load, read_rules
-from detection.frames import ModelFrame, Sequenced, SettingsFrame
+from detection.frames import Frame, ModelFrame, Sequenced, SettingsFrame
+from detection.model import Model
 from detection.settings import RuleText
 from detection.summary import Summary
 from detection.training_set import TrainingSet
@@ -87,7 +88,7 @@ def run(
             log.info("listening on %s", ", ".join(listeners.places))
             outlets = [stack.enter_context(open_jsonl(state_directory / f"{name}.jsonl")) for name in _OUTLETS]
             trio.run(_Daemon(settings, rules, config, store, listeners, notifier, outlets).run, token)
-    except BaseException as exc:
+    except Exception as exc:
         known = _known(exc)
         if not known:
             raise
@@ -154,6 +155,7 @@ class _Daemon:
             with verdicts_in:
                 recovered = await self._recover(verdicts_in)
                 requests_in, requests = trio.open_memory_channel[Request](QUEUED_REQUESTS)
+                alerts.begin_after(recovered.snapshot_seq)
                 with requests_in:
                     running = await self._running(recovered, alerts, requests_in)
                     await self._flow(flow, running, recovered, verdicts_in, requests)
@@ -213,7 +215,7 @@ class _Daemon:
         await flow.start(run_scoring, running.scoring, frames, verdicts, self._notifier.watchdog)
         idle_seconds = self._settings.session.idle_seconds
         await flow.start(partial(run_sequencer, running.sequencer, requests, frames_in, idle_seconds=idle_seconds))
-        await self._bring_up_to_date(recovered, running.requests)
+        await self._bring_up_to_date(recovered, running)
 
     async def _serve(
         self, flow: trio.Nursery, background: trio.Nursery, running: Running, recovered: "Recovered"
@@ -274,15 +276,19 @@ class _Daemon:
         await trio.to_thread.run_sync(self._store.start_journal, recovered.seq, recovered.line)
         return recovered
 
-    async def _bring_up_to_date(self, recovered: "Recovered", requests: "trio.MemorySendChannel[Request]") -> None:
-        """Journal what this start changes: other settings or rules, a model that is lost or found."""
+    async def _bring_up_to_date(self, recovered: "Recovered", running: Running) -> None:
+        """Apply what this start changes: other settings or rules, a model that is lost or found."""
         detector, settings = recovered.detector, self._settings.detection
+        changes: list[tuple[Frame, Model | None]] = []
         if detector.settings != settings or detector.rule_texts != self._rules:
-            await submit(requests, SettingsFrame(settings, self._rules))
+            changes.append((SettingsFrame(settings, self._rules), None))
         if recovered.withdraw is not None:
-            await submit(requests, ModelFrame(recovered.withdraw.generation, "", ""))
+            changes.append((ModelFrame(recovered.withdraw.generation, "", ""), None))
         if recovered.model is not None:
-            await submit(requests, *recovered.model)
+            changes.append(recovered.model)
+        for frame, model in changes:
+            seq, _ = await submit(running.requests, frame, model)
+            await running.scoring.published.wait_for(seq)
 
     def _alerts(self) -> Alerts:
         alerts, verdicts = (

@@ -69,12 +69,14 @@ async def run_server(
                 serve = partial(_serve_connection, wrapped, config, context, still_open)
                 for sock in sockets:
                     listener = _Listener(trio.SocketListener(trio.socket.from_stdlib_socket(sock)))
-                    accepting.start_soon(partial(trio.serve_listeners, serve, [listener], handler_nursery=connections))
+                    accept = partial(trio.serve_listeners, serve, [listener], handler_nursery=connections)
+                    accepting.start_soon(accept)
                 task_status.started()
                 await shutdown()
                 accepting.cancel_scope.cancel()
             await context.terminated.set()
-            reaper.start_soon(_cut_after_grace, still_open, connections)
+            # `connections` closes before `reaper` does: cancelling what is over is no harm.
+            reaper.start_soon(_cut_after_grace, still_open, connections)  # noqa: ASYNC111
         reaper.cancel_scope.cancel()
 
 

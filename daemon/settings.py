@@ -33,9 +33,7 @@ from detection.settings import (
 SYSTEM_DIRECTORY = "/etc/vigild"
 TOKEN_CHARACTERS = 16
 
-_RESERVED_INSTANCES = {
-    "training"
-}  # a directory of that name belongs to the store of the daemon without a name
+_RESERVED_INSTANCES = {"training"}  # a directory of that name belongs to the store of the daemon without a name
 
 
 class SettingsError(ValueError):
@@ -86,9 +84,7 @@ def load(path: Path | None, env: Mapping[str, str]) -> Settings:
     """The settings in force: `path` is what `--config` said. Reads files; raises SettingsError."""
     instance = env.get("VIGILD_INSTANCE")
     if instance in _RESERVED_INSTANCES:
-        raise SettingsError(
-            f"an instance cannot be named {instance!r}: the name is taken by the state directory"
-        )
+        raise SettingsError(f"an instance cannot be named {instance!r}: the name is taken by the state directory")
     unset = Settings()
     if instance is not None:
         unset = Settings(admin=AdminSettings(bind=("unix:admin.sock",)))
@@ -184,9 +180,7 @@ def read_token(settings: Settings) -> str | None:
         reason = exc.strerror if isinstance(exc, OSError) else "is not ASCII text"
         raise SettingsError(f"{path}: {reason}") from exc
     if len(token) < TOKEN_CHARACTERS or not token.isprintable() or " " in token:
-        raise SettingsError(
-            f"{path}: a token is one word of at least {TOKEN_CHARACTERS} printable characters"
-        )
+        raise SettingsError(f"{path}: a token is one word of at least {TOKEN_CHARACTERS} printable characters")
     return token
 
 
@@ -244,13 +238,7 @@ def _described(name: str, kind: Any) -> str:
 
 
 def _shown(value: object) -> str:
-    text = (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f'"{value}"'
-        if isinstance(value, str)
-        else str(value)
-    )
+    text = str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -289,9 +277,7 @@ def _check_key(key: str) -> None:
 
 def _check_bind(addresses: tuple[str, ...]) -> None:
     if not addresses:
-        raise ValueError(
-            "is empty, but a daemon that cannot be asked is of no use; leave the key out for the default"
-        )
+        raise ValueError("is empty, but a daemon that cannot be asked is of no use; leave the key out for the default")
     for address in addresses:
         parse_address(address)
 

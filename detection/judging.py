@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from detection import history as flag
 from detection.ensemble import MEMBERS, Ensemble
+from detection.features import CLOSING as CLOSING_TEMPLATE
 from detection.features import Carry, running
 from detection.history import History
 from detection.segments import first_true, rank_in_run, repeat_per_row, running_max
 from detection.sessions import WINDOW_TOKENS, Cut, SessionTable
 from detection.transformer import window_start
 
-CLOSING_TEMPLATE = -1
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

@@ -216,18 +216,14 @@ class TemplateTable:
         family, wild = _column(columns, "family", np.uint8, k), _column(columns, "wild", np.uint8, k)
         rest = _column(columns, "rest", np.bool_, k)
         if k > table.capacity + 1 or family.max() > TEXT:
-            raise ValueError(
-                f"{k - 1} templates of families to {family.max()} in a table of {table.capacity}"
-            )
+            raise ValueError(f"{k - 1} templates of families to {family.max()} in a table of {table.capacity}")
         table._id[:k] = _column(columns, "id", np.int32, k)
         table._count[:k] = _column(columns, "count", np.int64, k)
         table._used[:k] = _column(columns, "used", np.int64, k)
         table._templates = [
             # A request may have empty tokens, a message may have no token at all.
             _Template(kind, line.split(b" ") if kind == ACCESS else line.split(), bits, is_rest)
-            for line, kind, bits, is_rest in zip(
-                lines, family.tolist(), wild.tolist(), rest.tolist(), strict=True
-            )
+            for line, kind, bits, is_rest in zip(lines, family.tolist(), wild.tolist(), rest.tolist(), strict=True)
         ]
         table._plant()
         return table

@@ -126,9 +126,7 @@ def test_a_socket_that_somebody_put_in_our_place_stays(tmp_path: Path) -> None:
 def test_errors_are_one_line_each(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(
-            ListenError, match=rf"^127\.0\.0\.1:{port}: is taken; choose another in \[admin\] bind$"
-        ):
+        with pytest.raises(ListenError, match=rf"^127\.0\.0\.1:{port}: is taken; choose another in \[admin\] bind$"):
             with open_listeners(tmp_path, "log.sock", [f"127.0.0.1:{port}"]):
                 pytest.fail("opened")
     with pytest.raises(ListenError, match="at most 107 bytes, this one has"):

@@ -53,9 +53,7 @@ def test_given_keys_are_taken_and_the_others_keep_their_defaults() -> None:
 
 def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one() -> None:
     text = "# first\n\n[learning]\nretrain_lines = 60_000\n\nwarmup_line = 1\n"
-    assert message(text) == (
-        "vigild.toml:6: unknown key 'warmup_line' in [learning]; did you mean 'warmup_lines'?"
-    )
+    assert message(text) == ("vigild.toml:6: unknown key 'warmup_line' in [learning]; did you mean 'warmup_lines'?")
 
 
 @pytest.mark.parametrize(

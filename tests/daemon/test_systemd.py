@@ -37,9 +37,7 @@ def verify(directory: Path, *units: str) -> str:
         (directory / unit.name).write_text(text)
     assert analyze is not None
     command = [analyze, "verify", "--man=no", *(str(directory / unit) for unit in units)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={**os.environ, "LC_ALL": "C"}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "LC_ALL": "C"})
     return done.stdout + done.stderr + (f"exit {done.returncode}" if done.returncode else "")
 
 
@@ -60,9 +58,7 @@ def test_an_unknown_setting_would_be_noticed(tmp_path: Path) -> None:
 def test_the_services_are_locked_in(unit: str) -> None:
     assert analyze is not None
     command = [analyze, "security", "--offline=true", "--no-pager", str(UNITS / unit)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={**os.environ, "LC_ALL": "C"}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "LC_ALL": "C"})
     said = re.search(r"Overall exposure level for \S+: (\d+\.\d)", done.stdout)
     assert said is not None, done.stdout + done.stderr
     assert float(said[1]) <= MOST_EXPOSED

@@ -19,7 +19,7 @@ import trio
 
 from daemon import server
 from daemon.api.app import create_app
-from daemon.client.admin import DEFAULT_URL, admin_urls
+from daemon.client.admin import DEFAULT_URL, Admin, Failure, admin_urls
 from daemon.client.commands import BATCH_BYTES
 from daemon.client.render import printable
 from tests.daemon.fake_control import FakeControl, record
@@ -58,6 +58,26 @@ async def ask(*arguments: str, stdin: bytes = b"", env: dict[str, str]) -> tuple
     return await trio.to_thread.run_sync(partial(run, *arguments, stdin=stdin, env=env))
 
 
+class Peer:
+    """A log.sock or admin.sock: `serve` gets the one connection that comes, in a thread."""
+
+    def __init__(self, path: Path, serve: Callable[[socket.socket], object]) -> None:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._run, args=(serve,), daemon=True)
+        self._thread.start()
+
+    def _run(self, serve: Callable[[socket.socket], object]) -> None:
+        connection, _ = self._listener.accept()
+        with connection, self._listener:
+            serve(connection)
+
+    def join(self) -> None:
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+
 def test_help_teaches_and_nothing_heavy_is_imported() -> None:
     status, out, _ = run("--help")
     assert status == 0 and "examples:" in out and "Exit status" in out
@@ -72,6 +92,8 @@ def test_help_teaches_and_nothing_heavy_is_imported() -> None:
     [
         *((), ("dance",), ("status", "x"), ("snapshots",), ("--admin", "ftp://x", "status")),
         *(("--admin", "http://h:port", "status"), ("--admin", "unix:/" + "a" * 200, "status")),
+        *(("--admin", "http://u:p@h", "status"), ("--admin", "http://h/x", "status")),
+        *(("--admin", "http://127.0.0.1:99999", "status"), ("--admin", f"http://{'a' * 70}", "status")),
     ],
 )
 def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
@@ -97,19 +119,77 @@ def test_the_places_are_looked_at_in_order() -> None:
     assert admin_urls(None, env) == ["unix:/run/one/admin.sock", "unix:/run/vigild/admin.sock", DEFAULT_URL]
 
 
-async def test_what_answers_but_is_not_vigild_gives_one_line() -> None:
-    listener = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port = listener[0].socket.getsockname()[1]
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: "
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
-    async def teapot(stream: trio.SocketStream) -> None:
-        await stream.receive_some()
-        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, teapot, listener)
-        status, _, err = await ask("--admin", f"http://127.0.0.1:{port}", "status", env={})
-        nursery.cancel_scope.cancel()
-    assert (status, err) == (1, "vigilctl: what answers is not vigild (HTTP 200, not JSON)\n")
+@pytest.mark.parametrize(
+    ("command", "answer", "said"),
+    [
+        ("status", HEAD + b"2\r\n\r\nhi", "what answers is not vigild (HTTP 200, not JSON)"),
+        ("status", HEAD + b"5\r\n\r\n{}", "the daemon hung up: "),
+        ("status", b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "the daemon hung up: "),
+        ("status", b"", "the daemon hung up: "),
+        ("status", b"HTTP/1.1 500 No\r\n\r\n{}", "the daemon answered HTTP 500"),
+        ("tail", CHUNKED + b"6\r\n: hi\n\n\r\n", "the stream broke off: "),
+        ("tail", HEAD + b"7\r\n\r\ndata: x", "the stream is not vigild's (not JSON)"),
+        ("tail", b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n", "what answers is not vigild (HTTP 302, not JSON)"),
+    ],
+)
+def test_an_answer_that_no_daemon_gives_is_one_line(tmp_path: Path, command: str, answer: bytes, said: str) -> None:
+    def reply(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(answer)
+
+    peer = Peer(tmp_path / "admin.sock", reply)
+    status, out, err = run("--admin", f"unix:{tmp_path}/admin.sock", command)
+    peer.join()
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"vigilctl: {said}")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_silent_daemon_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr("daemon.client.admin.ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr("daemon.client.admin.SILENCE_SECONDS", 0.05)
+    told = threading.Event()
+    peer = Peer(tmp_path / "admin.sock", lambda connection: told.wait(30))
+    admin = Admin([f"unix:{tmp_path}/admin.sock"])
+    with pytest.raises(Failure, match="the daemon went silent" if stream else "no answer within"):
+        next(admin.events("/events")) if stream else admin.get("/status")
+    told.set()
+    peer.join()
+
+
+def test_the_token_goes_along_and_no_proxy_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-token-of-16-characters\n")
+    requests: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                requests.append(connection.recv(65536))
+                connection.sendall(HEAD + b"2\r\n\r\n{}")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        env = {"http_proxy": NOBODY, "all_proxy": NOBODY, "VIGILD_TOKEN_FILE": str(tmp_path / "token")}
+        assert run("--json", "--admin", f"http://127.0.0.1:{port}", "flush", env=env) == (0, "{}\n", "")
+        thread.join(30)
+    [request] = requests
+    assert request.startswith(b"POST /flush HTTP/1.1\r\n")
+    assert b"\r\nAuthorization: Bearer a-token-of-16-characters\r\n" in request
+
+
+@pytest.mark.parametrize("content", [b"two\nlines", b"\xff", "tök".encode()])
+def test_what_cannot_be_a_token_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "token").write_bytes(content)
+    status, out, err = run("--admin", NOBODY, "--token-file", str(tmp_path / "token"), "status")
+    assert (status, out, err.count("\n")) == (1, "", 1) and str(tmp_path / "token") in err
 
 
 async def test_status_is_a_summary_or_the_daemon_s_own_json(tmp_path: Path) -> None:
@@ -171,33 +251,13 @@ async def test_tail_follows_until_the_daemon_stops(tmp_path: Path) -> None:
             nursery.start_soon(tail)
             with trio.fail_after(30):
                 await control.subscribed.wait()
-                control.publish(record(7, text="\x1b]0;owned\x07"))
+                control.publish(record(7, text="\x1b]0;owned\x07 \u2028data: \x85"))
                 control.publish({"left_out": 12})
                 control.stop()
     [done] = results
     out = done.stdout.decode()
     assert done.returncode == 0 and control.asked == [("events", True)]
-    assert "sql_injection" in out and "\\x1b]0;owned\\x07" in out and "(12 more not shown)" in out
-
-
-class LogSocket:
-    """A log.sock: `serve` gets the one connection that comes, in a thread."""
-
-    def __init__(self, path: Path, serve: Callable[[socket.socket], object]) -> None:
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._thread = threading.Thread(target=self._run, args=(serve,), daemon=True)
-        self._thread.start()
-
-    def _run(self, serve: Callable[[socket.socket], object]) -> None:
-        connection, _ = self._listener.accept()
-        with connection, self._listener:
-            serve(connection)
-
-    def join(self) -> None:
-        self._thread.join(30)
-        assert not self._thread.is_alive()
+    assert "sql_injection" in out and "\\x1b]0;owned\\x07 \\u2028data: \\x85" in out and "(12 more not shown)" in out
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -212,7 +272,7 @@ def test_send_delivers_every_byte_and_waits_for_the_end_of_file(tmp_path: Path, 
         while chunk := connection.recv(65536):
             got.append(chunk)
 
-    log = LogSocket(tmp_path / "log.sock", take_all)
+    log = Peer(tmp_path / "log.sock", take_all)
     arguments = ["-"] if piped else [str(source)]
     stdin = source.read_bytes() if piped else b""
     status, out, err = run("send", *arguments, stdin=stdin, env={"RUNTIME_DIRECTORY": str(tmp_path)})
@@ -222,7 +282,7 @@ def test_send_delivers_every_byte_and_waits_for_the_end_of_file(tmp_path: Path, 
 
 
 def test_send_is_not_confirmed_when_the_daemon_dies(tmp_path: Path) -> None:
-    log = LogSocket(tmp_path / "log.sock", lambda connection: connection.recv(10))
+    log = Peer(tmp_path / "log.sock", lambda connection: connection.recv(10))
     source = tmp_path / "log"
     source.write_bytes(b"a line\n" * 200_000)
     status, out, err = run("send", str(source), "--socket", str(tmp_path / "log.sock"))
@@ -232,7 +292,7 @@ def test_send_is_not_confirmed_when_the_daemon_dies(tmp_path: Path) -> None:
 
 def test_send_is_not_confirmed_when_the_end_is_a_reset(tmp_path: Path) -> None:
     """All was handed over, but the daemon closed with bytes unread: recv gives a reset, not an end."""
-    log = LogSocket(tmp_path / "log.sock", lambda connection: connection.recv(1))
+    log = Peer(tmp_path / "log.sock", lambda connection: connection.recv(1))
     status, _, err = run("send", "--socket", str(tmp_path / "log.sock"), stdin=b"a line\nanother\n")
     log.join()
     assert status == 1 and "not confirmed: connection reset by peer" in err
@@ -241,7 +301,7 @@ def test_send_is_not_confirmed_when_the_end_is_a_reset(tmp_path: Path) -> None:
 def test_send_says_so_when_the_gzip_data_is_damaged(tmp_path: Path) -> None:
     source = tmp_path / "log.gz"
     source.write_bytes(gzip.compress(b"a line\n" * 1000)[:-9])
-    log = LogSocket(tmp_path / "log.sock", lambda connection: connection.recv(1 << 20))
+    log = Peer(tmp_path / "log.sock", lambda connection: connection.recv(1 << 20))
     status, _, err = run("send", str(source), "--socket", str(tmp_path / "log.sock"))
     log.join()
     assert status == 1 and "the gzip data is damaged" in err
@@ -256,7 +316,7 @@ def test_send_interrupted_says_that_nothing_is_confirmed(tmp_path: Path) -> None
         connected.set()
         process.wait(30)
 
-    log = LogSocket(tmp_path / "log.sock", stall)
+    log = Peer(tmp_path / "log.sock", stall)
     source = tmp_path / "log"
     source.write_bytes(b"a line\n" * 200_000)
     command = [*VIGILCTL, "send", str(source), "--socket", str(tmp_path / "log.sock")]
@@ -274,7 +334,7 @@ def test_send_shows_a_bar_on_a_terminal_only(tmp_path: Path) -> None:
         while connection.recv(65536):
             pass
 
-    log = LogSocket(tmp_path / "log.sock", take_all)
+    log = Peer(tmp_path / "log.sock", take_all)
     source = tmp_path / "log"
     source.write_bytes(b"a line\n" * 1000)
     ours, theirs = pty.openpty()

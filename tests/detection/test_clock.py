@@ -8,7 +8,7 @@ from detection.clock import AGREEING_LINES, LogClock
 
 
 def advanced(clock: LogClock, *times: float) -> list[float]:
-    return clock.advance(np.array(times, dtype=np.float64)).tolist()
+    return list(clock.advance(np.array(times, dtype=np.float64)).tolist())
 
 
 def test_the_clock_is_the_largest_time_seen_and_never_goes_back() -> None:

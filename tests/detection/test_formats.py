@@ -142,9 +142,7 @@ def test_rfc_5424_with_structured_data() -> None:
 
 
 def test_rsyslog_writes_iso_times() -> None:
-    fields = read(
-        "syslog", b"2023-08-17T16:55:35.689651+02:00 mono endlessh[34256]: ACCEPT host=::ffff:192.0.2.1"
-    )
+    fields = read("syslog", b"2023-08-17T16:55:35.689651+02:00 mono endlessh[34256]: ACCEPT host=::ffff:192.0.2.1")
     assert fields.keys == [b"mono endlessh"]
     assert fields.times.tolist() == [1_692_284_135.689651]
 
@@ -152,8 +150,7 @@ def test_rsyslog_writes_iso_times() -> None:
 def test_an_access_line_sent_through_syslog_is_read_as_one() -> None:
     fields = read(
         "syslog",
-        b"May 17 10:05:03 web nginx[7]: 192.0.2.1 - - [17/May/2015:10:05:03 +0000] "
-        b'"GET /a?b HTTP/1.1" 500 1 "-" "x"',
+        b'May 17 10:05:03 web nginx[7]: 192.0.2.1 - - [17/May/2015:10:05:03 +0000] "GET /a?b HTTP/1.1" 500 1 "-" "x"',
     )
     assert (fields.contents, fields.targets, fields.keys) == ([b"GET /a 500"], [b"/a?b"], [b"192.0.2.1"])
     assert fields.errors.tolist() == [True]
@@ -200,9 +197,7 @@ def test_times_of_every_kind_are_read_and_cut_out(line: bytes, seconds: float, c
     assert fields.keys == [b""]
 
 
-@pytest.mark.parametrize(
-    "line", [b"2015-02-30 10:00:00 x", b"2015-13-01 10:00:00 x", b"2015-01-01 29:00:00 x"]
-)
+@pytest.mark.parametrize("line", [b"2015-02-30 10:00:00 x", b"2015-13-01 10:00:00 x", b"2015-01-01 29:00:00 x"])
 def test_an_impossible_time_is_no_time(line: bytes) -> None:
     assert math.isnan(parse("timestamped", [line], clock=MAY_2015).times[0])
 
@@ -222,9 +217,7 @@ def test_an_impossible_time_is_no_time(line: bytes) -> None:
     ],
 )
 def test_errors_are_told_by_the_first_level_word(message: bytes, error: bool) -> None:
-    assert parse("timestamped", [b"2015-07-29 17:41:41 " + message], clock=MAY_2015).errors.tolist() == [
-        error
-    ]
+    assert parse("timestamped", [b"2015-07-29 17:41:41 " + message], clock=MAY_2015).errors.tolist() == [error]
 
 
 # --- JSON, logfmt, containers ---
@@ -299,9 +292,7 @@ def test_json_that_is_broken_is_a_line_without_a_time(line: bytes) -> None:
 
 
 def test_logfmt_gives_level_and_message_and_the_request_for_key() -> None:
-    fields = read(
-        "logfmt", b'time="2021-09-15T21:17:10Z" level=error msg="no \\"pod\\" here" request_id=abc123 x='
-    )
+    fields = read("logfmt", b'time="2021-09-15T21:17:10Z" level=error msg="no \\"pod\\" here" request_id=abc123 x=')
     assert fields.contents == [b'error no "pod" here']
     assert fields.keys == [b"abc123"]
     assert fields.times.tolist() == [1631740630.0]
@@ -312,8 +303,7 @@ def test_cri_lines_carry_whatever_the_program_wrote() -> None:
     fields = read(
         "container",
         b'2016-10-06T00:17:09.669794202Z stdout F {"level":"error","msg":"boom"}',
-        b"2016-10-06T00:17:09.669794202Z stderr F 192.0.2.7 - - [06/Oct/2016:00:17:09 +0000] "
-        b'"GET / HTTP/1.1" 200 13',
+        b'2016-10-06T00:17:09.669794202Z stderr F 192.0.2.7 - - [06/Oct/2016:00:17:09 +0000] "GET / HTTP/1.1" 200 13',
         b"2016-10-06T00:17:09.669794202Z stdout F plain words",
         b"2016-10-06T00:17:09.669794202Z stdout F",
         b"not a container line",
@@ -341,9 +331,7 @@ def test_an_unknown_kind_is_refused() -> None:
 FOLDERS = ("formats_crowdsec", "formats_lnav", "formats_logstash", "formats_rfc5424")
 
 
-@pytest.mark.skipif(
-    not (DATA / FOLDERS[0]).exists(), reason="the collection of real formats is not beside the project"
-)
+@pytest.mark.skipif(not (DATA / FOLDERS[0]).exists(), reason="the collection of real formats is not beside the project")
 def test_most_lines_of_500_real_formats_are_given_a_time() -> None:
     lines: defaultdict[str, int] = defaultdict(int)
     timed: defaultdict[str, int] = defaultdict(int)

@@ -71,9 +71,7 @@ def test_requests_keep_status_names_and_extensions(content: bytes, expected: lis
 
 def test_ids_that_begin_with_a_digit_make_no_new_template() -> None:
     table = TemplateTable()
-    lines = [
-        b"session %x%s closed" % (0x10000000 + i * 7919, tail) for i in range(500) for tail in (b"", b"z")
-    ]
+    lines = [b"session %x%s closed" % (0x10000000 + i * 7919, tail) for i in range(500) for tail in (b"", b"z")]
     assert len(set(table.assign("text", lines).tolist())) == 1
 
 
@@ -100,8 +98,7 @@ def test_a_flood_of_paths_is_bounded_and_spares_what_is_known() -> None:
     chance = random.Random(1)
     words = ["".join(chance.choices("abcdefghij", k=7)) for _ in range(6000)]
     spam = [
-        f"GET /{a}/{b}.{e} 404".encode()
-        for a, b, e in zip(words, reversed(words), ["php", "html"] * 3000, strict=True)
+        f"GET /{a}/{b}.{e} 404".encode() for a, b, e in zip(words, reversed(words), ["php", "html"] * 3000, strict=True)
     ]
     table.assign("access", spam[:3000])
     assert len(table) < 200
@@ -120,9 +117,7 @@ def test_a_flood_of_random_words_leaves_everything_bounded() -> None:
         table.assign(
             "text",
             [
-                " ".join(
-                    "".join(chance.choices("ghijkl", k=6)) for _ in range(chance.randrange(1, 9))
-                ).encode()
+                " ".join("".join(chance.choices("ghijkl", k=6)) for _ in range(chance.randrange(1, 9))).encode()
                 for _ in range(2000)
             ],
         )
