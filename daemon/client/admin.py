@@ -1,25 +1,26 @@
 """The admin API from the client's side: where the daemon may be, and one request at a time.
 
-The standard library's HTTP client, because it starts in a fifth of the time of the larger ones and no
-proxy setting of the environment can lead a request for this machine elsewhere.
+httpx is imported when a request is made and not before: it takes longer than all the rest of vigilctl.
 """
 
-import http.client
 import json
 import os
-import socket
 from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 from daemon.places import SYSTEM_RUNTIME, runtime_directory
+
+if TYPE_CHECKING:
+    import httpx
 
 DEFAULT_URL = "http://127.0.0.1:8765"
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 300.0  # a checkpoint or a flush of everything may take a while
 SILENCE_SECONDS = 60.0  # an event stream says something every 15 s
+UNIX_PATH_BYTES = 107  # of a socket's address, less the zero at its end
 
 
 class Failure(Exception):
@@ -50,131 +51,142 @@ def read_token(given: str | None, env: Mapping[str, str]) -> str | None:
     if not path:
         return None
     try:
-        return Path(path).read_text("utf-8").strip()
+        token = Path(path).read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as exc:
         raise Failure(f"cannot read the token file {path}: {reason(exc)}") from exc
+    if not token.isprintable():
+        raise Failure(f"the token file {path} holds more than one line of printable characters")
+    return token
 
 
 @dataclass
 class Admin:
-    """Talks to the first of `urls` at which somebody listens. Raises `Failure` with one line."""
+    """Talks to the first of `urls` at which somebody listens.
+
+    Raises `Failure`, or `UsageError` for an address that is none.
+    """
 
     urls: list[str]
     token: str | None = None
-    _found: str | None = field(default=None, init=False)
+    _found: "tuple[str, httpx.Client] | None" = field(default=None, init=False)
 
     def get(self, path: str) -> Answer:
         """A JSON answer of any status; `Failure` where the API says it failed."""
-        return self._ask("GET", path, None)
+        return self._ask("GET", path)
 
     def post(self, path: str, body: Any = None) -> Answer:
         return self._ask("POST", path, body)
 
     def events(self, path: str) -> Iterator[dict[str, Any]]:
         """Records of a server-sent stream until the daemon ends it."""
-        connection = self._connect()
-        try:
-            response = self._exchange(connection, "GET", path, None)
-            if response.status != 200:
+        with (
+            _failures("the daemon went silent", "the stream broke off"),
+            closing(self._send("GET", path, None, SILENCE_SECONDS)) as response,
+        ):
+            if response.status_code != 200:
                 _read_answer(response)
-                raise Failure(f"the daemon answered HTTP {response.status}")
-            assert connection.sock is not None or response.fp is not None
-            while line := response.readline():
-                if line.startswith(b"data:"):
-                    yield json.loads(line[5:])
-        except TimeoutError as exc:
-            raise Failure("the daemon went silent") from exc
-        except (OSError, http.client.HTTPException) as exc:
-            raise Failure(f"the stream broke off: {reason(exc)}") from exc
-        finally:
-            connection.close()
+                raise Failure(f"the daemon answered HTTP {response.status_code}")
+            # Also splits at U+2028 and the like, of which the API's ASCII has none.
+            for line in response.iter_lines():
+                if line.startswith("data:"):
+                    yield _parsed(line[5:], "the stream is not vigild's (not JSON)")
 
-    def _ask(self, method: str, path: str, body: Any) -> Answer:
-        connection = self._connect()
-        try:
-            return _read_answer(self._exchange(connection, method, path, body))
-        except TimeoutError as exc:
-            raise Failure(f"no answer within {ANSWER_SECONDS:.0f} s") from exc
-        except (OSError, http.client.HTTPException) as exc:
-            raise Failure(f"the daemon hung up: {reason(exc)}") from exc
-        finally:
-            connection.close()
+    def _ask(self, method: str, path: str, body: Any = None) -> Answer:
+        with (
+            _failures(f"no answer within {ANSWER_SECONDS:.0f} s", "the daemon hung up"),
+            closing(self._send(method, path, body, ANSWER_SECONDS)) as response,
+        ):
+            return _read_answer(response)
 
-    def _exchange(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: Any
-    ) -> http.client.HTTPResponse:
-        # ASCII escapes carry the lone surrogates that stand for bytes which are not UTF-8.
-        data = None if body is None else json.dumps(body).encode("ascii")
-        headers = {"Content-Type": "application/json"} if data else {}
-        if self.token is not None:
-            headers["Authorization"] = f"Bearer {self.token}"
-        connection.request(method, path, body=data, headers=headers)
-        assert connection.sock is not None
-        connection.sock.settimeout(SILENCE_SECONDS if path.startswith("/events") else ANSWER_SECONDS)
-        return connection.getresponse()
+    def _send(self, method: str, path: str, body: Any, seconds: float) -> "httpx.Response":
+        """The answer's head; the caller reads the rest and closes it."""
+        import httpx
 
-    def _connect(self) -> http.client.HTTPConnection:
+        headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+        data = None
+        if body is not None:
+            # Not httpx's own JSON: ASCII escapes carry the lone surrogates that stand for bytes which
+            # are not UTF-8.
+            data = json.dumps(body).encode("ascii")
+            headers["Content-Type"] = "application/json"
+        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
         refusals = []
-        for url in [self._found] if self._found else self.urls:
-            connection = _connection(url)
+        for url, client in [self._found] if self._found else ((url, _client(url)) for url in self.urls):
+            request = client.build_request(method, path, content=data, headers=headers, timeout=timeout)
             try:
-                connection.connect()
-            except OSError as exc:
+                response = client.send(request, stream=True)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
                 refusals.append(f"{url} ({reason(exc)})")
-                continue
-            self._found = url
-            return connection
+            except UnicodeError as exc:  # the resolver, of a host that cannot be
+                raise UsageError(f"{url}: {exc}") from exc
+            else:
+                self._found = url, client
+                return response
         raise Failure(f"no daemon answers; looked at {', '.join(refusals)}")
 
 
 def reason(exc: BaseException) -> str:
     """Why, in the system's words without numbers and file names."""
-    if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror.lower()
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror.lower()
+        cause = cause.__cause__ or cause.__context__  # httpcore raises "from None", so mostly the latter
     return str(exc) or type(exc).__name__
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=CONNECT_SECONDS)
-        self._path = path
+def _client(url: str) -> "httpx.Client":
+    import ssl
 
-    def connect(self) -> None:
-        sock = socket.socket(socket.AF_UNIX)
-        try:
-            sock.settimeout(CONNECT_SECONDS)
-            sock.connect(self._path)
-        except OSError:
-            sock.close()
-            raise
-        self.sock = sock
+    import httpx
 
-
-def _connection(url: str) -> http.client.HTTPConnection:
-    if url.startswith(("unix:", "/")):
-        path = os.path.abspath(url.removeprefix("unix:").replace("//", "/", 1))
-        if len(os.fsencode(path)) > 107:
-            raise UsageError(f"{path}: longer than a Unix socket's path may be (107 bytes)")
-        return _UnixConnection(path)
+    path = url.removeprefix("unix:") if url.startswith(("unix:", "/")) else None
+    if path is not None and len(os.fsencode(path)) > UNIX_PATH_BYTES:
+        raise UsageError(f"{path}: longer than a Unix socket's path may be ({UNIX_PATH_BYTES} bytes)")
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as exc:
+        base = httpx.URL("http://localhost/" if path is not None else url)
+    except httpx.InvalidURL as exc:
         raise UsageError(f"{url}: {exc}") from exc
-    if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/"):
+    # The system would take a port too large for another one.
+    valid = base.scheme == "http" and base.host and (base.port or 80) < 2**16
+    if not valid or base.raw_path != b"/" or base.userinfo:
         raise UsageError(f"{url}: an admin address is http://HOST:PORT or unix:PATH")
-    return http.client.HTTPConnection(parts.hostname, port or 80, timeout=CONNECT_SECONDS)
+    transport = httpx.HTTPTransport(
+        uds=path,
+        # For https, of which there is none: it trusts nobody, where httpx's own loads every known root.
+        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        # One connection a request: the daemon closes an idle one, maybe just as the next request leaves.
+        limits=httpx.Limits(max_keepalive_connections=0),
+    )
+    # No proxy setting of the environment leads a request for this machine elsewhere.
+    return httpx.Client(base_url=base, transport=transport, trust_env=False)
 
 
-def _read_answer(response: http.client.HTTPResponse) -> Answer:
-    raw = response.read()
+@contextmanager
+def _failures(silent: str, broken: str) -> Iterator[None]:
+    """httpx's errors as ours, told in the words for this kind of exchange."""
+    import httpx
+
     try:
-        body = json.loads(raw)
-    except ValueError as exc:
-        raise Failure(f"what answers is not vigild (HTTP {response.status}, not JSON)") from exc
-    if response.status >= 400:
+        yield
+    except httpx.TimeoutException as exc:
+        raise Failure(silent) from exc
+    except httpx.HTTPError as exc:
+        raise Failure(f"{broken}: {reason(exc)}") from exc
+
+
+def _read_answer(response: "httpx.Response") -> Answer:
+    body = _parsed(response.read(), f"what answers is not vigild (HTTP {response.status_code}, not JSON)")
+    if response.status_code >= 400:
         error = body.get("error") if isinstance(body, dict) else None
         if isinstance(error, dict):
             raise Failure(str(error.get("message")))
-        raise Failure(f"the daemon answered HTTP {response.status}")
-    return Answer(response.status, body)
+        raise Failure(f"the daemon answered HTTP {response.status_code}")
+    return Answer(response.status_code, body)
+
+
+def _parsed(data: str | bytes, stranger: str) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as exc:
+        raise Failure(stranger) from exc
