@@ -28,7 +28,7 @@ lint: setup
 	$(BIN)/flake8-async --disable $(OPTIONAL) $$(find daemon actors -name '*.py')
 
 bench: $(VENV)/.installed
-	@for each in $$(ls benchmarks/*.py | grep -v __init__); do \
+	@for each in $$(ls benchmarks/*.py | grep -v running); do \
 	  name=$$(basename $$each .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; \
 	done
 

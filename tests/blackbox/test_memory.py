@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.blackbox.vigild import Vigild, sample_lines, vigild
+from benchmarks.running import Vigild, sample_lines, vigild
 
 WARMUP = 3000
 

@@ -1,4 +1,5 @@
-"""Starts the real daemon on a directory of its own, feeds it over its socket, asks it over its API, kills it."""
+"""Not a benchmark: starts the real daemon on a directory of its own, feeds it over its socket, asks it over its API,
+kills it. Benchmarks and the black-box tests share it."""
 
 import contextlib
 import gzip
