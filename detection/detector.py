@@ -214,6 +214,7 @@ class Detector:
             self._sessions,
             self._sessions.slots_for(keys, intake.windowed[chunk]),
             clock,
+            np.fmin(times, clock),  # a line from the future is one of now, a line without a time too
             idle_seconds=self.settings.session.idle_seconds,
             window=self.settings.session.window,
         )
@@ -239,6 +240,7 @@ class Detector:
         pieces = cut(
             self._sessions,
             np.zeros(0, dtype=np.int64),
+            batch.clock,
             batch.clock,
             idle_seconds=self.settings.session.idle_seconds,
             window=self.settings.session.window,

@@ -330,6 +330,7 @@ def _store(sessions: SessionTable, pieces: Cut, piece_slot: Ints, scored: _Score
     table["oddity"][slot] = np.where(over, 0.0, scored.oddity[tail[piece]])
     table["p"][slot] = np.where(over, np.nan, scored.p[tail[piece]])
     table["last_time"][slot] = pieces.row_time[tail[piece]]
+    table["last_event"][slot] = pieces.row_event[tail[piece]]
 
 
 def _keep_context(sessions: SessionTable, pieces: Cut, tokens: NDArray[np.int32], offsets: Ints, opened: Bools) -> None:

@@ -1,6 +1,8 @@
 """Open sessions as columns, and how a batch of lines is cut into sessions.
 
-A session is what one key did until it fell silent for `idle_seconds` of the log clock. A stream without
+A session is what one key did until it fell silent for `idle_seconds`: of the log clock, or between the
+times of two of its own lines, which tells sessions apart in an old file that is fed to a clock far ahead
+of it. A jump back of more than an hour ends a session, too. A stream without
 keys is cut every `window` lines instead (its context goes on), and so is a keyed session that never
 ends, after `LONGEST_SESSION` lines. The table is bounded: the sessions silent the longest make room.
 
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.clock import LEAP_SECONDS_ALLOWED
 from detection.segments import rank_in_run
 from detection.state import Columns, State
 
@@ -29,6 +32,7 @@ _COLUMNS: dict[str, tuple[str, int]] = {
     "windowed": ("?", 1),  # cut by count, not by silence
     "serial": ("<i8", 1),
     "last_time": ("<f8", 1),  # the log clock at the last line
+    "last_event": ("<f8", 1),  # the last line's own time
     "began": ("<f8", 1),  # ... and at the first
     "first_line": ("<i8", 1),
     "last_line": ("<i8", 1),
@@ -104,6 +108,7 @@ class SessionTable:
             self.column["windowed"][slot] = windowed
             self.column["opened"][slot] = True
             self.column["last_time"][slot] = np.inf  # no silence before the first line
+            self.column["last_event"][slot] = np.nan
             self.open[slot] = True
         return slot
 
@@ -184,6 +189,7 @@ class Cut:
     piece_split: NDArray[np.bool_]  # [P] closed by count at its last line
     row_line: NDArray[np.int64]  # [rows] index of the line; of the line that showed the silence, on closing rows
     row_closing: NDArray[np.bool_]  # [rows]
+    row_event: NDArray[np.float64]  # [rows] the line's own time; the session's last one, on closing rows
     row_time: NDArray[np.float64]  # [rows] the log clock at the line; at the session's last line, on closing rows
     vacated: NDArray[np.int64]  # slots that no session of this batch holds on to
 
@@ -192,34 +198,36 @@ def cut(
     table: SessionTable,
     slots: NDArray[np.int64],
     clock: NDArray[np.float64],
+    events: NDArray[np.float64],
     *,
     idle_seconds: float,
     window: int,
     ending: NDArray[np.int64] | None = None,
 ) -> Cut:
-    """Cut lines with these session `slots` and log `clock` (non-decreasing) into sessions.
+    """Cut lines with these session `slots`, log `clock` (non-decreasing) and own times `events` into sessions.
 
     `ending`: slots to end now, whatever the clock says, when there are no lines (a flush); by default
     the sessions that the clock, at the end of the batch or at their next line, shows to be silent.
     """
     n = len(slots)
-    last_time = table.column["last_time"]
+    table_time, table_event = table.column["last_time"], table.column["last_event"]
     order = np.argsort(slots, kind="stable")
-    s, c = slots[order], clock[order]
-    idle = np.where(table.column["windowed"][s], np.inf, idle_seconds)
+    s, c, e = slots[order], clock[order], events[order]
+    windowed = table.column["windowed"][s]
+    idle = np.where(windowed, np.inf, idle_seconds)
     new_slot = np.ones(n, dtype=np.bool_)
     new_slot[1:] = s[1:] != s[:-1]
-    before = np.empty(n)
-    before[1:] = c[:-1]
-    before[new_slot] = last_time[s[new_slot]]
-    gap = c > before + idle
+    gap = c > _before(c, table_time[s], new_slot) + idle
+    before = _before(e, table_event[s], new_slot)
+    gap |= (e > before + idle) | (e < before - np.where(windowed, np.inf, LEAP_SECONDS_ALLOWED))
 
+    first_line = np.full(CAPACITY, n)  # of each slot, in this batch
+    first_line[s[new_slot]] = order[new_slot]
+    touched = first_line < n
     if ending is None:
         horizon = np.full(CAPACITY, clock[-1] if n else -np.inf)
         horizon[s[new_slot]] = c[new_slot]
-        ending = table.silent(horizon, idle_seconds)
-    touched = np.zeros(CAPACITY, dtype=np.bool_)
-    touched[s] = True
+        ending = np.union1d(table.silent(horizon, idle_seconds), s[new_slot & gap])
     has_lines = table.column["lines"][ending] > 0
     lapsed = ending[~has_lines & ~touched[ending]]
     ending = ending[has_lines]
@@ -233,6 +241,8 @@ def cut(
     follows_gap[:-1] = gap[run_head[1:]] & ~new_slot[run_head[1:]]
     end_clock = clock[-1] if n else -np.inf
     run_ends = follows_gap | (c[run_last] + idle[run_last] < end_clock)
+    run_until = np.full(len(run_head), n)  # the line at which the next session of the key begins
+    run_until[:-1][follows_gap[:-1]] = order[run_head[1:]][follows_gap[:-1]]
 
     # Count each session's lines through the batch and cut where the limit is reached.
     limit = np.where(table.column["windowed"][run_slot], window, LONGEST_SESSION)
@@ -261,13 +271,14 @@ def cut(
     row_closing = np.zeros(rows, dtype=np.bool_)
     row_closing[piece_offsets[1:][piece_ends] - 1] = True
     row_line = np.empty(rows, dtype=np.int64)
-    row_time = np.empty(rows)
-    row_line[~row_closing], row_time[~row_closing] = order, c
-    ended = c[tails[piece_ends]]
-    row_line[row_closing], row_time[row_closing] = _shown(clock, ended + idle_seconds), ended
+    row_time, row_event = np.empty(rows), np.empty(rows)
+    row_line[~row_closing], row_time[~row_closing], row_event[~row_closing] = order, c, e
+    ended = tails[piece_ends]
+    shown = np.minimum(_shown(clock, c[ended] + idle_seconds), run_until[piece_run[piece_ends]])
+    row_line[row_closing], row_time[row_closing], row_event[row_closing] = shown, c[ended], e[ended]
 
     vacated = np.concatenate((ending[~touched[ending]], run_slot[run_ends & ~follows_gap], lapsed))
-    times = last_time[ending]
+    times = table_time[ending]
     extra = len(ending)
     no_lines = np.full(extra, n)
     return Cut(
@@ -281,11 +292,20 @@ def cut(
         piece_goes_on=np.concatenate((piece_goes_on, np.ones(extra, dtype=np.bool_))),
         piece_ends=np.concatenate((piece_ends, np.ones(extra, dtype=np.bool_))),
         piece_split=np.concatenate((piece_split, np.zeros(extra, dtype=np.bool_))),
-        row_line=np.concatenate((row_line, _shown(clock, times + idle_seconds))),
+        row_line=np.concatenate((row_line, np.minimum(_shown(clock, times + idle_seconds), first_line[ending]))),
         row_closing=np.concatenate((row_closing, np.ones(extra, dtype=np.bool_))),
         row_time=np.concatenate((row_time, times)),
+        row_event=np.concatenate((row_event, table_event[ending])),
         vacated=vacated,
     )
+
+
+def _before(column: NDArray[np.float64], held: NDArray[np.float64], new_slot: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """For each line, ordered by slot, the value at the line before of its slot: `held` where it is the first."""
+    before = np.empty(len(column))
+    before[1:] = column[:-1]
+    before[new_slot] = held[new_slot]
+    return before
 
 
 def _shown(clock: NDArray[np.float64], deadlines: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -21,6 +21,7 @@ class PlainSession:
     first_line: int
     lines: list[int] = field(default_factory=list)
     last_time: float = 0.0
+    last_event: float = 0.0
 
 
 class PlainSessions:
@@ -31,16 +32,20 @@ class PlainSessions:
         self.closed: list[tuple[int, int, int, int, int]] = []  # shown at, serial, first, last, lines
         self.serial = 0
 
-    def line(self, number: int, key: str, time: float) -> None:
+    def line(self, number: int, key: str, time: float, event: float) -> None:
         silent = [k for k, s in self.open.items() if not k.startswith("w") and s.last_time + IDLE < time]
         for k in silent:
             self._close(k, number)
         session = self.open.get(key)
+        if session is not None and not key.startswith("w"):
+            if event > session.last_event + IDLE or event < session.last_event - 3600.0:
+                self._close(key, number)
+                session = None
         if session is None:
             self.serial += 1
             session = self.open[key] = PlainSession(self.serial, number)
         session.lines.append(number)
-        session.last_time = time
+        session.last_time, session.last_event = time, event
         limit = WINDOW if key.startswith("w") else sessions_module.LONGEST_SESSION
         if len(session.lines) == limit:
             self._close(key, number)
@@ -50,11 +55,19 @@ class PlainSessions:
         self.closed.append((number, s.serial, s.first_line, s.lines[-1], len(s.lines)))
 
 
-def feed(table: SessionTable, history: History, first: int, keys: list[str], clock: list[float]) -> Closings:
+def feed(
+    table: SessionTable,
+    history: History,
+    first: int,
+    keys: list[str],
+    clock: list[float],
+    events: list[float] | None = None,
+) -> Closings:
     names = [key.encode() for key in keys]
     slots = table.slots_for(names, [key.startswith("w") for key in keys])
     times = np.array(clock, dtype=np.float64)
-    pieces = cut(table, slots, times, idle_seconds=IDLE, window=WINDOW)
+    own = times if events is None else np.array(events)
+    pieces = cut(table, slots, times, own, idle_seconds=IDLE, window=WINDOW)
     n = len(keys)
     ids = np.arange(first, first + n, dtype=np.int32)  # each line is its own template: sequences can be told
     batch = Batch(first, ids, np.zeros(n, dtype=np.bool_), times, np.zeros(n))
@@ -63,7 +76,11 @@ def feed(table: SessionTable, history: History, first: int, keys: list[str], clo
 
 
 steps = st.lists(
-    st.tuples(st.sampled_from(["ka", "kb", "kc", "wx", "wy"]), st.sampled_from([0.0, 1.0, 20.0, 59.0, 61.0])),
+    st.tuples(
+        st.sampled_from(["ka", "kb", "kc", "wx", "wy"]),
+        st.sampled_from([0.0, 1.0, 20.0, 59.0, 61.0]),  # since the line before, by the log clock
+        st.sampled_from([0.0, 0.0, 0.0, 30.0, 65.0, 5000.0]),  # behind the log clock, by the line's own time
+    ),
     min_size=1,
     max_size=80,
 )
@@ -72,7 +89,7 @@ steps = st.lists(
 @settings(max_examples=300, deadline=None)
 @given(steps, st.lists(st.integers(1, 20), min_size=1, max_size=20))
 def test_columns_cut_lines_into_the_sessions_that_a_line_by_line_reading_gives(
-    lines: list[tuple[str, float]], batches: list[int]
+    lines: list[tuple[str, float, float]], batches: list[int]
 ) -> None:
     plain, table, history = PlainSessions(), SessionTable(), History()
     found: list[tuple[int, int, int, int]] = []
@@ -81,14 +98,15 @@ def test_columns_cut_lines_into_the_sessions_that_a_line_by_line_reading_gives(
         chunk = lines[at : at + size]
         if not chunk:
             break
-        keys, times = [], []
-        for key, gap in chunk:
+        keys, times, events = [], [], []
+        for key, gap, behind in chunk:
             clock += gap
             number += 1
-            plain.line(number, key, clock)
+            plain.line(number, key, clock, clock - behind)
             keys.append(key)
             times.append(clock)
-        c = feed(table, history, number - len(chunk) + 1, keys, times)
+            events.append(clock - behind)
+        c = feed(table, history, number - len(chunk) + 1, keys, times, events)
         found += zip(c.line.tolist(), c.serial.tolist(), c.first_line.tolist(), c.last_line.tolist(), strict=True)
         at += size
     assert sorted(found) == sorted(row[:4] for row in plain.closed)
@@ -143,10 +161,10 @@ def test_the_table_is_full_and_the_longest_silent_make_room() -> None:
 @settings(max_examples=50, deadline=None)
 @given(steps)
 def test_a_table_that_was_exported_and_loaded_goes_on_as_if_nothing_had_been(
-    lines: list[tuple[str, float]],
+    lines: list[tuple[str, float, float]],
 ) -> None:
-    clock = np.cumsum([gap for _, gap in lines]) + 1000.0
-    keys = [key for key, _ in lines]
+    clock = np.cumsum([gap for _, gap, _ in lines]) + 1000.0
+    keys = [key for key, _, _ in lines]
     half = len(lines) // 2
     straight, broken = (SessionTable(), History()), (SessionTable(), History())
     feed(*straight, 1, keys[:half], clock[:half].tolist())
