@@ -8,12 +8,12 @@ daemon is a process of its own, and so is the sender (this one): on two cores th
 
 import argparse
 import gzip
-import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -22,6 +22,7 @@ from benchmarks.running import QUICK, Vigild, sample_lines
 
 WARMUP = 50_000
 STATUS_EVERY_SECONDS = 0.02
+SENT_AT_ONCE = 100_000
 
 
 def main() -> None:
@@ -33,8 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     lines = read_lines(options.log)
     with tempfile.TemporaryDirectory(prefix="vigild-bench-") as home:
-        settings = QUICK.format(warmup=options.warmup, every_lines=10_000, verdicts="flagged")
-        daemon = Vigild(Path(home), settings=settings)
+        daemon = Vigild(Path(home), settings=settings_with(options.warmup, 1_000_000_000))
         try:
             run(daemon, lines, options.warmup, options.lines, options.long)
         finally:
@@ -56,63 +56,62 @@ def run(daemon: Vigild, lines: list[bytes], warmup: int, total: int, long: int) 
     daemon.wait(lambda: (daemon.runtime / "log.sock").exists())
     accepting = time.monotonic() - began
     daemon.wait(lambda: daemon.health().get("status") == "serving")
-    print(
-        f"start, fresh           log socket accepting after {accepting:.2f} s, serving {time.monotonic() - began:.2f} s"
+    say("start, fresh", f"log socket after {accepting:.2f} s, serving after {time.monotonic() - began:.2f} s")
+
+    rate = send(daemon, stream, warmup)
+    say("warm-up", f"{rate:,.0f} lines/s over {warmup:,} lines, rules alone")
+    daemon.wait(lambda: daemon.status()["training_in_progress"])
+    began = time.monotonic()
+    with asked_meanwhile(daemon) as asked:
+        rate = send(daemon, stream, total // 2)
+    say("while it trains", f"{rate:,.0f} lines/s{still_training(daemon)}; GET /status {in_words(asked)}")
+    daemon.wait(lambda: daemon.status()["phase"] == "ensemble", 600.0)
+    say("first training", f"{time.monotonic() - began:.0f} s; memory {mib(daemon)}")
+
+    with asked_meanwhile(daemon) as asked:
+        rate = send(daemon, stream, total)
+    say("all three detectors", f"{rate:,.0f} lines/s over {total:,} lines; GET /status {in_words(asked)}")
+    status = daemon.status()
+    sent = warmup + total // 2 + total
+    say("  counted", f"{status['logs_processed']:,} of {sent:,} lines sent, {status['alarms']['flagged']:,} flagged")
+    say(
+        "  memory", f"{mib(daemon)}; {status['sessions']['open']:,} sessions, {status['templates']['live']:,} templates"
     )
 
-    rate, _ = send(daemon, stream, warmup)
-    print(f"warm-up                {warmup:,} lines, {rate:,.0f} lines/s with rules alone")
-
+    daemon.change_settings(settings_with(warmup, retrain_lines=1000))
     daemon.wait(lambda: daemon.status()["training_in_progress"])
     with asked_meanwhile(daemon) as asked:
-        began, sent = time.monotonic(), 0
-        rates = []
-        while daemon.status()["training_in_progress"]:
-            rate, seconds = send(daemon, stream, 20_000)
-            rates.append(rate)
-            sent += 20_000
-            if sent > 2 * total:
-                break
-    if rates:
-        print(f"while it trains        {statistics.median(rates):,.0f} lines/s ({sent:,} lines)")
-        print(
-            f"  GET /status          p50 {percentile(asked, 50):.1f} ms, p99 {percentile(asked, 99):.1f} ms of {len(asked)}"
-        )
-    daemon.wait(lambda: daemon.status()["phase"] == "ensemble", 600.0)
-    trained = daemon.status()
-    print(f"training               {time.monotonic() - began:.0f} s; memory {mib(trained)}")
-
-    with asked_meanwhile(daemon) as asked:
-        rate, seconds = send(daemon, stream, total)
-    print(f"all three detectors    {rate:,.0f} lines/s over {total:,} lines in {seconds:.1f} s")
-    print(
-        f"  GET /status          p50 {percentile(asked, 50):.1f} ms, p99 {percentile(asked, 99):.1f} ms of {len(asked)}"
-    )
-    status = daemon.status()
-    print(f"  memory               {mib(status)}; {status['sessions']['open']:,} sessions open, "
-          f"{status['templates']['live']:,} templates")  # fmt: skip
-    counted = status["ingest"]["lines"]
-    print(
-        f"  counted              {status['logs_processed']:,} lines of {counted:,} sent, {status['alarms']['flagged']:,} flagged"
-    )
+        rate = send(daemon, stream, total // 2)
+    say("while it retrains", f"{rate:,.0f} lines/s{still_training(daemon)}; GET /status {in_words(asked)}")
+    daemon.change_settings(settings_with(warmup, retrain_lines=1_000_000_000))
 
     if long:
         before = daemon.status()["process"]["rss_bytes"]
-        rate, seconds = send(daemon, stream, long)
-        after = daemon.status()["process"]["rss_bytes"]
-        print(
-            f"{long:,} lines more    {rate:,.0f} lines/s; memory {after / before:.3f} of before ({mib(daemon.status())})"
-        )
+        rate = send(daemon, stream, long)
+        growth = daemon.status()["process"]["rss_bytes"] / before - 1
+        say(f"{long:,} lines more", f"{rate:,.0f} lines/s; memory {growth:+.1%}, {mib(daemon)}")
 
     snapshot = daemon.post("/checkpoint")
-    print(f"checkpoint             {snapshot['seconds'] * 1e3:.0f} ms, {snapshot['bytes'] / 1e6:.1f} MB")
+    say("checkpoint", f"{snapshot['seconds'] * 1e3:.0f} ms, {snapshot['bytes'] / 1e6:.1f} MB")
     assert daemon.stop() == 0
     began = time.monotonic()
     daemon.start()
-    again = daemon.status()
-    print(f"start, with all that   serving after {time.monotonic() - began:.2f} s, of which recovery "
-          f"{again['recovery']['seconds']:.2f} s, tier {again['recovery']['tier']}, "
-          f"digest {'equal' if again['state_digest'] == snapshot['digest'] else 'DIFFERS'}")  # fmt: skip
+    serving, again = time.monotonic() - began, daemon.status()
+    equal = "equal" if again["state_digest"] == snapshot["digest"] else "DIFFERS"
+    say("start again", f"serving after {serving:.2f} s, recovery {again['recovery']['seconds']:.2f} s of it")
+    say("  found", f"tier {again['recovery']['tier']}, digest {equal}")
+
+
+def say(what: str, figures: str) -> None:
+    print(f"{what:24s}{figures}", flush=True)
+
+
+def settings_with(warmup: int, retrain_lines: int) -> str:
+    return QUICK.format(warmup=warmup, every_lines=10_000, verdicts="flagged", retrain=retrain_lines)
+
+
+def still_training(daemon: Vigild) -> str:
+    return "" if daemon.status()["training_in_progress"] else " (training ended before the lines did)"
 
 
 def repeated(lines: list[bytes]) -> Iterator[bytes]:
@@ -120,15 +119,14 @@ def repeated(lines: list[bytes]) -> Iterator[bytes]:
         yield from lines
 
 
-def send(daemon: Vigild, stream: Iterator[bytes], count: int) -> tuple[float, float]:
-    """Send lines and wait until all are applied; lines a second, seconds."""
-    data = b"".join(line + b"\n" for line, _ in zip(stream, range(count), strict=False))
+def send(daemon: Vigild, stream: Iterator[bytes], count: int) -> float:
+    """Send lines and wait until all are applied; lines a second."""
     target = daemon.status()["logs_processed"] + count
     began = time.monotonic()
-    daemon.send(data)
+    for sent in range(0, count, SENT_AT_ONCE):
+        daemon.send(b"".join(line + b"\n" for line in islice(stream, min(SENT_AT_ONCE, count - sent))))
     daemon.applied(target)
-    seconds = time.monotonic() - began
-    return count / seconds, seconds
+    return count / (time.monotonic() - began)
 
 
 @contextmanager
@@ -154,13 +152,14 @@ def asked_meanwhile(daemon: Vigild) -> Iterator[list[float]]:
         asking.join()
 
 
-def percentile(values: list[float], share: int) -> float:
-    ordered = sorted(values)
-    return ordered[min(int(len(ordered) * share / 100), len(ordered) - 1)] if ordered else float("nan")
+def in_words(milliseconds: list[float]) -> str:
+    ordered = sorted(milliseconds) or [float("nan")]
+    p50, p99 = (ordered[int((len(ordered) - 1) * share)] for share in (0.5, 0.99))
+    return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms of {len(milliseconds)}"
 
 
-def mib(status: dict) -> str:  # type: ignore[type-arg]
-    return f"{status['process']['rss_bytes'] / (1 << 20):,.0f} MiB"
+def mib(daemon: Vigild) -> str:
+    return f"{daemon.status()['process']['rss_bytes'] / (1 << 20):,.0f} MiB"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ _POLL_SECONDS = 0.02
 QUICK = """
 [learning]
 warmup_lines = {warmup}
-retrain_lines = 1000000
+retrain_lines = {retrain}
+retrain_seconds = 0
 [checkpoint]
 every_lines = {every_lines}
 [admin]
@@ -49,9 +50,17 @@ class Vigild:
         self._runtime = tempfile.TemporaryDirectory(prefix="vigild-")
         self.runtime = Path(self._runtime.name)
         self._log = home / "log"
-        config = home / "vigild.toml"
-        config.write_text(settings)
-        self._command = [sys.executable, "-m", "daemon.main", "--config", str(config), "--state-dir", str(self.state)]
+        self._config = home / "vigild.toml"
+        self._config.write_text(settings)
+        self._command = [
+            sys.executable,
+            "-m",
+            "daemon.main",
+            "--config",
+            str(self._config),
+            "--state-dir",
+            str(self.state),
+        ]
         self._env = {**os.environ, **env, "RUNTIME_DIRECTORY": str(self.runtime)}
         self._env.pop("STATE_DIRECTORY", None)
         self.process: subprocess.Popen[bytes] | None = None
@@ -82,6 +91,12 @@ class Vigild:
             assert self.process.poll() is None, f"vigild ended with {self.process.returncode}:\n{self.log}"
             assert time.monotonic() < deadline, f"nothing for {seconds} s:\n{self.log}"
             time.sleep(_POLL_SECONDS)
+
+    def change_settings(self, settings: str) -> None:
+        """Write the settings anew and have the daemon read them."""
+        assert self.process is not None
+        self._config.write_text(settings)
+        self.process.send_signal(signal.SIGHUP)
 
     def health(self) -> dict[str, Any]:
         # A plain connection first: httpx leaves its socket open when nobody listens.
@@ -145,7 +160,7 @@ def vigild(
     home: Path, *, warmup: int = 1_000_000, every_lines: int = 10_000, verdicts: str = "flagged", more: str = ""
 ) -> Iterator[Vigild]:
     """A daemon that is not started yet; whatever happens it is dead afterwards."""
-    settings = QUICK.format(warmup=warmup, every_lines=every_lines, verdicts=verdicts) + more
+    settings = QUICK.format(warmup=warmup, every_lines=every_lines, verdicts=verdicts, retrain=1_000_000) + more
     daemon = Vigild(home, settings=settings)
     try:
         yield daemon

@@ -30,6 +30,7 @@ from actors.sequencer import Request, Sequencer, run_sequencer, submit
 from actors.training import TrainingStatus, run_training
 from daemon.api.app import create_app
 from daemon.listeners import ListenError, Listeners, inherit, open_listeners
+from daemon.memory import keep_freed_buffers
 from daemon.notify import Notifier
 from daemon.places import make_private, runtime_directory
 from daemon.server import run_server
@@ -75,6 +76,7 @@ def run(
 ) -> None:
     """Run until SIGTERM or SIGINT. Raises Failed; what is a fault of ours comes out as it is."""
     os.umask(0o077)
+    keep_freed_buffers()
     notifier = Notifier.from_environment()
     try:
         with ExitStack() as stack:

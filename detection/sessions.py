@@ -143,11 +143,11 @@ class SessionTable:
 
     def export(self) -> State:
         slots = self.all_open()
-        slots = slots[np.lexsort((slots, self.column["serial"][slots]))]
-        keys = self.column["key"][slots]
-        # Sessions cut by count and not begun again share no serial of their own: their key decides.
-        slots = slots[np.lexsort((keys, self.column["serial"][slots]))]
-        state: State = {name: np.ascontiguousarray(column[slots]) for name, column in self.column.items()}
+        slots = slots[np.argsort(self.column["serial"][slots])]
+        # Those cut by count and not begun again have no serial (0) and come first: their keys decide.
+        waiting = int(np.count_nonzero(self.column["serial"][slots] == 0))
+        slots[:waiting] = slots[:waiting][np.argsort(self.column["key"][slots[:waiting]])]
+        state: State = {name: np.take(column, slots, axis=0) for name, column in self.column.items()}
         state["next_serial"] = self.next_serial
         state["evicted"] = self.evicted
         return state
