@@ -81,6 +81,7 @@ class Rows:
             "p": finite(self.p[row]),
             "flagged": bool(self.flagged[row]),
             "members": members,
+            "attack_types": sorted({rule.attack_type for rule in matched}),
             "rules": [{"name": rule.name, "type": rule.attack_type, "severity": rule.severity} for rule in matched],
             "model_generation": self.generation,
             "text": shown(self.texts[row]),
