@@ -1,7 +1,7 @@
 """One batch of lines against the open sessions: what each line makes of its session, and what closes.
 
 Everything is columns. A *row* is a line or the closing of a session by silence; a *piece* is the part of
-one session that lies in the batch; a *run* is what the sequence model sees as one sequence (`sessions.Cut`).
+one session that lies in the batch (`sessions.Cut`).
 """
 
 from dataclasses import dataclass, fields
@@ -116,18 +116,17 @@ def judge(
 ) -> tuple[LineStates, Closings]:
     """Score a batch, move the sessions on, remember it for training. Without an ensemble p is nan."""
     tokens, offsets, held = _sequences(sessions, batch, pieces)
-    opened = np.where(pieces.run_goes_on, sessions.column["opened"][pieces.run_slot], True)
     brought = _Brought(sessions, pieces)
-    scored = _score(ensemble, alpha, batch, pieces, brought, (tokens, offsets, held, opened))
+    scored = _score(ensemble, alpha, batch, pieces, brought, (tokens, offsets, held))
     standing = _stand(sessions, batch, pieces, brought, scored)
-    _remember(history, batch, pieces, standing, opened & (held == 0))
-    key = sessions.column["key"][brought.slot]
+    _remember(history, batch, pieces, standing)
+    key = sessions.column["key"][pieces.slot]
     closings = _closings(batch, pieces, scored, standing, key)
 
     line_rows = np.flatnonzero(~pieces.row_closing)
     row_of_line = np.empty(len(batch.ids), dtype=np.int64)
     row_of_line[pieces.order] = line_rows
-    piece_of_line = repeat_per_row(pieces.piece_offsets)[row_of_line]
+    piece_of_line = repeat_per_row(pieces.offsets)[row_of_line]
     states = LineStates(
         first_line=standing.first_line[piece_of_line],
         session=key[piece_of_line],
@@ -137,8 +136,7 @@ def judge(
         member_ps={name: values[row_of_line] for name, values in scored.member_ps.items()},
         flagged=scored.crossing[row_of_line],
     )
-    _store(sessions, pieces, brought.slot, scored, standing)
-    _keep_context(sessions, pieces, tokens, offsets, opened)
+    _store(sessions, pieces, scored, standing, tokens, offsets)
     sessions.release(pieces.vacated)
     return states, closings
 
@@ -159,25 +157,24 @@ class _Brought:
     """What each piece's session brings along from the table; fresh sessions bring nothing."""
 
     def __init__(self, sessions: SessionTable, pieces: Cut) -> None:
-        self.slot = pieces.run_slot[pieces.piece_run]
+        self._slot = pieces.slot
         self._table = sessions.column
-        self._goes_on = pieces.piece_goes_on
+        self._goes_on = pieces.goes_on
 
     def __call__(self, name: str, fresh: Any = 0) -> NDArray[Any]:
-        return np.where(self._goes_on, self._table[name][self.slot], fresh)
+        return np.where(self._goes_on, self._table[name][self._slot], fresh)
 
 
 def _sequences(sessions: SessionTable, batch: Batch, pieces: Cut) -> tuple[NDArray[np.int32], Ints, Ints]:
-    """Each run's context and new templates in one column, its offsets, and how much of it is context."""
+    """Each piece's context and new templates in one column, its offsets, and how much of it is context."""
     table = sessions.column
-    held = np.where(pieces.run_goes_on, table["held"][pieces.run_slot], 0)
-    new = np.diff(pieces.run_offsets)
+    held = np.where(pieces.goes_on, table["held"][pieces.slot], 0)
+    new = np.diff(pieces.line_offsets)
     offsets = np.concatenate(([0], np.cumsum(held + new))).astype(np.int64)
     tokens = np.empty(int(offsets[-1]), dtype=np.int32)
-    context = np.concatenate(([0], np.cumsum(held)))
-    rank = rank_in_run(context)
-    tokens[np.repeat(offsets[:-1], held) + rank] = table["tokens"][np.repeat(pieces.run_slot, held), rank]
-    tokens[np.repeat(offsets[:-1] + held, new) + rank_in_run(pieces.run_offsets)] = batch.ids[pieces.order]
+    rank = rank_in_run(np.concatenate(([0], np.cumsum(held))))
+    tokens[np.repeat(offsets[:-1], held) + rank] = table["tokens"][np.repeat(pieces.slot, held), rank]
+    tokens[np.repeat(offsets[:-1] + held, new) + rank_in_run(pieces.line_offsets)] = batch.ids[pieces.order]
     return tokens, offsets, held
 
 
@@ -187,13 +184,13 @@ def _score(
     batch: Batch,
     pieces: Cut,
     brought: _Brought,
-    sequences: tuple[NDArray[np.int32], Ints, Ints, Bools],
+    sequences: tuple[NDArray[np.int32], Ints, Ints],
 ) -> _Scored:
     rows = len(pieces.row_line)
-    head = pieces.piece_offsets[:-1]
+    head = pieces.offsets[:-1]
     surprise = np.zeros(rows)
     if ensemble is not None and rows:
-        surprise = ensemble.sequence.surprises(*sequences, pieces.run_ends).astype(np.float64)
+        surprise = ensemble.sequence.surprises(*sequences, pieces.starts, pieces.ends).astype(np.float64)
     template = np.full(rows, CLOSING_TEMPLATE, dtype=np.int32)
     error = np.zeros(rows, dtype=np.bool_)
     template[~pieces.row_closing] = batch.ids[pieces.order]
@@ -203,7 +200,7 @@ def _score(
         error,
         template,
         pieces.row_time,
-        pieces.piece_offsets,
+        pieces.offsets,
         Carry(
             lines=brought("lines"),
             scored=brought("scored"),
@@ -221,22 +218,22 @@ def _score(
         return _Scored(worst, np.zeros(rows), unready, dict.fromkeys(MEMBERS, unready), nothing, after)
     oddity = ensemble.forest.scores(features)
     oddity[head] = np.maximum(oddity[head], brought("oddity"))
-    oddity = running_max(oddity, pieces.piece_offsets)
+    oddity = running_max(oddity, pieces.offsets)
     judgement = ensemble.judge(worst, oddity)
     unflagged = ~brought("flagged", False).astype(np.bool_)
-    strange = (judgement.p < alpha) & unflagged[repeat_per_row(pieces.piece_offsets)]
-    crossing = first_true(strange, pieces.piece_offsets)
+    strange = (judgement.p < alpha) & unflagged[repeat_per_row(pieces.offsets)]
+    crossing = first_true(strange, pieces.offsets)
     return _Scored(worst, oddity, judgement.p, judgement.members, crossing, after)
 
 
 def _stand(sessions: SessionTable, batch: Batch, pieces: Cut, brought: _Brought, scored: _Scored) -> _Standing:
-    head, tail = pieces.piece_offsets[:-1], pieces.piece_offsets[1:] - 1
-    fresh = ~pieces.piece_goes_on
+    head, tail = pieces.offsets[:-1], pieces.offsets[1:] - 1
+    fresh = ~pieces.goes_on
     number = batch.first_line + pieces.row_line
     serial, first_line, last_line = brought("serial"), brought("first_line"), brought("last_line")
     serial[fresh] = sessions.new_serials(number[head[fresh]])
     first_line[fresh] = number[head[fresh]]
-    last = tail - pieces.piece_ends
+    last = tail - pieces.ends
     has_lines = last >= head
     last_line[has_lines] = number[last[has_lines]]
 
@@ -254,7 +251,7 @@ def _stand(sessions: SessionTable, batch: Batch, pieces: Cut, brought: _Brought,
         worst_line = np.where(renewed, np.where(by_closing, last_line, number[record]), worst_line)
         hit = np.maximum.reduceat(hit, head)
     flagged = np.zeros(len(head), dtype=np.bool_)
-    flagged[repeat_per_row(pieces.piece_offsets)[scored.crossing]] = True
+    flagged[repeat_per_row(pieces.offsets)[scored.crossing]] = True
     return _Standing(
         serial=serial,
         first_line=first_line,
@@ -265,38 +262,35 @@ def _stand(sessions: SessionTable, batch: Batch, pieces: Cut, brought: _Brought,
     )
 
 
-def _remember(history: History, batch: Batch, pieces: Cut, standing: _Standing, run_starts: Bools) -> None:
+def _remember(history: History, batch: Batch, pieces: Cut, standing: _Standing) -> None:
     """Add the lines, in their order, and then the closings to what the next model learns from."""
     line_rows = np.flatnonzero(~pieces.row_closing)
-    row_piece = repeat_per_row(pieces.piece_offsets)
-    head = pieces.piece_offsets[:-1]
+    row_piece = repeat_per_row(pieces.offsets)
+    head = pieces.offsets[:-1]
     flags = np.zeros(len(row_piece), dtype=np.uint8)
-    begins = ~pieces.piece_goes_on
+    begins = ~pieces.goes_on
     flags[head[begins]] |= flag.BEGINS
-    first_of_run = np.ones(len(head), dtype=np.bool_)
-    first_of_run[1:] = pieces.piece_run[1:] != pieces.piece_run[:-1]
-    starts = begins & first_of_run & run_starts[pieces.piece_run]
-    flags[head[starts]] |= flag.STARTS
+    flags[head[begins & pieces.starts]] |= flag.STARTS
     flags[line_rows] |= np.where(batch.errors[pieces.order], flag.ERROR, 0).astype(np.uint8)
     flags[line_rows] |= np.where(batch.hit[pieces.order] > 0.0, flag.TAINTED, 0).astype(np.uint8)
 
     in_line_order = np.empty(len(batch.ids), dtype=np.int64)
     in_line_order[pieces.order] = line_rows
     history.append(standing.serial[row_piece[in_line_order]], batch.ids, batch.clock, flags[in_line_order])
-    closed = np.flatnonzero(pieces.piece_ends | pieces.piece_split)
-    tail = pieces.piece_offsets[1:] - 1
+    closed = np.flatnonzero(pieces.ends | pieces.split)
+    tail = pieces.offsets[1:] - 1
     closed = closed[np.lexsort((standing.serial[closed], pieces.row_line[tail[closed]]))]
     history.append(
         standing.serial[closed],
         np.full(len(closed), CLOSING_TEMPLATE, dtype=np.int32),
         pieces.row_time[tail[closed]],
-        np.where(pieces.piece_ends[closed], flag.ENDS, flag.SPLITS).astype(np.uint8),
+        np.where(pieces.ends[closed], flag.ENDS, flag.SPLITS).astype(np.uint8),
     )
 
 
 def _closings(batch: Batch, pieces: Cut, scored: _Scored, standing: _Standing, key: NDArray[np.bytes_]) -> Closings:
-    closed = np.flatnonzero(pieces.piece_ends | pieces.piece_split)
-    tail = pieces.piece_offsets[1:][closed] - 1
+    closed = np.flatnonzero(pieces.ends | pieces.split)
+    tail = pieces.offsets[1:][closed] - 1
     return Closings(
         line=batch.first_line + pieces.row_line[tail],
         serial=standing.serial[closed],
@@ -313,40 +307,43 @@ def _closings(batch: Batch, pieces: Cut, scored: _Scored, standing: _Standing, k
     )
 
 
-def _store(sessions: SessionTable, pieces: Cut, piece_slot: Ints, scored: _Scored, standing: _Standing) -> None:
-    """Write back what stays open: the last piece of each slot, unless silence ended it."""
+def _store(
+    sessions: SessionTable,
+    pieces: Cut,
+    scored: _Scored,
+    standing: _Standing,
+    tokens: NDArray[np.int32],
+    offsets: Ints,
+) -> None:
+    """Write back what stays open: the last piece of each slot, unless silence ended it.
+
+    After a cut by count the row waits, empty, for the first line of the next session of its key.
+    """
     table, after = sessions.column, scored.after
-    tail = pieces.piece_offsets[1:] - 1
-    has_lines = tail - pieces.piece_ends >= pieces.piece_offsets[:-1]
+    has_lines = np.diff(pieces.line_offsets) > 0
     # Pieces with lines are ordered by slot, so a slot's last one is the one before another slot's.
-    stays = has_lines & ~pieces.piece_ends
-    stays[:-1] &= (piece_slot[1:] != piece_slot[:-1]) | ~has_lines[1:]
-    piece, slot = np.flatnonzero(stays), piece_slot[stays]
-    over = pieces.piece_split[piece]  # cut by count: the row waits, empty, for the next session's first line
-    values: dict[str, NDArray[Any]] = {column.name: getattr(standing, column.name) for column in fields(_Standing)}
-    values |= {column.name: getattr(after, column.name) for column in fields(Carry)}
+    stays = has_lines & ~pieces.ends
+    stays[:-1] &= (pieces.slot[1:] != pieces.slot[:-1]) | ~has_lines[1:]
+    piece = np.flatnonzero(stays)
+    slot, over, tail = pieces.slot[piece], pieces.split[piece], pieces.offsets[1:][piece] - 1
+    values: dict[str, NDArray[Any]] = {
+        **{column.name: getattr(standing, column.name) for column in fields(_Standing)},
+        **{column.name: getattr(after, column.name) for column in fields(Carry)},
+    }
     for name, value in values.items():
         table[name][slot] = np.where(over, np.zeros(1, dtype=table[name].dtype), value[piece])
-    table["oddity"][slot] = np.where(over, 0.0, scored.oddity[tail[piece]])
-    table["p"][slot] = np.where(over, np.nan, scored.p[tail[piece]])
-    table["last_time"][slot] = pieces.row_time[tail[piece]]
-    table["last_event"][slot] = pieces.row_event[tail[piece]]
+    table["oddity"][slot] = np.where(over, 0.0, scored.oddity[tail])
+    table["p"][slot] = np.where(over, np.nan, scored.p[tail])
+    table["last_time"][slot] = pieces.row_time[tail]
+    table["last_event"][slot] = pieces.row_event[tail]
 
-
-def _keep_context(sessions: SessionTable, pieces: Cut, tokens: NDArray[np.int32], offsets: Ints, opened: Bools) -> None:
-    """Keep of each open run the window that its next template will be predicted from."""
-    table = sessions.column
-    with_lines = np.diff(pieces.run_offsets) > 0
-    last_of_slot = with_lines.copy()
-    last_of_slot[:-1] &= (pieces.run_slot[1:] != pieces.run_slot[:-1]) | ~with_lines[1:]
-    run = np.flatnonzero(last_of_slot)
-    slot = pieces.run_slot[run]
-    total = np.diff(offsets)[run]
+    # The window that the next template will be predicted from.
+    total = np.diff(offsets)[piece]
     start = window_start(total)
-    keep = total - start
+    keep = np.where(over, 0, total - start)
     table["held"][slot] = keep
-    table["opened"][slot] = opened[run] & (start == 0)
+    table["opened"][slot] = pieces.starts[piece] & (start == 0) & ~over
     rank = rank_in_run(np.concatenate(([0], np.cumsum(keep))))
-    window = np.zeros((len(run), WINDOW_TOKENS), dtype=np.int32)
-    window[np.repeat(np.arange(len(run)), keep), rank] = tokens[np.repeat(offsets[run] + start, keep) + rank]
+    window = np.zeros((len(piece), WINDOW_TOKENS), dtype=np.int32)
+    window[np.repeat(np.arange(len(piece)), keep), rank] = tokens[np.repeat(offsets[piece] + start, keep) + rank]
     table["tokens"][slot] = window

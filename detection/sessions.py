@@ -2,9 +2,10 @@
 
 A session is what one key did until it fell silent for `idle_seconds`: of the log clock, or between the
 times of two of its own lines, which tells sessions apart in an old file that is fed to a clock far ahead
-of it. A jump back of more than an hour ends a session, too. A stream without
-keys is cut every `window` lines instead (its context goes on), and so is a keyed session that never
-ends, after `LONGEST_SESSION` lines. The table is bounded: the sessions silent the longest make room.
+of it. A jump back of more than an hour ends a session, too. A stream without keys is cut every `window`
+lines instead, and so is a keyed session that never ends, after `LONGEST_SESSION` lines; what follows is a
+session of its own that does not begin with a start. The table is bounded: the sessions silent the longest
+make room.
 
 Slots are an accident of history, so nothing that leaves this module depends on them: sessions are
 numbered by `serial`, in the order in which they began, and exported in that order.
@@ -36,7 +37,7 @@ _COLUMNS: dict[str, tuple[str, int]] = {
     "began": ("<f8", 1),  # ... and at the first
     "first_line": ("<i8", 1),
     "last_line": ("<i8", 1),
-    "lines": ("<i8", 1),  # 0 after a cut by count: the next line begins a new session with the old context
+    "lines": ("<i8", 1),  # 0 after a cut by count: the next line begins a new session
     "held": ("<i8", 1),  # templates in `tokens`
     "tokens": ("<i4", WINDOW_TOKENS),
     "opened": ("?", 1),  # `tokens` begins where the session truly began
@@ -169,28 +170,24 @@ class SessionTable:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A batch of n lines cut into runs and pieces.
+    """A batch of n lines cut into pieces: the part of one session that lies in this batch.
 
-    A *run* is a stretch of one key without silence: what the sequence model sees as one sequence. A
-    *piece* is the part of a session that lies in this batch; a run cut by count holds several. Rows are
-    the lines of each piece in order, and after the last line of a run that ended in silence one closing
-    row. Runs with lines come first, ordered by key's slot; then those that only end.
+    Rows are the lines of each piece in order and, where silence ended the session, one closing row.
+    Pieces with lines come first, ordered by slot; then those that are only a closing.
     """
 
-    order: NDArray[np.int64]  # [n] the lines by run
-    run_slot: NDArray[np.int64]  # [R]
-    run_offsets: NDArray[np.int64]  # [R+1] over `order`
-    run_goes_on: NDArray[np.bool_]  # [R] continues what the table holds
-    run_ends: NDArray[np.bool_]  # [R] has a closing row
-    piece_run: NDArray[np.int64]  # [P]
-    piece_offsets: NDArray[np.int64]  # [P+1] over rows
-    piece_goes_on: NDArray[np.bool_]  # [P] continues a session of the table
-    piece_ends: NDArray[np.bool_]  # [P] its last row is a closing row
-    piece_split: NDArray[np.bool_]  # [P] closed by count at its last line
+    order: NDArray[np.int64]  # [n] the lines by piece
+    slot: NDArray[np.int64]  # [P]
+    line_offsets: NDArray[np.int64]  # [P+1] over `order`
+    offsets: NDArray[np.int64]  # [P+1] over rows
+    goes_on: NDArray[np.bool_]  # [P] continues a session of the table
+    starts: NDArray[np.bool_]  # [P] what is held of the session begins at its true beginning
+    ends: NDArray[np.bool_]  # [P] ended by silence: its last row is a closing row
+    split: NDArray[np.bool_]  # [P] cut by count at its last line
     row_line: NDArray[np.int64]  # [rows] index of the line; of the line that showed the silence, on closing rows
     row_closing: NDArray[np.bool_]  # [rows]
-    row_event: NDArray[np.float64]  # [rows] the line's own time; the session's last one, on closing rows
     row_time: NDArray[np.float64]  # [rows] the log clock at the line; at the session's last line, on closing rows
+    row_event: NDArray[np.float64]  # [rows] the line's own time; the session's last one, on closing rows
     vacated: NDArray[np.int64]  # slots that no session of this batch holds on to
 
 
@@ -229,74 +226,59 @@ def cut(
         horizon[s[new_slot]] = c[new_slot]
         ending = np.union1d(table.silent(horizon, idle_seconds), s[new_slot & gap])
     has_lines = table.column["lines"][ending] > 0
-    lapsed = ending[~has_lines & ~touched[ending]]
+    lapsed = ending[~has_lines & ~touched[ending]]  # silent since they were cut by count: nothing to say
     ending = ending[has_lines]
     ending = ending[np.argsort(table.column["serial"][ending], kind="stable")]
 
-    run_head = np.flatnonzero(new_slot | gap)
-    run_offsets = np.append(run_head, n)
-    run_slot, run_goes_on = s[run_head], ~gap[run_head]
-    run_last = run_offsets[1:] - 1
-    follows_gap = np.zeros(len(run_head), dtype=np.bool_)
-    follows_gap[:-1] = gap[run_head[1:]] & ~new_slot[run_head[1:]]
-    end_clock = clock[-1] if n else -np.inf
-    run_ends = follows_gap | (c[run_last] + idle[run_last] < end_clock)
-    run_until = np.full(len(run_head), n)  # the line at which the next session of the key begins
-    run_until[:-1][follows_gap[:-1]] = order[run_head[1:]][follows_gap[:-1]]
+    # Count each session's lines through the batch; a new one begins after silence and at the limit.
+    silence = new_slot | gap
+    carried = np.where(new_slot & ~gap, table.column["lines"][s], 0)
+    stretch = np.cumsum(silence) - 1
+    number = carried[silence][stretch] + rank_in_run(np.append(np.flatnonzero(silence), n)) if n else order
+    limit = np.where(windowed, window, LONGEST_SESSION)
+    head = np.flatnonzero(silence | (number % limit == 0))
+    line_offsets = np.append(head, n)
+    tail = line_offsets[1:] - 1
+    slot = s[head]
+    from_table = new_slot[head] & ~gap[head]
+    split = (number[tail] + 1) % limit[tail] == 0
+    followed = np.zeros(len(head), dtype=np.bool_)  # by another session of the same key
+    followed[:-1] = ~new_slot[head[1:]]
+    silenced = c[tail] + idle[tail] < (clock[-1] if n else -np.inf)
+    silenced[followed] = gap[head[1:]][followed[:-1]]
+    ends = silenced & ~split
+    until = np.full(len(head), n)  # the line at which the next session of the key begins
+    until[:-1][followed[:-1]] = order[head[1:]][followed[:-1]]
 
-    # Count each session's lines through the batch and cut where the limit is reached.
-    limit = np.where(table.column["windowed"][run_slot], window, LONGEST_SESSION)
-    carried = np.where(run_goes_on, table.column["lines"][run_slot], 0)
-    run_of = np.repeat(np.arange(len(run_head)), np.diff(run_offsets))
-    number = carried[run_of] + rank_in_run(run_offsets) if n else np.zeros(0, dtype=np.int64)
-    piece_head = np.zeros(n, dtype=np.bool_)
-    piece_head[run_head] = True
-    piece_head |= number % limit[run_of] == 0
-    heads = np.flatnonzero(piece_head)
-    piece_run = run_of[heads]
-    lines_in = np.diff(np.append(heads, n))
-    tails = heads + lines_in - 1
-    piece_split = (number[tails] + 1) % limit[piece_run] == 0
-    last_of_run = np.ones(len(heads), dtype=np.bool_)
-    last_of_run[:-1] = piece_run[1:] != piece_run[:-1]
-    run_ends &= ~piece_split[last_of_run]  # an exact multiple: nothing is left open to end
-    piece_ends = last_of_run & run_ends[piece_run]
-    first_of_run = np.ones(len(heads), dtype=np.bool_)
-    first_of_run[1:] = last_of_run[:-1]
-    piece_goes_on = first_of_run & (carried[piece_run] > 0)
+    offsets = np.concatenate(([0], np.cumsum(np.diff(line_offsets) + ends))).astype(np.int64)
+    rows, extra = int(offsets[-1]), len(ending)
+    row_closing = np.ones(rows + extra, dtype=np.bool_)
+    row_closing[np.arange(n) + np.repeat(np.cumsum(ends) - ends, np.diff(line_offsets))] = False
+    lines, closings = np.flatnonzero(~row_closing), np.flatnonzero(row_closing)
+    row_line = np.empty(rows + extra, dtype=np.int64)
+    row_time, row_event = np.empty(rows + extra), np.empty(rows + extra)
+    row_line[lines], row_time[lines], row_event[lines] = order, c, e
+    row_time[closings] = np.concatenate((c[tail[ends]], table_time[ending]))
+    row_event[closings] = np.concatenate((e[tail[ends]], table_event[ending]))
+    shown = _shown(clock, row_time[closings] + idle_seconds)
+    row_line[closings] = np.minimum(shown, np.concatenate((until[ends], first_line[ending])))
 
-    sizes = lines_in + piece_ends
-    piece_offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-    rows = int(piece_offsets[-1])
-    row_closing = np.zeros(rows, dtype=np.bool_)
-    row_closing[piece_offsets[1:][piece_ends] - 1] = True
-    row_line = np.empty(rows, dtype=np.int64)
-    row_time, row_event = np.empty(rows), np.empty(rows)
-    row_line[~row_closing], row_time[~row_closing], row_event[~row_closing] = order, c, e
-    ended = tails[piece_ends]
-    shown = np.minimum(_shown(clock, c[ended] + idle_seconds), run_until[piece_run[piece_ends]])
-    row_line[row_closing], row_time[row_closing], row_event[row_closing] = shown, c[ended], e[ended]
-
-    vacated = np.concatenate((ending[~touched[ending]], run_slot[run_ends & ~follows_gap], lapsed))
-    times = table_time[ending]
-    extra = len(ending)
-    no_lines = np.full(extra, n)
+    none, all_of_them = np.zeros(extra, dtype=np.bool_), np.ones(extra, dtype=np.bool_)
+    opened = table.column["opened"]
     return Cut(
         order=order,
-        run_slot=np.concatenate((run_slot, ending)),
-        run_offsets=np.concatenate((run_offsets, no_lines)),
-        run_goes_on=np.concatenate((run_goes_on, np.ones(extra, dtype=np.bool_))),
-        run_ends=np.concatenate((run_ends, np.ones(extra, dtype=np.bool_))),
-        piece_run=np.concatenate((piece_run, len(run_head) + np.arange(extra))),
-        piece_offsets=np.concatenate((piece_offsets, rows + 1 + np.arange(extra))),
-        piece_goes_on=np.concatenate((piece_goes_on, np.ones(extra, dtype=np.bool_))),
-        piece_ends=np.concatenate((piece_ends, np.ones(extra, dtype=np.bool_))),
-        piece_split=np.concatenate((piece_split, np.zeros(extra, dtype=np.bool_))),
-        row_line=np.concatenate((row_line, np.minimum(_shown(clock, times + idle_seconds), first_line[ending]))),
-        row_closing=np.concatenate((row_closing, np.ones(extra, dtype=np.bool_))),
-        row_time=np.concatenate((row_time, times)),
-        row_event=np.concatenate((row_event, table_event[ending])),
-        vacated=vacated,
+        slot=np.concatenate((slot, ending)),
+        line_offsets=np.concatenate((line_offsets, np.full(extra, n))),
+        offsets=np.concatenate((offsets, rows + 1 + np.arange(extra))),
+        goes_on=np.concatenate((from_table & (carried[head] > 0), all_of_them)),
+        starts=np.concatenate((np.where(from_table, opened[slot], gap[head]), opened[ending])),
+        ends=np.concatenate((ends, all_of_them)),
+        split=np.concatenate((split, none)),
+        row_line=row_line,
+        row_closing=row_closing,
+        row_time=row_time,
+        row_event=row_event,
+        vacated=np.concatenate((ending[~touched[ending]], slot[ends & ~followed], lapsed)),
     )
 
 

@@ -22,6 +22,7 @@ class PlainSession:
     lines: list[int] = field(default_factory=list)
     last_time: float = 0.0
     last_event: float = 0.0
+    starts: bool = True
 
 
 class PlainSessions:
@@ -30,6 +31,8 @@ class PlainSessions:
     def __init__(self) -> None:
         self.open: dict[str, PlainSession] = {}
         self.closed: list[tuple[int, int, int, int, int]] = []  # shown at, serial, first, last, lines
+        self.learned: list[tuple[list[int], bool, bool]] = []  # lines, starts, ends
+        self.after_cut: dict[str, PlainSession] = {}  # the session that was cut by count just before
         self.serial = 0
 
     def line(self, number: int, key: str, time: float, event: float) -> None:
@@ -44,14 +47,25 @@ class PlainSessions:
         if session is None:
             self.serial += 1
             session = self.open[key] = PlainSession(self.serial, number)
+            before = self.after_cut.pop(key, None)
+            session.starts = before is None or (
+                not key.startswith("w")
+                and (
+                    before.last_time + IDLE < time
+                    or event > before.last_event + IDLE
+                    or event < before.last_event - 3600.0
+                )
+            )
         session.lines.append(number)
         session.last_time, session.last_event = time, event
         limit = WINDOW if key.startswith("w") else sessions_module.LONGEST_SESSION
         if len(session.lines) == limit:
-            self._close(key, number)
+            self.after_cut[key] = session
+            self._close(key, number, ends=False)
 
-    def _close(self, key: str, number: int) -> None:
+    def _close(self, key: str, number: int, ends: bool = True) -> None:
         s = self.open.pop(key)
+        self.learned.append((s.lines, s.starts, ends))
         self.closed.append((number, s.serial, s.first_line, s.lines[-1], len(s.lines)))
 
 
@@ -120,15 +134,13 @@ def test_columns_cut_lines_into_the_sessions_that_a_line_by_line_reading_gives(
 
     # What is remembered for training are the same sessions, whole and in order.
     sequences = history.sequences()
-    learned = [
-        sequences.tokens[a:b].tolist() for a, b in zip(sequences.offsets[:-1], sequences.offsets[1:], strict=True)
-    ]
-    lengths = sorted(row[4] for row in plain.closed)
-    assert sorted(map(len, learned)) == lengths
-    assert {(tokens[0], tokens[-1]) for tokens in learned} == {(row[2], row[3]) for row in plain.closed}
+    learned = zip(sequences.offsets[:-1], sequences.offsets[1:], sequences.starts, sequences.ends, strict=True)
+    assert sorted(
+        (sequences.tokens[a:b].tolist(), bool(starts), bool(ends)) for a, b, starts, ends in learned
+    ) == sorted(plain.learned)
 
 
-def test_a_session_that_never_ends_is_cut_by_count_and_keeps_its_context() -> None:
+def test_a_session_that_never_ends_is_cut_by_count_and_the_next_one_does_not_begin_with_a_start() -> None:
     table, history = SessionTable(), History()
     n = sessions_module.LONGEST_SESSION + 7
     closings = feed(table, history, 1, ["ka"] * n, [0.0] * n)
@@ -137,7 +149,7 @@ def test_a_session_that_never_ends_is_cut_by_count_and_keeps_its_context() -> No
     assert slot is not None
     assert table.column["lines"][slot] == 7
     held = int(table.column["held"][slot])
-    assert table.column["tokens"][slot, :held].tolist() == list(range(n - held + 1, n + 1))
+    assert table.column["tokens"][slot, :held].tolist() == list(range(n - 6, n + 1))
     assert not table.column["opened"][slot]
 
 
