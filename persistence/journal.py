@@ -64,7 +64,7 @@ class _Open:
 class JournalWriter:
     """Appends entries after `seq` and `line`, always to a segment of its own.
 
-    `tail` is the segment before, to be closed. Raises `JournalError` when no segment can be opened.
+    `tail` is the segment before, closed when the first of ours is opened: by `rotate`, or the first `append`.
     Not for use by two threads at once.
     """
 
@@ -84,10 +84,8 @@ class JournalWriter:
         self._disk = disk
         self._new_salt = new_salt
         self._segment: _Open | None = None
-        self.rotate()
         # A tail that begins where we do holds nothing; what is before it was closed when it was opened.
-        if tail is not None and tail.header.first_seq <= seq:
-            self._close_tail(tail)
+        self._tail = tail if tail is not None and tail.header.first_seq <= seq else None
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Make `entries` durable with one write and one sync; they are when this returns.
@@ -101,10 +99,12 @@ class JournalWriter:
         self._check(entries)
         if self._segment is not None and self._segment.size >= SEGMENT_BYTES:
             self.rotate()
+        in_use = self._segment
         try:
             self._write(entries)
         except OSError as exc:
-            log.warning("journal: %s; the same frames go to a new segment", exc)
+            if in_use is not None:  # else the caller was told already, and is trying again and again
+                log.warning("journal: %s; the same frames go to a new segment", exc)
             self._abandon()
             try:
                 self._write(entries)
@@ -176,7 +176,12 @@ class JournalWriter:
             # Starts that brought nothing must not pile up files.
             if not name.bad and name.path.stat().st_size <= HEADER_BYTES:
                 discard(self._disk, name.path)
-        return _Open(path, file, header, HEADER_BYTES)
+        opened = _Open(path, file, header, HEADER_BYTES)
+        if self._tail is not None:
+            opened.announced = True
+            tail, self._tail = self._tail, None
+            self._close_tail(tail)
+        return opened
 
     def _abandon(self) -> None:
         segment, self._segment = self._segment, None
@@ -189,8 +194,6 @@ class JournalWriter:
             discard(self._disk, segment.path)
 
     def _close_tail(self, tail: Tail) -> None:
-        assert self._segment is not None
-        self._segment.announced = True
         try:
             file = self._disk.append(tail.path)
             try:

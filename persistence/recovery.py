@@ -33,7 +33,8 @@ class Recovery:
     """What is left, and what is not.
 
     `snapshot` is the seq, line and columns of the newest sound one. `entries` is lazy and to be
-    iterated once, to the end; the numbers below and `notes` are settled then. `models` are sound, newest
+    iterated once, to the end; the numbers below and `notes` are settled then. `ahead` gives the same
+    entries, to be looked through beforehand; it leaves no trace. `models` are sound, newest
     generation first. New frames must follow `last_seq` and `last_line`, the highest seen anywhere: they
     lie beyond the last entry when what came after it is lost.
     """
@@ -41,6 +42,7 @@ class Recovery:
     snapshot: tuple[int, int, dict[str, Value]] | None
     snapshot_name: str | None
     entries: Iterator[Entry]
+    ahead: Iterator[Entry]
     models: list[ModelFile]
     set_aside: list[str]
     notes: list[str]
@@ -72,7 +74,7 @@ def recover(directory: Path, disk: Disk, losses: Losses, *, was_journaled: bool)
             disk.unlink(path)
             losses.notes.append(f"{path.name}: removed, an unfinished write")
     reached = _reached_by_snapshots(directory, disk)
-    found = _newest_snapshot(directory, disk, losses)
+    found = newest_snapshot(directory, disk, losses)
     models = _sound_models(directory, disk, losses)
     _, seq, line, _ = found if found is not None else ("", 0, 0, {})
     if was_journaled and found is None and not segments(directory):
@@ -86,6 +88,7 @@ def recover(directory: Path, disk: Disk, losses: Losses, *, was_journaled: bool)
         snapshot=None if found is None else found[1:],
         snapshot_name=None if found is None else found[0],
         entries=_entries(reading, losses),
+        ahead=iter(JournalReading(directory, seq, line, set_aside=lambda path, why: None, disk=disk)),
         models=models,
         set_aside=losses.set_aside,
         notes=losses.notes,
@@ -164,7 +167,8 @@ def _reached_by_snapshots(directory: Path, disk: Disk) -> list[tuple[int, int]]:
     return reached
 
 
-def _newest_snapshot(directory: Path, disk: Disk, losses: Losses) -> tuple[str, int, int, dict[str, Value]] | None:
+def newest_snapshot(directory: Path, disk: Disk, losses: Losses) -> tuple[str, int, int, dict[str, Value]] | None:
+    """The name, seq, line and columns of the newest snapshot that is sound; those that are not are set aside."""
     for named, path in snapshot_paths(directory):
         try:
             seq, line, columns = snapshot.read_snapshot(path, disk=disk)

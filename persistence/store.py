@@ -9,25 +9,27 @@
     *.bad                    damaged and set aside; *.tmp unfinished, removed at recovery
 
 At every instant the directory holds the last two sound snapshots and the journal back to the older of
-them, so a rotten newest snapshot costs time, not data; and the model files that either of them, or a
-frame after it, needs. Calls block. `append`, `rotate` and `start_journal` are for one thread at a time,
-`write_snapshot` too; the two may run beside each other.
+them, so a rotten newest snapshot costs time, not data; and the model files and snapshots that either of
+them, or a frame after it, needs. Calls block. `append`, `rotate` and `start_journal` are for one thread at
+a time; everything else may run beside them, and waits for its turn at the files.
 """
 
+import math
 import os
 import shutil
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 from persistence import model_file, snapshot
 from persistence.columns import Columns, Value
 from persistence.directory import PIN_SUFFIX, SNAPSHOT, Lock, StoreError, open_directory
 from persistence.disk import REAL, Disk, replace_file, unlink_if_there
-from persistence.journal import JournalWriter, segments
+from persistence.journal import JournalReading, JournalWriter, segments
 from persistence.model_file import ModelError, ModelFile
 from persistence.preamble import NewerFormatError
 from persistence.recovery import (
@@ -35,6 +37,7 @@ from persistence.recovery import (
     Recovery,
     bare_reason,
     model_paths,
+    newest_snapshot,
     recover,
     set_aside,
     snapshot_paths,
@@ -90,8 +93,10 @@ class Store:
         # What is known of files that never change, so that pruning does not read them every time.
         self._needed: dict[str, tuple[str, ...]] = {}
         self._sound: dict[str, ModelFile] = {}
-        # The seq up to which the journal had come when a model was last resolved.
-        self._used: dict[str, int] = {}
+        # The seq up to which the journal had come when a model or a snapshot was last resolved by name.
+        self._used: dict[str, float] = {}
+        # Held by whoever looks through snapshots and segments, and by whoever takes some away.
+        self._files = threading.Lock()
         self._empty_training()
 
     def recover(self) -> Recovery:
@@ -115,7 +120,7 @@ class Store:
         """Open a new segment for the frames after `seq` and `line`; `append` works from now on.
 
         Raises RuntimeError before the recovered entries were read to the end, ValueError when `seq` or
-        `line` would go back, `JournalError`.
+        `line` would go back. On `JournalError` there is no segment yet, and every `append` tries for one.
         """
         found = self._recovery
         if found is None or not found.reading.done:
@@ -124,6 +129,7 @@ class Store:
             raise ValueError(f"frame {seq}, line {line} go back behind {found.last_seq}, {found.last_line}")
         self.close()
         self._journal = JournalWriter(self.directory, seq, line, tail=found.reading.tail, disk=self._disk)
+        self._journal.rotate()
         if not self._lock.was_journaled:
             try:
                 self._lock.mark_journaled()
@@ -162,12 +168,12 @@ class Store:
         """
         began = time.monotonic()
         path = self.directory / f"snapshot-{seq:020d}.msgpack"
-        size = snapshot.write_snapshot(path, seq, line, columns, models=models, disk=self._disk)
-        self._needed[path.name] = tuple(models)
-        seconds = time.monotonic() - began
-        return SnapshotInfo(
-            path.name, seq, line, size, path.stat().st_mtime, _is_pinned(path), seconds, tuple(self._prune())
-        )
+        with self._files:
+            size = snapshot.write_snapshot(path, seq, line, columns, models=models, disk=self._disk)
+            self._needed[path.name] = tuple(models)
+            seconds = time.monotonic() - began
+            notes = tuple(self._prune())
+            return SnapshotInfo(path.name, seq, line, size, path.stat().st_mtime, _is_pinned(path), seconds, notes)
 
     def snapshots(self) -> list[SnapshotInfo]:
         """Every snapshot, newest first, by its header; its body may still be damaged."""
@@ -185,22 +191,65 @@ class Store:
         """Hold every snapshot, and the models it names, against their checksums; the error, or None."""
         return [(info, self._error_in(info)) for info in self.snapshots()]
 
-    def load_snapshot(self, name: str) -> tuple[int, int, dict[str, Value]]:
-        """The seq, line and columns of snapshot `name`. Raises ValueError for what is no name of one, and
-        as `read_snapshot` does."""
-        return snapshot.read_snapshot(self._snapshot_path(name), disk=self._disk)
+    def load_snapshot(self, name: str, sha256: str | None = None) -> tuple[str, dict[str, Value]]:
+        """The SHA-256 of the body of snapshot `name`, and its columns; it is kept as long as the journal needs it.
+
+        Raises ValueError for what is no name of one, `SnapshotError` when it is damaged or not the one with
+        `sha256`, FileNotFoundError when there is none, `NewerFormatError`, OSError.
+        """
+        path = self._snapshot_path(name)
+        with self._files:
+            self._used[name] = max(self._reached(), self._used.get(name, 0))
+            seq, _, columns = snapshot.read_snapshot(path, disk=self._disk)
+            header = snapshot.read_header(path, disk=self._disk)
+        if f"{seq:020d}" not in name:
+            raise SnapshotError(f"{path}: is of frame {seq}")
+        if sha256 is not None and header.sha256 != sha256:
+            raise SnapshotError(f"{path}: is another snapshot than the one that was meant")
+        return header.sha256, columns
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """Keep snapshot `name` meanwhile, and after that as long as a frame journaled meanwhile may need it.
+
+        Raises ValueError for what is no name of one, FileNotFoundError when there is none.
+        """
+        with self._files:
+            self._snapshot_path(name).stat()
+            self._used[name] = math.inf
+        try:
+            yield
+        finally:
+            self._used[name] = self._reached()
+
+    @contextmanager
+    def reading_back(self, before: int) -> Iterator[tuple[dict[str, Value] | None, Iterator[Entry]]]:
+        """The columns of the newest sound snapshot, and the entries from there to frame `before`, exclusive.
+
+        For a running daemon whose state is spoilt: the journal stays open and may be appended to meanwhile.
+        Iterating may raise `JournalError`.
+        """
+        with self._files:
+            found = newest_snapshot(self.directory, self._disk, self._losses)
+            _, seq, line, columns = found if found is not None else ("", 0, 0, None)
+            reading = JournalReading(self.directory, seq, line, set_aside=self._set_aside, disk=self._disk)
+            yield columns, takewhile(lambda entry: entry.seq < before, iter(reading))
 
     def pin(self, name: str) -> None:
         """Keep snapshot `name` for ever; it does not count among the last ones kept. Raises OSError,
-        FileNotFoundError when there is none."""
+        FileNotFoundError when there is none, ValueError for what is no name of one."""
         path = self._snapshot_path(name)
-        path.stat()
-        replace_file(self._disk, _pin_path(path), [])
+        with self._files:
+            path.stat()
+            replace_file(self._disk, _pin_path(path), [])
 
     def unpin(self, name: str) -> None:
-        """Undo `pin`; no error when it was not pinned."""
-        unlink_if_there(self._disk, _pin_path(self._snapshot_path(name)))
-        self._disk.sync(self.directory)
+        """Undo `pin`; no error when it was not pinned. Raises as `pin` does."""
+        path = self._snapshot_path(name)
+        with self._files:
+            path.stat()
+            unlink_if_there(self._disk, _pin_path(path))
+            self._disk.sync(self.directory)
 
     def model_path(self, name: str) -> Path:
         """Where model file `name` is; ValueError when that is no name of one."""
@@ -257,12 +306,13 @@ class Store:
         try:
             sound = self._sound_snapshots(losses)
             kept, older = sound[: self._keep], sound[self._keep :]
+            oldest_state = kept[:2][-1][0]
             for _, path in older:
-                if not _is_pinned(path):
+                if not _is_pinned(path) and self._used.get(path.name, -1) < oldest_state:
                     self._disk.unlink(path)
                     self._needed.pop(path.name, None)
             if len(kept) > 1 or self._keep == 1:
-                self._prune_before(kept[:2][-1][0])
+                self._prune_before(oldest_state)
         except OSError as exc:
             # The snapshot is safe; what should have gone takes space until the next one.
             losses.notes.append(f"not tidied up: {exc}")
@@ -299,6 +349,9 @@ class Store:
             if path.name not in needed:
                 self._disk.unlink(path)
                 self._sound.pop(path.name, None)
+
+    def _set_aside(self, path: Path, reason: str) -> None:
+        set_aside(path, reason, self._disk, self._losses)
 
     def _error_in(self, info: SnapshotInfo) -> str | None:
         try:

@@ -73,6 +73,7 @@ def test_a_segment_is_what_the_specification_says(tmp_path: Path) -> None:
 def test_append_is_one_write_and_one_sync(tmp_path: Path) -> None:
     disk = FaultyDisk()
     writer = JournalWriter(tmp_path, 0, 0, disk=disk)
+    writer.rotate()
     disk.calls.clear()
     writer.append(entries_of(b"a", b"b", b"c"))
     assert [name for name, _ in disk.calls] == ["write", "sync file"]
@@ -89,6 +90,7 @@ class Journal(RuleBasedStateMachine):
         self.accepted: list[Entry] = []
         self.disk = FaultyDisk()
         self.writer = JournalWriter(self.directory, 0, 0, disk=self.disk)
+        self.writer.rotate()
 
     def teardown(self) -> None:
         self.writer.close()
@@ -148,6 +150,7 @@ class Journal(RuleBasedStateMachine):
         self.writer = JournalWriter(
             self.directory, reading.last_seq, reading.last_line, tail=reading.tail, disk=self.disk
         )
+        self.writer.rotate()
 
     @invariant()
     def reads_back_what_was_accepted(self) -> None:
@@ -361,7 +364,9 @@ def test_starts_that_bring_nothing_leave_one_file(tmp_path: Path) -> None:
     write(tmp_path, entries_of(b"a")).close()
     for _ in range(5):
         _, reading, _ = read(tmp_path)
-        JournalWriter(tmp_path, 1, 1, tail=reading.tail).close()
+        writer = JournalWriter(tmp_path, 1, 1, tail=reading.tail)
+        writer.rotate()
+        writer.close()
     assert len(segments(tmp_path)) == 2
     assert [entry.payload for entry in read(tmp_path)[0]] == [b"a"]
     assert read(tmp_path)[1].notes == []

@@ -15,6 +15,7 @@ from persistence.journal import JournalError
 from persistence.model_file import ModelError
 from persistence.preamble import pack_preamble
 from persistence.segment import Entry
+from persistence.snapshot import SnapshotError
 from persistence.store import Store, open_store
 from tests.persistence.disks import FaultyDisk, fail_at, fail_from, fail_nth
 from tests.persistence.ledger import toy_model
@@ -440,3 +441,82 @@ def _live(directory: Path, disk: FaultyDisk) -> int:
                 except (JournalError, OSError):
                     continue
     return accepted
+
+
+def test_a_snapshot_that_a_frame_needs_is_kept_until_two_states_after_it_are(directory: Path) -> None:
+    with open_store(directory, keep=2) as store:
+        begin(store)
+        for seq in (1, 2):
+            append(store, seq)
+            store.write_snapshot(seq, 10 * seq, {"seq": seq})
+        with store.held(snapshot_name(1)):
+            sha256, columns = store.load_snapshot(snapshot_name(1))
+            assert columns == {"seq": 1}
+            append(store, 3)  # the frame that names it
+        held = []
+        for seq in (3, 4, 5):
+            if seq > 3:
+                append(store, seq)
+            store.write_snapshot(seq, 10 * seq, {"seq": seq})
+            held.append((directory / snapshot_name(1)).exists())
+    # The older of the last two states must be past the frame.
+    assert held == [True, True, False]
+    with open_store(directory) as store, pytest.raises(FileNotFoundError):
+        begin(store)
+        store.load_snapshot(snapshot_name(1), sha256)
+
+
+def test_a_snapshot_is_restored_by_its_contents_not_by_its_name_alone(directory: Path) -> None:
+    with open_store(directory) as store:
+        begin(store)
+        store.write_snapshot(0, 0, {"a": 1})
+        sha256, _ = store.load_snapshot(snapshot_name(0))
+        assert store.load_snapshot(snapshot_name(0), sha256)[1] == {"a": 1}
+        with pytest.raises(SnapshotError, match="another snapshot"):
+            store.load_snapshot(snapshot_name(0), "0" * 64)
+        with pytest.raises(ValueError, match="not the name"):
+            store.load_snapshot("../" + snapshot_name(0))
+
+
+def test_frames_are_read_back_while_the_journal_is_written(directory: Path) -> None:
+    with open_store(directory) as store:
+        begin(store)
+        append(store, 1, 3)
+        store.write_snapshot(2, 20, {"a": 1})
+        store.rotate()
+        append(store, 4, 4)
+        with store.reading_back(6) as (columns, entries):
+            assert columns == {"a": 1}
+            assert [entry.seq for entry in entries] == [3, 4, 5]
+        append(store, 8)
+        assert [entry.seq for entry in store.recover().entries] == [3, 4, 5, 6, 7, 8]
+
+
+def test_what_is_to_come_can_be_looked_through_before_it_is_read(directory: Path) -> None:
+    with open_store(directory) as store:
+        begin(store)
+        append(store, 1, 3)
+        found = store.recover()
+        assert [entry.seq for entry in found.ahead] == [1, 2, 3]
+        assert [entry.seq for entry in found.entries] == [1, 2, 3]
+
+
+def test_a_start_on_a_full_disk_begins_the_journal_when_there_is_room(directory: Path) -> None:
+    with open_store(directory) as store:
+        begin(store)
+        append(store, 1)
+    disk = FaultyDisk()
+    with open_store(directory, disk=disk) as store:
+        found = store.recover()
+        assert [entry.seq for entry in found.entries] == [1]
+        disk.fault = lambda _number, name, _path: errno.ENOSPC if name == "write" else None
+        with pytest.raises(JournalError):
+            store.start_journal(1, 10)
+        with pytest.raises(JournalError):
+            append(store, 2)
+        disk.fault = None
+        append(store, 2)
+    with open_store(directory) as store:
+        found = store.recover()
+        assert [entry.seq for entry in found.entries] == [1, 2]
+        assert found.notes == []
