@@ -9,11 +9,12 @@ import resource
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import trio
+from msgspec.structs import replace
 
 from actors.alerts import Alerts
 from actors.checkpoint import CheckpointError, Checkpoints

@@ -1,0 +1,116 @@
+"""What an operator does, with the real daemon and the real vigilctl."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.running import Vigild, sample_lines, vigild
+
+ATTACK = "GET /?id=1%27%20UNION%20SELECT%20password%20FROM%20users-- HTTP/1.1"
+ATTACK_LINE = f'192.0.2.7 - - [17/May/2015:10:05:03 +0000] "{ATTACK}" 200 1 "-" "-"'
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vigild]:
+    with vigild(tmp_path_factory.mktemp("operator")) as daemon:
+        yield daemon.start()
+
+
+def vigilctl(daemon: Vigild, *arguments: str, sent: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "daemon.vigilctl", *arguments]
+    env = {**os.environ, "RUNTIME_DIRECTORY": str(daemon.runtime)}
+    return subprocess.run(command, env=env, input=sent, capture_output=True, timeout=60.0, check=False)
+
+
+def test_a_file_is_sent_and_counted_and_its_attack_is_found(daemon: Vigild, tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    log.write_bytes(b"\n".join([*sample_lines()[:300], ATTACK_LINE.encode()]))
+    before = daemon.status()["logs_processed"]
+    sent = vigilctl(daemon, "send", str(log))
+    assert (sent.returncode, sent.stderr.count(b"Traceback")) == (0, 0), sent.stderr
+    daemon.applied(before + 301)
+    status = json.loads(vigilctl(daemon, "--json", "status").stdout)
+    assert status["logs_processed"] == before + 301
+    daemon.wait(lambda: bool(daemon.api.get("/anomalies").json()))
+    (found,) = [a for a in daemon.api.get("/anomalies").json()["anomalies"] if a["line"] == before + 301]
+    assert found["verdict"] == "attack" and "sql_injection" in " ".join(found["attack_types"])
+
+
+def test_a_line_is_asked_about_and_nothing_changes(daemon: Vigild) -> None:
+    before = daemon.status()["logs_processed"]
+    asked = vigilctl(daemon, "--json", "detect", ATTACK_LINE)
+    assert asked.returncode == 0, asked.stderr
+    answer = json.loads(asked.stdout)
+    assert answer["is_anomaly"] is True and answer["anomaly_score"] >= 0.5
+    assert answer["rule_based"]["is_attack"] and answer["details"]["ensemble"]["votes"]["rule_based"] == 1
+    harmless = json.loads(vigilctl(daemon, "--json", "detect", "-", sent=sample_lines()[0]).stdout)
+    assert harmless["is_anomaly"] is False
+    assert daemon.status()["logs_processed"] == before
+
+
+def test_a_snapshot_is_forced_listed_and_verified(daemon: Vigild) -> None:
+    saved = json.loads(vigilctl(daemon, "--json", "checkpoint").stdout)
+    assert saved["line"] == daemon.status()["logs_processed"] and Path(saved["path"]).exists()
+    listed = vigilctl(daemon, "snapshots", "list")
+    assert listed.returncode == 0 and Path(saved["path"]).name.encode() in listed.stdout
+    assert vigilctl(daemon, "snapshots", "verify").returncode == 0
+
+
+def test_rules_are_reloaded_and_bad_ones_leave_the_old_in_force(tmp_path: Path) -> None:
+    rules = tmp_path / "rules"
+    rules.mkdir()
+    mine = rules / "mine.toml"
+    line = b'192.0.2.7 - - [17/May/2015:10:05:03 +0000] "GET /teapot HTTP/1.1" 418 1 "-" "-"'
+    with vigild(tmp_path, more=f'[rules]\npaths = ["{rules}"]\n') as daemon:
+        daemon.start()
+
+        def attack() -> bool:
+            found: bool = daemon.post("/detect", {"log_line": line.decode()})["rule_based"]["is_attack"]
+            return found
+
+        assert not attack()
+        mine.write_text(
+            '[[rule]]\nname = "teapot"\ntype = "teapot"\nseverity = "low"\nconfidence = 0.6\nfield = "target"\n'
+            'pattern = "^/teapot"\ntests.match = ["/teapot"]\ntests.silent = ["/coffee"]\n'
+        )
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait(attack)
+        mine.write_text(mine.read_text().replace('["/teapot"]', '["/coffee"]'))
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait(lambda: "mine.toml" in daemon.log and "not reloaded" in daemon.log)
+        assert attack()
+
+
+def test_wrong_settings_are_one_line_with_file_and_line(tmp_path: Path) -> None:
+    config = tmp_path / "vigild.toml"
+    config.write_text("[learning]\nwarmup_line = 5\n")
+    for more in ([], ["--check"]):
+        command = [
+            sys.executable,
+            "-m",
+            "daemon.main",
+            "--config",
+            str(config),
+            "--state-dir",
+            str(tmp_path / "s"),
+            *more,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60.0, check=False)
+        assert done.returncode == 1
+        assert done.stderr.strip().count("\n") == 0
+        assert f"{config}:2" in done.stderr and "warmup_lines" in done.stderr
+
+
+def test_a_daemon_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+    env = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path)}
+    command = [sys.executable, "-m", "daemon.vigilctl", "--admin", f"unix:{tmp_path}/admin.sock", "status"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60.0, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().count("\n") == 0 and str(tmp_path) in done.stderr
