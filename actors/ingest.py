@@ -6,22 +6,27 @@ bytes), and a clean end of file says that everything sent is durable. There is n
 Every byte peeked at is consumed afterwards, half lines too: one left in the queue would keep it readable
 and spin. The half line is state of the source by then.
 
+Where a service manager keeps our connections (`actors/kept.py`) they outlive us: nothing is reset or closed when we
+die or stop, and the process after us goes on where we were, under the same names of sources, every byte once.
+
 A connection has at most one chunk under way, so a fast client cannot starve a slow one. A client that resets,
 hangs or dies ends its own source only, and its unfinished line counts as a line.
 """
 
 import errno
 import logging
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from socket import MSG_PEEK
 
 import trio
 
+from actors.kept import Keeper, clear_mark, journaled_bytes, set_mark
 from actors.lines import Recognise, Source
 from actors.sequencer import Chunk
 from detection.frames import Segment
+from detection.sources import LivingSource
 
 CHUNK_BYTES = 256 * 1024
 MAX_CONNECTIONS = 1024
@@ -39,7 +44,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Counters:
-    """What ingest did since its start; lines and bytes are counted when they are durable."""
+    """What ingest did since its start; lines and bytes are counted when they are durable.
+
+    `exactly_once` says whether connections outlive the process; if not, the reason is beside it.
+    `connections_resumed` came from an earlier process; `chunks_recognised` of them had a chunk under way that
+    was found in the journal, so it was not read again.
+    """
 
     lines: int = 0
     bytes: int = 0
@@ -47,10 +57,14 @@ class Counters:
     connections_open: int = 0
     connections_total: int = 0
     accept_errors: int = 0
+    exactly_once: bool = False
+    exactly_once_reason: str | None = None
+    connections_resumed: int = 0
+    chunks_recognised: int = 0
 
 
 async def run_ingest(
-    listeners: Sequence[trio.socket.SocketType],
+    listeners: Sequence[socket.socket],
     chunks: trio.MemorySendChannel[Chunk],
     *,
     stop: trio.Event,
@@ -59,22 +73,34 @@ async def run_ingest(
     kind: str = "auto",
     max_line_bytes: int = 65536,
     max_connections: int = MAX_CONNECTIONS,
-    orphans: Sequence[str] = (),
+    living: Sequence[LivingSource] = (),
+    stored: Mapping[str, socket.socket] | None = None,
+    keeper: Keeper | None = None,
     counters: Counters | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Turn what senders write into durable chunks until `stop`; then close `chunks`, which is ours.
 
-    The listeners are bound, listening, and stay the caller's. At `max_connections` nothing is accepted
-    and the backlog waits. Sources are called "<salt>-<n>": `salt` must differ between starts. `orphans` are
-    sources that an earlier process left with an unfinished line, which becomes a line before we serve.
-    At `stop` no more is read; what is under way becomes durable, then connections close.
+    The listeners are bound, listening, non-blocking, and stay the caller's. At `max_connections` nothing is
+    accepted and the backlog waits. Sources are called "<salt>-<n>": `salt` must differ between starts.
+
+    `living` are the sources that have not ended as of the last journaled frame, `stored` the connections that
+    were kept for us by the names of their sources: those go on. A living source without its connection ends
+    before we serve, its unfinished line becoming a line. With a `keeper` every connection is kept from its first
+    moment to its end, and needs `actors.kept.marks_work`.
+
+    At `stop` no more is read and what is under way becomes durable. Then connections close, which resets those
+    with unread bytes, unless they are kept: those wait for the process after us.
     """
     with chunks:
-        ingest = _Ingest(chunks, salt, recognise, kind, max_line_bytes, max_connections, counters or Counters())
-        await ingest.close_orphans(orphans)
+        stored = stored or {}
+        ingest = _Ingest(chunks, salt, recognise, kind, max_line_bytes, max_connections, keeper, counters or Counters())
+        await ingest.close_orphans([source for source in living if source.name not in stored])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ingest.stop_reading, stop)
+            known = {source.name: source for source in living}
+            for name, connection in stored.items():
+                nursery.start_soon(ingest.resume, connection, name, known.get(name))
             for listener in listeners:
                 nursery.start_soon(ingest.accept_from, listener, nursery)
             task_status.started()
@@ -89,6 +115,7 @@ class _Ingest:
         kind: str,
         max_line_bytes: int,
         max_connections: int,
+        keeper: Keeper | None,
         counters: Counters,
     ) -> None:
         self._chunks = chunks
@@ -98,6 +125,7 @@ class _Ingest:
         self._max_line_bytes = max_line_bytes
         self._places = trio.Semaphore(max_connections)
         self._under_way = trio.CapacityLimiter(MAX_CHUNKS_UNDER_WAY)
+        self._keeper = keeper
         self._counters = counters
         self._stopped = False
         self._waits: set[trio.CancelScope] = set()
@@ -121,15 +149,26 @@ class _Ingest:
         finally:
             self._waits.discard(scope)
 
-    async def close_orphans(self, orphans: Sequence[str]) -> None:
-        kind = "plain" if self._kind == "auto" else self._kind
+    async def close_orphans(self, orphans: Sequence[LivingSource]) -> None:
         async with trio.open_nursery() as nursery:
-            for name in orphans:
-                nursery.start_soon(self._commit, Segment(name, kind, b"", 1, last=True))
-        if orphans:
-            log.info("%d unfinished lines of an earlier process became lines", len(orphans))
+            for orphan in orphans:
+                nursery.start_soon(self._commit, self._source(orphan.name, orphan).finish())
+        if unfinished := sum(orphan.tail != b"" for orphan in orphans):
+            log.info("%d unfinished lines of an earlier process became lines", unfinished)
 
-    async def accept_from(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+    async def resume(self, connection: socket.socket, name: str, before: LivingSource | None) -> None:
+        """Go on with a connection that an earlier process had; `before` is where the journal leaves its source."""
+        with self._until_stop() as scope:
+            await self._places.acquire()
+        if scope.cancelled_caught:
+            return
+        self._counters.connections_open += 1
+        self._counters.connections_resumed += 1
+        journaled = journaled_bytes(connection, before)
+        self._counters.chunks_recognised += journaled > 0
+        await self._serve(trio.socket.from_stdlib_socket(connection), self._source(name, before), journaled)
+
+    async def accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while not self._stopped:
             with self._until_stop() as scope:
                 await self._places.acquire()
@@ -140,15 +179,23 @@ class _Ingest:
                 self._places.release()
                 continue
             self._counters.connections_total += 1
+            name = f"{self._salt}-{self._counters.connections_total}"
+            if self._keeper is not None:
+                # At once: killed between accepting and this, we take the connection with us.
+                self._keeper.keep(name, connection.fileno())
             self._counters.connections_open += 1
-            nursery.start_soon(self._serve, connection, f"{self._salt}-{self._counters.connections_total}")
+            nursery.start_soon(self._serve, trio.socket.from_stdlib_socket(connection), self._source(name, None))
 
-    async def _accepted(self, listener: trio.socket.SocketType) -> trio.socket.SocketType | None:
+    async def _accepted(self, listener: socket.socket) -> socket.socket | None:
         """The next connection, or None when there is none for us: at stop, or after an error to live with."""
-        connection: trio.socket.SocketType | None = None
+        connection: socket.socket | None = None
         with self._until_stop():
             try:
-                connection, _ = await listener.accept()
+                await trio.lowlevel.wait_readable(listener)
+                # Not trio's accept: it lets other tasks run before it returns.
+                connection, _ = listener.accept()
+            except BlockingIOError:
+                log.debug("a connection was gone before it was accepted")
             except OSError as exc:
                 if exc.errno not in _EXHAUSTED | _GONE:
                     raise
@@ -158,13 +205,24 @@ class _Ingest:
                     await trio.sleep(ACCEPT_PAUSE_SECONDS)
         return connection
 
-    async def _serve(self, connection: trio.socket.SocketType, name: str) -> None:
-        source = Source(name, self._kind, self._recognise, self._max_line_bytes)
+    def _source(self, name: str, before: LivingSource | None) -> Source:
+        return Source(name, self._kind, self._recognise, self._max_line_bytes, before)
+
+    async def _serve(self, connection: trio.socket.SocketType, source: Source, journaled: int = 0) -> None:
+        """Read `connection` from its byte `journaled` on to its end, or to ours."""
         try:
             with connection:
+                await _consume(connection, journaled)
+                if self._keeper is not None:
+                    # Not before: killed in the middle, what is left of the mark says how many bytes are left.
+                    clear_mark(connection)
                 if await self._read_all(connection, source):
                     # Durable before the close that tells the sender so.
                     await self._commit(source.finish())
+                    if self._keeper is not None:
+                        # The sender need not wait until the manager has closed its end, too.
+                        connection.shutdown(socket.SHUT_RDWR)
+                        self._keeper.forget(source.name)
         finally:
             self._counters.connections_open -= 1
             self._places.release()
@@ -186,14 +244,17 @@ class _Ingest:
     async def _take_chunk(self, connection: trio.socket.SocketType, source: Source) -> bool:
         """Have what waits in `connection` made durable, and consume it; False when nothing will come."""
         try:
-            data = await connection.recv(CHUNK_BYTES, MSG_PEEK)
+            data = await connection.recv(CHUNK_BYTES, socket.MSG_PEEK)
             if not data:
                 return False
-            await self._commit(source.feed(data))
+            segment = source.feed(data)
+            if self._keeper is not None and segment is not None:
+                set_mark(connection, len(data), segment.parity)
+            await self._commit(segment)
             self._counters.bytes += len(data)
-            left = len(data)
-            while left:
-                left -= len(await connection.recv(left))
+            await _consume(connection, len(data))
+            if self._keeper is not None:
+                clear_mark(connection)
         except OSError as exc:
             log.info("source %s ended: %s", source.name, exc)
             return False
@@ -207,3 +268,9 @@ class _Ingest:
         await chunk.committed.wait()
         self._counters.lines += segment.lines
         self._counters.lines_truncated += len(segment.cut)
+
+
+async def _consume(connection: trio.socket.SocketType, size: int) -> None:
+    """Take `size` bytes, which are known to wait there."""
+    while size:
+        size -= len(await connection.recv(size))

@@ -2,11 +2,13 @@
 
 What a source remembers between two reads is the length of its unfinished line, whether the rest of that
 line is being skipped, and, until `SAMPLE_LINES` lines were seen, a sample of them to recognise the kind by.
+All but the sample is in the state as well (`LivingSource`), so a later process can go on in the middle of a line.
 """
 
 from collections.abc import Callable, Sequence
 
 from detection.frames import Segment
+from detection.sources import LivingSource
 
 SAMPLE_LINES = 20
 # Enough of a line to tell its kind; a thousand connections may each hold twenty of them.
@@ -16,24 +18,39 @@ Recognise = Callable[[Sequence[bytes]], str]
 
 
 class Source:
-    """`kind` is "auto" or the kind of every line; `recognise` decides it for "auto"."""
+    """`kind` is "auto" or the kind of every line; `recognise` decides it for "auto".
 
-    def __init__(self, name: str, kind: str, recognise: Recognise, max_line_bytes: int) -> None:
+    `before` is the source as an earlier process left it, if it did. A kind that was decided by a whole sample
+    stays; by less, a new sample is taken, and it is the earlier kind until that has a line.
+    """
+
+    def __init__(
+        self, name: str, kind: str, recognise: Recognise, max_line_bytes: int, before: LivingSource | None = None
+    ) -> None:
         self.name = name
         self._limit = max_line_bytes
-        self._length = 0  # kept bytes of the unfinished line
-        self._skipping = False  # the unfinished line is full: drop everything up to its newline
-        self._sample: _Sample | None = _Sample(recognise) if kind == "auto" else None
-        self._kind = kind if kind != "auto" else "plain"
-        self._begun = False
+        self._length = len(before.tail) if before else 0  # kept bytes of the unfinished line
+        # The unfinished line is full: drop everything up to its newline.
+        self._skipping = before.full if before else False
+        self._parity = before.parity if before else 1
+        self._begun = before is not None
+        self._sample: _Sample | None = None
+        self._kind = kind
+        if kind == "auto":
+            self._kind = before.kind if before else "plain"
+            if before is None or before.lines < SAMPLE_LINES:
+                self._sample = _Sample(recognise, before.tail if before else b"")
 
     def feed(self, data: bytes) -> Segment | None:
         """The segment for the next `data` of this source; None when it all belongs to a line already full."""
+        was_full = self._skipping
         kept, lines, cut = self._cut(data)
-        if not kept:
+        if not kept and was_full:
             return None
         self._begun = True
-        return Segment(self.name, self._recognised(kept), kept, lines, cut)
+        self._parity ^= 1
+        kind = self._recognised(kept)
+        return Segment(self.name, kind, kept, lines, cut, full=self._skipping, parity=self._parity)
 
     def finish(self) -> Segment | None:
         """The closing segment: an unfinished line is a line now. None when the source never said anything."""
@@ -63,7 +80,8 @@ class Source:
                 self._skipping, self._length = False, 0
                 at = newline + 1
                 continue
-            room = self._limit - self._length
+            # An earlier process may have allowed longer lines than we do.
+            room = max(self._limit - self._length, 0)
             newline = data.rfind(b"\n", at, at + room + 1)
             if newline >= 0:
                 kept.append(data[at : newline + 1])
@@ -89,10 +107,10 @@ class Source:
 class _Sample:
     """The first lines of a source. The kind may change with each read until the sample is complete."""
 
-    def __init__(self, recognise: Recognise) -> None:
+    def __init__(self, recognise: Recognise, tail: bytes) -> None:
         self._recognise = recognise
         self._lines: list[bytes] = []
-        self._tail = b""
+        self._tail = tail[:SAMPLE_LINE_BYTES]
 
     @property
     def complete(self) -> bool:

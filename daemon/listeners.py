@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
+from daemon.notify import PROBE_NAME
+
 BACKLOG = 1024
 SOCKET_MODE = 0o660
 PATH_BYTES = 107  # sockaddr_un.sun_path, less its closing NUL
@@ -93,7 +95,9 @@ def inherit(env: MutableMapping[str, str] = os.environ) -> Inherited:
         os.set_inheritable(fd, False)
         taken = socket.socket(fileno=fd)
         name = names[index] if index < len(names) else ""
-        if not taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        if name == PROBE_NAME:
+            taken.close()  # of a process that was killed as it asked whether it may store anything
+        elif not taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             found.stored[name] = taken
         elif name == "log":
             found.log.append(taken)

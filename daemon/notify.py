@@ -5,12 +5,16 @@ Everything here does nothing when there is no `NOTIFY_SOCKET`, so callers need n
 
 import logging
 import os
+import select
 import socket
 import time
 from collections.abc import MutableMapping, Sequence
 
 # A manager that does not read must not hold up the daemon; systemd reads within microseconds.
 SEND_TIMEOUT_SECONDS = 0.2
+# How long a manager may take for everything it was told before; one that is busy starting a system takes its time.
+BARRIER_SECONDS = 5.0
+PROBE_NAME = "vigild-probe"
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +66,52 @@ class Notifier:
         """We are alive. Nothing is sent when nobody watches."""
         if self.watchdog_seconds is not None:
             self.send("WATCHDOG=1")
+
+    def keep(self, name: str, descriptor: int) -> None:
+        """Store a reference to `descriptor` until `forget`: it is passed to the process after us, under `name`.
+
+        FDPOLL=0, or the manager would drop a connection whose sender has closed, with the bytes we have not read.
+        """
+        self.send("FDSTORE=1", "FDPOLL=0", f"FDNAME={name}", fds=[descriptor])
+
+    def forget(self, name: str) -> None:
+        self.send("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+    def why_nothing_is_kept(self) -> str | None:
+        """None when `keep` works, else why not. Blocks for as long as the manager takes, BARRIER_SECONDS at most.
+
+        A manager does not answer, it closes what it has no room for. So it is given one end of a pair, and when
+        everything we told it is done the other end shows whether it let go.
+        """
+        if self._address is None:
+            return "no service manager (NOTIFY_SOCKET is not set)"
+        ours, given = socket.socketpair()
+        with ours:
+            with given:
+                self.send("FDSTORE=1", f"FDNAME={PROBE_NAME}", fds=[given.fileno()])
+            if not self._done():
+                return "the service manager does not answer (BARRIER=1)"
+            ours.setblocking(False)
+            try:
+                ours.recv(1)
+            except BlockingIOError:
+                self.forget(PROBE_NAME)
+                return None
+        return "the service manager stores no descriptors for us (FileDescriptorStoreMax=0)"
+
+    def _done(self) -> bool:
+        """Wait until the manager has dealt with everything that it was told so far."""
+        reading, writing = os.pipe()
+        try:
+            try:
+                self.send("BARRIER=1", fds=[writing])
+            finally:
+                os.close(writing)
+            poll = select.poll()
+            poll.register(reading, 0)  # a hang-up is always reported
+            return bool(poll.poll(BARRIER_SECONDS * 1000))
+        finally:
+            os.close(reading)
 
     def send(self, *variables: str, fds: Sequence[int] = ()) -> None:
         """One datagram of `variables`; `fds` go with it (the manager's file descriptor store)."""

@@ -12,7 +12,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
@@ -25,6 +25,7 @@ import trio
 from actors.alerts import Alerts, Outlet, Record, run_alerts
 from actors.checkpoint import CheckpointError, Checkpoints, run_checkpoint
 from actors.ingest import Counters, run_ingest
+from actors.kept import marks_work
 from actors.scoring import Scoring, Verdicts, run_scoring
 from actors.sequencer import Request, Sequencer, run_sequencer, submit
 from actors.training import TrainingStatus, run_training
@@ -240,17 +241,22 @@ class _Daemon:
                 pause_seconds=self._settings.learning.retrain_seconds,
             )
         )
+        stored = self._listeners.stored
+        reason = await trio.to_thread.run_sync(_why_not_exactly_once, self._notifier, stored)
+        running.ingest.exactly_once, running.ingest.exactly_once_reason = reason is None, reason
         await flow.start(
             partial(
                 run_ingest,
-                [trio.socket.from_stdlib_socket(each) for each in self._listeners.log],
+                self._listeners.log,
                 running.requests.clone(),
                 stop=self._stop,
                 salt=secrets.token_hex(4),
                 recognise=recognise,
                 kind=self._settings.format.kind,
                 max_line_bytes=self._settings.ingest.max_line_bytes,
-                orphans=recovered.detector.unfinished_sources(),
+                living=recovered.detector.living_sources(),
+                stored=stored,
+                keeper=None if reason else self._notifier,
                 counters=running.ingest,
             )
         )
@@ -325,6 +331,14 @@ class _Daemon:
         except SettingsError as exc:
             log.error("not reloaded, the settings in force stay: %s", exc)
         self._notifier.ready(self._sentence())
+
+
+def _why_not_exactly_once(notifier: Notifier, stored: Collection[str]) -> str | None:
+    """None when connections outlive us, each with its mark (`actors.kept`); else the reason, for people. Blocks."""
+    if not marks_work():
+        return "this kernel keeps no mark beside the bytes of a socket (SO_PEEK_OFF)"
+    # What came back from the store proves that there is one.
+    return None if stored else notifier.why_nothing_is_kept()
 
 
 def _every(seconds: float, act: Callable[[], None]) -> Callable[[], None]:

@@ -29,13 +29,14 @@ from detection.frames import (
     count_lines,
 )
 from detection.history import History
-from detection.intake import Intake, KeyPattern, Tails, take_in
+from detection.intake import Intake, KeyPattern, take_in
 from detection.judging import Batch, Closings, closed_as_they_are, judge
 from detection.model import Model
 from detection.recent import RecentLines
 from detection.rules.engine import Hits, RuleSet
 from detection.sessions import SessionTable, cut
 from detection.settings import DetectionSettings, RuleText
+from detection.sources import LivingSource, LivingSources
 from detection.state import Columns, State, joined, part
 from detection.summary import Summary
 from detection.templates import TemplateTable
@@ -94,7 +95,7 @@ class Detector:
         self._rules = _compiled(())
         self._pattern: KeyPattern | None = None
         self._ensemble: Ensemble | None = None
-        self._tails = Tails()
+        self._living = LivingSources()
         self._clock = LogClock()
         self._received = math.nan
         self._templates = TemplateTable()
@@ -134,7 +135,7 @@ class Detector:
 
     def _take(self, frame: LinesFrame) -> list[Rows]:
         clock = self._clock.now
-        intake = take_in(frame.segments, self._tails, self._pattern, clock=clock, received=frame.received)
+        intake = take_in(frame.segments, self._living, self._pattern, clock=clock, received=frame.received)
         self._received = frame.received
         self._counters.cut_lines += intake.cut
         self._counters.unterminated_lines += intake.unterminated
@@ -341,9 +342,9 @@ class Detector:
             templates=self._templates.export(),
         )
 
-    def unfinished_sources(self) -> list[str]:
-        """Sources that have sent the beginning of a line and not its end."""
-        return self._tails.sources()
+    def living_sources(self) -> list[LivingSource]:
+        """Sources that have sent something and have not ended, by name."""
+        return self._living.sources()
 
     def summary(self) -> Summary:
         ensemble, learning = self._ensemble, self.settings.learning
@@ -393,7 +394,7 @@ class Detector:
             "model": msgspec.json.encode(self.model),
             **joined("counters", asdict(self._counters)),
             **joined("rate", asdict(self._rate)),
-            **joined("tails", self._tails.export()),
+            **joined("sources", self._living.export()),
             **joined("clock", self._clock.export()),
             **joined("templates", self._templates.export()),
             **joined("sessions", self._sessions.export()),
@@ -413,7 +414,7 @@ class Detector:
         detector._closings_at_line = int(state["closings_at_line"])  # type: ignore[arg-type]
         detector._counters = Counters(**part("counters", state))  # type: ignore[arg-type]
         detector._rate = SessionRate(**part("rate", state))  # type: ignore[arg-type]
-        detector._tails = Tails.load(part("tails", state))
+        detector._living = LivingSources.load(part("sources", state))
         detector._clock = LogClock.load(part("clock", state))
         detector._templates = TemplateTable.load(part("templates", state))
         detector._sessions = SessionTable.load(part("sessions", state))

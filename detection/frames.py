@@ -14,6 +14,9 @@ A segment holds the bytes of one source exactly as they were consumed from it, e
 holds beyond `max_line_bytes` is already cut out. A segment may begin and end in the middle of a line:
 the unfinished tail of a source is state, not part of the frame. Lines end at ``\\n`` and nowhere else.
 Several sources may share a frame, so that a thousand slow clients do not cost a thousand syncs.
+
+The segments of a source carry 0 and 1 in turn, its `parity`: a process that finds bytes with a mark beside
+them, and knows the parity that was journaled last, can tell whether they are in the journal.
 """
 
 from dataclasses import dataclass
@@ -30,6 +33,7 @@ class Segment(msgspec.Struct, frozen=True):
     `lines` is how many lines these bytes complete (counting the unfinished one that `last` ends).
     `cut` holds the ordinals, among those lines, of the ones that were longer than `max_line_bytes`.
     `last` is true when the source has ended: a tail without newline is then a line.
+    `full` is true when more than `max_line_bytes` of the unfinished line came: no segment holds its rest.
     """
 
     source: str
@@ -38,6 +42,8 @@ class Segment(msgspec.Struct, frozen=True):
     lines: int
     cut: tuple[int, ...] = ()
     last: bool = False
+    full: bool = False
+    parity: int = 0
 
 
 class LinesFrame(msgspec.Struct, frozen=True, tag="lines"):

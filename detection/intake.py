@@ -1,7 +1,4 @@
-"""From the segments of a frame to lines and their fields.
-
-The unfinished tail of each source is state: a segment may begin and end in the middle of a line.
-"""
+"""From the segments of a frame to lines and their fields."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,7 +13,7 @@ from detection.formats.fields import Fields
 from detection.formats.kinds import parse
 from detection.frames import Segment
 from detection.sessions import KEY_BYTES
-from detection.state import Columns, State
+from detection.sources import LivingSources
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,53 +29,6 @@ class Intake:
     cut: int
     unterminated: int
     ended: list[bytes]  # keys of the windows of sources that have ended
-
-
-class Tails:
-    """The bytes of each source after its last newline."""
-
-    def __init__(self) -> None:
-        self._tails: dict[str, bytes] = {}
-
-    def sources(self) -> list[str]:
-        """Sources with an unfinished line, by name."""
-        return sorted(self._tails)
-
-    def complete(self, segment: Segment) -> tuple[list[bytes], bool]:
-        """The lines that `segment` completes, and whether the last one had no newline.
-
-        Raises ValueError when it completes another number of lines than it says.
-        """
-        data = self._tails.pop(segment.source, b"") + segment.data
-        unterminated = segment.last and data != b"" and not data.endswith(b"\n")
-        if unterminated:
-            data += b"\n"
-        *lines, tail = data.replace(b"\r\n", b"\n").split(b"\n")
-        if tail:
-            # From the untouched bytes: a \r that ends the tail may be half of a \r\n.
-            self._tails[segment.source] = data[data.rfind(b"\n") + 1 :]
-        if len(lines) != segment.lines:
-            raise ValueError(f"segment of {segment.source} says {segment.lines} lines and holds {len(lines)}")
-        return lines, unterminated
-
-    def export(self) -> State:
-        names = self.sources()
-        tails = [self._tails[name] for name in names]
-        return {
-            "names": "\n".join(names),
-            "sizes": np.array([len(tail) for tail in tails], dtype=np.int64),
-            "bytes": np.frombuffer(b"".join(tails), dtype=np.uint8).copy(),
-        }
-
-    @classmethod
-    def load(cls, columns: Columns) -> "Tails":
-        tails = cls()
-        data, at = columns["bytes"].tobytes(), 0  # type: ignore[union-attr]
-        names = str(columns["names"]).split("\n")
-        for name, size in zip(names, columns["sizes"].tolist(), strict=False):  # type: ignore[union-attr]
-            tails._tails[name] = data[at : at + size]
-            at += size
-        return tails
 
 
 class KeyPattern:
@@ -103,7 +53,7 @@ class KeyPattern:
 
 
 def take_in(
-    segments: Sequence[Segment], tails: Tails, pattern: KeyPattern | None, *, clock: float, received: float
+    segments: Sequence[Segment], living: LivingSources, pattern: KeyPattern | None, *, clock: float, received: float
 ) -> Intake:
     """Cut the segments of one frame into lines and read their fields.
 
@@ -116,7 +66,7 @@ def take_in(
     spans: dict[str, list[tuple[int, int]]] = {}
     cut = unterminated = 0
     for segment in segments:
-        completed, tail_counted = tails.complete(segment)
+        completed, tail_counted = living.complete(segment)
         source = segment.source.encode()
         if completed:
             spans.setdefault(segment.kind, []).append((len(lines), len(lines) + len(completed)))

@@ -47,9 +47,10 @@ async def test_every_confirmed_line_is_in_the_store_once_in_its_senders_order_af
     senders, lines_each = 20, 3000
     path = str(tmp_path / "log.sock")
     stop = trio.Event()
-    with open_store(tmp_path / "state") as store, trio.socket.socket(socket.AF_UNIX) as listener:
-        await listener.bind(path)
+    with open_store(tmp_path / "state") as store, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
         listener.listen(1024)
+        listener.setblocking(False)
         flow = Flow(Durable(store), every_lines=10_000)
 
         async def send(number: int) -> None:
@@ -87,9 +88,10 @@ async def test_every_confirmed_line_is_in_the_store_once_in_its_senders_order_af
 async def test_a_thousand_slow_clients_share_frames_and_syncs(tmp_path: Path) -> None:
     store = FakeStore()
     stop = trio.Event()
-    with trio.socket.socket(socket.AF_UNIX) as listener:
-        await listener.bind(str(tmp_path / "log.sock"))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "log.sock"))
         listener.listen(1024)
+        listener.setblocking(False)
         flow = Flow(store)
         async with trio.open_nursery() as nursery:
             await flow.run(nursery)

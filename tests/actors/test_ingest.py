@@ -1,9 +1,10 @@
 """Ingest over real Unix sockets; the sequencer's part is played by the test where order matters."""
 
 import errno
+import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,8 +16,10 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.ingest import ACCEPT_PAUSE_SECONDS, CHUNK_BYTES, Counters, run_ingest
+from actors.kept import SO_PEEK_OFF, Keeper, marks_work, set_mark
 from actors.sequencer import Chunk
 from detection.frames import Segment
+from detection.sources import LivingSource, LivingSources
 
 
 @dataclass
@@ -56,12 +59,20 @@ def recognise(lines: Sequence[bytes]) -> str:
 
 @asynccontextmanager
 async def ingesting(
-    path: Path, *, max_connections: int = 1024, orphans: Sequence[str] = (), max_line_bytes: int = 65536
+    path: Path,
+    *,
+    max_connections: int = 1024,
+    max_line_bytes: int = 65536,
+    living: Sequence[LivingSource] = (),
+    stored: Mapping[str, socket.socket] | None = None,
+    keeper: Keeper | None = None,
 ) -> AsyncIterator[Ingest]:
     send, receive = trio.open_memory_channel[Chunk](64)
-    with trio.socket.socket(socket.AF_UNIX) as listener:
-        await listener.bind(str(path / "log.sock"))
+    (path / "log.sock").unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path / "log.sock"))
         listener.listen(1024)
+        listener.setblocking(False)
         async with trio.open_nursery() as nursery:
             running = Ingest(path / "log.sock", receive, trio.Event(), nursery.cancel_scope)
 
@@ -74,7 +85,9 @@ async def ingesting(
                     recognise=recognise,
                     max_line_bytes=max_line_bytes,
                     max_connections=max_connections,
-                    orphans=orphans,
+                    living=living,
+                    stored=stored,
+                    keeper=keeper,
                     counters=running.counters,
                 )
 
@@ -231,17 +244,15 @@ async def test_out_of_descriptors_accepting_pauses_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     accepted: list[float] = []
-    with trio.socket.socket(socket.AF_UNIX) as any_socket:
-        real = type(any_socket)
-    original = real.accept
+    original = socket.socket.accept
 
-    async def flaky(self: trio.socket.SocketType) -> object:
+    def flaky(self: socket.socket) -> object:
         accepted.append(trio.current_time())
         if len(accepted) <= 3:
             raise OSError(errno.EMFILE, "Too many open files")
-        return await original(self)
+        return original(self)
 
-    monkeypatch.setattr(real, "accept", flaky)
+    monkeypatch.setattr(socket.socket, "accept", flaky)
     async with ingesting(tmp_path) as ingest, await ingest.connect() as client:
         await client.send_all(b"in the end\n")
         assert (await ingest.commit()).data == b"in the end\n"
@@ -250,17 +261,168 @@ async def test_out_of_descriptors_accepting_pauses_and_goes_on(
         assert gaps == pytest.approx([ACCEPT_PAUSE_SECONDS] * 3)
 
 
-async def test_unfinished_lines_of_an_earlier_process_become_lines_before_anyone_is_served(
-    tmp_path: Path,
-) -> None:
-    async with ingesting(tmp_path, orphans=["old-1", "old-7"]) as ingest:
+def left(name: str, tail: bytes, *, kind: str = "plain", full: bool = False, parity: int = 0) -> LivingSource:
+    return LivingSource(name, kind, tail, full, parity, lines=0)
+
+
+async def test_sources_whose_connections_died_end_before_anyone_is_served(tmp_path: Path) -> None:
+    living = [left("old-1", b"half a li"), left("old-7", b"{", kind="json", full=True), left("old-8", b"")]
+    async with ingesting(tmp_path, living=living) as ingest:
         async with await ingest.connect() as client:
             await client.send_all(b"new\n")
-            orphans = [await ingest.chunks.receive() for _ in range(2)]
-            assert {c.segment for c in orphans} == {
-                Segment(name, "plain", b"", 1, last=True) for name in ("old-1", "old-7")
-            }
+            orphans = [await ingest.chunks.receive() for _ in range(3)]
+            found = {c.segment.source: (c.segment.lines, c.segment.cut, c.segment.kind) for c in orphans}
+            assert found == {"old-1": (1, (), "plain"), "old-7": (1, (0,), "json"), "old-8": (0, (), "plain")}
+            assert all(c.segment.last and not c.segment.data for c in orphans)
             assert ingest.counters.connections_total == 0
             for chunk in orphans:
                 chunk.committed.set()
             assert (await ingest.commit()).data == b"new\n"
+
+
+class Store:
+    """A service manager's: a second reference to each connection, for as long as it is kept."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, socket.socket] = {}
+
+    def keep(self, name: str, descriptor: int) -> None:
+        self.kept[name] = socket.socket(fileno=os.dup(descriptor))
+
+    def forget(self, name: str) -> None:
+        self.kept.pop(name).close()
+
+    def pass_on(self) -> dict[str, socket.socket]:
+        """The connections for the next process, which are still kept."""
+        return {name: socket.socket(fileno=os.dup(each.fileno())) for name, each in self.kept.items()}
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    store = Store()
+    yield store
+    for each in store.kept.values():
+        each.close()
+
+
+class Killed:
+    """An ingest that dies while its chunk is being journaled, and what it leaves behind."""
+
+    def __init__(self, segments: list[Segment], store: Store, state: LivingSources) -> None:
+        for segment in segments:
+            state.complete(segment)
+        self.living, self.stored = state.sources(), store.pass_on()
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_kept_connection_goes_on_with_every_byte_once_whether_or_not_its_chunk_was_durable(
+    tmp_path: Path, store: Store, durable: bool
+) -> None:
+    state, journal = LivingSources(), []
+    data = b"".join(b"line %d\n" % n for n in range(10))
+    client = socket.socket(socket.AF_UNIX)
+    async with ingesting(tmp_path, keeper=store) as ingest:
+        client.connect(str(ingest.path))
+        client.sendall(data[:25])
+        journal.append(await ingest.commit())
+        await until(lambda: ingest.counters.bytes == 25)
+        await wait_all_tasks_blocked()
+        client.sendall(data[25:50])
+        chunk = await ingest.chunks.receive()
+        assert chunk.segment.parity != journal[0].parity
+        if durable:
+            journal.append(chunk.segment)
+        ingest.cancel.cancel()
+    client.sendall(data[50:])
+    client.shutdown(socket.SHUT_WR)
+
+    killed = Killed(journal, store, state)
+    assert [source.tail for source in killed.living] == ([b"l"] if durable else [b"line"])
+    async with ingesting(tmp_path, keeper=store, living=killed.living, stored=killed.stored) as ingest:
+        following: list[Segment] = []
+        async with trio.open_nursery() as nursery:
+            await nursery.start(ingest.commit_all, following)
+            await until(lambda: store.kept == {})
+            nursery.cancel_scope.cancel()
+        assert ingest.counters.chunks_recognised == durable and ingest.counters.connections_resumed == 1
+    lines = [line for segment in following for line in state.complete(segment)[0]]
+    assert b"".join(segment.data for segment in [*journal, *following]) == data
+    assert {segment.source for segment in following} == {journal[0].source}
+    assert lines[-1] == b"line 9" and state.sources() == [] and store.kept == {}
+    assert client.recv(1) == b"", "the sender is told that everything is durable"
+    client.close()
+
+
+async def test_killed_between_two_bytes_of_consuming_the_rest_is_consumed(tmp_path: Path, store: Store) -> None:
+    reader, writer = socket.socketpair()
+    writer.sendall(b"journaled\nnew\n")
+    set_mark(reader, 10, 1)
+    assert reader.recv(4) == b"jour"
+    store.keep("a-1", reader.fileno())
+    living = [left("a-1", b"", parity=1)]
+    async with ingesting(tmp_path, keeper=store, living=living, stored={"a-1": reader}) as ingest:
+        assert (await ingest.commit()).data == b"new\n"
+    writer.close()
+
+
+async def test_the_kernel_never_makes_a_mark_by_itself(tmp_path: Path, store: Store) -> None:
+    async with ingesting(tmp_path, keeper=store) as ingest, await ingest.connect() as client:
+        for parity in (0, 1, 0, 1):
+            await client.send_all(b"one\n")
+            chunk = await ingest.chunks.receive()
+            (kept,) = store.kept.values()
+            mark = kept.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF)
+            assert (chunk.segment.parity, mark) == (parity, 4 | parity << 30)
+            chunk.committed.set()
+            await wait_all_tasks_blocked()
+            assert kept.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF) == -1, "so a peek does not move it"
+
+
+async def test_a_source_that_ended_but_was_not_forgotten_is_not_ended_twice(tmp_path: Path, store: Store) -> None:
+    reader, writer = socket.socketpair()
+    writer.close()
+    store.keep("a-1", reader.fileno())
+    async with ingesting(tmp_path, keeper=store, stored={"a-1": reader}) as ingest:
+        await until(lambda: store.kept == {})
+        with pytest.raises(trio.WouldBlock):
+            ingest.chunks.receive_nowait()
+
+
+async def test_a_stop_leaves_kept_connections_as_they_are(tmp_path: Path, store: Store) -> None:
+    async with ingesting(tmp_path, keeper=store) as ingest:
+        client = await ingest.connect()
+        await client.send_all(b"half a ")
+        first = await ingest.commit()
+        await wait_all_tasks_blocked()
+        ingest.stop.set()
+        assert [c.segment async for c in ingest.chunks] == []
+        await client.send_all(b"line\n")
+        with trio.move_on_after(0.05) as still_open:
+            await client.receive_some(1)
+        assert still_open.cancelled_caught
+    state = LivingSources()
+    killed = Killed([first], store, state)
+    async with ingesting(tmp_path, keeper=store, living=killed.living, stored=killed.stored) as ingest:
+        assert state.complete(await ingest.commit()) == ([b"half a line"], False)
+    await client.aclose()
+
+
+async def test_more_kept_connections_than_places_wait_for_one(tmp_path: Path, store: Store) -> None:
+    pairs = [socket.socketpair() for _ in range(3)]
+    stored = {f"a-{n}": reader for n, (reader, _) in enumerate(pairs)}
+    for name, reader in stored.items():
+        store.keep(name, reader.fileno())
+    for n, (_, writer) in enumerate(pairs):
+        writer.sendall(b"%d\n" % n)
+    async with ingesting(tmp_path, keeper=store, stored=stored, max_connections=2) as ingest:
+        first = {(await ingest.commit()).data for _ in range(2)}
+        await wait_all_tasks_blocked()
+        assert ingest.counters.connections_open == 2
+        for _, writer in pairs:
+            writer.close()
+        rest = [await ingest.commit() for _ in range(4)]
+        assert first | {segment.data for segment in rest} == {b"0\n", b"1\n", b"2\n", b""}
+
+
+def test_this_kernel_keeps_marks() -> None:
+    assert marks_work()

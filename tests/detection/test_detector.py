@@ -238,7 +238,7 @@ def test_a_line_may_come_in_pieces_and_from_many_sources_at_once(lines: list[byt
     shown = [line.decode() for line in lines[:4]]
     assert texts == [*shown[:2], "plain one", '{"msg":"hello","level":"error"}', *shown[2:], "half a line"]
     assert mixed.detector.summary().unterminated_lines == 1
-    assert mixed.detector.unfinished_sources() == []
+    assert [source.name for source in mixed.detector.living_sources()] == ["a-1", "c-1"]
 
 
 def test_a_segment_that_miscounts_its_lines_is_refused() -> None:
