@@ -4,10 +4,14 @@ Pre-norm, causal, `LAYERS` layers of width `WIDTH` with `HEADS` heads and a GELU
 positions, an output layer of its own. There is no module object: weights are a mapping from name to float32
 tensor, so a model file holds plain arrays and building a scorer draws no random number.
 
-Bits. Scoring relies on this (and tests it): with one thread, a row's result at a position depends neither on
-the other rows, if there are a multiple of 16 of them, nor on what follows the position, nor on the padded
-length. The last needs the keys padded to at least `_SHORTEST_KEYS`: below one vector register's 16 floats the
-softmax adds in another order.
+There are two ways through it. Training reads whole rows (`hidden`). Scoring walks along a row in blocks of
+`BLOCK` positions (`advance`), with the keys and values of the blocks before in a memory, so that a session
+which grows by a line pays for one block and not for its past.
+
+Bits. Scoring relies on this (and tests it): with one thread, what `advance` gives for a row depends neither on
+the other rows nor on what follows in the row. Every matrix product has a multiple of 16 rows, where the bits
+of a row are the same, and attention always meets a block in the same shape: 16 queries, the keys up to
+the block's end.
 """
 
 import math
@@ -22,7 +26,7 @@ LAYERS = 2
 HEADS = 4
 FEED = 256
 POSITIONS = 64
-_SHORTEST_KEYS = 16
+BLOCK = 16
 
 Weights = Mapping[str, Tensor]
 
@@ -61,26 +65,81 @@ def hidden(weights: Weights, tokens: Tensor) -> Tensor:
 
     Position i has seen tokens 0..i of its row.
     """
-    rows, length = tokens.shape
-    keys = max(length, _SHORTEST_KEYS)
-    mask = torch.ones(length, keys, dtype=torch.bool).tril()
-    x = F.embedding(tokens, weights["embedding"]) + weights["position"][:length]
+    x = _embedded(weights, tokens, 0)
+    mask = _causal(0, tokens.shape[1])
     for layer in range(LAYERS):
-        h = _norm(weights, f"{layer}.attend", x)
-        qkv = _linear(weights, f"{layer}.qkv", h).view(rows, length, 3, HEADS, WIDTH // HEADS)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        if keys > length:
-            k, v = (F.pad(t, (0, 0, 0, keys - length)) for t in (k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        x = x + _linear(weights, f"{layer}.mix", mixed.transpose(1, 2).reshape(rows, length, WIDTH))
-        h = F.gelu(_linear(weights, f"{layer}.up", _norm(weights, f"{layer}.feed", x)))
-        x = x + _linear(weights, f"{layer}.down", h)
+        queries, memory = _projected(weights, layer, x)
+        x = _fed(weights, layer, x + _mixed(weights, layer, _attended(queries, memory, mask)))
+    return _norm(weights, "norm", x)
+
+
+def new_pages(count: int) -> Tensor:
+    """Room for the keys and values of `count` blocks: float32 [LAYERS, count, BLOCK, 128], keys before values."""
+    return torch.zeros(LAYERS, count, BLOCK, 2 * WIDTH)
+
+
+def advance(weights: Weights, tokens: Tensor, pages: Tensor, table: Tensor, asked: Tensor) -> Tensor:
+    """As `hidden`, for one block of every row, given the blocks before it.
+
+    `tokens` int64 [rows, BLOCK] are the block's; `table` int64 [rows, blocks so far] names the `pages` of each
+    row's blocks up to this one, whose own page is written. `asked` int64 [n] says which positions of the
+    flattened block are wanted: float32 [n, 64]. Cheapest when the rows asked about come first. For equal bits
+    rows * BLOCK and n must be multiples of 16.
+    """
+    rows, blocks = table.shape
+    end = blocks * BLOCK
+    mask = _causal(end - BLOCK, end)
+    x = _embedded(weights, tokens, end - BLOCK)
+    for layer in range(LAYERS):
+        queries, fresh = _projected(weights, layer, x)
+        pages[layer].index_copy_(0, table[:, -1], fresh)
+        if layer == LAYERS - 1:
+            # Nobody attends to what is above the last keys and values: from here on only those asked count.
+            rows = int(asked.max()) // BLOCK + 1 if len(asked) else 0
+        memory = pages[layer].index_select(0, table[:rows].flatten()).view(rows, end, 2 * WIDTH)
+        heads = _attended(queries[:rows], memory, mask)
+        if layer == LAYERS - 1:
+            x, heads = x.flatten(0, 1)[asked], heads.flatten(0, 1)[asked]
+        x = _fed(weights, layer, x + _mixed(weights, layer, heads))
     return _norm(weights, "norm", x)
 
 
 def logits(weights: Weights, states: Tensor) -> Tensor:
     """What comes next, before normalisation, for `states` (float32 [n, 64]): float32 [n, vocabulary]."""
     return _linear(weights, "output", states)
+
+
+def _embedded(weights: Weights, tokens: Tensor, begin: int) -> Tensor:
+    return F.embedding(tokens, weights["embedding"]) + weights["position"][begin : begin + tokens.shape[1]]
+
+
+def _causal(begin: int, end: int) -> Tensor:
+    """Which of the keys 0..end - 1 the queries begin..end - 1 may see."""
+    return torch.ones(end - begin, end, dtype=torch.bool).tril(begin)
+
+
+def _projected(weights: Weights, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [rows, length, 64], and keys and values side by side [rows, length, 128]."""
+    projected = _linear(weights, f"{layer}.qkv", _norm(weights, f"{layer}.attend", x))
+    return projected[..., :WIDTH], projected[..., WIDTH:]
+
+
+def _attended(queries: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+    q, k, v = (
+        part.view(*part.shape[:2], HEADS, WIDTH // HEADS).transpose(1, 2)
+        for part in (queries, memory[..., :WIDTH], memory[..., WIDTH:])
+    )
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def _mixed(weights: Weights, layer: int, heads: Tensor) -> Tensor:
+    return _linear(weights, f"{layer}.mix", heads)
+
+
+def _fed(weights: Weights, layer: int, x: Tensor) -> Tensor:
+    """`x` and what the feed-forward part makes of it."""
+    h = F.gelu(_linear(weights, f"{layer}.up", _norm(weights, f"{layer}.feed", x)))
+    return x + _linear(weights, f"{layer}.down", h)
 
 
 def _norm(weights: Weights, name: str, x: Tensor) -> Tensor:

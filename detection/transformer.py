@@ -6,8 +6,10 @@ A session is a sequence of templates, and optionally its end. The network reads 
 at least 31 templates before it (or all there are). So prefixes recur, and one causal pass over a window
 scores all its new positions.
 
-Caches are invisible (see `detection.network` on bits): a surprise depends on the model, the window up to the
-token and the token, never on what else was asked, in which batch, or before.
+Two memos spare work: surprises of whole windows, for the short ones that keep coming, and the keys and values
+of blocks of 16 tokens, for the windows that grow. They are invisible (see `detection.network` on bits): a
+surprise depends on the model, the window up to the token and the token, never on what else was asked, in
+which batch, or before.
 """
 
 from dataclasses import dataclass
@@ -16,9 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
+from detection.memo import Keys, Places, folded, mixed
 from detection.model import Model
-from detection.network import hidden, logits
+from detection.network import BLOCK, advance, logits, new_pages
 
 CONTEXT = 64  # inputs per window: a marker and up to 63 templates
 STRIDE = 32
@@ -27,11 +31,17 @@ LARGEST_VOCABULARY = 1024  # templates; the rest is UNSEEN
 # Tokens. Token FIRST + i stands for vocabulary[i].
 START, CONTINUED, END, UNSEEN, FIRST = range(5)
 
-_LENGTHS = np.array([4, 8, 16, 32, 48, 64])  # a row is padded to the shortest of these that holds it
-_TOKENS_AT_ONCE = 4096  # larger batches fall out of the second-level cache
 _ROWS_MULTIPLE = 16  # bits are equal at every multiple of it
 _WINDOWS_AT_ONCE = 8192
-_MEMO_ROWS = 1 << 15
+_WALKED_AT_ONCE = 192  # more keys and values fall out of the second-level cache
+_ANSWERS_AT_ONCE = 1024
+_MEMO_WINDOWS = 1 << 15
+
+# A window and the range asked for, as 64-bit words of four tokens. No key is all zeros: `size` is at least 2.
+_WINDOW_WORDS = (CONTEXT + 4) // 4
+_BLOCK_WORDS = BLOCK // 4
+_BLOCKS = CONTEXT // BLOCK
+_FULL_BLOCKS = _BLOCKS - 1  # the last one never is: the 64th entry is only predicted
 
 
 def window_start(counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -55,6 +65,10 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def only(self, chosen: NDArray[np.int64]) -> "Windows":
+        """The windows whose numbers are `chosen`, in that order."""
+        return Windows(self.rows[chosen], self.first[chosen], self.size[chosen])
 
 
 class Plan:
@@ -100,13 +114,22 @@ class Plan:
 
 
 class SequenceModel:
-    """Scores with one model generation. Not for two threads at once: the memo is filled while scoring."""
+    """Scores with one model generation. Not for two threads at once: the memos are filled while scoring.
 
-    def __init__(self, model: Model) -> None:
+    `blocks` (a power of two) says how many blocks of 16 tokens are remembered, 16 KB each and taken at once. It
+    decides how fast long sessions are scored (4096 suffice for about 2000 at a time), never what comes out.
+    """
+
+    def __init__(self, model: Model, *, blocks: int = 4096) -> None:
         torch.set_num_threads(1)  # two were slower, and the count changes bits
         self._vocabulary = model.vocabulary
         self._weights = {name: torch.from_numpy(array.copy()) for name, array in model.weights.items()}
-        self._memo = _Memo()
+        self._windows = Places(_MEMO_WINDOWS, _WINDOW_WORDS)
+        self._values = np.zeros((_MEMO_WINDOWS, CONTEXT), dtype=np.float32)
+        self._blocks = Places(blocks, _FULL_BLOCKS * _BLOCK_WORDS)
+        # A page for each block that is remembered, and behind them for each of the windows being walked.
+        self._pages = new_pages(blocks + _WALKED_AT_ONCE * _BLOCKS)
+        self._walked_pages = np.arange(blocks, self._pages.shape[1]).reshape(-1, _BLOCKS)
 
     def surprises(
         self,
@@ -129,61 +152,94 @@ class SequenceModel:
             parts.append(self._scored(plan.windows(start, start + _WINDOWS_AT_ONCE)))
         return np.concatenate(parts)
 
-    # To say what was expected instead, `expected` would cut windows with the same Plan, ask `_pass` for the
-    # log-probabilities of the one position in question and keep the three largest.
+    # To say what was expected instead, `expected` would cut windows with the same Plan, walk them for
+    # the state at the one position in question and keep the three largest of its logits.
 
     def _scored(self, windows: Windows) -> NDArray[np.float32]:
         """Surprises of the entries asked for, row by row."""
         keys = _keys(windows)
-        hashes = _hashes(keys)
-        values, missing = self._memo.get(keys, hashes)
+        hashes = folded(mixed(keys).sum(axis=1))
+        place, found = self._windows.find(keys, hashes)
+        values = self._values[place]
+        missing = np.flatnonzero(~found)
         if len(missing):
             alone, where = _distinct(keys[missing], hashes[missing])
             rows = missing[alone]
-            fresh = self._computed(Windows(windows.rows[rows], windows.first[rows], windows.size[rows]))
-            self._memo.put(keys[rows], hashes[rows], fresh)
+            fresh = self._computed(windows.only(rows))
+            claimed, chosen = self._windows.claim(keys[rows], hashes[rows])
+            self._values[claimed] = fresh[chosen]
             values[missing] = fresh[where]
         entry = np.arange(1, CONTEXT + 1)
         return values[(entry >= windows.first[:, None]) & (entry < windows.size[:, None])]
 
     def _computed(self, windows: Windows) -> NDArray[np.float32]:
-        """Surprises by entry - 1: float32 [n, 64], zero where not asked for."""
+        """Surprises by entry - 1: float32 [n, 64], of no meaning where not asked for."""
         values = np.zeros((len(windows), CONTEXT), dtype=np.float32)
-        fits = np.searchsorted(_LENGTHS, windows.size - 1)
-        for kind in np.unique(fits):
-            rows = np.flatnonzero(fits == kind)
-            length = int(_LENGTHS[kind])
-            step = _TOKENS_AT_ONCE // length // _ROWS_MULTIPLE * _ROWS_MULTIPLE
-            for start in range(0, len(rows), step):
-                chosen = rows[start : start + step]
-                values[chosen, :length] = self._pass(
-                    windows.rows[chosen], windows.first[chosen], windows.size[chosen], length
-                )
+        order = np.argsort(windows.size, kind="stable")
+        for start in range(0, len(order), _WALKED_AT_ONCE):
+            chosen = order[start : start + _WALKED_AT_ONCE]
+            values[chosen] = self._walked(windows.only(chosen))
         return values
 
-    def _pass(
-        self,
-        rows: NDArray[np.int16],
-        first: NDArray[np.int64],
-        size: NDArray[np.int64],
-        length: int,
-    ) -> NDArray[np.float32]:
-        """One pass over rows of one padded length: float32 [n, length]."""
-        entry = np.arange(1, length + 1)
-        row, position = np.nonzero((entry >= first[:, None]) & (entry < size[:, None]))
-        inputs = np.zeros((_rounded_up(len(rows)), length), dtype=np.int64)
-        inputs[: len(rows)] = rows[:, :length]
-        asked = np.zeros(_rounded_up(len(row)), dtype=np.int64)
-        asked[: len(row)] = row * length + position
-        target = np.zeros(len(asked), dtype=np.int64)
-        target[: len(row)] = rows[row, position + 1]
+    def _walked(self, windows: Windows) -> NDArray[np.float32]:
+        """As `_computed`, all windows side by side."""
+        keys, hashes = _prefixes(windows.rows)
+        place, known = self._blocks.find(keys, hashes)
+        # A walk begins at the first block asked for, or where the blocks before it are not all known.
+        begin = np.minimum(np.cumprod(known, axis=1).sum(axis=1), (windows.first - 1) // BLOCK)
+        number = np.arange(_FULL_BLOCKS)
+        behind = number < begin[:, None]
+        table = self._walked_pages[: len(windows)].copy()
+        table[:, :-1][behind] = place[behind]
+        values = np.zeros((len(windows), CONTEXT), dtype=np.float32)
         with torch.inference_mode():
-            states = hidden(self._weights, torch.from_numpy(inputs))
-            scores = logits(self._weights, states.flatten(0, 1)[torch.from_numpy(asked)])
-            nats = F.cross_entropy(scores, torch.from_numpy(target), reduction="none").clamp_min_(0.0)
-        values = np.zeros((len(rows), length), dtype=np.float32)
-        values[row, position] = nats.numpy()[: len(row)]
+            states, asked = self._states(windows, begin, table)
+            values.reshape(-1)[asked] = self._nats(states, windows.rows.reshape(-1)[asked + 1])
+            # New are the full blocks walked through; a block is full if an entry follows it, the last being no input.
+            new = ~behind & ((number + 1) * BLOCK < windows.size[:, None])
+            claimed, chosen = self._blocks.claim(keys[new], hashes[new])
+            source = table[:, :-1][new][chosen]
+            self._pages[:, torch.from_numpy(claimed)] = self._pages[:, torch.from_numpy(source)]
         return values
+
+    def _states(
+        self, windows: Windows, begin: NDArray[np.int64], table: NDArray[np.int64]
+    ) -> tuple[Tensor, NDArray[np.int64]]:
+        """What the network makes of the positions asked for, walking each window from its block `begin`.
+
+        Float32 [m, 64], and which positions these are of the flattened rows, int64 [m]. Some come twice.
+        """
+        last = (windows.size - 2) // BLOCK
+        states, asked = [], []
+        for block in range(_BLOCKS):
+            position = np.arange(block * BLOCK, (block + 1) * BLOCK)
+            rows = np.flatnonzero((begin <= block) & (block <= last))
+            # Blocks that are only context behind those with positions asked for.
+            rows = rows[np.argsort(windows.first[rows] - 1 > position[-1], kind="stable")]
+            if not len(rows):
+                continue
+            wanted = (position >= windows.first[rows, None] - 1) & (position < windows.size[rows, None] - 1)
+            places = _filled_up(np.flatnonzero(wanted))
+            states.append(
+                advance(
+                    self._weights,
+                    torch.from_numpy(windows.rows[rows[:, None], position].astype(np.int64)),
+                    self._pages,
+                    torch.from_numpy(table[rows, : block + 1]),
+                    torch.from_numpy(places),
+                )
+            )
+            asked.append(rows[places // BLOCK] * CONTEXT + position[places % BLOCK])
+        return torch.cat(states), np.concatenate(asked)
+
+    def _nats(self, states: Tensor, target: NDArray[np.int16]) -> NDArray[np.float32]:
+        """-ln p of each target."""
+        nats = np.empty(len(target), dtype=np.float32)
+        for start in range(0, len(target), _ANSWERS_AT_ONCE):
+            some = slice(start, start + _ANSWERS_AT_ONCE)
+            answers = torch.from_numpy(target[some].astype(np.int64))
+            nats[some] = F.cross_entropy(logits(self._weights, states[some]), answers, reduction="none").numpy()
+        return np.maximum(nats, 0.0)
 
 
 def tokenised(templates: NDArray[np.int32], vocabulary: NDArray[np.int32]) -> NDArray[np.int16]:
@@ -192,45 +248,25 @@ def tokenised(templates: NDArray[np.int32], vocabulary: NDArray[np.int32]) -> ND
     return np.where(vocabulary[place] == templates, place + FIRST, UNSEEN).astype(np.int16)
 
 
-class _Memo:
-    """Surprises of exact windows: a table of `_MEMO_ROWS` places, where the newer window takes the place."""
-
-    def __init__(self) -> None:
-        self._keys = np.zeros((_MEMO_ROWS, _KEY_WORDS), dtype=np.uint64)
-        self._values = np.zeros((_MEMO_ROWS, CONTEXT), dtype=np.float32)
-
-    def get(
-        self, keys: NDArray[np.uint64], hashes: NDArray[np.uint64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The values of `keys`, and which of them are not known (whose values mean nothing)."""
-        place = hashes % np.uint64(_MEMO_ROWS)
-        return self._values[place], np.flatnonzero((self._keys[place] != keys).any(axis=1))
-
-    def put(self, keys: NDArray[np.uint64], hashes: NDArray[np.uint64], values: NDArray[np.float32]) -> None:
-        # Two keys of one batch may want one place: the same one must win in both tables.
-        place, chosen = np.unique(hashes % np.uint64(_MEMO_ROWS), return_index=True)
-        self._keys[place] = keys[chosen]
-        self._values[place] = values[chosen]
-
-
-# A window and the range asked for, as 64-bit words. No key is all zeros: `size` is at least 2.
-_KEY_WORDS = (CONTEXT + 4) // 4
-_MULTIPLIERS = np.array(
-    [pow(0x9E3779B97F4A7C15, power, 1 << 64) for power in range(1, _KEY_WORDS + 1)], dtype=np.uint64
-)
-
-
-def _keys(windows: Windows) -> NDArray[np.uint64]:
-    keys = np.zeros((len(windows), _KEY_WORDS * 4), dtype=np.int16)
+def _keys(windows: Windows) -> Keys:
+    keys = np.zeros((len(windows), _WINDOW_WORDS * 4), dtype=np.int16)
     keys[:, :CONTEXT] = windows.rows
     keys[:, CONTEXT] = windows.first
     keys[:, CONTEXT + 1] = windows.size
     return keys.view(np.uint64)
 
 
-def _hashes(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    mixed: NDArray[np.uint64] = ((keys ^ (keys >> np.uint64(29))) * _MULTIPLIERS).sum(axis=1, dtype=np.uint64)
-    return mixed ^ (mixed >> np.uint64(32))
+def _prefixes(rows: NDArray[np.int16]) -> tuple[Keys, Keys]:
+    """Keys [n, 3, words] of what rows hold up to the end of each block, and their hashes [n, 3].
+
+    The rest of a key is zeros, which no full block holds behind the marker.
+    """
+    words = np.ascontiguousarray(rows[:, : _FULL_BLOCKS * BLOCK]).view(np.uint64)
+    sums = mixed(words).reshape(len(rows), _FULL_BLOCKS, _BLOCK_WORDS).sum(axis=2).cumsum(axis=1)
+    return words[:, None, :] * _UP_TO_BLOCK, folded(sums)
+
+
+_UP_TO_BLOCK = np.repeat(np.tri(_FULL_BLOCKS, dtype=np.uint64), _BLOCK_WORDS, axis=1)
 
 
 def _distinct(keys: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -241,5 +277,6 @@ def _distinct(keys: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> tuple[NDA
     return alone, where
 
 
-def _rounded_up(count: int) -> int:
-    return -(-count // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
+def _filled_up(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`numbers`, repeated from the start up to a multiple of _ROWS_MULTIPLE."""
+    return np.resize(numbers, -(-len(numbers) // _ROWS_MULTIPLE) * _ROWS_MULTIPLE)

@@ -1,7 +1,6 @@
 """Scoring sequences: exact against a plain reading of the method, and the same bits however it is asked."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,12 +105,12 @@ def test_bits_do_not_depend_on_the_memo_or_on_the_rest_of_the_batch(
     drawn: list[tuple[int, int, bool, bool]],
 ) -> None:
     asked = [(_tokens(n, seed), 0, starts, ends) for n, seed, starts, ends in drawn]
-    cold = _ask(SequenceModel(MODEL), asked)
+    cold = _ask(SequenceModel(MODEL, blocks=1), asked)
     assert np.array_equal(_ask(WARM, asked), cold)
     assert np.array_equal(_ask(WARM, asked), cold)
-    alone = [_ask(SequenceModel(MODEL), [session]) for session in asked]
+    alone = [_ask(SequenceModel(MODEL, blocks=1), [session]) for session in asked]
     assert np.array_equal(np.concatenate(alone), cold)
-    backwards = _ask(SequenceModel(MODEL), asked[::-1] * 3)[: len(cold)]
+    backwards = _ask(SequenceModel(MODEL, blocks=64), asked[::-1] * 3)[: len(cold)]
     assert np.array_equal(backwards, np.concatenate(alone[::-1]))
 
 
@@ -121,27 +120,89 @@ def test_bits_do_not_depend_on_how_a_session_is_cut_into_frames(
     length: int, starts: bool, ends: bool, data: st.DataObject
 ) -> None:
     tokens = _tokens(length, length)
-    whole = _ask(SequenceModel(MODEL), [(tokens, 0, starts, ends)])
+    whole = _ask(SequenceModel(MODEL, blocks=1), [(tokens, 0, starts, ends)])
     parts, done = [], 0
     while done < length:
         new = data.draw(st.integers(1, min(20, length - done)))
         begin = int(window_start(np.array(done)))
         piece = tokens[begin : done + new]
         last = ends and done + new == length
-        parts.append(_ask(SequenceModel(MODEL), [(piece, done - begin, starts and begin == 0, last)]))
+        parts.append(_ask(SequenceModel(MODEL, blocks=1), [(piece, done - begin, starts and begin == 0, last)]))
         done += new
     assert np.array_equal(np.concatenate(parts), whole)
 
 
-@pytest.mark.parametrize("length", [4, 8, 16, 32, 48, 64])
-def test_a_prefix_has_the_same_bits_at_every_padded_length_and_number_of_rows(length: int) -> None:
-    torch.set_num_threads(1)
+@given(sessions, st.integers(1, 40), st.sampled_from([1, 4, 256]))
+@settings(max_examples=25, deadline=None)
+def test_bits_do_not_depend_on_which_blocks_are_remembered(
+    drawn: list[tuple[int, int, bool, bool]], step: int, blocks: int
+) -> None:
+    asked = [(_tokens(n, seed), starts, ends) for n, seed, starts, ends in drawn if n]
+    scorer = SequenceModel(MODEL, blocks=blocks)
+    parts: list[list[NDArray[np.float32]]] = [[] for _ in asked]
+    for done in range(0, 170, step):  # all sessions grow together, and with few blocks they rob each other
+        growing = [number for number, (tokens, _, _) in enumerate(asked) if done < len(tokens)]
+        frame = []
+        for number in growing:
+            tokens, starts, ends = asked[number]
+            begin = int(window_start(np.array(done)))
+            last = ends and done + step >= len(tokens)
+            frame.append((tokens[begin : done + step], done - begin, starts and begin == 0, last))
+        if frame:
+            sizes = [len(tokens) - known + last for tokens, known, _, last in frame]
+            for number, part in zip(growing, np.split(_ask(scorer, frame), np.cumsum(sizes)[:-1]), strict=True):
+                parts[number].append(part)
+    for (tokens, starts, ends), grown in zip(asked, parts, strict=True):
+        whole = _ask(SequenceModel(MODEL, blocks=1), [(tokens, 0, starts, ends)])
+        assert np.array_equal(np.concatenate(grown), whole)
+
+
+def test_sessions_that_begin_alike_share_their_blocks_and_go_on_apart() -> None:
+    common = _tokens(40, 5)
+    tails = [_tokens(20, seed) for seed in (6, 7, 8)]
+    scorer = SequenceModel(MODEL, blocks=256)
+    _ask(scorer, [(common, 0, True, False)])
+    for tail in tails:
+        tokens = np.concatenate([common, tail])
+        expected = _ask(SequenceModel(MODEL, blocks=1), [(tokens, 0, True, True)])[40:]
+        assert np.array_equal(_ask(scorer, [(tokens, 40, True, True)]), expected)
+        # The same templates behind the other marker are another beginning.
+        expected = _ask(SequenceModel(MODEL, blocks=1), [(tokens, 0, False, True)])[40:]
+        assert np.array_equal(_ask(scorer, [(tokens, 40, False, True)]), expected)
+
+
+def _walk(tokens: torch.Tensor, rows: list[int], asked: list[int], spread: int) -> list[torch.Tensor]:
+    """States of the positions `asked` of each block, of the given rows of `tokens`; pages `spread` apart."""
     weights = {name: torch.from_numpy(array) for name, array in MODEL.weights.items()}
-    tokens = torch.from_numpy(np.random.default_rng(3).integers(0, FIRST + len(VOCABULARY), (128, 64)))
+    blocks = tokens.shape[1] // network.BLOCK
+    pages = network.new_pages(spread * len(rows) * blocks)
+    table = spread * torch.arange(len(rows) * blocks).flip(0).view(-1, blocks)
     with torch.inference_mode():
-        full = network.hidden(weights, tokens)[:, :length]
-        for rows in range(16, 129, 16):
-            assert torch.equal(network.hidden(weights, tokens[:rows, :length]), full[:rows])
+        return [
+            network.advance(weights, block, pages, table[:, : number + 1], torch.tensor(asked))
+            for number, block in enumerate(torch.split(tokens[rows], network.BLOCK, dim=1))
+        ]
+
+
+def test_a_walk_by_blocks_has_the_same_bits_for_any_rows_places_and_questions() -> None:
+    torch.set_num_threads(1)
+    tokens = torch.from_numpy(np.random.default_rng(3).integers(0, FIRST + len(VOCABULARY), (130, 64)))
+    whole = _walk(tokens, list(range(130)), list(range(130 * 16)), 1)
+    for rows in ([0], [129], [7, 3], list(range(0, 130, 2)), list(range(17, 120))):
+        positions = list(range(len(rows) * 16))
+        expected = [states.view(130, 16, -1)[rows].flatten(0, 1) for states in whole]
+        assert all(map(torch.equal, _walk(tokens, rows, positions, 3), expected))
+        chosen = positions[5:16] + positions[:5]
+        assert all(map(torch.equal, _walk(tokens, rows, chosen, 1), [states[chosen] for states in expected]))
+
+
+def test_a_walk_by_blocks_agrees_with_reading_whole_rows() -> None:
+    tokens = torch.from_numpy(np.random.default_rng(4).integers(0, FIRST + len(VOCABULARY), (3, 64)))
+    weights = {name: torch.from_numpy(array) for name, array in MODEL.weights.items()}
+    with torch.inference_mode():
+        whole = network.hidden(weights, tokens)
+    walked = torch.cat([states.view(3, 16, -1) for states in _walk(tokens, [0, 1, 2], list(range(48)), 1)], dim=1)
+    torch.testing.assert_close(walked, whole, rtol=0, atol=1e-4)
 
 
 def test_building_a_scorer_and_scoring_draw_no_global_randomness() -> None:

@@ -1,0 +1,55 @@
+"""Places: what is found is exactly what was put there; what was pushed out is not found."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from detection.memo import Keys, Places, folded, mixed
+
+batches = st.lists(
+    st.tuples(st.booleans(), st.lists(st.integers(0, 40), min_size=1, max_size=12, unique=True)), max_size=12
+)
+
+
+def _keys(numbers: list[int]) -> Keys:
+    return np.array([[number % 7, number + 1, 5] for number in numbers], dtype=np.uint64)
+
+
+def _hashes(keys: Keys) -> NDArray[np.uint64]:
+    return folded(mixed(keys).sum(axis=1))
+
+
+@given(batches, st.sampled_from([1, 4, 64]), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_a_key_that_is_found_has_its_own_value(
+    drawn: list[tuple[bool, list[int]]], count: int, all_collide: bool
+) -> None:
+    places = Places(count, 3)
+    values = np.full(count, -1)
+    held: dict[int, int] = {}  # place -> number
+    for put, numbers in drawn:
+        keys = _keys(numbers)
+        hashes = np.zeros(len(keys), np.uint64) if all_collide else _hashes(keys)
+        place, found = places.find(keys, hashes)
+        assert [held.get(int(at)) == number for at, number in zip(place, numbers, strict=True)] == list(found)
+        assert list(values[place[found]]) == list(np.array(numbers)[found])
+        if put:
+            claimed, chosen = places.claim(keys, hashes)
+            assert len(set(claimed)) == len(claimed)
+            assert set(claimed) == set(place)
+            values[claimed] = np.array(numbers)[chosen]
+            held |= {int(at): numbers[number] for at, number in zip(claimed, chosen, strict=True)}
+
+
+def test_an_empty_table_knows_nothing() -> None:
+    keys = _keys(list(range(41)))
+    assert not Places(64, 3).find(keys, _hashes(keys))[1].any()
+
+
+def test_hashes_fill_a_table_about_as_evenly_as_chance() -> None:
+    rng = np.random.default_rng(1)
+    tokens = np.minimum(rng.geometric(0.2, (4096, 16)), 30).astype(np.int16)  # few tokens, often the same
+    keys = np.unique(tokens, axis=0).view(np.uint64)
+    filled = len(np.unique(_hashes(keys) % np.uint64(4096)))
+    assert abs(filled / 4096 - (1 - np.exp(-len(keys) / 4096))) < 0.03
