@@ -4,7 +4,9 @@
 
 In this order a snapshot never says more than the files beside it hold, whatever is killed between two steps.
 One save serves everything that asked for one before it began. Periodic saves take at most BUDGET of the time;
-saves that were asked for always run. A failed one is logged, counted and tried again; the old snapshot stays.
+saves that were asked for always run, and so do two that cannot wait: after a restore, or a restart would do that
+again, and when a disk that could not be written can. A failed one is logged, counted and tried again; the old
+snapshot stays.
 """
 
 import logging
@@ -113,6 +115,8 @@ class Checkpoints:
         self._wake = trio.Event()
         self._ended = False
         self._earliest = -math.inf
+        self._retry_at = -math.inf
+        self._heals_saved = 0
         self._last_time = trio.current_time()
         self._limiter = trio.CapacityLimiter(1)
 
@@ -171,6 +175,8 @@ class Checkpoints:
         summary = self._scoring.published.summary
         if summary.seq == self.seq:
             return math.inf
+        if summary.restored > self.seq or self._sequencer.heals != self._heals_saved:
+            return self._retry_at
         if summary.line - self.line >= self._every_lines:
             return self._earliest
         return max(self._earliest, self._last_time + self._every_seconds)
@@ -187,14 +193,15 @@ class Checkpoints:
             outcome = exc if isinstance(exc, CheckpointError) else CheckpointError("scoring has ended")
         pause = FAILED_PAUSE_SECONDS if isinstance(outcome, CheckpointError) else 0.0
         self._last_time = trio.current_time()
-        self._earliest = self._last_time + max(pause, (self._last_time - began) * (1 / BUDGET - 1))
+        self._retry_at = self._last_time + pause
+        self._earliest = max(self._retry_at, self._last_time + (self._last_time - began) * (1 / BUDGET - 1))
         for request in requests:
             request.outcome = outcome
             request.done.set()
 
     async def save(self) -> Saved:
         """One snapshot of the state as it is. Raises CheckpointError, logged and counted."""
-        began = trio.current_time()
+        began, heals = trio.current_time(), self._sequencer.heals
         try:
             summary, columns = await self._scoring.export()
             await self._alerts.sync_through(summary.seq)
@@ -204,10 +211,14 @@ class Checkpoints:
         except Exception as exc:
             # Whatever it was, it cost one snapshot; the journal holds what the snapshot would have.
             self.failures += 1
-            self.error = f"no snapshot: {exc or type(exc).__name__}"
-            log.error("%s", self.error, exc_info=None if isinstance(exc, OSError) else exc)
+            known, self.error = self.error, f"no snapshot: {exc or type(exc).__name__}"
+            if self.error != known:  # a disk may be full for hours
+                log.error("%s", self.error, exc_info=None if isinstance(exc, OSError) else exc)
             raise CheckpointError(self.error) from exc
+        if self.error is not None:
+            log.warning("snapshots are written again")
         self.seq, self.line, self.error = summary.seq, summary.line, None
+        self._heals_saved = heals
         seconds = trio.current_time() - began
         path = self._store.directory / info.name
         self.last = Saved(summary.seq, summary.line, path, info.bytes, seconds, sha, self._now())

@@ -17,6 +17,9 @@ class Summary(Protocol):
     @property
     def training_due(self) -> bool: ...
 
+    @property
+    def restored(self) -> int: ...
+
 
 S = TypeVar("S", bound=Summary)
 

@@ -1,9 +1,13 @@
 """Scoring: the one owner of the detector. Frames and questions take turns at it, in a worker thread.
 
 Turns are first come, first served, so a question waits for at most one frame (and for questions before it).
+
+A frame on which the detector raises has spoilt it. Another one, with the state from before and the frame left
+out, is made in the same turn, so nobody sees the spoilt one; the frame has no verdicts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 import trio
@@ -55,11 +59,35 @@ class StateAbandoned(Exception):
     """A frame was applied half-way, so the state in memory is no state of any frame."""
 
 
-class Scoring(Generic[S, TrainingSetT]):
-    """Turns at the detector, and `published`: its summary after the last frame."""
+@dataclass(frozen=True, slots=True)
+class NoVerdicts:
+    """Of a frame that was left out."""
 
-    def __init__(self, detector: Detector[S, TrainingSetT]) -> None:
+    seq: int
+    line: int
+    lines: int = 0
+
+    def flagged(self) -> list[dict[str, Any]]:
+        return []
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        return iter(())
+
+
+class Scoring(Generic[S, TrainingSetT]):
+    """Turns at the detector, and `published`: its summary after the last frame.
+
+    `without` gets a frame on which the detector raised, and the error; it returns a detector whose state is that
+    before the frame, with the frame left out, or raises. Blocking, called in the worker thread.
+    """
+
+    def __init__(
+        self,
+        detector: Detector[S, TrainingSetT],
+        without: Callable[[Sequenced, Exception], Detector[S, TrainingSetT]] | None = None,
+    ) -> None:
         self._detector = detector
+        self._without = without
         self._turn = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
         self._applying: int | None = None
@@ -71,7 +99,14 @@ class Scoring(Generic[S, TrainingSetT]):
         def apply() -> tuple[Verdicts, S]:
             # Marked in the thread: a cancellation before it starts must not cost the state.
             self._applying = item.seq
-            verdicts = self._detector.apply(item)
+            verdicts: Verdicts
+            try:
+                verdicts = self._detector.apply(item)
+            except Exception as exc:  # whatever it is, it costs the frame and not the daemon
+                if self._without is None:
+                    raise
+                self._detector = self._without(item, exc)
+                verdicts = NoVerdicts(item.seq, item.line)
             self._applying = None
             return verdicts, self._detector.summary()
 

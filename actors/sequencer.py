@@ -5,7 +5,8 @@ sources, sent to scoring. So what scoring has seen is in the journal, and a sour
 may forget its bytes. Chunks of many sources share a frame, and everything that waits shares one append.
 
 A journal that cannot be written degrades the daemon, it does not stop it: nothing is told, so sources wait,
-and the same frames are tried again every `RETRY_SECONDS` until the disk is back.
+and the same frames are tried again every `RETRY_SECONDS` until the disk is back. Then `heals` counts one up, and
+a snapshot is due.
 """
 
 import logging
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from detection.frames import Frame, LinesFrame, Segment, Sequenced, TickFrame, count_lines, encode
+from detection.frames import Frame, Knowledge, LinesFrame, Segment, Sequenced, TickFrame, count_lines, encode
 from detection.model import Model
 from persistence.journal import JournalError
 from persistence.segment import Entry
@@ -43,6 +44,7 @@ class FrameRequest:
 
     frame: Frame
     model: Model | None = None
+    knowledge: Knowledge | None = None
     committed: trio.Event = field(default_factory=trio.Event)
     seq: int = 0
     line: int = 0
@@ -52,13 +54,16 @@ Request = Chunk | FrameRequest
 
 
 async def submit(
-    requests: "trio.MemorySendChannel[Request]", frame: Frame, model: Model | None = None
+    requests: "trio.MemorySendChannel[Request]",
+    frame: Frame,
+    model: Model | None = None,
+    knowledge: Knowledge | None = None,
 ) -> tuple[int, int]:
     """Have `frame` journaled; its (seq, line) once it is durable, applied a little later.
 
     The frame takes its place even when the caller is cancelled while waiting for the answer.
     """
-    request = FrameRequest(frame, model)
+    request = FrameRequest(frame, model, knowledge)
     await requests.send(request)
     await request.committed.wait()
     return request.seq, request.line
@@ -93,6 +98,7 @@ class Sequencer:
         self.line = line
         self.handed_on = 0
         self.trouble: Trouble | None = None
+        self.heals = 0
         self._append = append
         self._rotate = rotate
         self._now = now
@@ -125,13 +131,13 @@ class Sequencer:
         seq, line, received = self.seq, self.line, self._now()
         for members in _frames(requests):
             first = members[0]
+            seq += 1
             if isinstance(first, FrameRequest):
-                frame, model = first.frame, first.model
-            else:
-                segments = tuple(chunk.segment for chunk in members if isinstance(chunk, Chunk))
-                frame, model = LinesFrame(received, segments), None
-            seq, line = seq + 1, line + count_lines(frame)
-            placed.append((Sequenced(seq, line, frame, model), members))
+                placed.append((Sequenced(seq, line, first.frame, first.model, first.knowledge), members))
+                continue
+            frame = LinesFrame(received, tuple(chunk.segment for chunk in members if isinstance(chunk, Chunk)))
+            line += count_lines(frame)
+            placed.append((Sequenced(seq, line, frame), members))
         return placed
 
     async def _journal(self, items: Sequence[Sequenced]) -> None:
@@ -147,6 +153,7 @@ class Sequencer:
         if self.trouble is not None:
             log.warning("journal: written again after %.1f s", self._now() - self.trouble.since)
             self.trouble = None
+            self.heals += 1
 
     def _failed(self, exc: JournalError) -> None:
         if self.trouble is None:

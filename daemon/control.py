@@ -28,9 +28,10 @@ class Control(Protocol):
     """
 
     def health(self) -> dict[str, Any]:
-        """{"status", "phase", "logs_processed", "transformer_ready", "active_models"}; never blocks.
+        """{"status", "reason", "since", "phase", "logs_processed", "transformer_ready", "active_models"}; never blocks.
 
-        `status` is "serving", or what keeps the daemon from it: "starting", "degraded", "stopping".
+        `status` is "serving", or what keeps the daemon from it: "starting", "degraded" (lines wait, questions are
+        answered), "stopping"; `reason` is why, a sentence, `since` the epoch second where that is known.
         """
 
     def status(self) -> dict[str, Any]:
@@ -60,6 +61,19 @@ class Control(Protocol):
 
     async def verify_snapshots(self) -> list[dict[str, Any]]:
         """As `snapshots`, each with "error": what is wrong with the file, or None."""
+
+    async def pin_snapshot(self, name: str) -> dict[str, Any]:
+        """Keep it for ever: {"name", "pinned"}. 404 when there is none of that name."""
+
+    async def unpin_snapshot(self, name: str) -> dict[str, Any]:
+        """Undo `pin_snapshot`; also when it was not pinned."""
+
+    async def restore_snapshot(self, name: str) -> dict[str, Any]:
+        """Know what the snapshot knew: {"name", "seq", "line" of the restore, "snapshot": as `checkpoint`}.
+
+        Returns when a snapshot of the restored state is durable. 404 when there is none of that name, 409 when it
+        or its model is damaged. Once begun it is not undone by the caller's hanging up.
+        """
 
     async def anomalies(self, after: str | None, limit: int) -> list[dict[str, Any]]:
         """Flagged records, oldest first: the first `limit` after id `after`, or the newest `limit`."""

@@ -37,7 +37,7 @@ from daemon.places import make_private, runtime_directory
 from daemon.server import run_server
 from daemon.service import Running, Service
 from daemon.settings import Settings, SettingsError, load, read_rules
-from detection.frames import Frame, ModelFrame, Sequenced, SettingsFrame
+from detection.frames import Frame, ModelFrame, Sequenced, SettingsFrame, SkipFrame
 from detection.model import Model
 from detection.settings import RuleText
 from detection.summary import Summary
@@ -54,9 +54,11 @@ STATUS_SECONDS = 10.0
 ALIVE_SECONDS = 2.0  # how often recovery tells the service manager that it goes on
 ALIVE_GRACE_SECONDS = 30.0
 DRAIN_SECONDS = 20.0
+DEGRADED_DRAIN_SECONDS = 5.0  # what cannot be journaled now was never confirmed; a disk gets one more chance
 QUEUED_FRAMES = 4
 QUEUED_REQUESTS = 64
 QUEUED_VERDICTS = 4
+QUEUED_SKIPS = 64  # more than there are frames on their way to scoring
 _TAIL_BYTES = 1 << 20
 _OUTLETS = ("alerts", "verdicts")
 
@@ -127,6 +129,7 @@ class _Daemon:
         self._outlets = outlets
         self._stop = trio.Event()
         self._service = Service(settings, version("vigild"))
+        self._watchdog = _every(ALIVE_SECONDS, notifier.watchdog)
 
     async def run(self, token: str | None) -> None:
         """The whole life of the process, from listening sockets to the last snapshot."""
@@ -160,24 +163,57 @@ class _Daemon:
                 requests_in, requests = trio.open_memory_channel[Request](QUEUED_REQUESTS)
                 alerts.begin_after(recovered.snapshot_seq)
                 with requests_in:
-                    running = await self._running(recovered, alerts, requests_in)
-                    await self._flow(flow, running, recovered, verdicts_in, requests)
+                    skips_in, skips = trio.open_memory_channel[Frame](QUEUED_SKIPS)
+                    running = await self._running(recovered, alerts, requests_in, skips_in)
+                    self._service.run(running)
+                    await self._flow(flow, running, verdicts_in, requests)
                     async with trio.open_nursery() as background:
+                        background.start_soon(self._cancel_at_stop, background.cancel_scope)
+                        background.start_soon(_journal_skips, skips, requests_in.clone())
+                        background.start_soon(self._ask_for_patience)
+                        await self._bring_up_to_date(recovered, running)
                         await self._serve(flow, background, running, recovered)
-                        background.cancel_scope.cancel()
-            flow.cancel_scope.deadline = trio.current_time() + DRAIN_SECONDS
+            patience = DRAIN_SECONDS if running.sequencer.trouble is None else DEGRADED_DRAIN_SECONDS
+            flow.cancel_scope.deadline = trio.current_time() + patience
+        if running.sequencer.trouble is not None:
+            log.warning("stopped while lines waited, which were never confirmed: %s", running.sequencer.trouble.error)
         log.info("stopped at line %d", running.scoring.published.summary.line)
 
+    async def _cancel_at_stop(self, scope: trio.CancelScope) -> None:
+        await self._stop.wait()
+        scope.cancel()
+
+    async def _ask_for_patience(self) -> None:
+        """A disk that is full at the start may stay so for a while; the service manager must not give up."""
+        while not self._service.serving:
+            self._notifier.extend(ALIVE_GRACE_SECONDS)
+            await trio.sleep(ALIVE_SECONDS)
+
     async def _running(
-        self, recovered: "Recovered", alerts: Alerts, requests: "trio.MemorySendChannel[Request]"
+        self,
+        recovered: "Recovered",
+        alerts: Alerts,
+        requests: "trio.MemorySendChannel[Request]",
+        skips: "trio.MemorySendChannel[Frame]",
     ) -> Running:
         """The actors' shared parts, around the recovered state."""
+        from daemon.poison import LeaveOut
         from detection.detector import model_in
         from detection.state import digest
 
         store, detector, checkpoint = self._store, recovered.detector, self._settings.checkpoint
         sequencer = Sequencer(store.append, store.rotate, seq=recovered.seq, line=recovered.line, now=time.time)
-        scoring: Scoring[Summary, TrainingSet] = Scoring(detector)
+
+        def skipped(seq: int) -> None:
+            try:
+                trio.from_thread.run_sync(skips.send_nowait, SkipFrame(seq))
+            except (trio.WouldBlock, trio.BrokenResourceError):
+                # We are stopping, or it is one of very many: the next start finds it again.
+                log.warning("frame %d: that it is skipped is not in the journal yet", seq)
+
+        scoring: Scoring[Summary, TrainingSet] = Scoring(
+            detector, without=LeaveOut(store, recovered, skipped, self._watchdog)
+        )
         checkpoints = Checkpoints(
             store,
             sequencer,
@@ -199,7 +235,7 @@ class _Daemon:
             ingest=Counters(),
             requests=requests,
             store=store,
-            recovery=recovered.report.as_dict(),
+            recovery=recovered.report,
             loaded_digest=await trio.to_thread.run_sync(lambda: digest(detector.export())),
             loaded_line=detector.line,
         )
@@ -208,7 +244,6 @@ class _Daemon:
         self,
         flow: trio.Nursery,
         running: Running,
-        recovered: "Recovered",
         verdicts: "trio.MemorySendChannel[Verdicts]",
         requests: "trio.MemoryReceiveChannel[Request]",
     ) -> None:
@@ -218,12 +253,11 @@ class _Daemon:
         await flow.start(run_scoring, running.scoring, frames, verdicts, self._notifier.watchdog)
         idle_seconds = self._settings.session.idle_seconds
         await flow.start(partial(run_sequencer, running.sequencer, requests, frames_in, idle_seconds=idle_seconds))
-        await self._bring_up_to_date(recovered, running)
 
     async def _serve(
         self, flow: trio.Nursery, background: trio.Nursery, running: Running, recovered: "Recovered"
     ) -> None:
-        """Take lines, train, answer, until told to stop. `background` is cancelled then."""
+        """Take lines, train, answer. Who waits here is cancelled at the stop, as is `background`."""
         from daemon.recovery import load_model
         from detection.formats.kinds import recognise
 
@@ -260,7 +294,7 @@ class _Daemon:
                 counters=running.ingest,
             )
         )
-        self._service.run(running)
+        self._service.serving = True
         log.info("serving from line %d on; %s", recovered.line, recovered.report.sentence())
         self._notifier.ready(self._sentence())
         background.start_soon(self._tell)
@@ -281,13 +315,17 @@ class _Daemon:
         recovered = await trio.to_thread.run_sync(recover)
         for note in recovered.report.notes:
             log.warning("recovery: %s", note)
-        await trio.to_thread.run_sync(self._store.start_journal, recovered.seq, recovered.line)
+        try:
+            await trio.to_thread.run_sync(self._store.start_journal, recovered.seq, recovered.line)
+        except JournalError as exc:
+            # There is a state to ask; the sequencer tries again with the first frame, and says that lines wait.
+            log.error("%s", exc)
         return recovered
 
     async def _bring_up_to_date(self, recovered: "Recovered", running: Running) -> None:
         """Apply what this start changes: other settings or rules, a model that is lost or found."""
         detector, settings = recovered.detector, self._settings.detection
-        changes: list[tuple[Frame, Model | None]] = []
+        changes: list[tuple[Frame, Model | None]] = [(SkipFrame(seq), None) for seq in recovered.unsaid]
         if detector.settings != settings or detector.rule_texts != self._rules:
             changes.append((SettingsFrame(settings, self._rules), None))
         if recovered.withdraw is not None:
@@ -339,6 +377,15 @@ def _why_not_exactly_once(notifier: Notifier, stored: Collection[str]) -> str | 
         return "this kernel keeps no mark beside the bytes of a socket (SO_PEEK_OFF)"
     # What came back from the store proves that there is one.
     return None if stored else notifier.why_nothing_is_kept()
+
+
+async def _journal_skips(
+    skips: "trio.MemoryReceiveChannel[Frame]", requests: "trio.MemorySendChannel[Request]"
+) -> None:
+    """Until cancelled. A skip that is not journaled in time is found again at the next start."""
+    with skips, requests:
+        async for frame in skips:
+            await submit(requests, frame)
 
 
 def _every(seconds: float, act: Callable[[], None]) -> Callable[[], None]:

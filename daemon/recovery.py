@@ -6,22 +6,28 @@
     fresh     nothing was there
 
 A frame on which `apply` raises costs that frame, not the daemon: it is kept as `frame-<seq>.bad`, its
-lines are counted as lost, and the state is folded again without it.
+lines are counted as lost, and the state is folded again without it. A skip frame that says so is journaled
+then, and whoever replays the journal later looks for those first: a program that could apply the frame
+must not come to another state, nor say again, or at last, what was said or left unsaid.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from detection.detector import Detector, model_in
-from detection.frames import Frame, ModelFrame, Sequenced, decode
+from detection.detector import Detector, NewerStateError, model_in
+from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, Sequenced, SkipFrame, decode
 from detection.model import Model, from_columns
+from detection.state import Columns
 from detection.verdicts import Verdicts
+from persistence.directory import StoreError
 from persistence.model_file import ModelError
+from persistence.preamble import NewerFormatError
 from persistence.recovery import Recovery
 from persistence.segment import Entry
+from persistence.snapshot import SnapshotError
 from persistence.store import Store
 
 log = logging.getLogger(__name__)
@@ -29,7 +35,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Report:
-    """What recovery found, for /status; every loss has a sentence in `notes`."""
+    """What recovery found, for /status; every loss has a sentence in `notes`. Frames that the running daemon has
+    to leave out are added to it."""
 
     tier: str = "fresh"
     snapshot_line: int = 0
@@ -50,7 +57,8 @@ class Report:
 @dataclass(frozen=True)
 class Recovered:
     """`seq` and `line` are the place that the next frame follows. `model` is one to install because the
-    state that used it, or any, is lost; `withdraw` names a model in the state whose file is lost."""
+    state that used it, or any, is lost; `withdraw` names a model in the state whose file is lost. `skipped` are
+    the frames left out, `unsaid` those of them that no skip frame tells of yet."""
 
     detector: Detector
     report: Report
@@ -59,10 +67,12 @@ class Recovered:
     line: int
     model: tuple[ModelFrame, Model] | None
     withdraw: ModelFrame | None
+    skipped: set[int]
+    unsaid: list[int]
 
 
-class _Poison(Exception):
-    """`apply` raised on this entry."""
+class Poison(Exception):
+    """`apply` raised on this entry, which is the cause."""
 
     def __init__(self, entry: Entry) -> None:
         super().__init__(f"frame {entry.seq}")
@@ -71,23 +81,41 @@ class _Poison(Exception):
 
 def recover(store: Store, deliver: Callable[[Verdicts], None], alive: Callable[[], None]) -> Recovered:
     """Blocking. `deliver` gets the verdicts of replayed frames, some of which were delivered before;
-    `alive` is called between frames. Raises StoreError and JournalError when the disk fails."""
+    `alive` is called between frames. Raises StoreError and JournalError when the disk fails, and StoreError for
+    files of a later version, which are left untouched."""
     began = time.monotonic()
-    skipped: dict[int, Entry] = {}
-    while True:
-        try:
-            recovered = _fold(store, deliver, alive, skipped)
-            break
-        except _Poison as poison:
-            log.exception("frame %d: cannot be applied; it is set aside and skipped", poison.entry.seq)
-            skipped[poison.entry.seq] = poison.entry
-    report = recovered.report
-    for entry in skipped.values():
-        kept = store.set_frame_aside(entry)
-        report.set_aside.append(kept)
-        report.notes.append(f"frame {entry.seq} could not be applied: {entry.count} lines lost, kept as {kept}")
-    report.seconds = round(time.monotonic() - began, 3)
+    poisoned: dict[int, Entry] = {}
+    try:
+        while True:
+            try:
+                recovered = _recover(store, deliver, alive, poisoned)
+                break
+            except Poison as poison:
+                log.error(
+                    "frame %d cannot be applied; it is set aside and skipped",
+                    poison.entry.seq,
+                    exc_info=poison.__cause__,
+                )
+                poisoned[poison.entry.seq] = poison.entry
+    except (NewerFormatError, NewerStateError) as exc:
+        raise StoreError(str(exc)) from exc
+    for entry in poisoned.values():
+        set_aside(store, entry, recovered.report)
+    recovered.report.seconds = round(time.monotonic() - began, 3)
     return recovered
+
+
+def set_aside(store: Store, entry: Entry, report: Report) -> None:
+    """Keep the bytes of a frame that was left out, and say so."""
+    report.lost_lines += entry.count
+    try:
+        kept = store.set_frame_aside(entry)
+    except OSError as exc:
+        where = f"and could not be kept: {exc.strerror}"
+    else:
+        report.set_aside.append(kept)
+        where = f"kept as {kept}"
+    report.notes.append(f"frame {entry.seq} could not be applied: {entry.count} lines lost, {where}")
 
 
 def load_model(store: Store, name: str, sha256: str | None) -> Model:
@@ -99,69 +127,144 @@ def load_model(store: Store, name: str, sha256: str | None) -> Model:
         raise ModelError(f"{name}: is not a model generation: {exc}") from exc
 
 
-def _fold(
-    store: Store, deliver: Callable[[Verdicts], None], alive: Callable[[], None], skipped: dict[int, Entry]
+def load_knowledge(store: Store, name: str, sha256: str | None = None) -> tuple[str, Knowledge]:
+    """Blocking: the SHA-256 of snapshot `name`, and what it knows. Raises SnapshotError, ModelError for its model,
+    FileNotFoundError, ValueError for what is no name of a snapshot, NewerFormatError."""
+    found, columns = store.load_snapshot(name, sha256)
+    reference = model_in(columns)
+    model = load_model(store, reference.name, reference.sha256) if reference.name else None
+    return found, Knowledge(columns, model)
+
+
+def _recover(
+    store: Store, deliver: Callable[[Verdicts], None], alive: Callable[[], None], poisoned: dict[int, Entry]
 ) -> Recovered:
     found = store.recover()
+    said = _skips_in(found.ahead)
     report = Report(set_aside=found.set_aside, notes=found.notes)
-    detector, withdraw = _from_snapshot(store, found, report)
+    snapshot = found.snapshot
+    fold = Fold(store, report, snapshot and snapshot[2])
     for entry in found.entries:
-        if entry.seq in skipped:
+        if entry.seq in said or entry.seq in poisoned:
+            fold.skip(entry)
+            if entry.seq in said:
+                report.notes.append(f"frame {entry.seq} is left out, as it was when it came")
             continue
-        try:
-            frame = decode(entry.payload)
-            model, lost = _resolved(store, frame, report)
-            verdicts = detector.apply(Sequenced(entry.seq, entry.line, frame, model))
-        except Exception as exc:  # whatever it is, it must not keep the daemon from starting
-            raise _Poison(entry) from exc
-        if isinstance(frame, ModelFrame):
-            withdraw = frame if lost else None
+        deliver(fold.apply(entry))
         report.replayed_lines += entry.count
-        deliver(verdicts)
         alive()
+    detector = fold.detector
     line = max(found.last_line, detector.line)
-    report.lost_lines = found.lost_lines + sum(entry.count for entry in skipped.values())
+    report.lost_lines = found.lost_lines
     model_to_use = None
-    if found.snapshot is None and not detector.seq and found.models:
+    if snapshot is None and not detector.seq and found.models:
         model_to_use = _any_model(store, found, report)
-    if found.snapshot is None and not detector.seq and not found.last_seq and model_to_use is None:
+    if snapshot is None and not detector.seq and not found.last_seq and model_to_use is None:
         report.tier = "fresh"
-    elif withdraw is not None or report.lost_lines or (found.snapshot is None and not detector.seq):
+    elif fold.lost or report.lost_lines or poisoned or (snapshot is None and not detector.seq):
         report.tier = "partial" if detector.seq or model_to_use else "fresh"
     else:
         report.tier = "full"
-    snapshot_seq = found.snapshot[0] if found.snapshot is not None else 0
-    return Recovered(detector, report, snapshot_seq, max(found.last_seq, detector.seq), line, model_to_use, withdraw)
+    return Recovered(
+        detector=detector,
+        report=report,
+        snapshot_seq=snapshot[0] if snapshot is not None else 0,
+        seq=max(found.last_seq, detector.seq),
+        line=line,
+        model=model_to_use,
+        withdraw=fold.withdraw,
+        skipped=said | poisoned.keys(),
+        unsaid=sorted(poisoned),
+    )
 
 
-def _from_snapshot(store: Store, found: Recovery, report: Report) -> tuple[Detector, ModelFrame | None]:
-    if found.snapshot is None:
-        return Detector(), None
-    _, line, columns = found.snapshot
-    report.snapshot_line = line
-    reference = model_in(columns)
-    if not reference.name:
-        return Detector.load(columns, None), None
-    try:
-        return Detector.load(columns, load_model(store, reference.name, reference.sha256)), None
-    except ModelError as exc:
-        _say_lost(report, reference, exc)
-        return Detector.load(columns, None), reference
+def _skips_in(entries: Iterable[Entry]) -> set[int]:
+    """The frames that skip frames among `entries` name."""
+    skips = set()
+    for entry in entries:
+        if entry.count:
+            continue
+        try:
+            frame = decode(entry.payload)
+        except ValueError:
+            # It will not be applied either: it is met again, and dealt with, as one of the entries.
+            continue
+        if isinstance(frame, SkipFrame):
+            skips.add(frame.seq)
+    return skips
 
 
-def _resolved(store: Store, frame: Frame, report: Report) -> tuple[Model | None, bool]:
-    """The model that `frame` names, and whether it should be there and is lost."""
-    if not isinstance(frame, ModelFrame) or not frame.name:
-        return None, False
-    try:
-        return load_model(store, frame.name, frame.sha256), False
-    except ModelError as exc:
-        _say_lost(report, frame, exc)
-        return None, True
+class Fold:
+    """A detector on its way from a snapshot (`columns`, None: from nothing) along the journal.
 
+    `withdraw` is a model in force whose file is lost; `lost` says whether anything that a frame or the snapshot
+    names was, with a note in `report` for each.
+    """
 
-def _say_lost(report: Report, reference: ModelFrame, exc: ModelError) -> None:
-    report.notes.append(f"model generation {reference.generation} is lost, only rules judge until retrained: {exc}")
+    def __init__(self, store: Store, report: Report, columns: Columns | None) -> None:
+        self.withdraw: ModelFrame | None = None
+        self.lost = False
+        self._store = store
+        self._report = report
+        self.detector = Detector() if columns is None else self._loaded(columns)
+
+    def apply(self, entry: Entry) -> Verdicts:
+        """Raises Poison when the frame cannot be applied; `skip` it in a new fold then."""
+        try:
+            frame = decode(entry.payload)
+        except ValueError as exc:
+            raise Poison(entry) from exc
+        item = self._resolved(entry, frame)
+        try:
+            return self.detector.apply(item)
+        except Exception as exc:  # whatever it is, it must not keep the daemon from starting
+            raise Poison(entry) from exc
+
+    def skip(self, entry: Entry) -> None:
+        frame: Frame | None
+        try:
+            frame = decode(entry.payload)
+        except ValueError:
+            frame = None
+        self.detector.skip(entry.seq, entry.line, frame)
+
+    def _loaded(self, columns: Columns) -> Detector:
+        self._report.snapshot_line = int(columns["line"])  # type: ignore[arg-type]
+        reference = model_in(columns)
+        return Detector.load(columns, self._model(reference))
+
+    def _resolved(self, entry: Entry, frame: Frame) -> Sequenced:
+        model = knowledge = None
+        if isinstance(frame, ModelFrame):
+            model = self._model(frame)
+        elif isinstance(frame, RestoreFrame):
+            knowledge = self._knowledge(frame)
+        return Sequenced(entry.seq, entry.line, frame, model, knowledge)
+
+    def _model(self, reference: ModelFrame) -> Model | None:
+        self.withdraw = None
+        if not reference.name:
+            return None
+        try:
+            return load_model(self._store, reference.name, reference.sha256)
+        except ModelError as exc:
+            self.withdraw, self.lost = reference, True
+            generation = reference.generation
+            self._note(f"model generation {generation} is lost, only rules judge until retrained: {exc}")
+            return None
+
+    def _knowledge(self, frame: RestoreFrame) -> Knowledge | None:
+        try:
+            _, columns = self._store.load_snapshot(frame.name, frame.sha256)
+        except (SnapshotError, FileNotFoundError, ValueError) as exc:
+            self.lost = True
+            self._note(f"what {frame.name} held was restored and is lost, newer knowledge is used instead: {exc}")
+            return None
+        return Knowledge(columns, self._model(model_in(columns)))
+
+    def _note(self, note: str) -> None:
+        if note not in self._report.notes:
+            self._report.notes.append(note)
 
 
 def _any_model(store: Store, found: Recovery, report: Report) -> tuple[ModelFrame, Model] | None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 from msgspec.structs import replace
@@ -24,13 +24,19 @@ from actors.sequencer import Request, Sequencer, submit
 from actors.training import TrainingStatus
 from daemon.control import ControlError
 from daemon.settings import Settings, SettingsError
-from detection.frames import FlushFrame, SettingsFrame
+from detection.frames import FlushFrame, RestoreFrame, SettingsFrame
 from detection.rules.engine import RuleSet
 from detection.rules.reading import RuleError
 from detection.settings import RuleText
 from detection.summary import Summary
 from detection.training_set import TrainingSet
+from persistence.model_file import ModelError
+from persistence.preamble import NewerFormatError
+from persistence.snapshot import SnapshotError
 from persistence.store import SnapshotInfo, Store
+
+if TYPE_CHECKING:
+    from daemon.recovery import Report
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +55,7 @@ class Running:
     ingest: IngestCounters
     requests: "trio.MemorySendChannel[Request]"
     store: Store
-    recovery: dict[str, Any]
+    recovery: "Report"
     loaded_digest: str
     loaded_line: int
 
@@ -59,6 +65,7 @@ class Service:
 
     def __init__(self, settings: Settings, version: str, now: Callable[[], float] = time.time) -> None:
         self.settings = settings
+        self.serving = False
         self.stopping = False
         self._version = version
         self._now = now
@@ -66,7 +73,7 @@ class Service:
         self._running: Running | None = None
 
     def run(self, running: Running) -> None:
-        """From here on there is a state to ask."""
+        """From here on there is a state to ask; lines are taken when `serving` is set."""
         self._running = running
 
     async def adopt(self, fresh: Settings, rules: tuple[RuleText, ...]) -> None:
@@ -91,8 +98,11 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         summary = self._summary()
+        condition, reason, since = self._condition()
         return {
-            "status": self._condition()[0],
+            "status": condition,
+            "reason": reason,
+            "since": since,
             "phase": self.phase(),
             "logs_processed": summary.line,
             "transformer_ready": summary.generation > 0,
@@ -101,11 +111,12 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         summary, settings = self._summary(), self.settings
-        condition, reason = self._condition()
+        condition, reason, since = self._condition()
         ready = summary.generation > 0
         status: dict[str, Any] = {
             "status": condition,
             "reason": reason,
+            "since": since,
             "version": self._version,
             "uptime_seconds": round(self._now() - self._began, 1),
             "phase": self.phase(),
@@ -129,7 +140,7 @@ class Service:
             **status,
             "training_in_progress": training.in_progress,
             **self._digest(running),
-            "recovery": running.recovery,
+            "recovery": running.recovery.as_dict(),
             "checkpoint": {**running.checkpoints.status(), "lines_at_risk": self._lines_at_risk(running)},
             "training": {
                 **training.as_dict(),
@@ -177,15 +188,19 @@ class Service:
             return "ensemble"
         return "training" if running is not None and running.training.in_progress else "warmup"
 
-    def _condition(self) -> tuple[str, str | None]:
+    def _condition(self) -> tuple[str, str | None, float | None]:
+        """What the daemon is doing; when that is not serving: why, and since when, where that is known."""
         running = self._running
         if self.stopping:
-            return "stopping", "the daemon is stopping"
+            return "stopping", "the daemon is stopping", None
         if running is None:
-            return "starting", "the state is being recovered"
-        if running.sequencer.trouble is not None:
-            return "degraded", f"lines wait: {running.sequencer.trouble.error}"
-        return "serving", None
+            return "starting", "the state is being recovered", self._began
+        trouble = running.sequencer.trouble
+        if trouble is not None:
+            return "degraded", f"lines wait: {trouble.error}", trouble.since
+        if not self.serving:
+            return "starting", "the state is being brought up to date", self._began
+        return "serving", None, None
 
     def _summary(self) -> Summary:
         return self._running.scoring.published.summary if self._running is not None else Summary()
@@ -240,6 +255,50 @@ class Service:
         found = await trio.to_thread.run_sync(self._ready().store.verify)
         return [{**_snapshot(info), "error": error} for info, error in reversed(found)]
 
+    async def pin_snapshot(self, name: str) -> dict[str, Any]:
+        return await self._pinned(name, True)
+
+    async def unpin_snapshot(self, name: str) -> dict[str, Any]:
+        return await self._pinned(name, False)
+
+    async def _pinned(self, name: str, pinned: bool) -> dict[str, Any]:
+        store = self._ready().store
+        try:
+            await trio.to_thread.run_sync(store.pin if pinned else store.unpin, name)
+        except (ValueError, FileNotFoundError):
+            _no_snapshot(name)
+        except OSError as exc:
+            raise ControlError(503, "not_written", f"the state directory cannot be written: {exc.strerror}") from exc
+        return {"name": name, "pinned": pinned}
+
+    async def restore_snapshot(self, name: str) -> dict[str, Any]:
+        from daemon.recovery import load_knowledge
+
+        running = self._ready()
+        store = running.store
+        if running.sequencer.trouble is not None:
+            raise ControlError(503, "degraded", f"nothing can be restored now: {running.sequencer.trouble.error}")
+        try:
+            await trio.to_thread.run_sync(store.hold, name)
+            sha256, knowledge = await trio.to_thread.run_sync(load_knowledge, store, name)
+            # Not given up again when the caller hangs up while the frame is on its way: it may need the file.
+            seq, line = await submit(running.requests, RestoreFrame(name, sha256), knowledge=knowledge)
+            after = await running.scoring.published.wait_for(seq)
+            store.release(name)
+        except (ValueError, FileNotFoundError):
+            _no_snapshot(name)
+        except (SnapshotError, ModelError, NewerFormatError) as exc:
+            store.release(name)
+            raise ControlError(409, "damaged", f"nothing was restored: {exc}") from exc
+        except (trio.ClosedResourceError, trio.BrokenResourceError, trio.EndOfChannel) as exc:
+            raise ControlError(503, "stopping", "the daemon is stopping") from exc
+        if after.restored < seq:
+            raise ControlError(500, "not_restored", f"{name} could not be restored; the log says why")
+        log.info("restored %s: what was known at its line is known again, from line %d on", name, line)
+        # A snapshot is due by itself; who asked is told when it is there.
+        saved = await self.checkpoint()
+        return {"name": name, "line": line, "seq": seq, "snapshot": saved}
+
     async def anomalies(self, after: str | None, limit: int) -> list[dict[str, Any]]:
         try:
             return self._ready().alerts.recent(after, limit)
@@ -255,6 +314,10 @@ class Service:
         if self._running is None:
             raise ControlError(503, "starting", "the state is still being recovered; try again in a moment")
         return self._running
+
+
+def _no_snapshot(name: str) -> NoReturn:
+    raise ControlError(404, "not_found", f"there is no snapshot {name!r}") from None
 
 
 def _snapshot(info: SnapshotInfo) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     tail = _add(choices, "tail", _tail, "follow what is flagged; Ctrl-C ends it")
     tail.add_argument("--all", action="store_true", help="a sample of everything else, too")
 
-    snapshots = choices.add_parser("snapshots", help="list or verify the saved states")
+    snapshots = choices.add_parser("snapshots", help="list, verify, keep or go back to the saved states")
     actions = snapshots.add_subparsers(metavar="ACTION", required=True)
     _add(actions, "list", _on_admin(commands.snapshots_list), "every snapshot: line, size, time")
     _add(
@@ -105,6 +105,13 @@ def _parser() -> argparse.ArgumentParser:
         _on_admin(commands.snapshots_verify),
         "read each and compare checksums; 1 when one is damaged",
     )
+    for action, command, text in (
+        ("pin", commands.snapshots_pin, "keep it for ever"),
+        ("unpin", commands.snapshots_unpin, "keep it only as long as the others"),
+        ("restore", commands.snapshots_restore, "know what it knew, from now on; line numbers and alerts go on"),
+    ):
+        one = _add(actions, action, _on_snapshot(command), text)
+        one.add_argument("name", metavar="NAME", help="as in the list: snapshot-00000000000000000812.msgpack")
     return parser
 
 
@@ -128,6 +135,10 @@ class _Version(argparse.Action):
 
 def _on_admin(command: Callable[[Admin, bool], int]) -> Command:
     return lambda args: command(_admin(args), args.json)
+
+
+def _on_snapshot(command: Callable[[Admin, bool, str], int]) -> Command:
+    return lambda args: command(_admin(args), args.json, args.name)
 
 
 def _detect(args: argparse.Namespace) -> int:

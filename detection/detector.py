@@ -7,7 +7,7 @@ and loaded in between.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,10 +21,14 @@ from detection.clock import LogClock
 from detection.ensemble import Ensemble
 from detection.frames import (
     FlushFrame,
+    Frame,
+    Knowledge,
     LinesFrame,
     ModelFrame,
+    RestoreFrame,
     Sequenced,
     SettingsFrame,
+    SkipFrame,
     TickFrame,
     count_lines,
 )
@@ -43,9 +47,14 @@ from detection.templates import TemplateTable
 from detection.training_set import TrainingSet
 from detection.verdicts import Rows, Verdicts, rows_of
 
+FORMAT = 1  # of the columns of `Detector.export`; a change that `load` must know of raises it
 CHUNK_LINES = 4096
 _DAY = 86_400.0
 _RATE_MEMORY_DAYS = 7.0
+
+
+class NewerStateError(ValueError):
+    """A state that a later version of the program exported. The message says so."""
 
 
 @dataclass(slots=True)
@@ -103,6 +112,9 @@ class Detector:
         self._history = History()
         self._recent = RecentLines()
         self._closings_at_line = 0  # so that ids of sessions closed at one line never repeat
+        self._generations = 0  # the highest that was ever in force
+        self._restored = 0  # seq of the last restore
+        self._forgotten_lines = 0  # between the snapshot of a restore and the restore, since the model in force
 
     def apply(self, item: Sequenced) -> Verdicts:
         """Fold one frame into the state. After an exception the state is undefined: load another.
@@ -110,12 +122,7 @@ class Detector:
         A gap in the line numbers is lines that were lost; they are counted.
         """
         frame, lines = item.frame, count_lines(item.frame)
-        lost = item.line - lines - self.line
-        if item.seq <= self.seq or lost < 0:
-            raise ValueError(f"frame {item.seq} (line {item.line}) after frame {self.seq} (line {self.line})")
-        if lost:
-            self._counters.lost_lines += lost
-            self._move_to(self.line + lost)
+        self._lose_before(item, lines)
         match frame:
             case LinesFrame():
                 batches = self._take(frame)
@@ -127,9 +134,33 @@ class Detector:
                 batches = self._install(frame, item.model)
             case SettingsFrame():
                 batches = self._adopt(frame)
+            case RestoreFrame():
+                batches = self._restore(item.seq, item.knowledge)
+            case SkipFrame():
+                batches = []
         self.seq = item.seq
         self._counters.flagged += sum(int(rows.flagged.sum()) for rows in batches)
         return Verdicts(item.seq, self.line, lines, tuple(batches))
+
+    def skip(self, seq: int, line: int, frame: Frame | None) -> None:
+        """Instead of `apply`, for a frame on which it raised: its lines are lost, and counted.
+
+        Only where its sources stand is taken from it, so that the line one of them began in it is whole in the
+        end, and nobody sends again what is in the journal. `frame` is None when it could not even be decoded.
+        """
+        self._lose_before(Sequenced(seq, line, SkipFrame(seq)), 0)
+        if isinstance(frame, LinesFrame):
+            self._living.pass_over(frame.segments)
+        self.seq = seq
+
+    def _lose_before(self, item: Sequenced, lines: int) -> None:
+        """Count what is missing between the last line and the `lines` of `item`."""
+        lost = item.line - lines - self.line
+        if item.seq <= self.seq or lost < 0:
+            raise ValueError(f"frame {item.seq} (line {item.line}) after frame {self.seq} (line {self.line})")
+        if lost:
+            self._counters.lost_lines += lost
+            self._move_to(self.line + lost)
 
     # --- the kinds of frames ------------------------------------------------------------------------
 
@@ -158,6 +189,8 @@ class Detector:
     def _install(self, frame: ModelFrame, model: Model | None) -> list[Rows]:
         """Let `model` judge from here on; without one (withdrawn, or its file is lost) only rules are left."""
         self.model = frame
+        self._generations = max(self._generations, frame.generation)
+        self._forgotten_lines = 0
         self._use(model)
         for name in ("scored", "worst", "total", "oddity"):  # measured by another model
             self._sessions.column[name][:] = 0
@@ -168,6 +201,28 @@ class Detector:
         self._ensemble = Ensemble(model) if model is not None else None
         if model is not None and not len(self._templates):
             self._templates = TemplateTable.load(model.templates)
+
+    def _restore(self, seq: int, knowledge: Knowledge | None) -> list[Rows]:
+        """Know what `knowledge` knew: templates, model, training buffer, rate of sessions. The rest goes on.
+
+        Open sessions end here, judged by what was known until now, and those that were open in the snapshot stay
+        closed: they had their end when they ended. Settings, rules, the clock, the texts of the last lines and
+        all counts are facts about now, not knowledge. Ids of templates and generations of models are not given
+        twice. Without `knowledge` (its snapshot is lost) only the sessions end.
+        """
+        batches = self._close(self._sessions.all_open())
+        self._restored = seq
+        if knowledge is None:
+            return batches
+        then = Detector.load(knowledge.state, knowledge.model)
+        self._templates, created = then._templates, self._templates.created
+        self._templates.created = max(self._templates.created, created)
+        self._templates.evicted = self._templates.created - len(self._templates)
+        self.model, self._ensemble, self._history = then.model, then._ensemble, then._history
+        self._generations = max(self._generations, then._generations)
+        self._forgotten_lines = then._forgotten_lines + self.line - then.line
+        self._rate = replace(then._rate, clock=self._rate.clock)
+        return batches
 
     def _adopt(self, frame: SettingsFrame) -> list[Rows]:
         other_sessions = frame.settings.session != self.settings.session
@@ -327,7 +382,7 @@ class Detector:
     def training_set(self) -> TrainingSet:
         """What the next generation is to learn from; a copy."""
         sequences = self._history.sequences()
-        generation = self.model.generation + 1
+        generation = self._generations + 1
         return TrainingSet(
             generation=generation,
             line=self.line,
@@ -348,7 +403,7 @@ class Detector:
 
     def summary(self) -> Summary:
         ensemble, learning = self._ensemble, self.settings.learning
-        since = self.line - (ensemble.line if ensemble else 0)
+        since = self.line - (ensemble.line if ensemble else 0) - self._forgotten_lines
         alpha, floor_binding = self.alpha()
         return Summary(
             seq=self.seq,
@@ -378,6 +433,7 @@ class Detector:
             floor_binding=floor_binding,
             sessions_per_day=self._rate.per_day(),
             calibration=ensemble.calibration if ensemble else 0,
+            restored=self._restored,
         )
 
     # --- the state as columns -----------------------------------------------------------------------
@@ -385,10 +441,14 @@ class Detector:
     def export(self) -> State:
         """A copy of everything, as plain columns; `load` makes a detector of it that is this one."""
         return {
+            "format": FORMAT,
             "seq": self.seq,
             "line": self.line,
             "received": self._received,
             "closings_at_line": self._closings_at_line,
+            "generations": self._generations,
+            "restored": self._restored,
+            "forgotten_lines": self._forgotten_lines,
             "settings": msgspec.json.encode(self.settings),
             "rules": msgspec.json.encode(self.rule_texts),
             "model": msgspec.json.encode(self.model),
@@ -406,12 +466,21 @@ class Detector:
     def load(cls, state: Columns, model: Model | None) -> "Detector":
         """The detector that exported `state`; `model` is what `model_in(state)` names, None if it names none.
 
-        Raises KeyError, TypeError or ValueError when `state` is not an export.
+        Raises KeyError, TypeError or ValueError when `state` is not an export, `NewerStateError` when it is one of
+        a later version of the program.
         """
+        found = int(state["format"])  # type: ignore[arg-type]
+        if found > FORMAT:
+            raise NewerStateError(
+                f"the state has format {found}, this program knows formats up to {FORMAT}; use a newer vigild"
+            )
         detector = cls()
         detector.seq, detector.line = int(state["seq"]), int(state["line"])  # type: ignore[arg-type]
         detector._received = float(state["received"])  # type: ignore[arg-type]
         detector._closings_at_line = int(state["closings_at_line"])  # type: ignore[arg-type]
+        detector._generations = int(state["generations"])  # type: ignore[arg-type]
+        detector._restored = int(state["restored"])  # type: ignore[arg-type]
+        detector._forgotten_lines = int(state["forgotten_lines"])  # type: ignore[arg-type]
         detector._counters = Counters(**part("counters", state))  # type: ignore[arg-type]
         detector._rate = SessionRate(**part("rate", state))  # type: ignore[arg-type]
         detector._living = LivingSources.load(part("sources", state))

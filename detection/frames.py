@@ -9,6 +9,12 @@ before it is applied, so this module's encoding is a file format:
     settings {"type": "settings", "settings": {...}, "rules": [{"name", "text"}, ...]}   always in full
     tick     {"type": "tick", "received"}        silence: the log clock moves though no line came
     flush    {"type": "flush", "received"}       every open session closes
+    skip     {"type": "skip", "seq"}             frame `seq`, before this one, could not be applied: whoever
+                                                 replays it skips it, too
+    restore  {"type": "restore", "name", "sha256"}   what is known becomes what snapshot `name` holds
+
+A new type of frame, or a field that an older program must not overlook, raises `persistence.segment.VERSION`: to
+an older program a frame it does not know would be one that cannot be applied, and its lines would be lost.
 
 A segment holds the bytes of one source exactly as they were consumed from it, except that what a line
 holds beyond `max_line_bytes` is already cut out. A segment may begin and end in the middle of a line:
@@ -25,6 +31,7 @@ import msgspec
 
 from detection.model import Model
 from detection.settings import DetectionSettings, RuleText
+from detection.state import Columns
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -72,20 +79,43 @@ class FlushFrame(msgspec.Struct, frozen=True, tag="flush"):
     received: float
 
 
-Frame = LinesFrame | ModelFrame | SettingsFrame | TickFrame | FlushFrame
+class SkipFrame(msgspec.Struct, frozen=True, tag="skip"):
+    """Frame `seq` was left out of the state. Applying this changes nothing; a replay looks for it beforehand."""
+
+    seq: int
+
+
+class RestoreFrame(msgspec.Struct, frozen=True, tag="restore"):
+    """Knowledge becomes that of the snapshot in the file `name`, whose body has this SHA-256."""
+
+    name: str
+    sha256: str
+
+
+Frame = LinesFrame | ModelFrame | SettingsFrame | TickFrame | FlushFrame | SkipFrame | RestoreFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """The state a snapshot holds, and the model that was in force in it (None: there was none, or it is lost)."""
+
+    state: Columns
+    model: Model | None
 
 
 @dataclass(frozen=True, slots=True)
 class Sequenced:
     """A frame with its place: `seq` counts frames from 1, `line` is the last line number through it.
 
-    `model` is what a `ModelFrame` names, resolved; None for every other frame.
+    What a frame names comes resolved: `model` for a `ModelFrame`, `knowledge` for a `RestoreFrame`; None when it
+    is lost, and for every other frame.
     """
 
     seq: int
     line: int
     frame: Frame
     model: Model | None = None
+    knowledge: Knowledge | None = None
 
 
 def count_lines(frame: Frame) -> int:

@@ -32,6 +32,7 @@ class Summary:
     floor_binding: bool = False
     sessions_per_day: float = 0.0
     calibration: int = 0
+    restored: int = 0  # seq of the last restore
 
     @property
     def phase(self) -> str:

@@ -96,7 +96,7 @@ class Store:
         # The seq up to which the journal had come when a model or a snapshot was last resolved by name.
         self._used: dict[str, float] = {}
         # Held by whoever looks through snapshots and segments, and by whoever takes some away.
-        self._files = threading.Lock()
+        self._files = threading.RLock()
         self._empty_training()
 
     def recover(self) -> Recovery:
@@ -208,19 +208,18 @@ class Store:
             raise SnapshotError(f"{path}: is another snapshot than the one that was meant")
         return header.sha256, columns
 
-    @contextmanager
-    def held(self, name: str) -> Iterator[None]:
-        """Keep snapshot `name` meanwhile, and after that as long as a frame journaled meanwhile may need it.
+    def hold(self, name: str) -> None:
+        """Keep snapshot `name` until `release`.
 
         Raises ValueError for what is no name of one, FileNotFoundError when there is none.
         """
         with self._files:
             self._snapshot_path(name).stat()
             self._used[name] = math.inf
-        try:
-            yield
-        finally:
-            self._used[name] = self._reached()
+
+    def release(self, name: str) -> None:
+        """Keep it only as long as a frame that was journaled meanwhile may need it. Does not wait."""
+        self._used[name] = self._reached()
 
     @contextmanager
     def reading_back(self, before: int) -> Iterator[tuple[dict[str, Value] | None, Iterator[Entry]]]:

@@ -28,6 +28,7 @@ from daemon.api.bodies import (
 from daemon.api.events import Streams
 from daemon.api.guards import check_host, check_origin, check_token
 from daemon.control import Control, ControlError
+from persistence.directory import SNAPSHOT
 
 PREFIXES = ("", "/anomaly")
 BODY_SECONDS = 10  # a body that takes longer is refused with 408
@@ -45,7 +46,7 @@ HEADERS = {
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[], Awaitable[Response]]
+Handler = Callable[..., Awaitable[Response]]
 
 
 def create_app(control: Control, *, hosts: Collection[str], token: str | None) -> QuartTrio:
@@ -182,11 +183,30 @@ def _add_asking(app: QuartTrio, control: Control) -> None:
     async def verify_snapshots() -> Response:
         return _json({"snapshots": await control.verify_snapshots()})
 
+    async def restore_snapshot(name: str) -> Response:
+        return _json(await control.restore_snapshot(_snapshot_name(name)))
+
+    async def pin_snapshot(name: str) -> Response:
+        return _json(await control.pin_snapshot(_snapshot_name(name)))
+
+    async def unpin_snapshot(name: str) -> Response:
+        return _json(await control.unpin_snapshot(_snapshot_name(name)))
+
     _route(app, "/detect", detect, "POST")
     _route(app, "/detect/batch", detect_batch, "POST")
     _route(app, "/checkpoint", checkpoint, "POST")
     _route(app, "/flush", flush, "POST")
     _route(app, "/snapshots/verify", verify_snapshots, "POST")
+    _route(app, "/snapshots/<name>/restore", restore_snapshot, "POST")
+    _route(app, "/snapshots/<name>/pin", pin_snapshot, "POST")
+    _route(app, "/snapshots/<name>/unpin", unpin_snapshot, "POST")
+
+
+def _snapshot_name(name: str) -> str:
+    """`name` from the URL, when it is one that a snapshot can have; nothing else goes near a path."""
+    if not SNAPSHOT.fullmatch(name):
+        raise ControlError(404, "not_found", f"{name[:80]!a} is not the name of a snapshot")
+    return name
 
 
 async def _body() -> bytes:

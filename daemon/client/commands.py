@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from daemon.client.admin import Admin, Failure, UsageError
 from daemon.client.render import (
@@ -88,6 +89,37 @@ def snapshots_verify(admin: Admin, as_json: bool) -> int:
     if damaged:
         raise Failure(f"damaged: {printable(', '.join(damaged))}")
     return 0
+
+
+def snapshots_pin(admin: Admin, as_json: bool, name: str) -> int:
+    answer = admin.post(f"/snapshots/{_snapshot(name)}/pin").body
+    _show(answer, as_json, lambda: print(f"{printable(answer['name'])} is kept for ever"))
+    return 0
+
+
+def snapshots_unpin(admin: Admin, as_json: bool, name: str) -> int:
+    answer = admin.post(f"/snapshots/{_snapshot(name)}/unpin").body
+    _show(answer, as_json, lambda: print(f"{printable(answer['name'])} is kept as long as the others"))
+    return 0
+
+
+def snapshots_restore(admin: Admin, as_json: bool, name: str) -> int:
+    answer = admin.post(f"/snapshots/{_snapshot(name)}/restore").body
+    saved = answer["snapshot"]
+    _show(
+        answer,
+        as_json,
+        lambda: print(
+            f"restored {printable(answer['name'])}: what it knew is known again from line {answer['line']:,} on; "
+            f"saved as {printable(saved['path'])}, digest {printable(saved['digest'])}"
+        ),
+    )
+    return 0
+
+
+def _snapshot(name: str) -> str:
+    """`name` as part of a URL, also where somebody gave the path of the file."""
+    return quote(name.rpartition("/")[2], safe="")
 
 
 def send_file(source: str, socket_path: str | None, env: Mapping[str, str], as_json: bool) -> int:

@@ -20,6 +20,7 @@ class FakeSummary:
     seq: int = 0
     line: int = 0
     training_due: bool = False
+    restored: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class FakeDetector:
     tails: dict[str, bytes] = field(default_factory=dict)
     warmup_lines: int = 1_000_000
     model: str = ""
+    restored: int = 0
     gate: threading.Event | None = None
     calls: list[str] = field(default_factory=list)
 
@@ -103,7 +105,8 @@ class FakeDetector:
         return FakeTrainingSet(generation=1, line=self.line)
 
     def summary(self) -> FakeSummary:
-        return FakeSummary(self.seq, self.line, self.line >= self.warmup_lines and not self.model)
+        due = self.line >= self.warmup_lines and not self.model
+        return FakeSummary(self.seq, self.line, due, self.restored if self.restored <= self.seq else 0)
 
 
 @dataclass

@@ -258,3 +258,50 @@ async def test_a_snapshot_that_cannot_be_followed_by_a_new_segment_stands() -> N
         await flow.log(b"x")
         assert (await flow.checkpoints.request()).line == 1
         assert flow.checkpoints.status()["error"] is None
+
+
+async def test_when_the_disk_is_back_a_snapshot_is_written_at_once(mock_clock: MockClock) -> None:
+    store = FakeStore()
+    async with flowing(Flow(store)) as flow:
+        await flow.log(b"x")
+        await flow.applied()
+        store.full = True
+        mock_clock.autojump_threshold = 0.05
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flow.log, b"y")
+            await until(lambda: flow.sequencer.trouble is not None)
+            await trio.sleep(60)
+            assert store.snapshots == []
+            store.full = False
+        mock_clock.autojump_threshold = float("inf")
+        # No time passes from here on: neither lines nor seconds bring it.
+        await until(lambda: bool(store.snapshots))
+        assert [line for _, line, _, _ in store.snapshots] == [2]
+
+
+async def test_after_a_restore_a_snapshot_is_written_at_once_and_again_when_that_fails(mock_clock: MockClock) -> None:
+    store = FakeStore(snapshots_fail=True)
+    async with flowing(Flow(store)) as flow:
+        await flow.log(b"x")
+        await flow.applied()
+        assert flow.checkpoints.failures == 0
+        flow.detector.restored = 2
+        await flow.log(b"y")
+        await until(lambda: flow.checkpoints.failures == 1)
+        store.snapshots_fail = False
+        mock_clock.jump(FAILED_PAUSE_SECONDS)
+        await until(lambda: bool(store.snapshots))
+        assert [seq for seq, _, _, _ in store.snapshots] == [2]
+
+
+async def test_a_disk_that_stays_full_is_said_once(mock_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    store = FakeStore(snapshots_fail=True)
+    async with flowing(Flow(store)) as flow:
+        await flow.log(b"x")
+        for _ in range(5):
+            with pytest.raises(CheckpointError, match="No space left"):
+                await flow.checkpoints.request()
+        assert len(caplog.records) == 1
+        store.snapshots_fail = False
+        await flow.checkpoints.request()
+        assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]

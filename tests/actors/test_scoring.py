@@ -80,6 +80,30 @@ async def test_after_a_frame_that_raised_half_way_the_state_is_not_given_to_anyo
     assert scoring.published.summary.seq == 1
 
 
+async def test_a_frame_that_raises_is_left_out_and_nobody_sees_the_spoilt_state(nursery: trio.Nursery) -> None:
+    left_out: list[tuple[int, str]] = []
+
+    def without(item: Sequenced, error: Exception) -> FakeDetector:
+        left_out.append((item.seq, str(error)))
+        return FakeDetector(seq=item.seq, line=item.line, text=b"read back\n")
+
+    scoring: Scoring[FakeSummary, FakeTrainingSet] = Scoring(FakeDetector(), without)
+    frames_in, frames = trio.open_memory_channel[Sequenced](8)
+    verdicts_in, verdicts = trio.open_memory_channel[Verdicts](8)
+    await nursery.start(run_scoring, scoring, frames, verdicts_in, lambda: None)
+    for item in (frame(1, 1), frame(2, 3, b"a\nPOISON\n"), frame(3, 4, b"BAD\n")):
+        frames_in.send_nowait(item)
+    said = [await verdicts.receive() for _ in range(3)]
+    assert left_out == [(2, "poison")]
+    assert [(v.seq, v.line, v.lines, v.flagged(), len(list(v.records()))) for v in said[:2]] == [
+        (1, 1, 1, [], 1),
+        (2, 3, 0, [], 0),
+    ]
+    assert [record["id"] for record in said[2].flagged()] == ["4"]
+    assert (await scoring.export())[1]["text"] == b"read back\nBAD\n"
+    frames_in.close()
+
+
 async def test_a_cancelled_turn_leaves_the_state_whole() -> None:
     scoring = scoring_of(FakeDetector())
     with trio.CancelScope() as scope:

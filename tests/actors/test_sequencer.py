@@ -118,6 +118,7 @@ async def test_a_full_disk_holds_sources_back_and_the_same_frame_is_written_when
         await item.committed.wait()
         assert trio.current_time() - began <= 10
         assert run.sequencer.trouble is None
+        assert run.sequencer.heals == 1
         assert [entry.seq for entry in store.entries] == [8]
         assert len(caplog.records) == 2, "one error when it begins, one word when it is over"
 

@@ -119,6 +119,23 @@ class FakeControl:
         found[0]["error"] = self.broken_snapshot
         return found
 
+    async def pin_snapshot(self, name: str) -> dict[str, Any]:
+        return await self._snapshot("pin", name, {"name": name, "pinned": True})
+
+    async def unpin_snapshot(self, name: str) -> dict[str, Any]:
+        return await self._snapshot("unpin", name, {"name": name, "pinned": False})
+
+    async def restore_snapshot(self, name: str) -> dict[str, Any]:
+        answer = {"name": name, "line": 51234, "seq": 813, "snapshot": await self.checkpoint()}
+        return await self._snapshot("restore", name, answer)
+
+    async def _snapshot(self, action: str, name: str, answer: dict[str, Any]) -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        if self.error:
+            raise self.error
+        self.asked.append((action, name))
+        return answer
+
     async def anomalies(self, after: str | None, limit: int) -> list[dict[str, Any]]:
         await trio.lowlevel.checkpoint()
         self.asked.append(("anomalies", after, limit))

@@ -12,6 +12,7 @@ from quart.wrappers import Response
 from daemon.api import events
 from daemon.api.app import create_app
 from daemon.api.bodies import MAX_BODY_BYTES, decode, encode
+from daemon.control import ControlError
 from tests.daemon.fake_control import FakeControl, record, unavailable
 
 
@@ -250,6 +251,25 @@ async def test_snapshots_are_listed_and_verified(control: FakeControl, call: Cal
     verified = (await call("POST", "/snapshots/verify"))[1]["snapshots"]
     assert [one["name"] for one in listed] == [one["name"] for one in verified]
     assert [one["error"] for one in verified] == ["checksum mismatch", None]
+
+
+async def test_snapshots_are_pinned_and_restored_by_names_that_are_names(control: FakeControl, call: Caller) -> None:
+    name = "snapshot-00000000000000000812.msgpack"
+    assert (await call("POST", f"/snapshots/{name}/pin"))[1] == {"name": name, "pinned": True}
+    assert (await call("POST", f"/anomaly/snapshots/{name}/unpin"))[1] == {"name": name, "pinned": False}
+    assert (await call("POST", f"/snapshots/{name}/restore"))[1]["line"] == 51234
+    assert [asked for asked in control.asked if asked != "checkpoint"] == [
+        ("pin", name), ("unpin", name), ("restore", name)
+    ]  # fmt: skip
+    control.asked.clear()
+    for bad in ("..%2f" + name, "%2e%2e", "lock", name + ".pin", name + "%00", name + "%0a", "x" * 5000):
+        for action in ("pin", "unpin", "restore"):
+            status, body = await call("POST", f"/snapshots/{bad}/{action}")
+            assert (status, body["error"]["code"]) == (404, "not_found"), bad
+    assert (await call("GET", f"/snapshots/{name}/restore"))[0] == 405
+    assert control.asked == []
+    control.error = ControlError(409, "damaged", "nothing was restored: checksum mismatch")
+    assert (await call("POST", f"/snapshots/{name}/restore"))[0] == 409
 
 
 async def test_metrics_come_from_the_status(control: FakeControl, call: Caller) -> None:

@@ -209,6 +209,14 @@ async def test_checkpoint_flush_and_snapshots(tmp_path: Path) -> None:
         assert "sessions closed 12" in (await ask("flush", env=env))[1]
         assert "snapshot-812.msgpack" in (await ask("snapshots", "list", env=env))[1]
         assert (await ask("snapshots", "verify", env=env))[0] == 0
+        name = "snapshot-00000000000000000812.msgpack"
+        assert "kept for ever" in (await ask("snapshots", "pin", name, env=env))[1]
+        assert "as long as the others" in (await ask("snapshots", "unpin", f"/s/{name}", env=env))[1]
+        status, out, _ = await ask("snapshots", "restore", name, env=env)
+        assert status == 0 and f"restored {name}: what it knew is known again from line 51,234 on" in out
+        assert ("restore", name) in control.asked
+        status, _, err = await ask("snapshots", "restore", "../lock", env=env)
+        assert (status, err) == (1, "vigilctl: 'lock' is not the name of a snapshot\n")
         control.broken_snapshot = "checksum mismatch"
         status, out, err = await ask("snapshots", "verify", env=env)
         assert (status, err) == (

@@ -449,10 +449,11 @@ def test_a_snapshot_that_a_frame_needs_is_kept_until_two_states_after_it_are(dir
         for seq in (1, 2):
             append(store, seq)
             store.write_snapshot(seq, 10 * seq, {"seq": seq})
-        with store.held(snapshot_name(1)):
-            sha256, columns = store.load_snapshot(snapshot_name(1))
-            assert columns == {"seq": 1}
-            append(store, 3)  # the frame that names it
+        store.hold(snapshot_name(1))
+        sha256, columns = store.load_snapshot(snapshot_name(1))
+        assert columns == {"seq": 1}
+        append(store, 3)  # the frame that names it
+        store.release(snapshot_name(1))
         held = []
         for seq in (3, 4, 5):
             if seq > 3:
