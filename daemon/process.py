@@ -250,7 +250,7 @@ class _Daemon:
         """Start what ends by itself when its input does."""
         frames_in, frames = trio.open_memory_channel[Sequenced](QUEUED_FRAMES)
         await flow.start(run_checkpoint, running.checkpoints)
-        await flow.start(run_scoring, running.scoring, frames, verdicts, self._notifier.watchdog)
+        await flow.start(run_scoring, running.scoring, frames, verdicts.clone(), self._notifier.watchdog)
         idle_seconds = self._settings.session.idle_seconds
         await flow.start(partial(run_sequencer, running.sequencer, requests, frames_in, idle_seconds=idle_seconds))
 
