@@ -52,7 +52,7 @@ class Vigild:
         self._log = home / "log"
         self._config = home / "vigild.toml"
         self._config.write_text(settings)
-        self._command = [
+        self.command = [
             sys.executable,
             "-m",
             "daemon.main",
@@ -74,7 +74,7 @@ class Vigild:
     def launch(self) -> "Vigild":
         """Start the process and return at once."""
         with open(self._log, "ab") as log:
-            self.process = subprocess.Popen(self._command, env=self._env, stdin=subprocess.DEVNULL, stderr=log)
+            self.process = subprocess.Popen(self.command, env=self._env, stdin=subprocess.DEVNULL, stderr=log)
         return self
 
     def start(self) -> "Vigild":

@@ -11,9 +11,9 @@ sys.exit(main(sys.argv[1:]))
 
 def alter(daemon: Vigild, code: str) -> None:
     """Have `code` run in the process of `daemon` before anything else, from its next start on."""
-    daemon._command[1:3] = ["-c", code + _RUN]
+    daemon.command[1:3] = ["-c", code + _RUN]
 
 
 def restore(daemon: Vigild) -> None:
     """Undo `alter`."""
-    daemon._command[1:3] = ["-m", "daemon.main"]
+    daemon.command[1:3] = ["-m", "daemon.main"]

@@ -1,0 +1,304 @@
+"""A disk that cannot be written, under the real daemon: what was confirmed is there, and it heals by itself.
+
+`VIGILD_DISK_SECONDS` is how long the disk stays full (2 by default, 60 in the long form).
+"""
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from benchmarks.running import Vigild, sample_lines, vigild
+from tests.faults.altered import alter, restore
+
+FULL_SECONDS = float(os.environ.get("VIGILD_DISK_SECONDS", "2"))
+HEALED_SECONDS = 10.0
+# What is left of a stop when the disk cannot be written: see `daemon.process.DEGRADED_DRAIN_SECONDS`.
+STOPPED_SECONDS = 15.0
+DISK_BYTES = 48 << 20
+
+NO_RETRY = """
+import actors.sequencer
+actors.sequencer.RETRY_SECONDS = 1e6
+"""
+CONFIRMS_WHAT_IS_NOT_WRITTEN = """
+from persistence.journal import JournalError
+from persistence.store import Store
+append = Store.append
+def lying(self, entries):
+    try:
+        append(self, entries)
+    except JournalError:
+        self._journal.seq, self._journal.line = entries[-1].seq, entries[-1].line
+Store.append = lying
+"""
+
+
+@contextmanager
+def small_disk(home: Path) -> Iterator[Path]:
+    """`home` with its state on a disk of its own."""
+    state = home / "state"
+    state.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0700", "tmpfs", str(state)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield home
+    finally:
+        subprocess.run(["umount", "--lazy", str(state)], check=True)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path) as home:
+        yield home
+
+
+def fill(daemon: Vigild) -> None:
+    """Leave not a byte."""
+    with open(daemon.state / "filler", "ab", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError as exc:
+                assert exc.errno == errno.ENOSPC
+
+
+def free(daemon: Vigild) -> None:
+    (daemon.state / "filler").unlink()
+
+
+class Sender(threading.Thread):
+    """Sends batches one after the other, each on a connection of its own; `confirmed` counts lines."""
+
+    def __init__(self, daemon: Vigild, lines: int = 100) -> None:
+        super().__init__(daemon=True)
+        self.confirmed = 0
+        self.error: Exception | None = None
+        self._daemon = daemon
+        self._batch = sample_lines()[:lines]
+        self._over = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        try:
+            while not self._over.is_set():
+                self._daemon.send_lines(self._batch)
+                self.confirmed += len(self._batch)
+        except (OSError, AssertionError) as exc:  # a reset: this batch is not confirmed
+            self.error = exc
+
+    def finish(self) -> int:
+        """Stop after the batch under way; the number of lines confirmed in all."""
+        self._over.set()
+        self.join(60.0)
+        assert not self.is_alive()
+        return self.confirmed
+
+
+def degraded(daemon: Vigild) -> bool:
+    return bool(daemon.health()["status"] == "degraded")
+
+
+def healed(daemon: Vigild, began: float) -> None:
+    """Lines flow again, and a snapshot was taken at once."""
+    daemon.wait(lambda: daemon.health()["status"] == "serving", HEALED_SECONDS)
+    daemon.wait(lambda: (daemon.status()["checkpoint"]["last_time"] or 0) > began, HEALED_SECONDS)
+    assert time.time() - began < HEALED_SECONDS
+
+
+def recovered_lines(daemon: Vigild) -> int:
+    daemon.start()
+    recovery = daemon.status()["recovery"]
+    assert (recovery["lost_lines"], recovery["set_aside"]) == (0, [])
+    lines: int = daemon.status()["logs_processed"]
+    return lines
+
+
+def test_a_full_disk_makes_lines_wait_and_nothing_else(home: Path) -> None:
+    with vigild(home, every_lines=2000) as daemon:
+        daemon.start()
+        sender = Sender(daemon)
+        daemon.wait(lambda: daemon.status()["checkpoint"]["last_line"] > 0)
+        fill(daemon)
+        began = time.time()
+        daemon.wait(lambda: degraded(daemon))
+        waiting = sender.confirmed
+        until = time.monotonic() + FULL_SECONDS
+        while time.monotonic() < until:
+            answer = daemon.api.get("/health")
+            assert (answer.status_code, answer.json()["status"]) == (503, "degraded")
+            assert "No space left" in answer.json()["reason"]
+            assert began - 1 < answer.json()["since"] < time.time()
+            assert daemon.api.get("/").status_code == 200
+            assert daemon.status()["reason"] == answer.json()["reason"]
+            assert len(daemon.post("/detect/batch", {"log_lines": ["a", "b"]})["results"]) == 2
+            assert daemon.api.get("/anomalies").status_code == daemon.api.get("/snapshots").status_code == 200
+            assert daemon.api.post("/checkpoint").status_code == 503
+            time.sleep(0.2)
+        assert sender.confirmed == waiting
+        assert "sources wait" in daemon.log and daemon.log.count("ERROR") < 5
+
+        free(daemon)
+        healed(daemon, time.time())
+        total = sender.finish()
+        daemon.applied(total)
+        daemon.kill()
+        assert sender.error is None and total > waiting
+        assert recovered_lines(daemon) == total
+
+
+def test_killed_and_started_while_the_disk_is_full_it_has_what_was_confirmed(home: Path) -> None:
+    with vigild(home, every_lines=2000) as daemon:
+        daemon.start()
+        sender = Sender(daemon)
+        daemon.wait(lambda: sender.confirmed > 2500)
+        fill(daemon)
+        daemon.wait(lambda: degraded(daemon))
+        daemon.kill()
+        total = sender.finish()
+        assert sender.error is not None, "the batch under way is not confirmed"
+
+        daemon.start()
+        assert daemon.status()["logs_processed"] == total
+        sender = Sender(daemon)
+        daemon.wait(lambda: degraded(daemon))
+        free(daemon)
+        healed(daemon, time.time())
+        total += sender.finish()
+        daemon.kill()
+        assert recovered_lines(daemon) == total
+
+
+def test_a_stop_on_a_full_disk_does_not_hang_and_says_what_failed(home: Path) -> None:
+    with vigild(home) as daemon:
+        daemon.start()
+        sender = Sender(daemon)
+        daemon.wait(lambda: sender.confirmed > 500)
+        fill(daemon)
+        daemon.wait(lambda: degraded(daemon))
+        began = time.monotonic()
+        assert daemon.stop() == 1
+        assert time.monotonic() - began < STOPPED_SECONDS
+        last = daemon.log.splitlines()[-1]
+        assert last.startswith("vigild: no snapshot") and "No space left" in last
+        assert "Traceback" not in daemon.log
+        total = sender.finish()
+        free(daemon)
+        assert recovered_lines(daemon) == total
+
+
+def test_files_that_may_not_grow_roll_on_and_the_rest_waits(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE: the kernel cuts a write short and raises SIGXFSZ; journal and snapshot meet EFBIG."""
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    with vigild(tmp_path, every_lines=1000) as daemon:
+        daemon.start()
+        assert daemon.process is not None
+        pid = daemon.process.pid
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
+        for number in range(30):
+            daemon.send_lines(sample_lines()[:50])
+            assert daemon.health()["status"] == "serving", number
+        daemon.wait(lambda: "File too large" in (daemon.status()["checkpoint"]["error"] or ""))
+        daemon.applied(1500)  # scoring goes on
+        sender = Sender(daemon, lines=300)  # more than a segment may hold
+        daemon.wait(lambda: degraded(daemon))
+        assert "File too large" in daemon.health()["reason"]
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
+        healed(daemon, time.time())
+        total = 1500 + sender.finish()
+        assert sender.error is None
+        daemon.kill()
+        assert recovered_lines(daemon) == total
+
+
+@contextmanager
+def failing(pid: int, call: str, code: int) -> Iterator[None]:
+    """Every `call` of the process fails with `code`."""
+    inject = f"inject={call}:error={errno.errorcode[code]}"
+    command = ["strace", "-f", "-p", str(pid), "-o", "/dev/null", "-e", f"trace={call}", "-e", inject]
+    tracer = subprocess.Popen(command, stderr=subprocess.PIPE)
+    assert tracer.stderr is not None
+    try:
+        said = tracer.stderr.readline()
+        if b"attached" not in said:
+            pytest.skip(f"strace may not trace here: {said.decode(errors='replace').strip()}")
+        yield
+    finally:
+        tracer.send_signal(signal.SIGINT)  # it lets go of the process
+        tracer.communicate(timeout=30.0)
+
+
+def test_disks_that_fail_otherwise_degrade_and_heal_alike(tmp_path: Path) -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("there is no strace here to make system calls fail with")
+    with vigild(tmp_path) as daemon:
+        daemon.start()
+        assert daemon.process is not None
+        sender = Sender(daemon)
+        for number, code in enumerate((errno.EIO, errno.EDQUOT, errno.EROFS), 1):
+            with failing(daemon.process.pid, "fdatasync", code):
+                daemon.wait(lambda: degraded(daemon))
+                assert os.strerror(code) in daemon.health()["reason"]
+                confirmed = sender.confirmed
+                assert len(daemon.post("/detect/batch", {"log_lines": ["a"]})["results"]) == 1
+                assert sender.confirmed == confirmed
+            healed(daemon, time.time())
+            assert daemon.log.count("journal: written again") == number
+        total = sender.finish()
+        assert sender.error is None
+        daemon.kill()
+        assert recovered_lines(daemon) == total
+
+
+def test_without_trying_again_it_would_not_heal(home: Path) -> None:
+    """The control of healing."""
+    with vigild(home) as daemon:
+        alter(daemon, NO_RETRY)
+        daemon.start()
+        sender = Sender(daemon)
+        daemon.wait(lambda: sender.confirmed > 200)
+        fill(daemon)
+        daemon.wait(lambda: degraded(daemon))
+        free(daemon)
+        with pytest.raises(AssertionError, match="nothing for"):
+            healed(daemon, time.time())
+
+
+def test_lines_that_were_confirmed_and_not_written_are_missed(home: Path) -> None:
+    """The control of the count."""
+    with vigild(home) as daemon:
+        alter(daemon, CONFIRMS_WHAT_IS_NOT_WRITTEN)
+        daemon.start()
+        sender = Sender(daemon)
+        daemon.wait(lambda: sender.confirmed > 200)
+        fill(daemon)
+        before = sender.confirmed
+        daemon.wait(lambda: sender.confirmed > before + 500)
+        daemon.kill()
+        total = sender.finish()
+        free(daemon)
+        restore(daemon)
+        daemon.start()
+        assert daemon.status()["logs_processed"] < total
+
+
+def test_a_read_only_directory_is_refused_in_one_line(home: Path) -> None:
+    with vigild(home) as daemon:
+        subprocess.run(["mount", "-o", "remount,ro", str(daemon.state)], check=True)
+        daemon.launch()
+        assert daemon.process is not None
+        assert daemon.process.wait(30.0) == 1
+        (said,) = daemon.log.splitlines()
+        assert said == f"vigild: {daemon.state}: is not writable"
