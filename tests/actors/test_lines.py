@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from actors.lines import SAMPLE_LINES, Source
 from detection.frames import Segment
+from detection.sources import LivingSource, LivingSources
 
 
 def plain(lines: Sequence[bytes]) -> str:
@@ -53,6 +54,48 @@ def test_nothing_of_a_skipped_line_is_handed_on_or_remembered() -> None:
     assert all(source.feed(b"x" * 100_000) is None for _ in range(100))
     end = source.feed(b"x\nnext\n")
     assert end is not None and (end.data, end.lines, end.cut) == (b"\nnext\n", 2, (0,))
+
+
+@given(
+    st.lists(st.text("ab\n", max_size=12).map(str.encode), max_size=8),
+    st.integers(min_value=1, max_value=9),
+    st.integers(min_value=1, max_value=9),
+)
+def test_a_source_goes_on_from_the_state_after_any_chunk_as_if_nothing_had_happened(
+    chunks: list[bytes], limit: int, later_limit: int
+) -> None:
+    unbroken = fed(Source("s", "plain", plain, limit), chunks)
+    state, segments = LivingSources(), []
+    for chunk in chunks:
+        (before,) = state.sources() or (None,)
+        segment = Source("s", "plain", plain, limit, before).feed(chunk)
+        if segment is not None:
+            segments.append(segment)
+            state.complete(segment)
+            state = LivingSources.load(state.export())
+    (before,) = state.sources() or (None,)
+    last = Source("s", "plain", plain, limit, before).finish()
+    assert [*segments, last] == [*unbroken, None][: len(segments) + 1]
+    assert [segment.parity for segment in segments] == [n % 2 for n in range(len(segments))]
+
+    # With another limit the cut may fall elsewhere; the lines are still those that newlines delimit.
+    other = Source("s", "plain", plain, later_limit, before).feed(b"aaa\nb\n")
+    assert other is not None and len(state.complete(other)[0]) == 2
+
+
+def test_a_kind_that_a_whole_sample_decided_stays_and_one_of_less_is_decided_again() -> None:
+    def recognise(lines: Sequence[bytes]) -> str:
+        return "json" if lines[0].startswith(b"{") else "plain"
+
+    def resumed(lines: int, tail: bytes) -> Segment:
+        segment = Source("s", "auto", recognise, 100, LivingSource("s", "access", tail, False, 0, lines)).feed(b"}\nx")
+        assert segment is not None
+        return segment
+
+    assert resumed(SAMPLE_LINES, b"{").kind == "access"
+    assert resumed(SAMPLE_LINES - 1, b"{").kind == "json", "by the whole line, of which we read the end"
+    unfinished = Source("s", "auto", recognise, 100, LivingSource("s", "access", b"{", False, 0, 0)).feed(b"..")
+    assert unfinished is not None and unfinished.kind == "access"
 
 
 def test_a_source_that_never_wrote_leaves_no_trace() -> None:

@@ -222,6 +222,16 @@ def test_kept_connections_come_back_by_name(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["stored"] == ["conn-7"]
 
 
+def test_a_descriptor_that_only_asked_whether_there_is_a_store_is_no_connection(tmp_path: Path) -> None:
+    one, two = socket.socketpair()
+    with high(one) as left_over, two:
+        done = run_with_descriptors(tmp_path, [left_over], "vigild-probe")
+        left_over.close()
+        assert two.recv(1) == b""
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stored"] == []
+
+
 def test_a_passed_socket_of_unknown_purpose_is_an_error(tmp_path: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "x.sock"))

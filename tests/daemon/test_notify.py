@@ -2,8 +2,10 @@ import array
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,67 @@ def test_file_descriptors_go_along(manager: tuple[socket.socket, str], tmp_path:
     received = array.array("i", ancillary[0][2])[0]
     assert os.readlink(f"/proc/self/fd/{received}") == str(tmp_path / "kept")
     os.close(received)
+
+
+@contextmanager
+def answering(listener: socket.socket, *, stores: bool, answers: bool = True) -> Iterator[list[bytes]]:
+    """A manager that does as it is told; what it was told."""
+    told: list[bytes] = []
+    kept: list[int] = []
+
+    def answer() -> None:
+        message = b""
+        while message != b"END":
+            message, ancillary, _, _ = listener.recvmsg(4096, socket.CMSG_SPACE(4))
+            told.append(message)
+            fds = [array.array("i", data)[0] for _, _, data in ancillary]
+            if not answers or (stores and b"FDSTORE=1" in message):
+                kept.extend(fds)
+            else:
+                for fd in fds:
+                    os.close(fd)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    yield told
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+        last.sendto(b"END", listener.getsockname())
+    thread.join()
+    for fd in kept:
+        os.close(fd)
+
+
+def test_a_connection_is_kept_even_when_its_sender_has_closed_and_forgotten_by_name(
+    manager: tuple[socket.socket, str],
+) -> None:
+    listener, address = manager
+    with answering(listener, stores=True) as told:
+        one, two = socket.socketpair()
+        with one, two:
+            Notifier(address).keep("a-1", one.fileno())
+            Notifier(address).forget("a-1")
+    assert told == [b"FDSTORE=1\nFDPOLL=0\nFDNAME=a-1", b"FDSTOREREMOVE=1\nFDNAME=a-1", b"END"]
+
+
+def test_a_store_is_found_by_what_becomes_of_a_descriptor(
+    manager: tuple[socket.socket, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener, address = manager
+    with answering(listener, stores=True) as told:
+        assert Notifier(address).why_nothing_is_kept() is None
+    assert b"FDSTOREREMOVE=1\nFDNAME=vigild-probe" in told, "and nothing of the question stays"
+
+    with answering(listener, stores=False):
+        reason = Notifier(address).why_nothing_is_kept()
+        assert reason is not None and "FileDescriptorStoreMax" in reason
+
+    monkeypatch.setattr("daemon.notify.BARRIER_SECONDS", 0.05)
+    with answering(listener, stores=False, answers=False):
+        reason = Notifier(address).why_nothing_is_kept()
+        assert reason is not None and "does not answer" in reason
+
+    reason = Notifier(None).why_nothing_is_kept()
+    assert reason is not None and "NOTIFY_SOCKET" in reason
 
 
 def test_without_a_manager_nothing_happens(caplog: pytest.LogCaptureFixture) -> None:

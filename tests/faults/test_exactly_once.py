@@ -1,0 +1,176 @@
+"""Plain senders that know nothing of it, a daemon that is killed again and again, every line counted once."""
+
+import json
+import os
+import random
+import signal
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.service_manager import Managed, managed
+
+KILLS = int(os.environ.get("VIGILD_FAULTS", "500")) // 50
+STEADY_SENDERS = 3
+SENT_AT_ONCE = 200
+
+# What each control leaves out, with the moment it matters in made long enough to be met.
+NEVER_RECOGNISES = """
+import actors.ingest, trio
+consume = actors.ingest._consume
+async def late(connection, size):
+    await trio.sleep(0.1)
+    await consume(connection, size)
+actors.ingest._consume = late
+actors.ingest.journaled_bytes = lambda connection, source: 0
+"""
+TRUSTS_EVERY_MARK = """
+import actors.ingest, trio
+from actors.kept import SO_PEEK_OFF
+commit = actors.ingest._Ingest._commit
+async def late(self, segment):
+    await trio.sleep(0.1)
+    await commit(self, segment)
+actors.ingest._Ingest._commit = late
+actors.ingest.journaled_bytes = lambda c, source: max(c.getsockopt(1, SO_PEEK_OFF), 0) & ((1 << 30) - 1)
+"""
+RUN = "\nfrom daemon.main import main\nraise SystemExit(main())\n"
+
+
+class Senders:
+    """Connections that write numbered lines, in pieces that end anywhere; `sent` is what must arrive."""
+
+    def __init__(self, daemon: Managed, seed: int) -> None:
+        self._daemon = daemon
+        self._random = random.Random(seed)
+        self._stop = threading.Event()
+        self.sent: list[str] = []
+        self.errors: list[OSError] = []
+        self._threads = [threading.Thread(target=self._send_steadily, args=(n,)) for n in range(STEADY_SENDERS)]
+        for thread in self._threads:
+            thread.start()
+
+    def text(self, name: str, numbers: range) -> bytes:
+        lines = [f"{name} says {n:06d} of many" for n in numbers]
+        self.sent += lines
+        return "".join(line + "\n" for line in lines).encode()
+
+    def send_and_close(self, name: str, connection: socket.socket) -> None:
+        """All at once, no newline at the end, and gone."""
+        with connection:
+            connection.sendall(self.text(name, range(30))[:-1])
+
+    def finish(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(120.0)
+            assert not thread.is_alive()
+
+    def _send_steadily(self, number: int) -> None:
+        """Until told to stop: then half-close, and wait for the end that says everything is durable."""
+        try:
+            with self._daemon.connect() as connection:
+                connection.settimeout(120.0)
+                first = 0
+                while not self._stop.is_set():
+                    data = self.text(f"steady-{number}", range(first, first + SENT_AT_ONCE))
+                    cut = self._random.randrange(len(data))
+                    connection.sendall(data[:cut])
+                    connection.sendall(data[cut:])
+                    first += SENT_AT_ONCE
+                connection.shutdown(socket.SHUT_WR)
+                assert connection.recv(1) == b""
+        except OSError as exc:
+            self.errors.append(exc)
+
+
+def verdicts(daemon: Managed) -> list[str]:
+    """The texts of all lines, as judged, in the order of their numbers."""
+    records = [json.loads(line) for line in (daemon.state / "verdicts.jsonl").read_bytes().splitlines()]
+    lines = [record for record in records if not record["closed"]]
+    assert [record["line"] for record in lines] == list(range(1, len(lines) + 1))
+    return [record["text"] for record in lines]
+
+
+def torment(daemon: Managed, rounds: int, end: Callable[[int], int]) -> tuple[Senders, list[str], int]:
+    """Start, kill with `end`, start again; the senders, what was judged, and how many chunks were recognised."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    recognised = 0
+    daemon.start()
+    assert daemon.status()["ingest"]["exactly_once"] is True
+    senders = Senders(daemon, seed)
+    for number in range(rounds):
+        # Whenever it comes: mostly something is being journaled, consumed or saved then.
+        threading.Event().wait(chance.uniform(0.05, 0.4))
+        senders.send_and_close(f"hasty-{number}", daemon.connect())
+        absent = daemon.connect()
+        number_of_signal = end(number)
+        status = daemon.signal(number_of_signal)
+        assert status == (0 if number_of_signal == signal.SIGTERM else -signal.SIGKILL), daemon.log
+        senders.send_and_close(f"absent-{number}", absent)
+        daemon.start()
+        recognised += daemon.status()["ingest"]["chunks_recognised"]
+    senders.finish()
+    daemon.wait(lambda: daemon.status()["ingest"]["connections"] == 0)
+    assert daemon.stop() == 0
+    return senders, verdicts(daemon), recognised
+
+
+def differences(sent: list[str], judged: list[str]) -> tuple[int, int]:
+    """How many lines are missing, and how many are there too often."""
+    wanted, found = Counter(sent), Counter(judged)
+    return (wanted - found).total(), (found - wanted).total()
+
+
+def test_every_line_of_every_sender_once_over_kills_and_restarts(tmp_path: Path) -> None:
+    with managed(tmp_path) as daemon:
+        senders, judged, recognised = torment(
+            daemon, KILLS, lambda number: signal.SIGTERM if number % 4 == 3 else signal.SIGKILL
+        )
+        print(f"{KILLS} ends, {len(judged):,} lines, {recognised} chunks recognised")
+        assert senders.errors == []
+        assert differences(senders.sent, judged) == (0, 0)
+        for name in {text.split()[0] for text in judged}:
+            own = [text for text in judged if text.startswith(name + " ")]
+            assert own == sorted(own), "in the order in which it was sent"
+        assert recognised > 0, "no kill met a chunk that was journaled and not consumed; this proved little"
+        assert daemon.stored == {}
+        assert "Traceback" not in daemon.log
+
+
+def test_without_recognising_what_is_journaled_lines_are_counted_twice(tmp_path: Path) -> None:
+    with managed(tmp_path, program=NEVER_RECOGNISES + RUN) as daemon:
+        senders, judged, _ = torment(daemon, 3, lambda number: signal.SIGKILL)
+        missing, unexpected = differences(senders.sent, judged)
+        assert missing == 0 and unexpected > 0
+
+
+def test_with_a_mark_but_without_its_parity_lines_are_lost(tmp_path: Path) -> None:
+    with managed(tmp_path, program=TRUSTS_EVERY_MARK + RUN) as daemon:
+        senders, judged, _ = torment(daemon, 3, lambda number: signal.SIGKILL)
+        missing, _ = differences(senders.sent, judged)
+        assert missing > 0
+
+
+def test_without_a_store_the_sender_is_told_and_the_status_says_why(tmp_path: Path) -> None:
+    with managed(tmp_path, stores=False) as daemon:
+        daemon.start()
+        ingest = daemon.status()["ingest"]
+        assert ingest["exactly_once"] is False and "FileDescriptorStoreMax" in ingest["exactly_once_reason"]
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(daemon.runtime / "log.sock"))
+            client.sendall(b"accepted\nhalf a line")
+            daemon.wait(lambda: daemon.status()["ingest"]["bytes"] == 20)
+            daemon.kill()
+            with pytest.raises(BrokenPipeError):
+                client.sendall(b", and its end\n")
+        daemon.start()
+        daemon.applied(2)
+        assert daemon.stop() == 0
+        assert verdicts(daemon) == ["accepted", "half a line"]
