@@ -121,13 +121,15 @@ def _causal(begin: int, end: int) -> Tensor:
 def _projected(weights: Weights, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
     """Queries [rows, length, 64], and keys and values side by side [rows, length, 128]."""
     projected = _linear(weights, f"{layer}.qkv", _norm(weights, f"{layer}.attend", x))
-    return projected[..., :WIDTH], projected[..., WIDTH:]
+    # Pieces of one split: their gradients are joined by one copy, those of slices by sums over zeros.
+    queries, memory = torch.split(projected, [WIDTH, 2 * WIDTH], dim=-1)
+    return queries, memory
 
 
 def _attended(queries: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
     q, k, v = (
         part.view(*part.shape[:2], HEADS, WIDTH // HEADS).transpose(1, 2)
-        for part in (queries, memory[..., :WIDTH], memory[..., WIDTH:])
+        for part in (queries, *memory.chunk(2, dim=-1))
     )
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
