@@ -93,10 +93,12 @@ class Vigild:
             time.sleep(_POLL_SECONDS)
 
     def change_settings(self, settings: str) -> None:
-        """Write the settings anew and have the daemon read them."""
+        """Write the settings anew, have the daemon read them, and return when they are in force."""
         assert self.process is not None
         self._config.write_text(settings)
+        before = self.log.count(" reloaded")
         self.process.send_signal(signal.SIGHUP)
+        self.wait(lambda: self.log.count(" reloaded") > before)
 
     def health(self) -> dict[str, Any]:
         # A plain connection first: httpx leaves its socket open when nobody listens.
