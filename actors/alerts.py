@@ -36,11 +36,11 @@ Record = dict[str, Any]
 class Writer(Protocol):
     """An append-only file of records; both calls block and raise OSError.
 
-    After a failed `append` none of its records counts as written; after a failed `sync` all that was
-    appended is still the writer's, and the next `sync` makes it durable.
+    `last_id` is the id of the last of `records`. After a failed `append` none of its records counts as written;
+    after a failed `sync` all that was appended is still the writer's, and the next `sync` makes it durable.
     """
 
-    def append(self, records: Sequence[bytes]) -> None: ...
+    def append(self, records: Sequence[bytes], last_id: str | None = None) -> None: ...
 
     def sync(self) -> None: ...
 
@@ -54,7 +54,7 @@ class Outlet:
         self.error: str | None = None
         self._writer = writer
         self._last = id_key(last) if last is not None else (0, 0)
-        self._pending: deque[bytes] = deque()
+        self._pending: deque[Line] = deque()
         self._turn = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
 
@@ -63,7 +63,7 @@ class Outlet:
         for line in lines:
             if line.key > self._last:
                 self._last = line.key
-                self._pending.append(line.encoded)
+                self._pending.append(line)
         self._bound()
 
     async def flush(self) -> None:
@@ -90,7 +90,7 @@ class Outlet:
             def write() -> None:
                 nonlocal taken
                 if batch:
-                    self._writer.append(batch)
+                    self._writer.append([line.encoded for line in batch], id_of(batch[-1].key))
                     taken = len(batch)
                 if sync:
                     self._writer.sync()
@@ -279,6 +279,12 @@ def id_key(record_id: str) -> tuple[int, int]:
     """Where an id stands in the order of ids: "123" before "123.1" before "123.10" before "124"."""
     line, _, closed = record_id.partition(".")
     return int(line), int(closed or 0)
+
+
+def id_of(key: tuple[int, int]) -> str:
+    """The inverse of `id_key`."""
+    line, closed = key
+    return f"{line}.{closed}" if closed else str(line)
 
 
 class Line(NamedTuple):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from actors.alerts import Alerts, Outlet, Record, run_alerts
+from actors.alerts import Alerts, Outlet, Record, id_key, run_alerts
 from actors.checkpoint import CheckpointError, Checkpoints, run_checkpoint
 from actors.ingest import Counters, run_ingest
 from actors.kept import marks_work
@@ -402,7 +402,11 @@ def _every(seconds: float, act: Callable[[], None]) -> Callable[[], None]:
 
 
 def _last_id(writer: JsonlWriter) -> str | None:
-    return None if writer.last is None else str(msgspec.json.decode(writer.last)["id"])
+    """The last id that was ever written: the file may be cut from outside, or be a new one."""
+    known = [] if writer.last is None else [str(msgspec.json.decode(writer.last)["id"])]
+    if writer.last_id is not None:
+        known.append(writer.last_id)
+    return max(known, key=id_key, default=None)
 
 
 def _last_records(path: Path) -> list[Record]:

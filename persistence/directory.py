@@ -19,6 +19,7 @@ from persistence.disk import REAL
 SNAPSHOT = re.compile(r"snapshot-([0-9]{20})\.msgpack")
 PIN_SUFFIX = ".pin"
 
+_NAMES = ("lock", "training", "alerts.jsonl", "alerts.mark", "verdicts.jsonl", "verdicts.mark")
 _JOURNALED = b"journal\n"
 
 
@@ -119,6 +120,4 @@ def _check_file(path: Path) -> None:
 
 def _is_ours(name: str) -> bool:
     base = name.removesuffix(".tmp").removesuffix(PIN_SUFFIX)
-    return name in ("lock", "training", "alerts.jsonl", "verdicts.jsonl") or any(
-        pattern.fullmatch(base) for pattern in (SNAPSHOT, segment.NAME, model_file.NAME)
-    )
+    return base in _NAMES or any(pattern.fullmatch(base) for pattern in (SNAPSHOT, segment.NAME, model_file.NAME))

@@ -8,6 +8,9 @@ new file under the name is noticed at the next append and written to from then o
 synced are kept in memory until they are; after a write error the file is opened afresh, cut back to what
 was known durable, and they are written again. So a record is there once; only when the file was moved
 away between an error and the retry may its last ones be in both files.
+
+The id of the last record is kept in `<stem>.mark` as well (`persistence/marks.py`): a file that was rotated away
+while nobody ran, or just before a kill, must not make its records new again.
 """
 
 import os
@@ -17,14 +20,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from persistence.disk import REAL, Disk, File, replace_file
+from persistence.marks import Mark
 
 _BLOCK_BYTES = 1 << 16
 
 
 @contextmanager
-def open_jsonl(path: Path, *, disk: Disk = REAL) -> Iterator["JsonlWriter"]:
-    """Open `path` for appending, created if need be; synced and closed at the end. Raises OSError."""
-    writer = JsonlWriter(path, disk)
+def open_jsonl(path: Path, *, disk: Disk = REAL, boot: str | None = None) -> Iterator["JsonlWriter"]:
+    """Open `path` for appending, created if need be; synced and closed at the end. Raises OSError.
+
+    `boot` is the kernel's boot id, None to ask for it.
+    """
+    writer = JsonlWriter(path, disk, boot)
     try:
         yield writer
         writer.sync()
@@ -35,11 +42,15 @@ def open_jsonl(path: Path, *, disk: Disk = REAL) -> Iterator["JsonlWriter"]:
 class JsonlWriter:
     """`last` is the last whole record found at open (without its newline), None if there was none.
 
+    `last_id` is what `append` was told of the last record that was written to this file or one it was rotated to,
+    as far as that is known; either of the two may be ahead of the other, or missing.
     `note` says what was cut off at open, None if nothing was. Not for use by two threads at once.
     """
 
-    def __init__(self, path: Path, disk: Disk) -> None:
+    def __init__(self, path: Path, disk: Disk, boot: str | None = None) -> None:
         self.path = path
+        self._mark = Mark(path.with_suffix(".mark"), disk, boot)
+        self.last_id = self._mark.last
         self.note: str | None = None
         self._disk = disk
         self._file: File | None = None
@@ -47,12 +58,15 @@ class JsonlWriter:
         self._durable = 0
         self._unsynced = bytearray()
         self.last = self._last_after_cut()
+        if self._mark.unsynced:
+            self._sync_rotated()
         self._current()
 
-    def append(self, records: Sequence[bytes]) -> None:
+    def append(self, records: Sequence[bytes], last_id: str | None = None) -> None:
         """Write `records` (no newlines in them). After OSError none of them counts as written: try again.
 
-        They are durable after the next `sync`. ValueError for what would not be read back as a record.
+        They are durable after the next `sync`. `last_id` is a short word for the last of them, which `last_id`
+        has at the next open. ValueError for what would not be read back as a record.
         """
         for record in records:
             if not _is_record(record):
@@ -64,6 +78,8 @@ class JsonlWriter:
             self.close()
             raise
         self._unsynced += data
+        if last_id is not None:
+            self._mark.written(last_id)
 
     def sync(self) -> None:
         """Everything appended so far is durable when this returns; after OSError, call it again."""
@@ -73,12 +89,14 @@ class JsonlWriter:
                 file.sync()
                 self._durable = file.stat().st_size
                 self._unsynced.clear()
+            self._mark.synced()
         except OSError:
             self.close()
             raise
 
     def close(self) -> None:
         """Let go of the file; what was not synced is written again if there is another append."""
+        self._mark.close()
         file, self._file = self._file, None
         if file is not None:
             file.close()
@@ -88,6 +106,7 @@ class JsonlWriter:
             # Moved away: what it has must be durable before we let go of it.
             self._file.sync()
             self._unsynced.clear()
+            self._mark.synced()
             self.close()
         if self._file is None:
             self._file = self._opened()
@@ -105,6 +124,9 @@ class JsonlWriter:
         except FileNotFoundError:
             file = self._disk.create(self.path)
         try:
+            last_id = self._mark.last
+            if self._unsynced:
+                self._mark.fall_back()
             found = file.stat()
             if _inode(found) != self._inode:
                 self._inode, self._durable = _inode(found), found.st_size
@@ -113,6 +135,8 @@ class JsonlWriter:
                 # unknown worth, and we still have it.
                 file.truncate(self._durable)
             file.write(self._unsynced)
+            if self._unsynced and last_id is not None:
+                self._mark.written(last_id)
             self._disk.sync(self.path.parent)
         except BaseException:
             file.close()
@@ -132,6 +156,12 @@ class JsonlWriter:
             if end < size:
                 self._set_tail_aside(file, end, size)
         return last
+
+    def _sync_rotated(self) -> None:
+        """A process before us was killed with records unsynced, and its file may have been moved away since."""
+        for path in sorted(self.path.parent.glob(f"{self.path.name}*")):
+            if path.is_file():
+                self._disk.sync(path)
 
     def _set_tail_aside(self, file: BinaryIO, end: int, size: int) -> None:
         aside = self.path.with_name(f"{self.path.name}.{end}.bad")

@@ -192,4 +192,5 @@ def _sound_models(directory: Path, disk: Disk, losses: Losses) -> list[ModelFile
 
 def _is_leftover(name: str) -> bool:
     base = name.removesuffix(".tmp").removesuffix(PIN_SUFFIX)
-    return bool(SNAPSHOT.fullmatch(base) or model_file.NAME.fullmatch(base)) or name.endswith(".bad.tmp")
+    ours = SNAPSHOT.fullmatch(base) or model_file.NAME.fullmatch(base)
+    return bool(ours) or name.endswith((".bad.tmp", ".mark.tmp"))

@@ -6,6 +6,8 @@
     journal-<seq>.log        the frames from `seq` on (persistence/journal.py)
     training/                scratch of the trainer, emptied at open
     frame-<seq>.bad          a frame that could not be applied
+    alerts.jsonl, .mark      what was flagged (persistence/jsonl.py), and how far that file has come
+    verdicts.jsonl, .mark    every verdict, where the settings ask for it
     *.bad                    damaged and set aside; *.tmp unfinished, removed at recovery
 
 At every instant the directory holds the last two sound snapshots and the journal back to the older of

@@ -151,11 +151,13 @@ class FakeWriter:
     records: list[bytes] = field(default_factory=list)
     synced: int = 0
     full: bool = False
+    last_id: str | None = None
 
-    def append(self, records: Sequence[bytes]) -> None:
+    def append(self, records: Sequence[bytes], last_id: str | None = None) -> None:
         if self.full:
             raise OSError(28, "No space left on device")
         self.records += records
+        self.last_id = last_id
 
     def sync(self) -> None:
         if self.full:

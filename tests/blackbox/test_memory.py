@@ -219,3 +219,41 @@ def test_what_was_flagged_is_written_once_over_a_kill(tmp_path: Path) -> None:
         assert ids == ["51", "102", "153"]
         everything = [json.loads(line) for line in (daemon.state / "verdicts.jsonl").read_bytes().splitlines()]
         assert [r["line"] for r in everything if not r["closed"]] == list(range(1, 154))
+
+
+def test_rotated_alerts_are_not_written_again_after_a_kill(tmp_path: Path) -> None:
+    attack = b'192.0.2.1 - - [17/May/2015:10:05:03 +0000] "GET /?q=<script>alert(1)</script> HTTP/1.1" 200 1 "-" "-"'
+    with vigild(tmp_path) as daemon:
+        alerts = daemon.state / "alerts.jsonl"
+        daemon.start()
+        for number in range(1, 4):
+            daemon.send_lines([attack])
+            daemon.applied(number)
+            daemon.wait(lambda: alerts.stat().st_size > 0)
+            # As logrotate does it: moved away and created anew, compressed at once; then a kill, all to be replayed.
+            os.replace(alerts, tmp_path / f"rotated.{number}")
+            alerts.touch(mode=0o600)
+            daemon.kill()
+            daemon.start()
+            assert daemon.status()["recovery"]["replayed_lines"] == number
+        daemon.send_lines([attack])
+        daemon.stop()
+        files = [*(tmp_path / f"rotated.{number}" for number in range(1, 4)), alerts]
+        ids = [[json.loads(line)["id"] for line in path.read_bytes().splitlines()] for path in files]
+        assert ids == [["1"], ["2"], ["3"], ["4"]]
+
+
+def test_without_the_mark_rotated_alerts_would_be_written_again(tmp_path: Path) -> None:
+    """The control of the test above."""
+    attack = b'192.0.2.1 - - [17/May/2015:10:05:03 +0000] "GET /?q=<script>alert(1)</script> HTTP/1.1" 200 1 "-" "-"'
+    with vigild(tmp_path) as daemon:
+        alerts = daemon.state / "alerts.jsonl"
+        daemon.start()
+        daemon.send_lines([attack])
+        daemon.applied(1)
+        daemon.wait(lambda: alerts.stat().st_size > 0)
+        daemon.kill()
+        alerts.write_bytes(b"")
+        (daemon.state / "alerts.mark").unlink()
+        daemon.start()
+        daemon.wait(lambda: alerts.stat().st_size > 0)

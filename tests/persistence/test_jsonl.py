@@ -142,7 +142,7 @@ def test_what_a_killed_process_left_is_made_durable_before_it_is_told(tmp_path: 
     path = tmp_path / "alerts.jsonl"
     write(path, record(1))
     with open_jsonl(path, disk=(disk := FaultyDisk())):
-        assert disk.calls[0] == ("sync path", "alerts.jsonl")
+        assert disk.calls[:2] == [("read", "alerts.mark"), ("sync path", "alerts.jsonl")]
 
 
 def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
@@ -150,3 +150,101 @@ def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError), open_jsonl(tmp_path / "alerts.jsonl"):
         pass
     assert not (tmp_path / "other").exists()
+
+
+BOOT = "b00t-1"
+
+
+def written(path: Path, *numbers: int, boot: str = BOOT, kill: bool = True) -> str | None:
+    """The last id that a process finds which then appends `numbers`, one by one, and is killed (or stops)."""
+    with open_jsonl(path, boot=boot) as writer:
+        found = writer.last_id
+        for number in numbers:
+            writer.append([record(number)], str(number))
+        if kill:
+            writer.sync = lambda: None  # type: ignore[method-assign]
+    return found
+
+
+def test_the_last_id_outlives_a_kill_and_a_rotation_of_any_kind(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    assert written(path, 1, 2) is None
+    path.rename(tmp_path / "alerts.jsonl.1")
+    path.touch(mode=0o600)
+    assert written(path, 3) == "2"
+    path.unlink()
+    assert written(path) == "3"
+    os.truncate(path, 0)
+    assert written(path, 4, kill=False) == "3"
+    assert written(path) == "4"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["alerts.jsonl", "alerts.jsonl.1", "alerts.mark"]
+
+
+def test_after_a_power_cut_only_what_was_synced_counts(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    written(path, 1, 2, kill=False)
+    written(path, 3)
+    assert written(path, boot="b00t-2") == "2"
+
+
+def test_a_rotation_that_is_noticed_leaves_nothing_to_a_power_cut(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    with open_jsonl(path, boot=BOOT) as writer:
+        writer.append([record(1)], "1")
+        path.rename(tmp_path / "rotated")
+        writer.append([record(2)], "2")
+        writer.sync = lambda: None  # type: ignore[method-assign]
+    assert written(path, boot="b00t-2") == "1"
+
+
+def test_what_was_rotated_away_unsynced_is_made_durable_before_it_counts(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    written(path, 1)
+    path.rename(tmp_path / "alerts.jsonl-20261123")
+    with open_jsonl(path, disk=(disk := FaultyDisk()), boot=BOOT) as writer:
+        assert writer.last_id == "1"
+        assert ("sync path", "alerts.jsonl-20261123") in disk.calls
+
+
+def test_any_damage_to_the_mark_never_makes_it_say_more(tmp_path: Path) -> None:
+    path, mark = tmp_path / "alerts.jsonl", tmp_path / "alerts.mark"
+    written(path, 100, 200, kill=False)
+    written(path, 300, 400)
+    whole = mark.read_bytes()
+    assert written(path) == "400"
+    for at in range(len(whole)):
+        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]):
+            mark.write_bytes(damaged)
+            assert written(path) in (None, "200", "300", "400"), damaged
+    mark.write_bytes(b"\0" * 5000)
+    assert written(path) is None
+
+
+@pytest.mark.parametrize("call", ["create", "append", "write", "sync file", "rename", "sync path"])
+def test_a_mark_that_cannot_be_written_costs_no_record_and_no_lie(tmp_path: Path, call: str) -> None:
+    path = tmp_path / "alerts.jsonl"
+    disk = FaultyDisk()
+    with open_jsonl(path, disk=disk, boot=BOOT) as writer:
+        disk.fault = lambda _n, name, found: errno.EIO if name == call and ".mark" in found.name else None
+        writer.append([record(1)], "1")
+        disk.fault = None
+        writer.sync()
+    assert written(path) == "1"
+    assert lines(path) == [record(1)]
+
+
+def test_records_that_are_to_be_written_again_are_not_said_to_be_there(tmp_path: Path) -> None:
+    """A sync fails, the file is cut back, and the process is killed before the records are in it again."""
+    path = tmp_path / "alerts.jsonl"
+    disk = FaultyDisk()
+    with pytest.raises(OSError), open_jsonl(path, disk=disk, boot=BOOT) as writer:
+        writer.append([record(1)], "1")
+        writer.sync()
+        writer.append([record(2)], "2")
+        disk.fault = fail_nth("sync file", 1, errno.EIO)
+        with pytest.raises(OSError):
+            writer.sync()
+        disk.fault = lambda _n, name, found: errno.EIO if name == "write" and found.name == path.name else None
+        writer.sync()
+    os.truncate(path, len(record(1)) + 1)
+    assert written(path) == "1"
