@@ -1,5 +1,6 @@
 # make run    see it work on real lines (the first run trains a model and remembers it)
 # make test   everything that CI checks
+# make faults the tests of tests/faults in their long form (hours; as root, for the power cuts)
 # make bench  print the benchmarks' tables
 # make lint   only the checks of format, style, types and cancellation
 # make setup  only prepare .venv
@@ -13,13 +14,22 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 # function without await (the web framework asks for them), httpx's name.
 OPTIONAL := ASYNC9,ASYNC114,ASYNC124,ASYNC127
 
-.PHONY: run test lint bench setup clean
+.PHONY: run test faults lint bench setup clean
 
 run: $(VENV)/.installed
 	@$(BIN)/python -m daemon.demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+# How often each fault is caused; without these a short form of each runs with the other tests.
+faults: export VIGILD_FAULTS ?= 10000
+faults: export VIGILD_KILLS ?= 1000
+faults: export VIGILD_SYSTEM_CALLS ?= all
+faults: export VIGILD_POWER_CUTS ?= 100
+faults: export VIGILD_DISK_SECONDS ?= 60
+faults: setup
+	$(BIN)/python -m pytest tests/faults --timeout 0 --durations 20 -ra
 
 lint: setup
 	$(BIN)/ruff check .
