@@ -1,4 +1,4 @@
-"""A library to preload that makes writes short, kills in the middle of one, or lets syncs do nothing."""
+"""A library to preload that makes writes short, kills in the middle of one, lets syncs do nothing, or moves the clock."""
 
 import shutil
 import subprocess
