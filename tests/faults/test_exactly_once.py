@@ -6,9 +6,11 @@ import random
 import signal
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -41,10 +43,15 @@ actors.ingest.journaled_bytes = lambda c, source: max(c.getsockopt(1, SO_PEEK_OF
 RUN = "\nfrom daemon.main import main\nraise SystemExit(main())\n"
 
 
+class Connects(Protocol):
+    def connect(self) -> socket.socket:
+        """A connection that the daemon has accepted and stored."""
+
+
 class Senders:
     """Connections that write numbered lines, in pieces that end anywhere; `sent` is what must arrive."""
 
-    def __init__(self, daemon: Managed, seed: int) -> None:
+    def __init__(self, daemon: Connects, seed: int) -> None:
         self._daemon = daemon
         self._random = random.Random(seed)
         self._stop = threading.Event()
@@ -96,6 +103,18 @@ def verdicts(daemon: Managed) -> list[str]:
     return [record["text"] for record in lines]
 
 
+def journal_grows(state: Path) -> None:
+    """Return when a write to the journal was just made: its sync is under way, or the bytes are being consumed."""
+
+    def size() -> tuple[str, int]:
+        newest = max(state.glob("journal-*.log"))
+        return newest.name, newest.stat().st_size
+
+    before, deadline = size(), time.monotonic() + 30.0
+    while size() == before:
+        assert time.monotonic() < deadline, "nothing is journaled"
+
+
 def torment(daemon: Managed, rounds: int, end: Callable[[int], int]) -> tuple[Senders, list[str], int]:
     """Start, kill with `end`, start again; the senders, what was judged, and how many chunks were recognised."""
     seed = random.SystemRandom().randrange(1 << 32)
@@ -111,6 +130,8 @@ def torment(daemon: Managed, rounds: int, end: Callable[[int], int]) -> tuple[Se
         senders.send_and_close(f"hasty-{number}", daemon.connect())
         absent = daemon.connect()
         number_of_signal = end(number)
+        if number % 2:
+            journal_grows(daemon.state)
         status = daemon.signal(number_of_signal)
         assert status == (0 if number_of_signal == signal.SIGTERM else -signal.SIGKILL), daemon.log
         senders.send_and_close(f"absent-{number}", absent)
