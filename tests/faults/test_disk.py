@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -94,7 +95,11 @@ class Sender(threading.Thread):
     def run(self) -> None:
         try:
             while not self._over.is_set():
-                self._daemon.send_lines(self._batch)
+                with self._daemon.connect() as connection:
+                    connection.settimeout(FULL_SECONDS + 60.0)
+                    connection.sendall(b"".join(line + b"\n" for line in self._batch))
+                    connection.shutdown(socket.SHUT_WR)
+                    assert connection.recv(1) == b"", "a clean end says that everything is durable"
                 self.confirmed += len(self._batch)
         except (OSError, AssertionError) as exc:  # a reset: this batch is not confirmed
             self.error = exc
@@ -179,6 +184,29 @@ def test_killed_and_started_while_the_disk_is_full_it_has_what_was_confirmed(hom
         total += sender.finish()
         daemon.kill()
         assert recovered_lines(daemon) == total
+
+
+def test_a_start_that_must_write_first_answers_heals_and_stops_while_the_disk_is_full(home: Path) -> None:
+    config = home / "vigild.toml"
+    with vigild(home) as daemon:
+        daemon.start()
+        daemon.send_lines(sample_lines()[:100])
+        daemon.kill()
+        config.write_text(config.read_text() + "per_day = 7\n")  # a settings frame
+        fill(daemon)
+        daemon.launch()
+        daemon.wait(lambda: bool(daemon.health()) and degraded(daemon))
+        assert len(daemon.post("/detect/batch", {"log_lines": ["a"]})["results"]) == 1
+        began = time.monotonic()
+        daemon.stop()
+        assert time.monotonic() - began < STOPPED_SECONDS
+
+        daemon.launch()
+        daemon.wait(lambda: bool(daemon.health()) and degraded(daemon))
+        free(daemon)
+        healed(daemon, time.time())
+        assert daemon.status()["alarms"]["per_day"] == 7
+        assert daemon.status()["logs_processed"] == 100
 
 
 def test_a_stop_on_a_full_disk_does_not_hang_and_says_what_failed(home: Path) -> None:
