@@ -214,7 +214,7 @@ class Alerts:
         """A live stream of flagged records, or of everything (a sample of what is not flagged).
 
         Nobody waits for a subscriber: what does not fit its SUBSCRIBER_RECORDS is left out, and
-        {"dropped": n} says how many before the next record. The stream ends when alerts ends.
+        {"left_out": n} says how many before the next record. The stream ends when alerts ends.
         """
         send, receive = trio.open_memory_channel[Record](SUBSCRIBER_RECORDS)
         stream = _Stream(send, everything)
@@ -338,7 +338,7 @@ class _Stream:
     def _offer(self, record: Record) -> None:
         try:
             if self.dropped:
-                self.send.send_nowait({"dropped": self.dropped})
+                self.send.send_nowait({"left_out": self.dropped})
                 self.dropped = 0
             self.send.send_nowait(record)
         except trio.WouldBlock:

@@ -52,6 +52,7 @@ class Counters:
     """
 
     lines: int = 0
+    lines_under_way: int = 0  # read, and not durable yet: nobody was told that they are safe
     bytes: int = 0
     lines_truncated: int = 0
     connections_open: int = 0
@@ -264,8 +265,12 @@ class _Ingest:
         if segment is None:
             return
         chunk = Chunk(segment)
-        await self._chunks.send(chunk)
-        await chunk.committed.wait()
+        self._counters.lines_under_way += segment.lines
+        try:
+            await self._chunks.send(chunk)
+            await chunk.committed.wait()
+        finally:
+            self._counters.lines_under_way -= segment.lines
         self._counters.lines += segment.lines
         self._counters.lines_truncated += len(segment.cut)
 

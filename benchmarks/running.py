@@ -117,6 +117,15 @@ class Vigild:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
+    def ask(self, lines: list[str]) -> list[dict[str, Any]]:
+        """What would be said of each line; over a connection of its own, so that threads may ask."""
+        transport = httpx.HTTPTransport(uds=str(self.runtime / "admin.sock"))
+        with httpx.Client(transport=transport, base_url="http://localhost", timeout=120.0) as api:
+            answer = api.post("/detect/batch", json={"log_lines": lines})
+        assert answer.status_code == 200, answer.text
+        results: list[dict[str, Any]] = answer.json()["results"]
+        return results
+
     def connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(60.0)

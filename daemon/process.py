@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
@@ -79,6 +79,8 @@ def run(
 ) -> None:
     """Run until SIGTERM or SIGINT. Raises Failed; what is a fault of ours comes out as it is."""
     os.umask(0o077)
+    # Until the event loop takes it: the settings have only just been read, there is nothing to reload.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     keep_freed_buffers()
     notifier = Notifier.from_environment()
     try:
@@ -128,6 +130,7 @@ class _Daemon:
         self._notifier = notifier
         self._outlets = outlets
         self._stop = trio.Event()
+        self._reloading = trio.Lock()
         self._service = Service(settings, version("vigild"))
         self._watchdog = _every(ALIVE_SECONDS, notifier.watchdog)
 
@@ -135,17 +138,18 @@ class _Daemon:
         """The whole life of the process, from listening sockets to the last snapshot."""
         app = create_app(self._service, hosts=self._settings.admin.hosts, token=token)
         async with trio.open_nursery() as outer:
-            await outer.start(self._obey_signals)
+            await outer.start(self._obey_signals, outer)
             await outer.start(partial(run_server, app, self._listeners.admin, self._stop.wait))
             await self._work()
             outer.cancel_scope.cancel()
 
-    async def _obey_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _obey_signals(self, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             task_status.started()
             async for number in signals:
                 if number == signal.SIGHUP:
-                    await self._reload()
+                    # Beside, for it may have to wait (for the start, for a disk), and the next signal must not.
+                    nursery.start_soon(self._reload)
                 elif not self._stop.is_set():
                     log.info("%s: stopping", signal.Signals(number).name)
                     self._notifier.stopping()
@@ -154,12 +158,12 @@ class _Daemon:
 
     async def _work(self) -> None:
         """Recover, then run the actors until the stop has flowed through all of them."""
-        alerts = self._alerts()
+        alerts, last_line = self._alerts()
         verdicts_in, verdicts = trio.open_memory_channel[Verdicts](QUEUED_VERDICTS)
         async with trio.open_nursery() as flow:
             await flow.start(run_alerts, alerts, verdicts)
             with verdicts_in:
-                recovered = await self._recover(verdicts_in)
+                recovered = await self._recover(verdicts_in, last_line)
                 requests_in, requests = trio.open_memory_channel[Request](QUEUED_REQUESTS)
                 alerts.begin_after(recovered.snapshot_seq)
                 with requests_in:
@@ -185,7 +189,7 @@ class _Daemon:
 
     async def _ask_for_patience(self) -> None:
         """A disk that is full at the start may stay so for a while; the service manager must not give up."""
-        while not self._service.serving:
+        while not self._service.started.is_set():
             self._notifier.extend(ALIVE_GRACE_SECONDS)
             await trio.sleep(ALIVE_SECONDS)
 
@@ -238,6 +242,7 @@ class _Daemon:
             recovery=recovered.report,
             loaded_digest=await trio.to_thread.run_sync(lambda: digest(detector.export())),
             loaded_line=detector.line,
+            recovered_line=recovered.line,
         )
 
     async def _flow(
@@ -294,14 +299,17 @@ class _Daemon:
                 counters=running.ingest,
             )
         )
-        self._service.serving = True
+        self._service.started.set()
         log.info("serving from line %d on; %s", recovered.line, recovered.report.sentence())
         self._notifier.ready(self._sentence())
         background.start_soon(self._tell)
         await self._stop.wait()
 
-    async def _recover(self, verdicts: "trio.MemorySendChannel[Verdicts]") -> "Recovered":
-        """The state, in a thread; replayed verdicts go to alerts, which writes those it has not."""
+    async def _recover(self, verdicts: "trio.MemorySendChannel[Verdicts]", last_line: int) -> "Recovered":
+        """The state, in a thread; replayed verdicts go to alerts, which writes those it has not.
+
+        `last_line` is the last line that a record was written about: the journal went that far at least.
+        """
         tell = _every(ALIVE_SECONDS, lambda: self._notifier.extend(ALIVE_GRACE_SECONDS))
 
         def recover() -> "Recovered":
@@ -310,9 +318,10 @@ class _Daemon:
             torch.set_num_threads(1)
             from daemon.recovery import recover
 
-            return recover(self._store, lambda v: trio.from_thread.run(verdicts.send, v), tell)
+            return recover(self._store, lambda v: trio.from_thread.run(verdicts.send, v), tell, last_line)
 
         recovered = await trio.to_thread.run_sync(recover)
+        recovered.report.notes.extend(writer.note for writer in self._outlets if writer.note)
         for note in recovered.report.notes:
             log.warning("recovery: %s", note)
         try:
@@ -336,17 +345,17 @@ class _Daemon:
             seq, _ = await submit(running.requests, frame, model)
             await running.scoring.published.wait_for(seq)
 
-    def _alerts(self) -> Alerts:
-        alerts, verdicts = (
-            Outlet(f"{name}.jsonl", writer, _last_id(writer))
-            for name, writer in zip(_OUTLETS, self._outlets, strict=True)
+    def _alerts(self) -> tuple[Alerts, int]:
+        """The alerts actor's part, and the last line that it has written a record about."""
+        last = [_last_id(writer) for writer in self._outlets]
+        alerts_file, verdicts_file = (
+            Outlet(f"{name}.jsonl", writer, reached)
+            for name, writer, reached in zip(_OUTLETS, self._outlets, last, strict=True)
         )
-        for writer in self._outlets:
-            if writer.note:
-                log.warning("%s", writer.note)
         recent = _last_records(self._outlets[0].path)
         write_all = self._settings.alarms.verdicts == "all"
-        return Alerts(alerts, verdicts, seq=0, write_all=write_all, recent=recent)
+        alerts = Alerts(alerts_file, verdicts_file, seq=0, write_all=write_all, recent=recent)
+        return alerts, max(id_key(each)[0] for each in (*last, "0") if each is not None)
 
     async def _tell(self) -> None:
         """Keep `systemctl status` true."""
@@ -360,15 +369,17 @@ class _Daemon:
 
     async def _reload(self) -> None:
         """SIGHUP: settings and rules anew. What sockets, format and sessions need waits for a restart."""
-        self._notifier.reloading()
-        try:
-            fresh = load(self._config, os.environ)
-            rules = read_rules(fresh)
-            await self._service.adopt(fresh, rules)
-            self._rules = rules
-        except SettingsError as exc:
-            log.error("not reloaded, the settings in force stay: %s", exc)
-        self._notifier.ready(self._sentence())
+        async with self._reloading:
+            await self._service.started.wait()
+            self._notifier.reloading()
+            try:
+                fresh = load(self._config, os.environ)
+                await self._service.adopt(fresh, read_rules(fresh))
+            except SettingsError as exc:
+                log.error("not reloaded, the settings in force stay: %s", exc)
+            except trio.BrokenResourceError:
+                log.warning("not reloaded: the daemon is stopping")
+            self._notifier.ready(self._sentence())
 
 
 def _why_not_exactly_once(notifier: Notifier, stored: Collection[str]) -> str | None:
@@ -402,16 +413,26 @@ def _every(seconds: float, act: Callable[[], None]) -> Callable[[], None]:
 
 
 def _last_id(writer: JsonlWriter) -> str | None:
-    """The last id that was ever written: the file may be cut from outside, or be a new one."""
-    known = [] if writer.last is None else [str(msgspec.json.decode(writer.last)["id"])]
-    if writer.last_id is not None:
-        known.append(writer.last_id)
-    return max(known, key=id_key, default=None)
+    """The last id that was ever written: by the mark beside the file, for the file may have been rotated, cut or
+    damaged; without a mark by its last record."""
+    if writer.last_id is not None or writer.last is None:
+        return writer.last_id
+    return None if (record := _record(writer.last)) is None else str(record["id"])
 
 
 def _last_records(path: Path) -> list[Record]:
-    """The records in the last megabyte of a file of records."""
+    """The records in the last megabyte of a file of records; what is damaged there is left out."""
     with open(path, "rb") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
-        lines = file.read().splitlines()
-    return [msgspec.json.decode(line) for line in lines if line.startswith(b'{"id"')]
+        lines = file.read().split(b"\n")
+    return [record for line in lines if (record := _record(line)) is not None]
+
+
+def _record(line: bytes) -> Record | None:
+    """None for what is no record of ours."""
+    try:
+        record = msgspec.json.decode(line, type=dict[str, Any])
+        id_key(record["id"])
+    except (ValueError, KeyError, AttributeError):
+        return None
+    return record

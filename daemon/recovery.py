@@ -79,16 +79,19 @@ class Poison(Exception):
         self.entry = entry
 
 
-def recover(store: Store, deliver: Callable[[Verdicts], None], alive: Callable[[], None]) -> Recovered:
+def recover(
+    store: Store, deliver: Callable[[Verdicts], None], alive: Callable[[], None], last_line: int = 0
+) -> Recovered:
     """Blocking. `deliver` gets the verdicts of replayed frames, some of which were delivered before;
-    `alive` is called between frames. Raises StoreError and JournalError when the disk fails, and StoreError for
+    `alive` is called between frames; `last_line` is known to have been accepted, whatever the files say.
+    Raises StoreError and JournalError when the disk fails, and StoreError for
     files of a later version, which are left untouched."""
     began = time.monotonic()
     poisoned: dict[int, Entry] = {}
     try:
         while True:
             try:
-                recovered = _recover(store, deliver, alive, poisoned)
+                recovered = _recover(store, deliver, alive, last_line, poisoned)
                 break
             except Poison as poison:
                 log.error(
@@ -137,7 +140,11 @@ def load_knowledge(store: Store, name: str, sha256: str | None = None) -> tuple[
 
 
 def _recover(
-    store: Store, deliver: Callable[[Verdicts], None], alive: Callable[[], None], poisoned: dict[int, Entry]
+    store: Store,
+    deliver: Callable[[Verdicts], None],
+    alive: Callable[[], None],
+    last_line: int,
+    poisoned: dict[int, Entry],
 ) -> Recovered:
     found = store.recover()
     said = _skips_in(found.ahead)
@@ -156,12 +163,17 @@ def _recover(
     detector = fold.detector
     line = max(found.last_line, detector.line)
     report.lost_lines = found.lost_lines
+    if last_line > line:
+        report.lost_lines += last_line - line
+        report.notes.append(f"records were written up to line {last_line}, the journal ends at line {line}")
+        line = last_line
     model_to_use = None
-    if snapshot is None and not detector.seq and found.models:
+    incomplete = report.lost_lines > 0 or found.journal_missing
+    if snapshot is None and not detector.model.name and found.models and (incomplete or not detector.seq):
         model_to_use = _any_model(store, found, report)
     if snapshot is None and not detector.seq and not found.last_seq and model_to_use is None:
         report.tier = "fresh"
-    elif fold.lost or report.lost_lines or poisoned or (snapshot is None and not detector.seq):
+    elif fold.lost or incomplete or poisoned or (snapshot is None and not detector.seq):
         report.tier = "partial" if detector.seq or model_to_use else "fresh"
     else:
         report.tier = "full"

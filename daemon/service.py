@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ASKED_AT_ONCE = 256
+
 _PAGE_BYTES = resource.getpagesize()
 
 
@@ -58,6 +60,7 @@ class Running:
     recovery: "Report"
     loaded_digest: str
     loaded_line: int
+    recovered_line: int
 
 
 class Service:
@@ -65,15 +68,16 @@ class Service:
 
     def __init__(self, settings: Settings, version: str, now: Callable[[], float] = time.time) -> None:
         self.settings = settings
-        self.serving = False
+        self.started = trio.Event()
         self.stopping = False
         self._version = version
         self._now = now
         self._began = now()
         self._running: Running | None = None
+        self._asking = trio.Lock()
 
     def run(self, running: Running) -> None:
-        """From here on there is a state to ask; lines are taken when `serving` is set."""
+        """From here on there is a state to ask; lines are taken when `started` is set."""
         self._running = running
 
     async def adopt(self, fresh: Settings, rules: tuple[RuleText, ...]) -> None:
@@ -104,7 +108,7 @@ class Service:
             "reason": reason,
             "since": since,
             "phase": self.phase(),
-            "logs_processed": summary.line,
+            "logs_processed": self._line(),
             "transformer_ready": summary.generation > 0,
             "active_models": 1 + 2 * (summary.generation > 0),
         }
@@ -120,7 +124,7 @@ class Service:
             "version": self._version,
             "uptime_seconds": round(self._now() - self._began, 1),
             "phase": self.phase(),
-            "logs_processed": summary.line,
+            "logs_processed": self._line(),
             "warmup_target": settings.learning.warmup_lines,
             "warmup_complete": ready or summary.line >= settings.learning.warmup_lines,
             "isolation_forest_ready": ready,
@@ -134,14 +138,16 @@ class Service:
         }
         running = self._running
         if running is None:
-            return {**status, "training_in_progress": False}
+            unknown: dict[str, Any] = {"training_in_progress": False, "state_digest": None, "digest_line": None}
+            parts = ("recovery", "checkpoint", "training", "ingest", "alarms", "templates", "sessions")
+            return {**status, **unknown, **{part: {} for part in parts}}
         training = running.training
         return {
             **status,
             "training_in_progress": training.in_progress,
             **self._digest(running),
             "recovery": running.recovery.as_dict(),
-            "checkpoint": {**running.checkpoints.status(), "lines_at_risk": self._lines_at_risk(running)},
+            "checkpoint": {**running.checkpoints.status(), "lines_at_risk": running.ingest.lines_under_way},
             "training": {
                 **training.as_dict(),
                 "percent": None if training.fraction is None else round(100 * training.fraction, 1),
@@ -186,7 +192,8 @@ class Service:
         summary, running = self._summary(), self._running
         if summary.generation:
             return "ensemble"
-        return "training" if running is not None and running.training.in_progress else "warmup"
+        due = running is not None and (running.training.in_progress or summary.training_due)
+        return "training" if due else "warmup"
 
     def _condition(self) -> tuple[str, str | None, float | None]:
         """What the daemon is doing; when that is not serving: why, and since when, where that is known."""
@@ -198,9 +205,15 @@ class Service:
         trouble = running.sequencer.trouble
         if trouble is not None:
             return "degraded", f"lines wait: {trouble.error}", trouble.since
-        if not self.serving:
+        if not self.started.is_set():
             return "starting", "the state is being brought up to date", self._began
         return "serving", None, None
+
+    def _line(self) -> int:
+        """The last line applied; where lines at the end of the journal are lost, their numbers are not used again."""
+        if self._running is None:
+            return 0
+        return max(self._running.scoring.published.summary.line, self._running.recovered_line)
 
     def _summary(self) -> Summary:
         return self._running.scoring.published.summary if self._running is not None else Summary()
@@ -212,16 +225,16 @@ class Service:
             return {"state_digest": running.loaded_digest, "digest_line": running.loaded_line}
         return {"state_digest": last.digest, "digest_line": last.line}
 
-    @staticmethod
-    def _lines_at_risk(running: Running) -> int:
-        """Lines accepted and not in the journal: none, by construction, unless the journal is in trouble."""
-        return max(running.scoring.published.summary.line - running.sequencer.line, 0)
-
     # --- what waits for an actor --------------------------------------------------------------------
 
     async def detect(self, lines: Sequence[bytes], session_id: str | None) -> list[dict[str, Any]]:
+        scoring = self._ready().scoring
+        answers: list[dict[str, Any]] = []
         try:
-            answers = await self._ready().scoring.ask(lines, session_id)
+            # One question at a time and in small parts: frames, and the watchdog, wait for one part at most.
+            async with self._asking:
+                for start in range(0, len(lines), ASKED_AT_ONCE):
+                    answers += await scoring.ask(lines[start : start + ASKED_AT_ONCE], session_id)
         except StateAbandoned as exc:
             raise ControlError(503, "stopping", str(exc)) from exc
         timestamp = datetime.fromtimestamp(self._now(), UTC).isoformat()

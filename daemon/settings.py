@@ -88,14 +88,13 @@ def load(path: Path | None, env: Mapping[str, str]) -> Settings:
     unset = Settings()
     if instance is not None:
         unset = Settings(admin=AdminSettings(bind=("unix:admin.sock",)))
-    found = _find(path, env, instance)
-    if found is None:
-        return unset
     try:
+        found = _find(path, env, instance)
+        if found is None:
+            return unset
         text = found.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "is not UTF-8 text"
-        raise SettingsError(f"{found}: {reason}") from exc
+    except (OSError, ValueError) as exc:
+        raise SettingsError(_unreadable(exc, path or SYSTEM_DIRECTORY)) from exc
     return parse(text, found, unset)
 
 
@@ -114,7 +113,7 @@ def parse(text: str, path: Path, unset: Settings | None = None) -> Settings:
     unset = unset or Settings()
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:  # TOMLDecodeError, a number of thousands of digits, deep nesting
         raise SettingsError(_syntax(path, str(exc))) from exc
     sections: dict[str, Any] = {}
     for name, table in tables.items():
@@ -149,12 +148,13 @@ def read_rules(settings: Settings) -> tuple[RuleText, ...]:
     pack = importlib.resources.files("detection").joinpath("rulepack.toml").read_text("utf-8")
     texts = [RuleText("builtin", pack)]
     for entry in settings.rules.paths:
-        for path in _rule_files(_beside(settings, entry), entry):
-            try:
+        place = _beside(settings, entry)
+        try:
+            for path in _rule_files(place, entry):
+                place = path
                 texts.append(RuleText(str(path), path.read_text("utf-8")))
-            except (OSError, UnicodeDecodeError) as exc:
-                reason = exc.strerror if isinstance(exc, OSError) else "is not UTF-8 text"
-                raise SettingsError(f"{path}: {reason}") from exc
+        except (OSError, ValueError) as exc:
+            raise SettingsError(_unreadable(exc, place)) from exc
     return tuple(texts)
 
 
@@ -165,6 +165,12 @@ def _rule_files(path: Path, entry: str) -> list[Path]:
     if any(sign in entry for sign in "*?["):
         return sorted(Path(each) for each in glob(str(path), recursive=True))
     return [path]
+
+
+def _unreadable(exc: OSError | ValueError, path: Path | str) -> str:
+    if isinstance(exc, OSError):
+        return f"{exc.filename or path}: {exc.strerror}"
+    return f"{path}: {'is not UTF-8 text' if isinstance(exc, UnicodeDecodeError) else exc}"
 
 
 def read_token(settings: Settings) -> str | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from detection.ensemble import MEMBERS, Ensemble
 from detection.features import Carry, running
 from detection.formats.kinds import parse, recognise
-from detection.intake import KeyPattern, session_key
+from detection.intake import KeyPattern, match_rules, session_key
 from detection.rules.engine import RuleSet
 from detection.sessions import SessionTable
 from detection.settings import DetectionSettings
@@ -51,7 +51,7 @@ class Opinion:
         if not lines:
             return []
         read = self._read(lines)
-        slot = None if session is None else self.sessions.find(session_key(session.encode()))
+        slot = None if session is None else self.sessions.find(session_key(session.encode("utf-8", "surrogatepass")))
         held = 0 if slot is None else int(self.sessions.column["held"][slot])
         worst, oddity = self._scores(read, slot, held)
         members: dict[str, NDArray[np.float64]] = {}
@@ -84,7 +84,7 @@ class Opinion:
             texts = [lines[i] for i in where]
             fields = parse(kind, texts, clock=clock)
             ids = self.templates.match(fields.family, fields.contents)
-            hits = self.rules.match(fields.targets, fields.agents, texts, web=fields.family == "access")
+            hits, targets = match_rules(self.rules, fields, texts)
             keys = fields.keys if self.pattern is None else self.pattern.keys(texts)
             for j, i in enumerate(where):
                 low, high = np.searchsorted(hits.lines, [j, j + 1])
@@ -95,7 +95,7 @@ class Opinion:
                     error=bool(fields.errors[j]),
                     key=keys[j],
                     rules=tuple(hits.rules[low:high].tolist()),
-                    target=fields.targets[j],
+                    target=targets[j],
                     agent=fields.agents[j],
                 )
         return [read[i] for i in range(len(lines))]

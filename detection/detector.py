@@ -33,7 +33,7 @@ from detection.frames import (
     count_lines,
 )
 from detection.history import History
-from detection.intake import Intake, KeyPattern, take_in
+from detection.intake import Intake, KeyPattern, in_order, match_rules, take_in
 from detection.judging import Batch, Closings, closed_as_they_are, judge
 from detection.model import Model
 from detection.recent import RecentLines
@@ -241,18 +241,14 @@ class Detector:
         """Template ids and rule hits of all lines of a frame."""
         ids = np.empty(len(intake.lines), dtype=np.int32)
         everything = np.arange(len(intake.lines))
-        lines: list[NDArray[Any]] = [everything[:0]]
-        rules: list[NDArray[Any]] = [everything[:0]]
+        found = []
         for where, fields in intake.fields:
             ids[where] = self._templates.assign(fields.family, fields.contents)
             at = everything[where]
             texts = [intake.lines[i] for i in at.tolist()]
-            hits = self._rules.match(fields.targets, fields.agents, texts, web=fields.family == "access")
-            lines.append(at[hits.lines])
-            rules.append(hits.rules)
-        line, rule = np.concatenate(lines), np.concatenate(rules)
-        order = np.lexsort((rule, line))
-        return ids, Hits(lines=line[order].astype(np.int32), rules=rule[order].astype(np.int32))
+            hits, _ = match_rules(self._rules, fields, texts)
+            found.append(Hits(lines=at[hits.lines].astype(np.int32), rules=hits.rules))
+        return ids, in_order(found)
 
     def _judge_lines(self, intake: Intake, ids: NDArray[np.int32], hits: Hits, chunk: slice, received: float) -> Rows:
         keys, texts, times = intake.keys[chunk], intake.lines[chunk], intake.times[chunk]

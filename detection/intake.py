@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from detection.formats.fields import Fields
 from detection.formats.kinds import parse
+from detection.formats.requests import request_targets
 from detection.frames import Segment
+from detection.rules.engine import Hits, RuleSet
 from detection.sessions import KEY_BYTES
 from detection.sources import LivingSources
 
@@ -29,6 +31,28 @@ class Intake:
     cut: int
     unterminated: int
     ended: list[bytes]  # keys of the windows of sources that have ended
+
+
+def match_rules(rules: RuleSet, fields: Fields, lines: Sequence[bytes]) -> tuple[Hits, list[bytes]]:
+    """The rules' hits on lines and their fields, and the targets that were looked at (for evidence)."""
+    web, targets = request_targets(fields)
+    if web.all() or not web.any():
+        return rules.match(targets, fields.agents, lines, web=bool(web.all())), targets
+    found = []
+    for mask in (web, ~web):
+        at = np.flatnonzero(mask)
+        columns = ([column[i] for i in at.tolist()] for column in (targets, fields.agents, lines))
+        hits = rules.match(*columns, web=mask is web)
+        found.append(Hits(lines=at[hits.lines].astype(np.int32), rules=hits.rules))
+    return in_order(found), targets
+
+
+def in_order(found: Sequence[Hits]) -> Hits:
+    """Hits of several parts as one, sorted by line and then by rule."""
+    lines = np.concatenate([hits.lines for hits in found] or [np.zeros(0, dtype=np.int32)])
+    rules = np.concatenate([hits.rules for hits in found] or [np.zeros(0, dtype=np.int32)])
+    order = np.lexsort((rules, lines))
+    return Hits(lines=lines[order].astype(np.int32), rules=rules[order].astype(np.int32))
 
 
 class KeyPattern:

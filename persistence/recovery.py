@@ -47,6 +47,7 @@ class Recovery:
     set_aside: list[str]
     notes: list[str]
     reading: JournalReading
+    journal_missing: bool  # there should be one, and there is none
 
     @property
     def lost_lines(self) -> int:
@@ -77,8 +78,11 @@ def recover(directory: Path, disk: Disk, losses: Losses, *, was_journaled: bool)
     found = newest_snapshot(directory, disk, losses)
     models = _sound_models(directory, disk, losses)
     _, seq, line, _ = found if found is not None else ("", 0, 0, {})
-    if was_journaled and found is None and not segments(directory):
+    journal_missing = was_journaled and not segments(directory)
+    if journal_missing and found is None:
         losses.notes.append("neither snapshot nor journal is left of what this directory held")
+    elif journal_missing:
+        losses.notes.append("no journal is left: how many lines came after the newest snapshot is not known")
     reading = JournalReading(
         directory, seq, line, set_aside=lambda path, why: set_aside(path, why, disk, losses), disk=disk
     )
@@ -93,6 +97,7 @@ def recover(directory: Path, disk: Disk, losses: Losses, *, was_journaled: bool)
         set_aside=losses.set_aside,
         notes=losses.notes,
         reading=reading,
+        journal_missing=journal_missing,
     )
 
 

@@ -29,7 +29,10 @@ _GAUGES = {
     "vigild_templates": ("vocabulary_size", "Templates known."),
     "vigild_connections": ("ingest.connections", "Connections of log sources."),
     "vigild_frame_seq": ("seq", "Number of the last frame applied."),
-    "vigild_lines_at_risk": ("checkpoint.lines_at_risk", "Lines after the last snapshot."),
+    "vigild_lines_at_risk": (
+        "checkpoint.lines_at_risk",
+        "Lines read and not durable yet.",
+    ),
     "vigild_checkpoint_line": ("checkpoint.last_line", "Last line in the last snapshot."),
     "vigild_checkpoint_time_seconds": ("checkpoint.last_time", "When the last snapshot was made, Unix time."),
     "vigild_recovery_lost_lines": ("recovery.lost_lines", "Accepted lines the last start could not recover."),

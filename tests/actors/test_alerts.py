@@ -175,7 +175,7 @@ async def test_a_slow_subscriber_loses_and_is_told_how_many_the_others_do_not() 
             kept = [slow.receive_nowait()["id"] for _ in range(module.SUBSCRIBER_RECORDS)]
             assert kept == [str(n) for n in range(1, 257)]
             await verdicts.send(said(301, record(301)))
-            assert await slow.receive() == {"dropped": 44}
+            assert await slow.receive() == {"left_out": 44}
             assert (await slow.receive())["id"] == "301"
         assert [r["id"] async for r in quick] == ["301"], "streams end with the daemon"
 
@@ -188,7 +188,7 @@ async def test_a_stream_of_everything_holds_all_that_is_flagged_and_counts_what_
             await verdicts.send(said(2, record(151, flagged=False)))
         got = [r async for r in stream]
     assert [r["id"] for r in got if "id" in r] == [*(str(n) for n in range(1, 101)), "150", "151"]
-    assert sum(r.get("dropped", 0) for r in got) == 49
+    assert sum(r.get("left_out", 0) for r in got) == 49
 
 
 async def test_a_subscriber_that_leaves_is_forgotten() -> None:

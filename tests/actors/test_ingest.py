@@ -112,7 +112,7 @@ async def test_bytes_come_through_as_they_are_and_a_clean_end_says_durable(tmp_p
         assert early.cancelled_caught, "no end of file before the last line is durable"
         last.committed.set()
         assert await client.receive_some(1) == b""
-        assert ingest.counters == Counters(5, len(text), 0, 0, 1, 0)
+        assert ingest.counters == Counters(lines=5, bytes=len(text), connections_total=1)
 
 
 async def test_a_chunk_is_in_flight_alone_and_reading_waits_until_it_is_durable(tmp_path: Path) -> None:

@@ -206,11 +206,10 @@ def test_a_second_daemon_on_the_same_directory_is_refused_with_the_others_pid(tm
 
 
 def test_what_was_flagged_is_written_once_over_a_kill(tmp_path: Path) -> None:
-    attack = b'192.0.2.1 - - [17/May/2015:10:05:03 +0000] "GET /?q=<script>alert(1)</script> HTTP/1.1" 200 1 "-" "-"'
     with vigild(tmp_path, verdicts="all") as daemon:
         daemon.start()
         for count in range(1, 4):
-            daemon.send_lines([*sample_lines()[:50], attack])
+            daemon.send_lines([*sample_lines()[:50], ATTACK])
             daemon.applied(51 * count)
             daemon.kill()
             daemon.start()
@@ -222,12 +221,11 @@ def test_what_was_flagged_is_written_once_over_a_kill(tmp_path: Path) -> None:
 
 
 def test_rotated_alerts_are_not_written_again_after_a_kill(tmp_path: Path) -> None:
-    attack = b'192.0.2.1 - - [17/May/2015:10:05:03 +0000] "GET /?q=<script>alert(1)</script> HTTP/1.1" 200 1 "-" "-"'
     with vigild(tmp_path) as daemon:
         alerts = daemon.state / "alerts.jsonl"
         daemon.start()
         for number in range(1, 4):
-            daemon.send_lines([attack])
+            daemon.send_lines([ATTACK])
             daemon.applied(number)
             daemon.wait(lambda: alerts.stat().st_size > 0)
             # As logrotate does it: moved away and created anew, compressed at once; then a kill, all to be replayed.
@@ -236,7 +234,7 @@ def test_rotated_alerts_are_not_written_again_after_a_kill(tmp_path: Path) -> No
             daemon.kill()
             daemon.start()
             assert daemon.status()["recovery"]["replayed_lines"] == number
-        daemon.send_lines([attack])
+        daemon.send_lines([ATTACK])
         daemon.stop()
         files = [*(tmp_path / f"rotated.{number}" for number in range(1, 4)), alerts]
         ids = [[json.loads(line)["id"] for line in path.read_bytes().splitlines()] for path in files]
@@ -245,11 +243,10 @@ def test_rotated_alerts_are_not_written_again_after_a_kill(tmp_path: Path) -> No
 
 def test_without_the_mark_rotated_alerts_would_be_written_again(tmp_path: Path) -> None:
     """The control of the test above."""
-    attack = b'192.0.2.1 - - [17/May/2015:10:05:03 +0000] "GET /?q=<script>alert(1)</script> HTTP/1.1" 200 1 "-" "-"'
     with vigild(tmp_path) as daemon:
         alerts = daemon.state / "alerts.jsonl"
         daemon.start()
-        daemon.send_lines([attack])
+        daemon.send_lines([ATTACK])
         daemon.applied(1)
         daemon.wait(lambda: alerts.stat().st_size > 0)
         daemon.kill()
@@ -257,3 +254,78 @@ def test_without_the_mark_rotated_alerts_would_be_written_again(tmp_path: Path) 
         (daemon.state / "alerts.mark").unlink()
         daemon.start()
         daemon.wait(lambda: alerts.stat().st_size > 0)
+
+
+ATTACK = b'192.0.2.1 - - [17/May/2015:10:05:03 +0000] "GET /?q=<script>alert(1)</script> HTTP/1.1" 200 1 "-" "-"'
+
+
+@pytest.mark.parametrize("tail", [b'{"id": "\xff"}\n', b'{"x":1}\n', b'{"id":5}\n', b"{]}\n", b'{"id":"abc"}\n'])
+def test_damaged_records_keep_nothing_from_starting_and_alerts_go_on(tmp_path: Path, tail: bytes) -> None:
+    with vigild(tmp_path) as daemon:
+        daemon.start()
+        daemon.send_lines([ATTACK] * 2)
+        daemon.applied(2)
+        assert daemon.stop() == 0
+        alerts = daemon.state / "alerts.jsonl"
+        alerts.write_bytes(alerts.read_bytes().replace(b'"id":"1"', b'"id";"1"') + tail)
+        daemon.start()
+        daemon.send_lines([ATTACK])
+        daemon.wait(lambda: b'"id":"3"' in alerts.read_bytes())
+        assert [record["id"] for record in daemon.api.get("/anomalies").json()["anomalies"]] == ["2", "3"]
+
+
+def test_an_id_that_was_altered_in_the_file_hides_no_later_alert(tmp_path: Path) -> None:
+    with vigild(tmp_path) as daemon:
+        daemon.start()
+        daemon.send_lines([ATTACK] * 2)
+        daemon.applied(2)
+        assert daemon.stop() == 0
+        alerts = daemon.state / "alerts.jsonl"
+        alerts.write_bytes(alerts.read_bytes().replace(b'"id":"2"', b'"id":"9"'))
+        daemon.start()
+        daemon.send_lines([ATTACK])
+        daemon.wait(lambda: b'"id":"3"' in alerts.read_bytes())
+
+
+def test_a_journal_that_is_gone_is_said_and_numbers_do_not_go_back(tmp_path: Path) -> None:
+    with vigild(tmp_path) as daemon:
+        daemon.start()
+        daemon.send_lines([ATTACK] * 3)
+        daemon.post("/checkpoint")
+        daemon.send_lines([ATTACK] * 3)
+        daemon.wait(lambda: daemon.status()["alarms"]["alerts.jsonl"]["written"] == 6)
+        daemon.kill()
+        for path in daemon.state.glob("journal-*.log"):
+            path.unlink()
+        daemon.start()
+        status = daemon.status()
+        assert (status["recovery"]["tier"], status["recovery"]["lost_lines"]) == ("partial", 3)
+        assert any("no journal is left" in note for note in status["recovery"]["notes"])
+        assert status["logs_processed"] == 6
+        daemon.send_lines([ATTACK])
+        daemon.wait(lambda: daemon.status()["logs_processed"] == 7)
+        assert daemon.status()["lost_lines"] == 3
+        daemon.wait(lambda: daemon.status()["alarms"]["alerts.jsonl"]["written"] == 1)
+        assert b'"id":"7"' in (daemon.state / "alerts.jsonl").read_bytes()
+
+
+def test_a_model_is_used_when_the_snapshots_and_some_of_the_journal_are_gone(again: Vigild) -> None:
+    for path in (*snapshots(again), min(again.state.glob("journal-*.log"))):
+        path.unlink()
+    again.start()
+    status = again.status()
+    assert status["recovery"]["tier"] == "partial"
+    assert status["recovery"]["lost_lines"] > 0
+    assert status["transformer_ready"]
+    assert status["logs_processed"] == WARMUP + 600
+
+
+def test_a_stop_under_load_is_clean_and_saves(tmp_path: Path) -> None:
+    with vigild(tmp_path) as daemon:
+        daemon.start()
+        daemon.send_lines(sample_lines() * 2)
+        assert daemon.stop() == 0
+        assert "Traceback" not in daemon.log
+        daemon.start()
+        recovery = daemon.status()["recovery"]
+        assert (recovery["tier"], recovery["snapshot_line"], recovery["replayed_lines"]) == ("full", 20_000, 0)

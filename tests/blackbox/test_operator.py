@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,35 @@ def test_a_line_is_asked_about_and_nothing_changes(daemon: Vigild) -> None:
     assert daemon.status()["logs_processed"] == before
 
 
+@pytest.mark.parametrize("request_line", ["GET /?id=1 UNION SELECT 1", "GET /../../etc/passwd", ATTACK])
+def test_a_bare_request_is_asked_about_as_one(daemon: Vigild, request_line: str) -> None:
+    answer = daemon.post("/detect", {"log_line": request_line})
+    assert answer["verdict"] == "attack", answer
+
+
+def test_a_request_recorded_in_json_meets_the_rules_for_requests(daemon: Vigild) -> None:
+    line = {
+        "remote_addr": "192.0.2.7",
+        "method": "GET",
+        "uri": "/?id=1%27%20UNION%20SELECT%20password%20FROM%20users--",
+        "status": 200,
+    }
+    assert daemon.post("/detect", {"log_line": json.dumps(line)})["verdict"] == "attack"
+
+
+def test_many_large_questions_do_not_keep_lines_from_being_scored(daemon: Vigild) -> None:
+    lines = [line.decode() for line in sample_lines()[:4000]]
+    asking = [threading.Thread(target=daemon.ask, args=(lines,)) for _ in range(6)]
+    for thread in asking:
+        thread.start()
+    before = daemon.status()["logs_processed"]
+    daemon.send_lines(sample_lines()[:100])
+    daemon.wait(lambda: daemon.status()["logs_processed"] == before + 100)
+    assert any(thread.is_alive() for thread in asking), "the questions were over before the lines: ask more"
+    for thread in asking:
+        thread.join()
+
+
 def test_a_snapshot_is_forced_listed_and_verified(daemon: Vigild) -> None:
     saved = json.loads(vigilctl(daemon, "--json", "checkpoint").stdout)
     assert saved["line"] == daemon.status()["logs_processed"] and Path(saved["path"]).exists()
@@ -86,6 +116,27 @@ def test_rules_are_reloaded_and_bad_ones_leave_the_old_in_force(tmp_path: Path) 
         daemon.process.send_signal(signal.SIGHUP)
         daemon.wait(lambda: "mine.toml" in daemon.log and "not reloaded" in daemon.log)
         assert attack()
+
+
+def test_a_reload_while_it_starts_waits_for_the_start(tmp_path: Path) -> None:
+    with vigild(tmp_path) as daemon:
+        daemon.launch()
+        daemon.wait(lambda: "listening on" in daemon.log)
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait(lambda: daemon.health().get("status") == "starting")
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait(lambda: " reloaded" in daemon.log)
+        assert "Traceback" not in daemon.log
+
+
+@pytest.mark.parametrize("text", ['[rules]\npaths = ["\\u0000"]\n', f"x = {'9' * 5000}\n", f"a = {'[' * 5000}"])
+def test_settings_that_no_parser_likes_are_one_line_too(tmp_path: Path, text: str) -> None:
+    config = tmp_path / "vigild.toml"
+    config.write_text(text)
+    command = [sys.executable, "-m", "daemon.main", "--config", str(config), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60.0, check=False)
+    assert (done.returncode, done.stderr.strip().count("\n")) == (1, 0), done.stderr[-2000:]
 
 
 def test_wrong_settings_are_one_line_with_file_and_line(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from detection.frames import (
     decode,
     encode,
 )
+
+# ruff: noqa: F811 - fixtures are imported by name
 from detection.model import Model
 from detection.state import State, digest
 from tests.detection.test_detector import RECEIVED, Journal, frames_of, lines, model, segment, started  # noqa: F401
@@ -35,7 +37,7 @@ def restore(journal: Journal, knowledge: Knowledge | None) -> list[dict[str, obj
 
 
 @pytest.fixture
-def gone_on(lines: Lines, model: Model) -> tuple[Journal, Knowledge, list[dict[str, object]]]:  # noqa: F811
+def gone_on(lines: Lines, model: Model) -> tuple[Journal, Knowledge, list[dict[str, object]]]:
     """A journal that learned for a while, what it knew then, its answers then; it has learned other things since."""
     journal = started()
     journal.apply(ModelFrame(1, "model-1", "sha"), model)
@@ -52,7 +54,7 @@ def gone_on(lines: Lines, model: Model) -> tuple[Journal, Knowledge, list[dict[s
 
 def test_what_was_known_is_known_again_and_numbers_go_on(
     lines: Lines,
-    gone_on: tuple[Journal, Knowledge, list[dict[str, object]]],  # noqa: F811
+    gone_on: tuple[Journal, Knowledge, list[dict[str, object]]],
 ) -> None:
     journal, then, answers = gone_on
     before = journal.detector.summary()
@@ -94,7 +96,7 @@ def test_a_new_template_after_a_restore_has_an_id_that_was_never_given(
 def test_a_replay_of_a_restore_comes_to_the_same_state(
     lines: Lines,
     model: Model,
-    gone_on: tuple[Journal, Knowledge, list[dict[str, object]]],  # noqa: F811
+    gone_on: tuple[Journal, Knowledge, list[dict[str, object]]],
 ) -> None:
     journal, then, _ = gone_on
     exported = journal.detector.export()
