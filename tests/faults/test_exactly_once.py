@@ -95,9 +95,9 @@ class Senders:
             self.errors.append(exc)
 
 
-def verdicts(daemon: Managed) -> list[str]:
+def verdicts(state: Path) -> list[str]:
     """The texts of all lines, as judged, in the order of their numbers."""
-    records = [json.loads(line) for line in (daemon.state / "verdicts.jsonl").read_bytes().splitlines()]
+    records = [json.loads(line) for line in (state / "verdicts.jsonl").read_bytes().splitlines()]
     lines = [record for record in records if not record["closed"]]
     assert [record["line"] for record in lines] == list(range(1, len(lines) + 1))
     return [record["text"] for record in lines]
@@ -140,7 +140,7 @@ def torment(daemon: Managed, rounds: int, end: Callable[[int], int]) -> tuple[Se
     senders.finish()
     daemon.wait(lambda: daemon.status()["ingest"]["connections"] == 0)
     assert daemon.stop() == 0
-    return senders, verdicts(daemon), recognised
+    return senders, verdicts(daemon.state), recognised
 
 
 def differences(sent: list[str], judged: list[str]) -> tuple[int, int]:
@@ -194,4 +194,4 @@ def test_without_a_store_the_sender_is_told_and_the_status_says_why(tmp_path: Pa
         daemon.start()
         daemon.applied(2)
         assert daemon.stop() == 0
-        assert verdicts(daemon) == ["accepted", "half a line"]
+        assert verdicts(daemon.state) == ["accepted", "half a line"]

@@ -5,6 +5,7 @@ that syncing it takes its time. Files and sockets are reached from here through 
 questions need nothing in there.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -13,11 +14,10 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
-
-import httpx
 
 PROJECT = Path(__file__).parents[3]
 BOOT_SECONDS = 60.0
@@ -111,20 +111,21 @@ class Container:
         return int(self.shows("NFileDescriptorStore"))
 
     def status(self) -> dict[str, Any]:
-        transport = httpx.HTTPTransport(uds=str(self.root / "run/vigild/admin.sock"))
-        with httpx.Client(transport=transport, base_url="http://localhost", timeout=60.0) as api:
-            found: dict[str, Any] = api.get("/status").json()
-            return found
+        """What GET /status says. Raises OSError or HTTPException when the daemon is not quite there."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(60.0)
+            connection.connect(str(self.root / "run/vigild/admin.sock"))
+            connection.sendall(b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            with closing(HTTPResponse(connection)) as response:
+                response.begin()
+                found: dict[str, Any] = json.loads(response.read())
+                return found
 
     def serving(self, *, after: str) -> bool:
         """Whether a process serves that has not the MainPID `after`."""
-        # A plain connection first: httpx leaves its socket open when nobody listens.
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(self.root / "run/vigild/admin.sock")):
-                return False
         try:
             serving = self.status()["status"] == "serving"
-        except httpx.TransportError:  # it is just being killed, or not quite there
+        except (OSError, HTTPException):
             return False
         return serving and self.shows("MainPID") not in ("0", after)
 

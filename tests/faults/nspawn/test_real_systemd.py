@@ -1,6 +1,5 @@
 """The units under a real systemd: kills under senders at full rate, `systemctl restart`, a hang. Minutes long."""
 
-import json
 import os
 import random
 import signal
@@ -12,7 +11,7 @@ import pytest
 
 from tests.faults.nspawn.container import START_SECONDS, container, why_not
 from tests.faults.service_manager import SETTINGS
-from tests.faults.test_exactly_once import STEADY_SENDERS, Senders, differences, journal_grows
+from tests.faults.test_exactly_once import STEADY_SENDERS, Senders, differences, journal_grows, verdicts
 
 FAULTS = os.environ.get("VIGILD_FAULTS")
 KILLS, RESTARTS = max(int(FAULTS or 0) // 50, 5), 3
@@ -65,8 +64,7 @@ def test_under_a_real_systemd_no_line_is_lost_or_counted_twice(tmp_path: Path) -
         machine.wait(lambda: machine.stored() == 0)
         machine.run("systemctl", "stop", "vigild.service")
 
-        records = (machine.state / "verdicts.jsonl").read_bytes().splitlines()
-        judged = [record["text"] for record in map(json.loads, records) if not record["closed"]]
+        judged = verdicts(machine.state)
     kills, restarts = sorted(gaps[:KILLS]), sorted(gaps[KILLS:])
     print(
         f"{KILLS} kills, {RESTARTS} restarts, {len(judged):,} lines, {recognised} chunks recognised; kill to serving "
