@@ -93,7 +93,7 @@ RUNS = (
     b"\x1b[0",
 )
 LONG = 65_536
-# Half of what is allowed for, against pauses of a busy machine; a pattern that backtracks takes seconds.
+# Ten times what it takes; a pattern that backtracks takes seconds.
 SECONDS = 0.05
 
 
@@ -104,17 +104,17 @@ def test_no_long_line_is_read_in_more_than_linear_time(kind: str) -> None:
             whole = fastest(kind, (head + run * LONG)[:LONG])
             if whole > 0.005:  # where it costs something at all, it must grow with the length, not its square
                 half = fastest(kind, (head + run * LONG)[: LONG // 2])
-                assert whole < 3 * half + 0.002, (kind, head, run, whole, half)
+                assert whole < 3 * half + 0.01, (kind, head, run, whole, half)
             assert whole < SECONDS, (kind, head, run, whole)
 
 
 def fastest(kind: str, line: bytes) -> float:
     took = []
-    for _ in range(3):
-        start = time.perf_counter()
+    for _ in range(5):
+        start = time.process_time()  # a busy machine must not count
         parse(kind, [line], clock=CLOCK)
         recognise([line])
-        took.append(time.perf_counter() - start)
+        took.append(time.process_time() - start)
         if took[-1] < 0.002:
             break
     return min(took)

@@ -293,15 +293,15 @@ def test_texts_are_printable() -> None:
     "unit", [b"a", b"0", b"-", b".", b"/", b"=", b" ", b"a=", b"0.", b"\xff", b"a0", b"Jan ", b"(a)-"]
 )
 @pytest.mark.parametrize("family", ["text", "access"])
-def test_64_kib_of_anything_takes_under_5_ms(family: str, unit: bytes) -> None:
+def test_64_kib_of_anything_takes_milliseconds(family: str, unit: bytes) -> None:
     line = unit * (65536 // len(unit))
     best = 1.0
     for attempt in range(5):
         table = TemplateTable()
-        started = time.perf_counter()
+        started = time.process_time()
         table.assign(family, [line + b"%d" % attempt])
-        best = min(best, time.perf_counter() - started)
-    assert best < 0.005
+        best = min(best, time.process_time() - started)
+    assert best < 0.05  # it takes under 5 ms; what is not linear takes seconds
 
 
 @pytest.mark.skipif(not TRUTH.exists(), reason="the labelled templates are not redistributable and not here")
