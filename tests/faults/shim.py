@@ -1,4 +1,4 @@
-"""A library to preload that makes writes short, kills in the middle of one, lets syncs do nothing, or moves the clock."""
+"""A library to preload: it makes writes short, kills in the middle of one, lets syncs do nothing, moves the clock."""
 
 import shutil
 import subprocess
