@@ -4,13 +4,18 @@ There is no protocol: bytes go out, our half is closed, and the daemon closes it
 durable. So a clean end of file is the acknowledgement; a reset or a broken pipe means "not confirmed".
 """
 
+import fcntl
 import gzip
 import io
 import os
+import select
 import socket
+import struct
 import sys
+import termios
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,12 +66,14 @@ def _stream(raw: io.BufferedReader, sock: socket.socket, progress: Progress) -> 
     started = time.monotonic()
     lines = total = read = 0
     last = b"\n"
+    durable = _Durable(sock)
     try:
         for read, chunk in _chunks(raw):
             sock.sendall(chunk)
             total += len(chunk)
             lines += chunk.count(b"\n")
             last = chunk[-1:]
+            durable.sent(total, lines)
             progress(read, lines, False)
         lines += last != b"\n"
         sock.shutdown(socket.SHUT_WR)
@@ -74,10 +81,37 @@ def _stream(raw: io.BufferedReader, sock: socket.socket, progress: Progress) -> 
         while sock.recv(4096):
             pass  # nothing is promised to come, and nothing that comes matters
     except KeyboardInterrupt:
-        raise Failure(f"interrupted; not confirmed: {_amount(lines, total)} handed over") from None
+        raise Failure(f"interrupted; not confirmed: {_amount(lines, total)} handed over, {durable}") from None
     except OSError as exc:
-        raise Failure(f"not confirmed: {reason(exc)} after {_amount(lines, total)} handed over") from exc
+        raise Failure(f"not confirmed: {reason(exc)} after {_amount(lines, total)} handed over, {durable}") from exc
     return Sent(lines, total, time.monotonic() - started)
+
+
+class _Durable:
+    """How many of the lines sent are known to be durable: the daemon takes bytes off the socket only then.
+
+    The kernel says how much of what we sent still lies there (SIOCOUTQ, which counts a little more than the bytes).
+    It says nothing is left, too, when the reader has died with all of it unread: such an answer is not believed.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._alive = select.poll()
+        self._alive.register(sock, 0)  # hang-ups and errors are always reported
+        self._sent: deque[tuple[int, int]] = deque()
+        self.lines = 0
+
+    def sent(self, total: int, lines: int) -> None:
+        """`lines` whole lines end within the first `total` bytes, all of which were handed to the kernel."""
+        self._sent.append((total, lines))
+        queued = struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, struct.pack("i", 0)))[0]
+        if self._alive.poll(0):
+            return
+        while self._sent and self._sent[0][0] <= total - queued:
+            self.lines = self._sent.popleft()[1]
+
+    def __str__(self) -> str:
+        return f"at least {self.lines:,} lines of it durable"
 
 
 def _chunks(raw: io.BufferedReader) -> Iterator[tuple[int, bytes]]:

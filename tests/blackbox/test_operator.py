@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,26 @@ def test_a_snapshot_is_forced_listed_and_verified(daemon: Vigild) -> None:
     listed = vigilctl(daemon, "snapshots", "list")
     assert listed.returncode == 0 and Path(saved["path"]).name.encode() in listed.stdout
     assert vigilctl(daemon, "snapshots", "verify").returncode == 0
+
+
+def test_a_sender_whose_daemon_dies_is_told_how_much_is_safe_at_least(tmp_path: Path) -> None:
+    block = b"".join(line + b"\n" for line in sample_lines()[:2000])
+    with vigild(tmp_path) as daemon:
+        daemon.start()
+        command = [sys.executable, "-m", "daemon.vigilctl", "send", "--socket", str(daemon.runtime / "log.sock"), "-"]
+        sender = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert sender.stdin is not None
+        for blocks in range(1, 6):
+            sender.stdin.write(block)
+            sender.stdin.flush()
+            daemon.applied(2000 * blocks - 200)  # a last part may wait in the pipe
+        daemon.kill()
+        _, said = sender.communicate(block)
+        told = re.search(rb"not confirmed: .*, at least ([0-9,]+) lines of it durable", said)
+        assert sender.returncode == 1 and told, said
+        safe = int(told[1].replace(b",", b""))
+        daemon.start()
+        assert 4000 < safe <= daemon.status()["logs_processed"]
 
 
 def test_rules_are_reloaded_and_bad_ones_leave_the_old_in_force(tmp_path: Path) -> None:
