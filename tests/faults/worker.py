@@ -139,7 +139,9 @@ class Records:
 
     def __init__(self, writer: JsonlWriter) -> None:
         self._writer = writer
-        self._last = json.loads(writer.last)["id"] if writer.last is not None else 0
+        in_file = json.loads(writer.last)["id"] if writer.last is not None else 0
+        # Either may be behind: the mark after a kill between the two writes, the file after a rotation.
+        self._last = max(in_file, int(writer.last_id or 0))
         self._pending: list[bytes] = []
 
     def write(self, states: Iterable[State]) -> None:
@@ -159,7 +161,7 @@ class Records:
 
     def _flush(self) -> None:
         if self._pending:
-            self._writer.append(self._pending)
+            self._writer.append(self._pending, str(self._last))
             self._pending = []
 
 
