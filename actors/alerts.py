@@ -10,6 +10,7 @@ are tried again. Beyond that the oldest are lost, counted, and said aloud.
 
 import json
 import logging
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,13 @@ class Outlet:
         self._pending: deque[Line] = deque()
         self._turn = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
+
+    def not_beyond(self, line: int) -> None:
+        """No record was ever written about a line after `line`: a last id that says so is damaged."""
+        limit = (line, sys.maxsize)
+        if self._last > limit:
+            log.warning("%s: its last id speaks of line %d, but the last line is %d", self.name, self._last[0], line)
+            self._last = limit
 
     def add(self, lines: Sequence["Line"]) -> None:
         """Take what is not on disk yet; it waits for `flush`."""
@@ -186,9 +194,12 @@ class Alerts:
                 self._recent_last = line.key
                 self._recent.append(record)
 
-    def begin_after(self, seq: int) -> None:
-        """The process starts from a snapshot at `seq`: what was said through it is durable already."""
+    def begin_after(self, seq: int, line: int) -> None:
+        """The process starts from a snapshot at `seq`, recovered through `line`: what was said through the
+        snapshot is durable already, and of no line after `line` anything was."""
         self.seq = max(self.seq, seq)
+        for outlet in self._outlets:
+            outlet.not_beyond(line)
         self._moved()
 
     async def sync_through(self, seq: int) -> None:

@@ -165,7 +165,7 @@ class _Daemon:
             with verdicts_in:
                 recovered = await self._recover(verdicts_in, last_line)
                 requests_in, requests = trio.open_memory_channel[Request](QUEUED_REQUESTS)
-                alerts.begin_after(recovered.snapshot_seq)
+                alerts.begin_after(recovered.snapshot_seq, recovered.line)
                 with requests_in:
                     skips_in, skips = trio.open_memory_channel[Frame](QUEUED_SKIPS)
                     running = await self._running(recovered, alerts, requests_in, skips_in)
@@ -263,7 +263,7 @@ class _Daemon:
         self, flow: trio.Nursery, background: trio.Nursery, running: Running, recovered: "Recovered"
     ) -> None:
         """Take lines, train, answer. Who waits here is cancelled at the stop, as is `background`."""
-        from daemon.recovery import load_model
+        from daemon.recovery import adopt_model
         from detection.formats.kinds import recognise
 
         await background.start(
@@ -274,8 +274,8 @@ class _Daemon:
                 running.checkpoints,
                 command=[sys.executable, "-m", "daemon.trainer"],
                 scratch=self._store.training,
-                models=self._store.directory,
-                load=partial(load_model, self._store),
+                models=self._store.training,
+                load=partial(adopt_model, self._store),
                 status=running.training,
                 pause_seconds=self._settings.learning.retrain_seconds,
             )
@@ -347,7 +347,8 @@ class _Daemon:
 
     def _alerts(self) -> tuple[Alerts, int]:
         """The alerts actor's part, and the last line that it has written a record about."""
-        last = [_last_id(writer) for writer in self._outlets]
+        found = [_last_ids(writer) for writer in self._outlets]
+        last = [max(filter(None, ids), key=id_key, default=None) for ids in found]
         alerts_file, verdicts_file = (
             Outlet(f"{name}.jsonl", writer, reached)
             for name, writer, reached in zip(_OUTLETS, self._outlets, last, strict=True)
@@ -355,7 +356,8 @@ class _Daemon:
         recent = _last_records(self._outlets[0].path)
         write_all = self._settings.alarms.verdicts == "all"
         alerts = Alerts(alerts_file, verdicts_file, seq=0, write_all=write_all, recent=recent)
-        return alerts, max(id_key(each)[0] for each in (*last, "0") if each is not None)
+        # The mark has a checksum, so it counts; the file's own word only where there is no mark.
+        return alerts, max(id_key(mark or own or "0")[0] for mark, own in found)
 
     async def _tell(self) -> None:
         """Keep `systemctl status` true."""
@@ -412,12 +414,13 @@ def _every(seconds: float, act: Callable[[], None]) -> Callable[[], None]:
     return sometimes
 
 
-def _last_id(writer: JsonlWriter) -> str | None:
-    """The last id that was ever written: by the mark beside the file, for the file may have been rotated, cut or
-    damaged; without a mark by its last record."""
-    if writer.last_id is not None or writer.last is None:
-        return writer.last_id
-    return None if (record := _record(writer.last)) is None else str(record["id"])
+def _last_ids(writer: JsonlWriter) -> tuple[str | None, str | None]:
+    """The last id by the mark beside the file, and by the file's last record.
+
+    A kill between two writes leaves the mark behind; a file that was rotated or damaged is behind the mark.
+    """
+    record = None if writer.last is None else _record(writer.last)
+    return writer.last_id, None if record is None else str(record["id"])
 
 
 def _last_records(path: Path) -> list[Record]:

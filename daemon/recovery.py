@@ -121,6 +121,12 @@ def set_aside(store: Store, entry: Entry, report: Report) -> None:
     report.notes.append(f"frame {entry.seq} could not be applied: {entry.count} lines lost, {where}")
 
 
+def adopt_model(store: Store, name: str, sha256: str) -> Model:
+    """Blocking: move what the trainer left in its directory among the models, and load it. Raises ModelError."""
+    store.adopt_model(store.training / name)
+    return load_model(store, name, sha256)
+
+
 def load_model(store: Store, name: str, sha256: str | None) -> Model:
     """Blocking. Raises ModelError when the file is missing, damaged or not a model."""
     columns = store.load_model(name, sha256)

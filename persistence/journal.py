@@ -276,6 +276,10 @@ class JournalReading:
             # A process that was killed may have left frames that never reached the disk: what is
             # replayed now must still be there after a power cut.
             self._disk.sync(name.path)
+        except OSError as exc:
+            # Not damage: set aside, frames that are there would be lost. The next start tries again.
+            raise JournalError(f"{name.path}: {exc.strerror}") from exc
+        try:
             with self._disk.read(name.path) as file:
                 data = file.read(_MAX_SEGMENT_BYTES + 1)
         except OSError as exc:

@@ -1,0 +1,45 @@
+"""Where the records of an earlier process end, whatever of the file and of the mark beside it is left."""
+
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from daemon.process import _last_ids
+from persistence.disk import REAL
+from persistence.jsonl import JsonlWriter
+from persistence.marks import Mark
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_kill_between_the_records_and_their_mark_leaves_both_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "alerts.jsonl"
+    writer = JsonlWriter(path, REAL)
+    writer.append([b'{"id":"1"}'], "1")
+    writer.sync()
+
+    def die(mark: Mark, last: str) -> NoReturn:
+        raise Killed
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Mark, "written", die)
+        with pytest.raises(Killed):
+            writer.append([b'{"id":"2"}'], "2")
+    writer.close()
+    again = JsonlWriter(path, REAL)
+    assert _last_ids(again) == ("1", "2")
+    again.close()
+
+
+@pytest.mark.parametrize("last", [b'{"id":5}', b'{"x":1}', b'{"id":"abc"}', b'{"id":"\xff"}'])
+def test_a_last_record_that_is_none_of_ours_says_nothing(tmp_path: Path, last: bytes) -> None:
+    path = tmp_path / "alerts.jsonl"
+    path.write_bytes(b'{"id":"1"}\n' + last + b"\n")
+    writer = JsonlWriter(path, REAL)
+    assert _last_ids(writer) == (None, None)
+    writer.close()
