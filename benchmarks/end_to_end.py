@@ -86,6 +86,8 @@ def run(daemon: Vigild, lines: list[bytes], warmup: int, total: int, long: int) 
     daemon.change_settings(settings_with(warmup, retrain_lines=1_000_000_000))
 
     if long:
+        daemon.wait(lambda: not daemon.status()["training_in_progress"], 600.0)
+        send(daemon, stream, SENT_AT_ONCE)  # whatever the new model takes once is taken now
         before = daemon.status()["process"]["rss_bytes"]
         rate = send(daemon, stream, long)
         growth = daemon.status()["process"]["rss_bytes"] / before - 1
