@@ -131,15 +131,7 @@ class Opinion:
             tokens[:, held].copy(),
             np.full(n, clock),
             np.arange(n + 1),
-            Carry(
-                lines=brought("lines"),
-                scored=brought("scored"),
-                worst=brought("worst"),
-                total=brought("total"),
-                errors=brought("errors"),
-                shape=brought("shape").astype(np.uint64),
-                began=brought("began", clock),
-            ),
+            Carry.brought(brought, brought("began", clock)),
         )
         oddity = self.ensemble.forest.scores(features)
         return features[:, 0], oddity if slot is None else np.maximum(oddity, table["oddity"][slot])

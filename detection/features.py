@@ -5,6 +5,7 @@ running sums are exact: surprises are first rounded to multiples of 2^-24, so th
 any cut of a session into batches gives the same bits (up to 5e8 nats).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,13 @@ class Carry:
         """The carry of `sessions` sessions that have no line yet."""
         whole, real = np.zeros(sessions, np.int64), np.zeros(sessions)
         return Carry(whole, whole, real, real, whole, np.zeros(sessions, np.uint64), real)
+
+    @staticmethod
+    def brought(column: Callable[[str], NDArray[Any]], began: NDArray[np.float64]) -> "Carry":
+        """The carry whose columns `column` gives by name, but for `began`."""
+        shape = column("shape").astype(np.uint64)
+        whole = {name: column(name) for name in ("lines", "scored", "worst", "total", "errors")}
+        return Carry(**whole, shape=shape, began=began)
 
 
 def running(

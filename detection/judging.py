@@ -201,15 +201,7 @@ def _score(
         template,
         pieces.row_time,
         pieces.offsets,
-        Carry(
-            lines=brought("lines"),
-            scored=brought("scored"),
-            worst=brought("worst"),
-            total=brought("total"),
-            errors=brought("errors"),
-            shape=brought("shape").astype(np.uint64),
-            began=brought("began", pieces.row_time[head]),
-        ),
+        Carry.brought(brought, brought("began", pieces.row_time[head])),
     )
     worst = features[:, 0]
     if ensemble is None or not rows:

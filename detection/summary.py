@@ -33,8 +33,3 @@ class Summary:
     sessions_per_day: float = 0.0
     calibration: int = 0
     restored: int = 0  # seq of the last restore
-
-    @property
-    def phase(self) -> str:
-        """By what is ready, not by a count; "training" is the wiring's to say, who knows of the trainer."""
-        return "ensemble" if self.generation else "warmup"

@@ -25,8 +25,8 @@ def request_targets(fields: Fields) -> tuple[NDArray[np.bool_], list[bytes]]:
         # Upper-case ASCII first: most messages are dismissed without a search.
         if not contents[:3].isupper():
             continue
-        if (bare := _BARE.fullmatch(contents)) and not _RECORDED.fullmatch(contents):
-            found[i], targets[i] = True, bare[1]
-        elif _RECORDED.fullmatch(contents):
+        if _RECORDED.fullmatch(contents):
             found[i] = True
+        elif bare := _BARE.fullmatch(contents):
+            found[i], targets[i] = True, bare[1]
     return found, targets
