@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from detection import history as flag
 from detection.ensemble import MEMBERS, Ensemble
-from detection.features import CLOSING as CLOSING_TEMPLATE
+from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.features import Carry, running
 from detection.history import History
 from detection.segments import first_true, rank_in_run, repeat_per_row, running_max

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.clock import LEAP_SECONDS_ALLOWED
+from detection.members.registry import VOICES
+from detection.members.view import COUNT_BUCKETS
 from detection.segments import rank_in_run
 from detection.state import Columns, State
 
@@ -41,16 +43,19 @@ _COLUMNS: dict[str, tuple[str, int]] = {
     "held": ("<i8", 1),  # templates in `tokens`
     "tokens": ("<i4", WINDOW_TOKENS),
     "opened": ("?", 1),  # `tokens` begins where the session truly began
-    "scored": ("<i8", 1),  # how many surprises went into `worst` and `total`
-    "worst": ("<f8", 1),
-    "total": ("<f8", 1),
-    "worst_line": ("<i8", 1),
+    "scored": ("<i8", 1),  # how many rows went into `totals`
+    "muted": ("<i8", 1),  # lines of templates that were admitted since the model was made
+    "reached": ("<f8", len(VOICES)),  # what each member has come to, and the sum of what it said
+    "totals": ("<f8", len(VOICES)),
+    "worst_line": ("<i8", 1),  # the line that made the session strangest
     "errors": ("<i8", 1),
     "shape": ("<u8", 1),  # 64-bit map of the templates seen
-    "oddity": ("<f8", 1),  # running maximum of the forest's score
+    "counts": ("|u1", COUNT_BUCKETS),  # how often each template came, by id modulo 64; stops at 255
+    "strangeness": ("<f8", 1),  # the members' combined statistic
     "p": ("<f8", 1),
+    "excused": ("<f8", 1),  # the p that a known cause explains: only a smaller one is a reason to flag; 0: none
     "hit": ("<f8", 1),  # confidence of the surest rule that matched, 0: none
-    "flagged": ("?", 1),
+    "verdict": ("|u1", 1),  # what the session was flagged as (`verdicts`), 0: not flagged
 }
 
 

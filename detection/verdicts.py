@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.ensemble import MEMBERS, Ensemble
-from detection.features import CLOSING as CLOSING_TEMPLATE
+from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.judging import Batch, Closings, LineStates
 from detection.rules.engine import Hits
 from detection.rules.reading import Rule
