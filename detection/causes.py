@@ -4,6 +4,7 @@
     NEW     a template the model in force never saw hash(template)
     SHAPE   sessions made of these templates        hash(how often each, roughly; whether it closed)
     SOURCE  how one source behaves                  hash(its key)
+    VALUE   odd parameter values in a template      hash(template)
 
 Alerts of one cause are one incident, and an answer to one of them is an answer to its cause. So a cause must not
 depend on what changes while the thing stays the same: neither numbers of rules nor slots nor generations go into
@@ -24,8 +25,8 @@ from numpy.typing import NDArray
 
 Causes = NDArray[np.uint64]
 
-NONE, RULE, NEW, SHAPE, SOURCE = range(5)
-KINDS = ("none", "rule", "new", "shape", "source")  # as records and the API name them
+NONE, RULE, NEW, SHAPE, SOURCE, VALUE = range(6)
+KINDS = ("none", "rule", "new", "shape", "source", "value")  # as records and the API name them
 SHAPE_COLUMNS = 64
 WHAT_BYTES = 160
 
@@ -58,6 +59,11 @@ def source_causes(keys: NDArray[np.bytes_]) -> Causes:
     return _finished(SOURCE, _words_hash(padded.view("<u8").reshape(len(keys), words)))
 
 
+def value_causes(templates: NDArray[np.integer]) -> Causes:
+    """Of odd parameter values in lines of templates [m]."""
+    return _finished(VALUE, _mixed(templates.astype(np.uint64) ^ _salt(1)))
+
+
 def rule_what(rule: str, template: str) -> str:
     """The cause in words, as for each of the other kinds below."""
     return clipped(f"rule {rule} on {template}")
@@ -74,6 +80,10 @@ def shape_what() -> str:
 
 def source_what(source: str) -> str:
     return clipped(f"behaviour of {source}")
+
+
+def value_what(template: str) -> str:
+    return clipped(f"unusual parameter values in {template}")
 
 
 def clipped(text: str, limit: int = WHAT_BYTES) -> str:

@@ -5,19 +5,22 @@ the alert's cause (see `detection.causes`) until it is undone. Of several answer
 when it is undone, the one before does. At most `ANSWERS` are kept; the oldest make room, and are counted.
 
 **Admission.** After a deploy most sessions have a shape that was never seen, and they are not malicious. So a
-cause that made up `ADMITTED_SHARE` of the last `RING` closed sessions, 25 of 1,000, is admitted as normal. A
-young stream needs the same 25 sessions, not a share of the fewer it has seen: 5 of its first 200 would be 2.5 %,
-too, and anybody can send five sessions. So admission is never easier than it is later. An answer "anomaly"
-forbids it, and takes it back. At most `ADMITTED` causes are admitted; those admitted first make room, are counted,
-and are admitted again at their next session if they still are that frequent.
+cause that `ADMITTED_SHARE` of the last `RING` sessions showed, 25 of 1,000, is admitted as normal. It counts where it
+shows, not where the session closes, since long sessions would keep a deploy alarming until their end; once a session;
+and it must come from `ADMITTED_KEYS` different session keys, so that one source does not admit itself by coming
+back (sessions without a key, windows of a stream, speak for themselves). A young stream needs the same 25 sessions, not a
+share of the fewer it has seen. An answer "anomaly" forbids admission, and takes it back. At most `ADMITTED` causes are
+admitted; those admitted first make room, are counted, and are admitted again if they still are that frequent.
 
-Whoever reports closed sessions gives 0 for those that a rule or a source's behaviour was the reason for: being
-frequent makes a shape usual, it does not make an attack harmless.
+Rules and the behaviour of sources are never reported here: being frequent makes a shape usual, it does not make an
+attack harmless.
 
 State:
 
     answers              uint8 [b]     JSON: a list of `Answer`, oldest first
-    ring                 uint64 [r]    causes of the last r <= RING closed sessions, 0: none, oldest first
+    ring.cause           uint64 [r]    what the last sessions showed, oldest first; r <= LONGEST_RING
+    ring.place           int64 [r]     how many sessions had begun then
+    ring.key             uint64 [r]    a hash of the session's key, 0: it has none
     admitted             uint64 [a]    in the order of admission
     answers_dropped, admissions, admitted_dropped   int, since the state began
 """
@@ -34,7 +37,9 @@ from detection.state import Columns, State
 ANSWERS = 10_000
 ADMITTED = 4096
 RING = 1000
+LONGEST_RING = 8 * RING
 ADMITTED_SHARE = 0.025
+ADMITTED_KEYS = 5
 NOTE_BYTES = 1000
 
 _NEEDED = round(RING * ADMITTED_SHARE)
@@ -71,7 +76,8 @@ class KnownCauses:
         self.answers_dropped = self.admissions = self.admitted_dropped = 0
         self._capacity = answers, admitted
         self._answers: dict[str, Answer] = {}  # by alert, oldest first
-        self._ring = np.zeros(0, dtype=np.uint64)
+        self._cause, self._key = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)
+        self._place = np.zeros(0, dtype=np.int64)
         self._admitted: dict[int, None] = {}  # in the order of admission
         self._settle()
 
@@ -98,23 +104,31 @@ class KnownCauses:
 
     # --- admission ----------------------------------------------------------------------------------
 
-    def closed(self, causes: NDArray[np.uint64]) -> None:
-        """Sessions closed, in this order: for each the cause it was flagged for, or would have been; 0 for none.
+    def seen(self, causes: NDArray[np.uint64], places: NDArray[np.int64], keys: NDArray[np.uint64]) -> None:
+        """Sessions showed `causes` [m] for the first time, in this order, when `places` [m] (non-decreasing) had begun.
 
-        [m]; how sessions are cut into calls does not matter.
+        `keys` [m] are hashes of the sessions' keys, 0 where they have none.
         """
-        before = self._ring[max(len(self._ring) - RING + 1, 0) :]
-        frequent = _frequent(np.concatenate((before, causes)), len(before))
-        candidates = [cause for cause in dict.fromkeys(frequent) if cause not in self._bad]
-        if len(self._admitted.keys() | candidates) <= self._capacity[1]:
-            frequent = candidates  # only where some make room may one come twice
+        if not len(causes):
+            return
+        new = np.unique(causes)
+        self._cause = np.concatenate((self._cause, causes))
+        self._place = np.concatenate((self._place, places))
+        self._key = np.concatenate((self._key, keys))
+        recent = np.flatnonzero(self._place > places[-1] - RING)[-LONGEST_RING:]
         admissions = self.admissions
-        for cause in frequent:
-            if cause not in self._bad and cause not in self._admitted:
+        among = np.isin(self._cause[recent], new)
+        found, counts = np.unique(self._cause[recent][among], return_counts=True)
+        for cause in found[counts >= _NEEDED].tolist():
+            if cause not in self._bad and cause not in self._admitted and self._of_many(recent, cause):
                 self._admit(cause)
-        self._ring = np.concatenate((self._ring, causes))[-RING:]
+        self._cause, self._place, self._key = self._cause[recent], self._place[recent], self._key[recent]
         if admissions != self.admissions:
             self._sort()
+
+    def _of_many(self, recent: NDArray[np.int64], cause: int) -> bool:
+        keys = self._key[recent][self._cause[recent] == cause]
+        return len(np.unique(keys[keys > 0])) + int(np.count_nonzero(keys == 0)) >= ADMITTED_KEYS
 
     def _admit(self, cause: int) -> None:
         self._admitted[cause] = None
@@ -128,6 +142,10 @@ class KnownCauses:
         return len(self._admitted)
 
     # --- questions ----------------------------------------------------------------------------------
+
+    @property
+    def any_normal(self) -> bool:
+        return len(self._sorted_normal) > 0
 
     def normal(self, causes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which of `causes` [m] are normal, by an answer or by admission."""
@@ -157,7 +175,9 @@ class KnownCauses:
     def export(self) -> State:
         return {
             "answers": self._encoded.copy(),
-            "ring": self._ring.copy(),
+            "ring.cause": self._cause.copy(),
+            "ring.place": self._place.copy(),
+            "ring.key": self._key.copy(),
             "admitted": np.array(list(self._admitted), dtype=np.uint64),
             **{name: getattr(self, name) for name in _COUNTERS},
         }
@@ -168,7 +188,9 @@ class KnownCauses:
         known = cls(answers, admitted)
         texts = columns["answers"].tobytes()  # type: ignore[union-attr]
         known._answers = {answer.alert: answer for answer in msgspec.json.decode(texts, type=list[Answer])}
-        known._ring = np.array(columns["ring"], dtype=np.uint64)
+        known._cause = np.array(columns["ring.cause"], dtype=np.uint64)
+        known._place = np.array(columns["ring.place"], dtype=np.int64)
+        known._key = np.array(columns["ring.key"], dtype=np.uint64)
         known._admitted = dict.fromkeys(columns["admitted"].tolist())  # type: ignore[union-attr]
         for name in _COUNTERS:
             setattr(known, name, int(columns[name]))  # type: ignore[arg-type]
@@ -177,18 +199,6 @@ class KnownCauses:
 
 
 _COUNTERS = ("answers_dropped", "admissions", "admitted_dropped")
-
-
-def _frequent(seen: NDArray[np.uint64], old: int) -> list[int]:
-    """For each session from `seen[old]` on, in order, its cause, where `_NEEDED` of the last `RING` had that one."""
-    at = np.flatnonzero(seen)
-    if len(at) < _NEEDED:
-        return []
-    at = at[np.argsort(seen[at], kind="stable")]
-    first, last = at[: len(at) - _NEEDED + 1], at[_NEEDED - 1 :]
-    enough = last[(seen[first] == seen[last]) & (last - first < RING) & (last >= old)]
-    frequent: list[int] = seen[np.sort(enough)].tolist()
-    return frequent
 
 
 def _sorted(causes: "set[int]") -> NDArray[np.uint64]:

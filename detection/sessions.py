@@ -55,7 +55,8 @@ _COLUMNS: dict[str, tuple[str, int]] = {
     "p": ("<f8", 1),
     "excused": ("<f8", 1),  # the p that a known cause explains: only a smaller one is a reason to flag; 0: none
     "hit": ("<f8", 1),  # confidence of the surest rule that matched, 0: none
-    "verdict": ("|u1", 1),  # what the session was flagged as (`verdicts`), 0: not flagged
+    "verdict": ("|u1", 1),  # what the session was flagged as (`outcomes`), 0: not flagged
+    "cause": ("<u8", 1),  # of that (`causes`)
 }
 
 
