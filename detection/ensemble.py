@@ -1,14 +1,21 @@
 """A model generation at work: the members' scores, their p-values, and the one p they come to."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.calibration import Ring, combined
+from detection.members.forest import FEATURES, features
+from detection.members.ngram import Ngram
 from detection.members.registry import MEMBERS, VOICES
-from detection.members.view import Floats, Standing, View
+from detection.members.transformer import Transformer
+from detection.members.view import CLOSING, Floats, Standing, View
 from detection.model import Model
+from detection.transformer import END, FIRST, UNSEEN
+
+EXPECTED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +36,9 @@ class Ensemble:
         self.vocabulary = model.vocabulary
         self._rings = {name: Ring(np.asarray(ring)) for name, ring in model.rings.items()}
         self._members = [
-            member(model.parts.get(member.name, {}), model.vocabulary) for member in MEMBERS if set(member.voices) <= set(self._rings)
+            member(model.parts.get(member.name, {}), model.vocabulary)
+            for member in MEMBERS
+            if set(member.voices) <= set(self._rings)
         ]
         self.voices = tuple(voice for member in self._members for voice in member.voices)
         self._columns = [VOICES.index(voice) for voice in self.voices]
@@ -58,6 +67,35 @@ class Ensemble:
         """The score at which `member` alone would have a p-value of `alpha`."""
         return self._rings[member].score_at(alpha)
 
+    def expected(self, context: NDArray[np.int32], starts: bool, found: int) -> tuple[list[tuple[int, float]], float]:
+        """The three likeliest templates after `context` (CLOSING stands for the end), and the probability of `found`.
+
+        By the transformer, by the 3-gram before there is one.
+        """
+        predicting = [member for member in self._members if isinstance(member, Ngram | Transformer)]
+        p = predicting[-1].likely(context, starts)
+        ids = np.concatenate(([CLOSING], self.vocabulary))
+        probability = np.concatenate((p[END : END + 1], p[FIRST : FIRST + len(self.vocabulary)]))
+        best = np.argsort(-probability, kind="stable")[:EXPECTED]
+        at = np.flatnonzero(ids == found)
+        chance = float(probability[at[0]]) if len(at) else float(p[UNSEEN])
+        return [(int(ids[each]), float(probability[each])) for each in best], chance
+
+    def standing_out(self, standing: Standing, row: int) -> list[dict[str, Any]]:
+        """The features of a row beyond what is usual at the end of a session: [{name, value, usual, high}]."""
+        usual = self.model.parts.get("isolation_forest", {}).get("usual")
+        if usual is None:
+            return []
+        values = features(standing.only(np.arange(len(standing.reached)) == row))[0]
+        low, middle, high = usual.T
+        out = np.flatnonzero((values > high) | (values < low))
+        spread = np.maximum(high - low, 1e-9)
+        order = out[np.argsort(-np.abs(values - middle)[out] / spread[out], kind="stable")]
+        return [
+            {"name": FEATURES[i], "value": float(values[i]), "usual": float(middle[i]), "high": float(high[i])}
+            for i in order.tolist()
+        ]
+
     def knows(self, template_ids: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Which templates have a token of their own."""
         if not len(self.vocabulary):
@@ -66,8 +104,3 @@ class Ensemble:
         at = np.minimum(at, len(self.vocabulary) - 1)
         known: NDArray[np.bool_] = self.vocabulary[at] == template_ids
         return known
-
-
-def nothing_known(view: View) -> Standing:
-    """As `Ensemble.score`, when there is no model."""
-    return Standing(view, VOICES)

@@ -81,7 +81,9 @@ class History:
         keys: NDArray[np.uint64],
     ) -> None:
         """Add lines in the order in which they came; all columns [n], n <= ROWS; `keys` are hashes of session keys."""
-        self._add(serials=serials, templates=templates, times=times, flags=flags, values=values, sources=sources, about=keys)
+        self._add(
+            serials=serials, templates=templates, times=times, flags=flags, values=values, sources=sources, about=keys
+        )
 
     def close(
         self,
@@ -93,7 +95,9 @@ class History:
         """Sessions end; all columns [m], m <= ROWS."""
         none = np.zeros(len(serials))
         templates = np.full(len(serials), CLOSING, dtype=np.int32)
-        self._add(serials=serials, templates=templates, times=times, flags=flags, values=none, sources=none, about=causes)
+        self._add(
+            serials=serials, templates=templates, times=times, flags=flags, values=none, sources=none, about=causes
+        )
 
     def _add(self, **columns: NDArray[Any]) -> None:
         count = len(columns["serials"])

@@ -93,6 +93,19 @@ class LineStates:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """A batch judged: its lines, the closings in it, and for explanations what the members saw."""
+
+    states: LineStates
+    closings: Closings
+    view: View
+    standing: Standing
+    judgement: Judgement
+    row_of_line: Ints
+    row_of_serial: dict[int, int]  # the closing rows, by their sessions
+
+
+@dataclass(frozen=True, slots=True)
 class _Scored:
     """Rows as the members see them: running values of the session at that row."""
 
@@ -125,15 +138,20 @@ def judge(
     alpha: float,
     batch: Batch,
     pieces: Cut,
-) -> tuple[LineStates, Closings]:
-    """Score a batch, move the sessions on, remember it for training. Without an ensemble p is nan."""
+    *,
+    closing_flags: int = 0,
+) -> Judged:
+    """Score a batch, move the sessions on, remember it for training. Without an ensemble p is nan.
+
+    `closing_flags` are put on every closing in the history (`history.VOUCHED`).
+    """
     brought = _Brought(sessions, pieces)
     view = view_of(sessions, ensemble, known, batch, pieces, brought)
     serial, first_line = _begun(sessions, batch, pieces, brought)
     scored = _score(ensemble, known, alpha, sessions, pieces, brought, view, serial)
     standing = _stand(batch, pieces, brought, scored, serial, first_line)
     key = sessions.column["key"][pieces.slot]
-    _remember(history, batch, pieces, standing, source_causes(key))
+    _remember(history, batch, pieces, standing, source_causes(key), closing_flags)
     closings = _closings(batch, pieces, scored, standing, key)
 
     line_rows = np.flatnonzero(~pieces.row_closing)
@@ -153,7 +171,17 @@ def judge(
     )
     _store(sessions, pieces, scored, standing, view)
     sessions.release(pieces.vacated)
-    return states, closings
+    row_closing = np.flatnonzero(scored.crossing & pieces.row_closing)
+    closing_serials = standing.serial[repeat_per_row(pieces.offsets)[row_closing]]
+    return Judged(
+        states,
+        closings,
+        view,
+        scored.standing,
+        scored.judgement,
+        row_of_line,
+        dict(zip(closing_serials.tolist(), row_closing.tolist(), strict=True)),
+    )
 
 
 def closed_as_they_are(sessions: SessionTable, slots: Ints, line: int) -> Closings:
@@ -299,9 +327,7 @@ def _verdicts_so_far(pieces: Cut, brought: _Brought, scored: _Scored) -> NDArray
     return (brought("verdict")[row_piece] + within).astype(np.uint8)
 
 
-def _stand(
-    batch: Batch, pieces: Cut, brought: _Brought, scored: _Scored, serial: Ints, first_line: Ints
-) -> _Standing:
+def _stand(batch: Batch, pieces: Cut, brought: _Brought, scored: _Scored, serial: Ints, first_line: Ints) -> _Standing:
     head, tail = pieces.offsets[:-1], pieces.offsets[1:] - 1
     fresh = ~pieces.goes_on
     number = batch.first_line + pieces.row_line
@@ -339,7 +365,7 @@ def _stand(
 
 
 def _remember(
-    history: History, batch: Batch, pieces: Cut, standing: _Standing, keys: NDArray[np.uint64]
+    history: History, batch: Batch, pieces: Cut, standing: _Standing, keys: NDArray[np.uint64], closing_flags: int
 ) -> None:
     """Add the lines, in their order, and then the closings to what the next model learns from."""
     line_rows = np.flatnonzero(~pieces.row_closing)
@@ -367,7 +393,7 @@ def _remember(
     tail = pieces.offsets[1:] - 1
     closed = closed[np.lexsort((standing.serial[closed], pieces.row_line[tail[closed]]))]
     how = np.where(pieces.ends[closed], flag.ENDS, flag.SPLITS).astype(np.uint8)
-    how |= np.where(standing.verdict[closed] > 0, flag.FLAGGED, 0).astype(np.uint8)
+    how |= np.where(standing.verdict[closed] > 0, flag.FLAGGED, 0).astype(np.uint8) | np.uint8(closing_flags)
     history.close(standing.serial[closed], pieces.row_time[tail[closed]], how, standing.cause[closed])
 
 

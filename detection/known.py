@@ -8,8 +8,8 @@ when it is undone, the one before does. At most `ANSWERS` are kept; the oldest m
 cause that `ADMITTED_SHARE` of the last `RING` sessions showed, 25 of 1,000, is admitted as normal. It counts where it
 shows, not where the session closes, since long sessions would keep a deploy alarming until their end; once a session;
 and it must come from `ADMITTED_KEYS` different session keys, so that one source does not admit itself by coming
-back (sessions without a key, windows of a stream, speak for themselves). A young stream needs the same 25 sessions, not a
-share of the fewer it has seen. An answer "anomaly" forbids admission, and takes it back. At most `ADMITTED` causes are
+back (sessions without a key, windows of a stream, speak for themselves). A young stream needs the same 25
+sessions, not a share of the fewer it has seen. An answer "anomaly" forbids admission, and takes it back. At most `ADMITTED` causes are
 admitted; those admitted first make room, are counted, and are admitted again if they still are that frequent.
 
 Rules and the behaviour of sources are never reported here: being frequent makes a shape usual, it does not make an

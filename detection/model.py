@@ -43,7 +43,9 @@ def to_columns(model: Model) -> State:
         "generation": model.generation,
         "line": model.line,
         "vocabulary": model.vocabulary,
-        **joined("parts", {f"{name}/{column}": array for name, each in model.parts.items() for column, array in each.items()}),
+        **joined(
+            "parts", {f"{name}/{column}": array for name, each in model.parts.items() for column, array in each.items()}
+        ),
         **joined("templates", model.templates),
         **joined("rings", model.rings),
         **joined("meta", model.meta),

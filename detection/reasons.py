@@ -12,8 +12,8 @@ from detection.ensemble import Ensemble, Judgement
 from detection.known import KnownCauses
 from detection.members.registry import VOICES
 from detection.members.view import CLOSING, COUNT_BUCKETS, Ints, Standing, View
-from detection.segments import repeat_per_row
 from detection.outcomes import ANOMALY, NOVEL
+from detection.segments import repeat_per_row
 
 _VALUES, _SOURCES = VOICES.index("values"), VOICES.index("sources")
 
@@ -63,8 +63,8 @@ class Reasons:
     def report_new_templates(self, counts: NDArray[np.uint8], begun: int) -> None:
         """Tell `known` which sessions show a template that the model does not know, once a session.
 
-        `counts` [P, 64] are the sessions' before this batch. A template shares its bucket with others, so a session that
-        showed one of those before is passed over: admission may come a little later for it, never sooner.
+        `counts` [P, 64] are the sessions' before this batch. A template shares its bucket with others, so a session
+        that showed one of those before is passed over: admission may come a little later for it, never sooner.
         """
         rows = np.flatnonzero(self._unknown)
         if not len(rows):
@@ -76,7 +76,7 @@ class Reasons:
         self._report(new_causes(template), piece, begun)
 
     def name(self, rows: Ints, begun: int, report: NDArray[np.bool_]) -> None:
-        """Find the causes of these rows, at most one a piece. Of those marked in `report`, `known` is told the shape."""
+        """Find the causes of these rows, at most one a piece; `known` is told the shapes of those in `report`."""
         piece, view = self._piece[rows], self._view
         closing = view.templates[rows] == CLOSING
         with np.errstate(invalid="ignore"):
@@ -113,4 +113,3 @@ class Reasons:
             if len(later):
                 counts[i] -= np.bincount(later % COUNT_BUCKETS, minlength=COUNT_BUCKETS)
         return np.clip(counts, 0, 255).astype(np.uint8)
-

@@ -13,6 +13,7 @@ class Summary:
     training_due: bool = False
     generation: int = 0
     model_line: int = 0
+    members: tuple[str, ...] = ()  # the voices of the model in force
     templates: int = 0
     templates_created: int = 0
     templates_evicted: int = 0

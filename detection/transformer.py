@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detection.memo import Keys, Places, folded, mixed
-from detection.network import BLOCK, advance, logits, new_pages
+from detection.network import BLOCK, advance, hidden, logits, new_pages
 
 CONTEXT = 64  # inputs per window: a marker and up to 63 templates
 STRIDE = 32
@@ -155,8 +155,19 @@ class SequenceModel:
             parts.append(self._scored(plan.windows(start, start + _WINDOWS_AT_ONCE)))
         return np.concatenate(parts)
 
-    # To say what was expected instead, `expected` would cut windows with the same Plan, walk them for
-    # the state at the one position in question and keep the three largest of its logits.
+    def likely(self, context: NDArray[np.int32], starts: bool) -> NDArray[np.float64]:
+        """P of every token after `context` (template ids of a session, or of the end of one): float64 [tokens].
+
+        `starts`: the context begins where the session begins.
+        """
+        begin = int(window_start(np.array([len(context)]))[0])
+        tokens = tokenised(context[begin:], self._vocabulary) if len(context) > begin else np.zeros(0, np.int16)
+        marker = START if starts and begin == 0 else CONTINUED
+        inputs = np.concatenate(([marker], tokens)).astype(np.int64)
+        with torch.inference_mode():
+            state = hidden(self._weights, torch.from_numpy(inputs)[None, :])[:, -1]
+            p = torch.softmax(logits(self._weights, state)[0].double(), dim=0)
+        return p.numpy()
 
     def _scored(self, windows: Windows) -> NDArray[np.float32]:
         """Surprises of the entries asked for, row by row."""

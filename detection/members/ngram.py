@@ -26,7 +26,7 @@ from detection.members.view import CLOSING, Floats, Standing, View, whole_sessio
 from detection.memo import Places, folded, mixed
 from detection.segments import repeat_per_row
 from detection.training_set import TrainingSet
-from detection.transformer import CONTINUED, END, START, tokenised
+from detection.transformer import CONTINUED, END, FIRST, START, tokenised
 
 ORDERS = 6
 SHORT = 3  # the order whose worst case is judged; of the long one it is the mean
@@ -57,6 +57,16 @@ class NgramModel:
         found = self._of(row_keys(view, self._vocabulary))
         found[view.muted_rows() | view.behind_muted_rows()] = 0.0
         return found[:, 0].copy(), found[:, 1].copy()
+
+    def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
+        """As `Ngram.likely`."""
+        tokens = tokenised(context[1 - ORDERS :], self._vocabulary).tolist() if len(context) else []
+        tokens = [START if starts else CONTINUED] * (ORDERS - 1 - len(tokens)) + tokens
+        history = 0
+        for token in tokens:
+            history = history << int(_TOKEN_BITS) | token
+        every = np.arange(FIRST + len(self._vocabulary), dtype=np.uint64)
+        return np.exp(-self._computed(np.uint64(history << int(_TOKEN_BITS)) | every)[:, 0])
 
     def _of(self, keys: Keys) -> Floats:
         """As `nats`, by key: float64 [n, 2]."""
@@ -103,6 +113,10 @@ class Ngram:
 
     def scores(self, view: View, standing: Standing) -> tuple[Floats, ...]:
         return self._model.nats(view)
+
+    def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
+        """P of each token after `context` (template ids), by the 3-gram: float64 [FIRST + V]."""
+        return self._model.likely(context, starts)
 
     @classmethod
     def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:

@@ -26,6 +26,10 @@ class Transformer:
         surprise[view.muted_rows()] = 0.0
         return (surprise,)
 
+    def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
+        """P of each token after `context` (template ids): float64 [FIRST + V]."""
+        return self.sequence.likely(context, starts)
+
     @classmethod
     def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
         from detection.training.transformer import fit_transformer  # training code stays out of the daemon's process

@@ -122,7 +122,7 @@ class Standing:
     `column` says which of M columns is a member's.
     reached float64 [R, M]: the session's running maximum of the member's scores; of an averaged member its mean once
     the session is complete, 0 before. mean float64 [R, M]: the running mean. The rest are columns [R] of the session:
-    log_length (ln(1 + lines)), distinct (occupied bits of 64: it saturates), error_share, rate (ln(1 + lines a second)).
+    log_length (ln(1 + lines)), distinct (occupied bits of 64, so it saturates), error_share, rate (ln(1 + lines/s)).
     The sums are exact: scores are first rounded to multiples of 2^-24, so that any cut of a session into batches gives
     the same bits (up to 5e8 nats).
     """
@@ -225,7 +225,8 @@ def counted(before: NDArray[np.uint8], tokens: NDArray[np.int32], piece: Ints) -
     pieces = len(before)
     place = piece * COUNT_BUCKETS + tokens.astype(np.int64) % COUNT_BUCKETS
     new = np.bincount(place, minlength=pieces * COUNT_BUCKETS).reshape(pieces, COUNT_BUCKETS)
-    return np.minimum(before + new, 255).astype(np.uint8)
+    after: NDArray[np.uint8] = np.minimum(before + new, 255).astype(np.uint8)
+    return after
 
 
 def whole_sessions(data: TrainingSet, members: int) -> View:

@@ -40,6 +40,10 @@ class Hits:
     lines: NDArray[np.int32]
     rules: NDArray[np.int32]
 
+    @classmethod
+    def none(cls) -> "Hits":
+        return cls(np.zeros(0, np.int32), np.zeros(0, np.int32))
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:

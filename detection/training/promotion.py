@@ -44,7 +44,9 @@ def refuse_worse(challenger: Model, champion: Model, view: View, standing: Stand
     if anchor is not None:
         mine, theirs = (_mean_surprise(model, anchor) for model in (challenger, champion))
         if mine > theirs * ANCHOR_WORSE_ALLOWED:
-            raise RefusedError(f"it forgot what was normal at first: {mine:.3f} nats a line, the model in force {theirs:.3f}")
+            raise RefusedError(
+                f"it forgot what was normal at first: {mine:.3f} nats a line, the model in force {theirs:.3f}"
+            )
 
 
 def bounded(ring: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:

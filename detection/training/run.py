@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from detection.calibration import Ring, combined
 from detection.members.member import Lesson, Member
+from detection.members.member import Progress as Fitting
 from detection.members.registry import MEMBERS, VOICES
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
 from detection.model import Model
@@ -121,7 +122,7 @@ class _Report:
         """The next fit takes `share` of all the fits of `member`."""
         self._begin, self._share = self._begin + self._share, share * (0.9 if member.name == "transformer" else 0.005)
 
-    def inside(self, stage: str) -> Callable[[float, float | None], None]:
+    def inside(self, stage: str) -> Fitting:
         def fit(fraction: float, loss: float | None = None) -> None:
             self.loss = self.loss if loss is None else loss
             self(stage, min(self._begin + fraction * self._share, 0.97))
@@ -156,7 +157,9 @@ class _Run:
             standing.hear(member.voices, scores)
         return standing
 
-    def fit(self, member: type[Member], sessions: Bools, standing: Standing, *, effort: float) -> dict[str, NDArray[Any]]:
+    def fit(
+        self, member: type[Member], sessions: Bools, standing: Standing, *, effort: float
+    ) -> dict[str, NDArray[Any]]:
         self._report.part(member, effort / (1.0 + member.folds * FOLD_EFFORT))
         previous = self._pool.previous
         return member.fit(
@@ -258,7 +261,9 @@ def _rings(
     calibration = ~pool.flagged
     for _ in range(2):
         rings = {voice: np.sort(reached[calibration, column]) for voice, column in zip(voices, columns, strict=True)}
-        p = np.stack([Ring(rings[voice]).p(reached[:, column]) for voice, column in zip(voices, columns, strict=True)], 1)
+        p = np.stack(
+            [Ring(rings[voice]).p(reached[:, column]) for voice, column in zip(voices, columns, strict=True)], 1
+        )
         strangeness = combined(p)
         if not pool.flagged.any():
             break

@@ -83,7 +83,8 @@ def _carried_over(
 class _Sampler:
     """Draws batches of about STEP_TOKENS tokens, each of windows of one padded length.
 
-    Unique windows are drawn with weight sqrt(count): by count alone the commonest session would be most of what is seen.
+    Unique windows are drawn with weight sqrt(count): by count alone the commonest session would be most of what is
+    seen.
     """
 
     _LENGTHS = (8, 16, 32, CONTEXT - 1)
