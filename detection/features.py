@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.segments import rank_in_run, repeat_per_row, running_max
+from detection.segments import rank_in_run, repeat_per_row, running_max, running_or
 
 FEATURES = ("worst", "mean", "log_length", "distinct", "error_share", "rate")
 CLOSING = -1  # the template of a row that is a session's end and not a line
@@ -76,7 +76,7 @@ def running(
 
     bit = np.uint64(1) << ((templates.astype(np.uint64) * _SPREAD) >> np.uint64(58))
     worst = np.maximum(running_max(surprise.astype(np.float64), offsets), carry.worst[session])
-    shape = _running_or(np.where(is_line, bit, np.uint64(0)), rank) | carry.shape[session]
+    shape = running_or(np.where(is_line, bit, np.uint64(0)), offsets) | carry.shape[session]
     total = _sums(exact, first) + carry.total[session]
     scored = rank + 1 + carry.scored[session]
     lines = _sums(is_line.astype(np.int64), first) + carry.lines[session]
@@ -115,14 +115,3 @@ def _sums(values: NDArray[Any], first: NDArray[np.int64]) -> NDArray[Any]:
     sums = np.cumsum(values)
     within: NDArray[Any] = sums - (sums[first] - values[first])
     return within
-
-
-def _running_or(values: NDArray[np.uint64], rank: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """The union of a session's bits so far, by doubling (Hillis and Steele, 1986); `rank` from 0."""
-    result = values.copy()
-    rows, step = np.flatnonzero(rank >= 1), 1
-    while len(rows):
-        result[rows] |= result[rows - step]
-        step *= 2
-        rows = rows[rank[rows] >= step]
-    return result
