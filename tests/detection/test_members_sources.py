@@ -167,6 +167,46 @@ def test_scores_are_those_of_a_plain_reading(drawn: list[Line], block: int) -> N
         assert observe(SourceCounters(), lines).tolist() == pytest.approx(expected, abs=1e-12)
 
 
+def test_scores_of_long_pasts_are_those_of_a_plain_reading() -> None:
+    drawn, clock, lines = random.Random(2), NOON, []
+    for _ in range(1_500):
+        clock += drawn.choice((0.0, 1.0, 30.0, 300.0))
+        lines.append((b"s%d" % drawn.randrange(12), clock, drawn.random() < drawn.random() ** 3, drawn.randrange(40)))
+    assert clock > NOON + 30 * 1800.0
+    with small_table(block=16, capacity=48):
+        plain = PlainCounters(16, 48)
+        expected = [plain.observe(line) for line in lines]
+        assert max(expected[1_000:]) > 1.0
+        assert observe(SourceCounters(), lines).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def samples_of(height: int, sources: int) -> tuple[NDArray[np.int64], ...]:
+    peak = np.full((sources, len(COUNTERS)), height)
+    return peak, np.zeros(sources, np.int64), np.zeros(sources, np.int64), np.ones(sources, np.int64)
+
+
+def test_what_is_usual_fades_when_a_stream_changes() -> None:
+    background = Background()
+    background.sample(*samples_of(7, 12_000))
+    background.take_up()
+    heights = []
+    for _ in range(10):
+        background.sample(*samples_of(2, 12_000))
+        background.take_up()
+        heights.append(float(background.nats[0, 7]))
+    assert heights == sorted(heights) and heights[-1] > heights[0] + 3.0
+
+
+def test_usual_is_what_one_sample_in_a_hundred_exceeds() -> None:
+    background = Background()
+    background.sample(*samples_of(3, 980))
+    background.sample(*samples_of(5, 15))
+    background.sample(*samples_of(7, 5))
+    background.take_up()
+    assert background.usual()[:-1] == [5.0] * (len(COUNTERS) - 1)
+    assert background.usual()[-1] == background.share < 0.01
+
+
 # --- cuts, copies and questions ----------------------------------------------------------------------------------
 
 
@@ -417,6 +457,8 @@ def text(*contents: bytes) -> Fields:
         (b"Receiving block blk_1 src: /10.250.18.114:43996 dest: /10.250.18.115:50010", b"10.250.18.114"),
         (b"Invalid user x from 2001:db8:0:1::17 port 22", b"2001:db8:0:1::17"),
         (b"from fe80:0:0:0:1:2:3:4: refused", b"fe80:0:0:0:1:2:3:4"),
+        (b"peer 2001:db8::1 gone", b"2001:db8::1"),
+        (b"peer 2001:0db8:1111:2222:3333:4444:5555:6666 gone", b"2001:0db8:1111:2222:3333:4444:5555:6666"),
         (b"ACCEPT host=::ffff:192.0.2.1 port=4", b"192.0.2.1"),
         (b"accepted on ::1 port 4", b"::1"),
         (b"authentication failure; tty=NODEVssh ruser= rhost=n219.example.org  user=root", b"n219.example.org"),
