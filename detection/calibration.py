@@ -111,7 +111,7 @@ def combined(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
 def alpha_for(per_day: float, sessions_per_day: float, calibration: int) -> tuple[float, bool]:
     """The level a session is tested at for `per_day` false alarms, and whether the floor binds.
 
-    Never below 5/n, which n calibration scores cannot resolve, and never above 1 %: a quiet stream
+    Never below 5/n, which n calibration scores cannot resolve, and never above .2 %: a quiet stream
     shall not spend its budget on every session it has.
     """
     floor = 5.0 / max(calibration, 5)
@@ -119,4 +119,4 @@ def alpha_for(per_day: float, sessions_per_day: float, calibration: int) -> tupl
     return (floor, True) if wanted < floor else (wanted, False)
 
 
-_LARGEST_ALPHA = 0.01
+_LARGEST_ALPHA = 0.002

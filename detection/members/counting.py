@@ -15,7 +15,7 @@ from detection.segments import repeat_per_row, running_max, running_or, running_
 MINUTE_SECONDS = 60.0
 MINUTES = 30  # in the long window
 LONGEST_PAST = (1 << 16) - 1  # half-hours
-_HALF_HOURS_A_BIN = 5  # a record that is not reached sinks by an octave in 16 hours of being active
+_HALF_HOURS_A_BIN = 8  # a record that is not reached sinks by an octave in 16 hours of being active
 _MOST = 2**31 - 1
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # Knuth's multiplicative hash: the high bits mix all the others
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.segments import rank_in_run, repeat_per_row, running_max
+from detection.segments import rank_in_run, repeat_per_row, running_max, running_or
 from detection.training_set import TrainingSet
 
 CLOSING = -1  # the template of a row that is a session's end and not a line
@@ -139,7 +139,7 @@ class Standing:
         fresh = (carry.lines == 0) & (sizes > 0)
         began[fresh] = view.times[offsets[:-1][fresh]]
         bit = np.uint64(1) << ((view.templates.astype(np.uint64) * _SPREAD) >> np.uint64(58))
-        shape = _running_or(np.where(is_line, bit, np.uint64(0)), rank) | carry.shape[piece]
+        shape = running_or(np.where(is_line, bit, np.uint64(0)), offsets) | carry.shape[piece]
         self._scored = rank + 1 + carry.scored[piece]
         lines = self._sums(is_line.astype(np.int64)) + carry.lines[piece]
         failed = self._sums((view.errors & is_line).astype(np.int64)) + carry.errors[piece]
@@ -207,17 +207,6 @@ class Standing:
         sums = np.cumsum(values)
         within: NDArray[Any] = sums - (sums[self._first] - values[self._first])
         return within
-
-
-def _running_or(values: NDArray[np.uint64], rank: Ints) -> NDArray[np.uint64]:
-    """The union of a session's bits so far, by doubling (Hillis and Steele, 1986); `rank` from 0."""
-    result = values.copy()
-    rows, step = np.flatnonzero(rank >= 1), 1
-    while len(rows):
-        result[rows] |= result[rows - step]
-        step *= 2
-        rows = rows[rank[rows] >= step]
-    return result
 
 
 def counted(before: NDArray[np.uint8], tokens: NDArray[np.int32], piece: Ints) -> NDArray[np.uint8]:
