@@ -1,13 +1,15 @@
 """A model generation at work: the members' scores, their p-values, and the one p they come to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.calibration import Ring, combined
+from detection.calibration import Ring, across, combined
 from detection.members.forest import FEATURES, features
+from detection.members.member import Member
 from detection.members.ngram import Ngram
 from detection.members.registry import MEMBERS, VOICES
 from detection.members.transformer import Transformer
@@ -42,6 +44,7 @@ class Ensemble:
         ]
         self.voices = tuple(voice for member in self._members for voice in member.voices)
         self._columns = [VOICES.index(voice) for voice in self.voices]
+        self._families = families(self._members)
 
     @property
     def calibration(self) -> int:
@@ -60,7 +63,17 @@ class Ensemble:
         members = np.full(reached.shape, np.nan)
         for voice, column in zip(self.voices, self._columns, strict=True):
             members[:, column] = self._rings[voice].p(reached[:, column])
-        strangeness = combined(members[:, self._columns])
+        strangeness = across(
+            np.stack(
+                [
+                    self._rings[f"family/{family}"].p(combined(members[:, columns]))
+                    if len(columns) > 1
+                    else members[:, columns[0]]
+                    for family, columns in self._families.items()
+                ],
+                axis=1,
+            )
+        )
         return Judgement(members, strangeness, self._rings["ensemble"].p(strangeness))
 
     def threshold(self, member: str, alpha: float) -> float:
@@ -104,3 +117,11 @@ class Ensemble:
         at = np.minimum(at, len(self.vocabulary) - 1)
         known: NDArray[np.bool_] = self.vocabulary[at] == template_ids
         return known
+
+
+def families(members: Sequence[Member] | Sequence[type[Member]]) -> dict[str, list[int]]:
+    """Which columns of VOICES each family's voices have."""
+    found: dict[str, list[int]] = {}
+    for member in members:
+        found.setdefault(member.family, []).extend(VOICES.index(voice) for voice in member.voices)
+    return found

@@ -43,7 +43,7 @@ from detection.causes import shown as shown_cause
 from detection.state import Columns, State
 
 CAPACITY = 4096
-WINDOW_SECONDS = 3600.0
+WINDOW_SECONDS = 6 * 3600.0
 SAMPLES = 4  # the first ones; a listing adds the last
 DAY_SECONDS = 86_400.0
 # Who allows more incidents a day than this has no budget.

@@ -9,8 +9,9 @@ cause that `ADMITTED_SHARE` of the last `RING` sessions showed, 25 of 1,000, is 
 shows, not where the session closes, since long sessions would keep a deploy alarming until their end; once a session;
 and it must come from `ADMITTED_KEYS` different session keys, so that one source does not admit itself by coming
 back (sessions without a key, windows of a stream, speak for themselves). A young stream needs the same 25
-sessions, not a share of the fewer it has seen. An answer "anomaly" forbids admission, and takes it back. At most `ADMITTED` causes are
-admitted; those admitted first make room, are counted, and are admitted again if they still are that frequent.
+sessions, not a share of the fewer it has seen. An answer "anomaly" forbids admission, and takes it back. At most
+`ADMITTED` causes are admitted; those admitted first make room, are counted, and are admitted again if they still are
+that frequent.
 
 Rules and the behaviour of sources are never reported here: being frequent makes a shape usual, it does not make an
 attack harmless.

@@ -1,8 +1,8 @@
 """Lines that the operator vouches for: learned from, and nothing else.
 
 They have a clock, open sessions and counters of their own, so that a file of last month does not close today's
-sessions. What they share with the stream is what they are there for: templates, the model of parameter values and the history
-that the next model is trained on. They exist from the first vouched line to the end of the file.
+sessions. What they share with the stream is what they are there for: templates, the model of parameter values and
+the history that the next model is trained on. They exist from the first vouched line to the end of the file.
 """
 
 from detection.clock import LogClock

@@ -29,6 +29,7 @@ class Counts:
     name: ClassVar[str] = "counts"
     voices: ClassVar[Mapping[str, bool]] = {"counts": False}
     folds: ClassVar[int] = 5
+    family: ClassVar[str] = "sequence"
     early: ClassVar[bool] = True
 
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:

@@ -22,6 +22,7 @@ class IsolationForest:
     name: ClassVar[str] = "isolation_forest"
     voices: ClassVar[Mapping[str, bool]] = {"isolation_forest": False}
     folds: ClassVar[int] = 2
+    family: ClassVar[str] = "sequence"
     early: ClassVar[bool] = False
 
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:

@@ -27,14 +27,15 @@ class Lesson:
     standing    of the rows of `data`, with what the members before this one in the registry say of sessions they
                 were not fitted on (None for the first ones, which do not look at it)
     previous    this member's part of the model in force, and its vocabulary, when there is one to begin with
-    effort      the share of a full run's steps to take
+    lines       how many there are in all, of which a fit for calibration gets a part: it shall learn for as long as the
+                fit on all of them, for a model that learned for less time is less sure, and its scores are lower
     """
 
     data: TrainingSet
     vocabulary: NDArray[np.int32]
     standing: Standing | None
     previous: tuple[Part, NDArray[np.int32]] | None
-    effort: float
+    lines: int
     progress: Progress
 
 
@@ -44,6 +45,7 @@ class Member(Protocol):
     name    names its part of a model
     voices  what it says, by name, and whether a session has come to the *mean* of that once it is over (True) or to
             the largest so far (False); most members have one voice, called like themselves
+    family  members that judge the same evidence are one family: together they speak with one voice to the others
     folds   how many fits on parts of the data the trainer makes, so that each session is scored by one that did
             not see it; 0 where there is nothing to fit
     early   it can be fitted on the first few thousand lines
@@ -51,6 +53,7 @@ class Member(Protocol):
 
     name: ClassVar[str]
     voices: ClassVar[Mapping[str, bool]]
+    family: ClassVar[str]
     folds: ClassVar[int]
     early: ClassVar[bool]
 

@@ -106,6 +106,7 @@ class Ngram:
     name: ClassVar[str] = "ngram"
     voices: ClassVar[Mapping[str, bool]] = {"ngram": False, "ngram_mean": True}
     folds: ClassVar[int] = 5
+    family: ClassVar[str] = "sequence"
     early: ClassVar[bool] = True
 
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:

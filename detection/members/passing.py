@@ -16,6 +16,7 @@ from detection.members.view import Floats, Standing, View
 
 class Values:
     name: ClassVar[str] = "values"
+    family: ClassVar[str] = "values"
     voices: ClassVar[Mapping[str, bool]] = {"values": False}
     folds: ClassVar[int] = 0
     early: ClassVar[bool] = True
@@ -33,6 +34,7 @@ class Values:
 
 class Sources(Values):
     name: ClassVar[str] = "sources"
+    family: ClassVar[str] = "sources"
     voices: ClassVar[Mapping[str, bool]] = {"sources": False}
 
     def scores(self, view: View, standing: Standing) -> tuple[Floats, ...]:

@@ -15,4 +15,5 @@ MEMBERS: tuple[type[Member], ...] = (
     Transformer,
     IsolationForest,
 )
+FAMILIES = tuple(dict.fromkeys(member.family for member in MEMBERS))
 VOICES = tuple(voice for member in MEMBERS for voice in member.voices)

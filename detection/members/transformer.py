@@ -15,6 +15,7 @@ class Transformer:
     name: ClassVar[str] = "transformer"
     voices: ClassVar[Mapping[str, bool]] = {"transformer": False}
     folds: ClassVar[int] = 2
+    family: ClassVar[str] = "sequence"
     early: ClassVar[bool] = False
 
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:

@@ -5,6 +5,7 @@ from), nor at the *anchor*: sessions that were set aside at the first full gener
 that no chain of small steps leads away from what was normal then.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from detection.members.registry import VOICES
 from detection.members.transformer import Transformer
-from detection.members.view import Bools, Standing, View, whole_sessions
+from detection.members.view import CLOSING, Bools, Floats, Standing, View, whole_sessions
 from detection.model import Model
 from detection.segments import repeat_per_row
 from detection.training_set import TrainingSet
@@ -28,21 +29,23 @@ class RefusedError(Exception):
     """The new model is worse than the one in force; the message says at what."""
 
 
-def refuse_worse(challenger: Model, champion: Model, view: View, standing: Standing, fresh: Bools) -> None:
-    """Raise RefusedError when the challenger is worse. `standing`: what its cross-fits say of the sessions in `view`,
-    of which the champion has not seen the `fresh` ones (bool [S])."""
-    rows = fresh[repeat_per_row(view.offsets)]
+def refuse_worse(challenger: Model, champion: Model, view: View, surprises: Floats, fresh: Bools) -> None:
+    """Raise RefusedError when the challenger is worse. `surprises` float64 [R]: what its cross-fits' transformers say
+    of the sessions in `view`, of which the champion has not seen the `fresh` ones (bool [S]).
+
+    Compared are the rows of templates that the champion knows: to it all others are one, and so less of a surprise.
+    """
+    rows = fresh[repeat_per_row(view.offsets)] & _known_to(champion, view)
     if rows.any():
-        said = Transformer(champion.parts["transformer"], champion.vocabulary).scores(view, standing)[0]
-        last = view.final_rows()[fresh]
-        sizes = np.diff(view.offsets)[fresh]
-        mine = float((standing.mean[last, standing.column["transformer"]] * sizes).sum() / sizes.sum())
-        theirs = float(said[rows].mean())
+        theirs = float(_surprises(champion, view)[rows].mean())
+        mine = float(surprises[rows].mean())
         if mine > theirs * WORSE_ALLOWED:
             raise RefusedError(f"at new sessions it is worse: {mine:.3f} nats a line, the model in force {theirs:.3f}")
     anchor = champion.parts.get("anchor")
     if anchor is not None:
-        mine, theirs = (_mean_surprise(model, anchor) for model in (challenger, champion))
+        kept = whole_sessions(_sessions(anchor), len(VOICES))
+        rows = _known_to(champion, kept)
+        mine, theirs = (float(_surprises(model, kept)[rows].mean()) for model in (challenger, champion))
         if mine > theirs * ANCHOR_WORSE_ALLOWED:
             raise RefusedError(
                 f"it forgot what was normal at first: {mine:.3f} nats a line, the model in force {theirs:.3f}"
@@ -66,9 +69,19 @@ def anchor_of(previous: Model | None, data: TrainingSet) -> dict[str, NDArray[An
     return {"tokens": kept.tokens, "offsets": kept.offsets, "starts": kept.starts, "ends": kept.ends}
 
 
-def _mean_surprise(model: Model, anchor: dict[str, NDArray[Any]] | Any) -> float:
+def _known_to(model: Model, view: View) -> Bools:
+    """The rows that are ends of sessions, or of templates in the model's vocabulary: bool [R]."""
+    known: Bools = np.isin(view.templates, model.vocabulary) | (view.templates == CLOSING)
+    return known
+
+
+def _surprises(model: Model, view: View) -> Floats:
+    return Transformer(model.parts["transformer"], model.vocabulary).scores(view, Standing(view, VOICES))[0]
+
+
+def _sessions(anchor: Mapping[str, NDArray[Any]]) -> TrainingSet:
     lines, sessions = len(anchor["tokens"]), len(anchor["starts"])
-    data = TrainingSet(
+    return TrainingSet(
         generation=0,
         line=0,
         seed=0,
@@ -89,6 +102,3 @@ def _mean_surprise(model: Model, anchor: dict[str, NDArray[Any]] | Any) -> float
         keys=np.zeros(sessions, np.uint64),
         templates={},
     )
-    view = whole_sessions(data, len(VOICES))
-    member = Transformer(model.parts["transformer"], model.vocabulary)
-    return float(member.scores(view, Standing(view, VOICES))[0].mean())

@@ -17,7 +17,8 @@ import sklearn
 import torch
 from numpy.typing import NDArray
 
-from detection.calibration import Ring, combined
+from detection.calibration import Ring, across, combined
+from detection.ensemble import families
 from detection.members.member import Lesson, Member
 from detection.members.member import Progress as Fitting
 from detection.members.registry import MEMBERS, VOICES
@@ -32,7 +33,6 @@ FEWEST_SESSIONS = 20
 TRIMMED_SHARE = 0.05
 LARGEST_SHARE = 0.05  # of the sessions learned from, of one key
 MANY_KEYS = 20  # from this many on one key's templates need a second one to be known
-FOLD_EFFORT = 0.5  # of a full fit's steps, in the fits for calibration
 STEPS_REPORTED = 20
 
 
@@ -76,7 +76,11 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
         run = _Run(pool, view, vocabulary, report)
     members = [member for member in MEMBERS if member.early or data.full]
     standing = run.cross_fitted(members, learned)
-    parts = {member.name: run.fit(member, learned, standing, effort=1.0) for member in members if member.folds}
+    parts = {
+        member.name: run.fit(member, learned, standing, share=1.0 / (member.folds + 1))
+        for member in members
+        if member.folds
+    }
 
     report("calibration", 0.98)
     rings = _rings(standing.reached[view.final_rows()], members, pool, learned)
@@ -102,7 +106,7 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
     previous = data.previous
     if data.full:
         if previous is not None and _has_transformer(previous):
-            refuse_worse(model, previous, view, standing, pool.fresh)
+            refuse_worse(model, previous, view, run.heard["transformer"], pool.fresh)
             rings["ensemble"] = bounded(rings["ensemble"], previous.rings["ensemble"])
         parts["anchor"] = anchor_of(previous, pool.only(learned))
     progress(Progress("done", STEPS_REPORTED, STEPS_REPORTED, report.loss, 1.0))
@@ -137,6 +141,7 @@ class _Run:
     def __init__(self, pool: TrainingSet, view: View, vocabulary: NDArray[np.int32], report: _Report) -> None:
         self._pool, self._view, self._vocabulary, self._report = pool, view, vocabulary, report
         self._row_session = repeat_per_row(view.offsets)
+        self.heard: dict[str, Floats] = {}  # the first voice of each member, cross-fitted, by row
 
     def cross_fitted(self, members: Sequence[type[Member]], learned: Bools) -> Standing:
         """Every session of the pool as `members` see it that did not learn from it (nor from any but `learned`)."""
@@ -148,19 +153,20 @@ class _Run:
             scores = [np.zeros(len(self._view)) for _ in member.voices]
             fold = _folds(len(learned), member.folds, self._pool.seed)
             for number in range(member.folds):
-                part = self.fit(member, learned & (fold != number), standing, effort=FOLD_EFFORT)
+                part = self.fit(member, learned & (fold != number), standing, share=1.0 / (member.folds + 1))
                 rows = (fold == number)[self._row_session]
                 some = whole_sessions(self._pool.only(fold == number), len(VOICES))
                 found = member(part, self._vocabulary).scores(some, standing.only(rows))
                 for all_scores, said in zip(scores, found, strict=True):
                     all_scores[rows] = said
             standing.hear(member.voices, scores)
+            self.heard[member.name] = scores[0]
         return standing
 
     def fit(
-        self, member: type[Member], sessions: Bools, standing: Standing, *, effort: float
+        self, member: type[Member], sessions: Bools, standing: Standing, *, share: float
     ) -> dict[str, NDArray[Any]]:
-        self._report.part(member, effort / (1.0 + member.folds * FOLD_EFFORT))
+        self._report.part(member, share)
         previous = self._pool.previous
         return member.fit(
             Lesson(
@@ -172,7 +178,7 @@ class _Run:
                     if previous is not None and member.name in previous.parts
                     else None
                 ),
-                effort=effort,
+                lines=len(self._pool.tokens),
                 progress=self._report.inside(member.name),
             )
         )
@@ -259,16 +265,27 @@ def _rings(
     voices = [voice for member in members for voice in member.voices]
     columns = [VOICES.index(voice) for voice in voices]
     calibration = ~pool.flagged
-    for _ in range(2):
+    while True:
         rings = {voice: np.sort(reached[calibration, column]) for voice, column in zip(voices, columns, strict=True)}
-        p = np.stack(
-            [Ring(rings[voice]).p(reached[:, column]) for voice, column in zip(voices, columns, strict=True)], 1
-        )
-        strangeness = combined(p)
-        if not pool.flagged.any():
-            break
-        order = np.argsort(np.where(pool.flagged, strangeness, np.inf), kind="stable")
-        without_cause = min(math.ceil(pool.alpha * len(calibration)), int(pool.flagged.sum()))
-        calibration = ~pool.flagged
-        calibration[order[:without_cause]] = True
-    return rings | {"ensemble": np.sort(strangeness[calibration])}
+        by_family = []
+        for family, some in families(members).items():
+            p = np.stack([Ring(rings[VOICES[column]]).p(reached[:, column]) for column in some], axis=1)
+            if len(some) > 1:
+                together = combined(p)
+                rings[f"family/{family}"] = np.sort(together[calibration])
+                p = Ring(rings[f"family/{family}"]).p(together)[:, None]
+            by_family.append(p[:, 0])
+        strangeness = across(np.stack(by_family, axis=1))
+        back = _without_cause(strangeness, pool) & ~calibration
+        if not back.any() or calibration[pool.flagged].any():
+            return rings | {"ensemble": np.sort(strangeness[calibration])}
+        calibration = calibration | back
+
+
+def _without_cause(strangeness: Floats, pool: TrainingSet) -> Bools:
+    """Of the flagged sessions as many as were to be expected without cause, the least strange ones: bool [S]."""
+    order = np.argsort(np.where(pool.flagged, strangeness, np.inf), kind="stable")
+    expected = min(math.ceil(pool.alpha * len(strangeness)), int(pool.flagged.sum()))
+    chosen = np.zeros(len(strangeness), dtype=np.bool_)
+    chosen[order[:expected]] = True
+    return chosen

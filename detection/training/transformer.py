@@ -37,14 +37,14 @@ def fit_transformer(lesson: Lesson) -> dict[str, NDArray[Any]]:
     data, seed = lesson.data, lesson.data.seed & 0xFFFFFFFF
     rng = np.random.default_rng(seed)
     weights = initial(FIRST + len(lesson.vocabulary), seed)
-    rate, effort = PEAK_RATE, lesson.effort
+    rate, share = PEAK_RATE, 1.0
     if lesson.previous is not None:
         weights |= _carried_over(weights, *lesson.previous, lesson.vocabulary)
-        rate, effort = FINE_RATE, effort * FINE_TUNING
+        rate, share = FINE_RATE, FINE_TUNING
     for tensor in weights.values():
         tensor.requires_grad_(True)
     optimizer = torch.optim.AdamW(weights.values(), lr=rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
-    steps = max(int(min(max(len(data.tokens) // LINES_PER_STEP, FEWEST_STEPS), MOST_STEPS) * effort), 1)
+    steps = max(int(min(max(lesson.lines // LINES_PER_STEP, FEWEST_STEPS), MOST_STEPS) * share), 1)
     samplers = [_Sampler(data, lesson.vocabulary, rng)]
     if lesson.previous is not None and data.fresh.any() and not data.fresh.all():
         samplers = [_Sampler(data.only(some), lesson.vocabulary, rng) for some in (data.fresh, ~data.fresh)]
