@@ -109,14 +109,14 @@ class Service:
             "since": since,
             "phase": self.phase(),
             "logs_processed": self._line(),
-            "transformer_ready": summary.generation > 0,
-            "active_models": 1 + 2 * (summary.generation > 0),
+            "transformer_ready": "transformer" in summary.members,
+            "active_models": 1 + len(summary.members),
         }
 
     def status(self) -> dict[str, Any]:
         summary, settings = self._summary(), self.settings
         condition, reason, since = self._condition()
-        ready = summary.generation > 0
+        ready = "transformer" in summary.members
         status: dict[str, Any] = {
             "status": condition,
             "reason": reason,
@@ -132,7 +132,12 @@ class Service:
             "vocabulary_size": summary.templates,
             "training_sequences": summary.history_sessions,
             "iso_training_samples": summary.history_sessions,
-            "active_models": {"rule_based": True, "isolation_forest": ready, "transformer": ready},
+            "active_models": {
+                "rule_based": True,
+                "isolation_forest": ready,
+                "transformer": ready,
+                **dict.fromkeys(summary.members, True),
+            },
             "seq": summary.seq,
             "process": _process(),
         }
@@ -188,12 +193,13 @@ class Service:
         }
 
     def phase(self) -> str:
-        """By what is ready, not by a count: an ensemble that is retrained stays one."""
+        """By what is ready, not by a count: an ensemble that is retrained stays one, quick members are none yet."""
         summary, running = self._summary(), self._running
-        if summary.generation:
+        if "transformer" in summary.members:
             return "ensemble"
+        enough = summary.line + summary.vouched_lines >= summary.warmup_lines
         due = running is not None and (running.training.in_progress or summary.training_due)
-        return "training" if due else "warmup"
+        return "training" if due and enough else "warmup"
 
     def _condition(self) -> tuple[str, str | None, float | None]:
         """What the daemon is doing; when that is not serving: why, and since when, where that is known."""
