@@ -31,6 +31,8 @@ class FakeControl:
         self.vouched = b""
         self.generation = 3
         self.trains = True
+        self.after_vouching: dict[str, Any] = {}  # what the status says then
+        self.error_after: tuple[int, Exception] | None = None  # of so many chunks
         self.broken_snapshot: str | None = None
         self._subscribers: set[trio.MemorySendChannel[dict[str, Any]]] = set()
         self._stopped = False
@@ -187,7 +189,11 @@ class FakeControl:
         return await self._told(("rollback", generation), answer)
 
     async def train_from(self, source: str, data: bytes, last: bool) -> dict[str, Any]:
+        if self.error_after is not None and len(self.asked) >= self.error_after[0]:
+            raise self.error_after[1]
         self.vouched += data
+        if last:
+            self.status_extra |= self.after_vouching
         lines = data.count(b"\n") + (last and not self.vouched.endswith(b"\n"))
         self.generation += last and self.trains
         return await self._told(
