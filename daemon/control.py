@@ -43,7 +43,7 @@ class Control(Protocol):
             recovery    tier, snapshot_line, replayed_lines, lost_lines, seconds, set_aside[]
             checkpoint  last_line, last_time (epoch seconds), lines_at_risk, error
             training    epoch, epochs, loss, percent (0..100), seconds_left, attempt, error, due, generation_in_force,
-                        refused (models), refusal (the last one's reason)
+                        refused (how many models), refusal (why the last one was, or None)
             ingest      connections, bytes, lines_truncated
             alarms      flagged, per_day, alpha, floor_binding, incidents {opened, open, digest, evicted},
                         answers, admitted

@@ -287,6 +287,7 @@ def _add_page(app: QuartTrio) -> None:
         ("/", "page.html", "text/html; charset=utf-8"),
         ("/page.css", "page.css", "text/css; charset=utf-8"),
         ("/page.js", "page.js", "text/javascript; charset=utf-8"),
+        ("/incidents.js", "incidents.js", "text/javascript; charset=utf-8"),
     ):
         _route(app, path, _asset((files("daemon.api") / name).read_bytes(), content_type))
 

@@ -119,6 +119,8 @@ def _troubles(status: Mapping[str, Any]) -> Iterator[str]:
     recovery = status.get("recovery") or {}
     if status.get("reason"):
         yield printable(status["reason"])
+    if refusal := (status.get("training") or {}).get("refusal"):
+        yield f"the last model trained was refused, the one before stays: {printable(refusal)}"
     for name in ("checkpoint", "training"):
         if error := (status.get(name) or {}).get("error"):
             yield f"{name} failed: {printable(error)}"

@@ -58,7 +58,7 @@ async def test_every_path_answers_with_and_without_the_prefix(call: Caller, pref
     assert (await call("POST", prefix + "/detect", b'{"log_line": "a"}'))[0] == 200
     assert (await call("POST", prefix + "/detect/batch", b'{"log_lines": []}'))[0] == 200
     assert (await call.raw("GET", prefix + "/metrics")).status_code == 200
-    for asset in ("/", "/page.css", "/page.js"):
+    for asset in ("/", "/page.css", "/page.js", "/incidents.js"):
         assert (await call.raw("GET", prefix + asset)).status_code == 200, asset
 
 
