@@ -55,13 +55,18 @@ class Control(Protocol):
     ) -> list[dict[str, Any]]:
         """One judgement a line, in order, each against the current state alone; changes nothing.
 
-        With `explain` each has an object "explain", as flagged records have:
+        With `explain` each has an object "explain", as flagged records may have; parts without anything to say are
+        left out:
 
-            members   {name: {"score", "p", "threshold"}}
-            rules     [{"name", "type", "severity", "field", "before", "text", "after"}]: what matched, and around it
+            members   [{"name", "score", "p", "threshold"}], the surest first
+            rules     [{"name", "severity", "field", "before", "text", "after"}]: what matched, and what is around it;
+                      of an answer to a question they are in "rule_based"
             expected  [{"template_id", "template", "p"}], what would have been usual instead, likeliest first
-            features  [{"name", "value", "usual", "high"}], what stands out, most first; "high": whether above usual
-            lines     [{"line", "text", "odd"}], the last ones of the session
+            found     {"template_id", "template", "p"}, what came in its place
+            features  [{"name", "value", "usual", "high"}], what stands out; "high": whether above the usual
+            value     {"text", "characters"}, the oddest parameter value, and what is odd in it
+            source    [{"name", "value", "usual"}], the counters of its source
+            lines     [{"line", "text", "odd"}], the last ones of the session; "line" is null for one asked about
         """
 
     async def checkpoint(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 
 const SHOWN = 50;
 const REFRESH_MS = 15000; // what the stream left out, and which incidents are over
-const KIND_VERDICTS = { rule: "attack", new: "novel" };
+const KIND_VERDICTS = { rule: "attack", new: "novel" }; // of the others: anomaly
 
 const items = new Map(); // incident id -> its item on the page
 const recordsHeld = new Map(); // alert id -> record, for texts and reasons of incidents listed later
@@ -194,23 +194,30 @@ function reasons(item) {
 function explained(explain) {
   const parts = [];
   const add = (title, ...nodes) => { const head = document.createElement("h3"); head.textContent = title; parts.push(head, ...nodes); };
-  const members = Object.entries(explain.members || {});
-  if (members.length) add("detectors", table(["", "score", "p", "threshold"], members.map(([name, member]) => [
-    [memberName(name), short(member.score), Number.isFinite(member.p) ? shortP(member.p) : "–", short(member.threshold)],
+  const list = (name) => explain[name] || [];
+  if (list("members").length) add("detectors", table(["", "score", "p", "threshold"], list("members").map((member) => [
+    [memberName(member.name), short(member.score), Number.isFinite(member.p) ? shortP(member.p) : "–", short(member.threshold)],
     Number.isFinite(member.threshold) && member.score >= member.threshold ? "over" : ""])));
-  for (const rule of explain.rules || []) {
-    const line = document.createElement("pre"), match = document.createElement("mark");
+  for (const rule of list("rules")) {
+    const line = pre(""), match = document.createElement("mark");
     match.textContent = rule.text || "";
     line.append(rule.before || "", match, rule.after || "");
     add(`rule ${rule.name} in ${rule.field}`, line);
   }
-  if ((explain.expected || []).length) add("expected instead",
-    table([], explain.expected.map((one) => [[one.template, share(one.p)], ""])));
-  if ((explain.features || []).length) add("stands out", table(["", "here", "usually"], explain.features.map((one) =>
-    [[one.name.replaceAll("_", " "), `${one.high ? "↑" : "↓"} ${short(one.value)}`, short(one.usual)], ""])));
-  if ((explain.lines || []).length) {
-    const lines = document.createElement("pre");
-    for (const one of explain.lines)
+  if (list("expected").length) {
+    const rows = list("expected").map((one) => [[one.template, share(one.p)], ""]);
+    if (explain.found) rows.push([[`${explain.found.template} (came)`, share(explain.found.p)], "over"]);
+    add("expected instead", table([], rows));
+  }
+  if (explain.value) add("the oddest value", pre(explain.value.text
+    + (explain.value.characters ? `   odd in it: ${explain.value.characters}` : "")));
+  const compared = (things) => table(["", "here", "usually"], things.map((one) => [[one.name.replaceAll("_", " "),
+    `${one.high === true ? "↑ " : one.high === false ? "↓ " : ""}${short(one.value)}`, short(one.usual)], ""]));
+  if (list("features").length) add("stands out", compared(list("features")));
+  if (list("source").length) add("its source", compared(list("source")));
+  if (list("lines").length) {
+    const lines = pre("");
+    for (const one of list("lines"))
       lines.append(span(`${one.odd ? "▸" : " "} ${count(one.line)}  ${one.text}\n`, one.odd ? "odd" : ""));
     add("the session's last lines", lines);
   }
@@ -231,6 +238,12 @@ function table(titles, rows) {
   if (titles.length) row(titles, "th", "");
   for (const [cells, className] of rows) row(cells, "td", className);
   return made;
+}
+
+function pre(text) {
+  const element = document.createElement("pre");
+  element.textContent = text;
+  return element;
 }
 
 function div(className) {

@@ -52,7 +52,7 @@ def judgement_lines(text: str, answer: Mapping[str, Any], style: Style) -> Itera
         yield (f"  {MEMBERS[name]:<17} {score(member['score'])}, threshold {score(member.get('threshold'))}{mark}")
     if answer.get("explain"):
         yield ""
-        yield from explanation_lines(answer["explain"], style)
+        yield from explanation_lines(answer["explain"], rules.get("rules") or (), style)
 
 
 def judgement_row(text: str, answer: Mapping[str, Any], style: Style) -> str:

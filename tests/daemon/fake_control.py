@@ -274,15 +274,13 @@ def judgement(line: bytes) -> dict[str, Any]:
 def explanation() -> dict[str, Any]:
     """Why, as judgements and flagged records carry it."""
     return {
-        "members": {
-            "transformer": {"score": 9.25, "p": 0.0001, "threshold": 6.5},
-            "source_rates": {"score": 1.5, "p": 0.4, "threshold": 80.0},
-            "rules": {"score": 0.95, "p": None, "threshold": None},
-        },
+        "members": [
+            {"name": "transformer", "score": 9.25, "p": 0.0001, "threshold": 6.5},
+            {"name": "source_rates", "score": 1.5, "p": 0.4, "threshold": None},
+        ],
         "rules": [
             {
                 "name": "sqli-union",
-                "type": "sql_injection",
                 "severity": "high",
                 "field": "target",
                 "before": "/item?id=1 ",
@@ -295,6 +293,9 @@ def explanation() -> dict[str, Any]:
             {"template_id": 9, "template": "GET /style.css 200", "p": 0.2},
             {"template_id": 2, "template": "<end of session>", "p": 0.0004},
         ],
+        "found": {"template_id": 31, "template": "GET /item 500", "p": 0.00002},
+        "value": {"text": "1 union select", "characters": "' o"},
+        "source": [{"name": "distinct_things", "value": 311.0, "usual": 4.0}],
         "features": [
             {"name": "share_of_errors", "value": 0.8, "usual": 0.01, "high": True},
             {"name": "seconds_a_line", "value": 0.02, "usual": 3.0, "high": False},
@@ -302,6 +303,7 @@ def explanation() -> dict[str, Any]:
         "lines": [
             {"line": 51230, "text": "GET / HTTP/1.1 200", "odd": False},
             {"line": 51233, "text": "GET /item?id=1+union+select HTTP/1.1 500", "odd": True},
+            {"line": None, "text": "GET /item", "odd": False},
         ],
     }
 

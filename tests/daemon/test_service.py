@@ -25,9 +25,9 @@ from daemon.service import Running, Service
 from daemon.settings import Settings
 from daemon.vouching import MAX_UPLOADS, Vouching
 from detection.frames import Sequenced, VouchedFrame, decode
-from detection.model import Model, to_columns
 from detection.sources import LivingSources
 from detection.summary import Summary
+from persistence.columns import Value
 from persistence.jsonl import open_jsonl
 from persistence.model_file import ModelFile, write_model
 from persistence.store import Store, open_store
@@ -88,8 +88,11 @@ class Served:
 
     def model(self, generation: int, *, promoted: bool = True, in_force: bool = False, reason: str = "") -> ModelFile:
         """A generation that the state remembers, and its file."""
-        nothing = np.zeros(0, dtype=np.int32)
-        columns = to_columns(Model(generation, 10 * generation, nothing, {}, {}, {}, {}, {"seed": generation}))
+        columns: dict[str, Value] = {
+            "generation": generation,
+            "line": 10 * generation,
+            "vocabulary": np.zeros(0, dtype=np.int32),
+        }
         file = self.store.adopt_model(self.store.training / write_model(self.store.training, columns).name)
         entry = {"generation": generation, "name": file.name, "line": 10 * generation, "members": ["transformer"]}
         more = {"promoted": promoted, "reason": reason or None, "in_force": in_force}

@@ -315,12 +315,14 @@ async def test_detect_explains_itself(tmp_path: Path) -> None:
         out = (await ask("detect", "--explain", "a UNION b", env=env))[1]
         for said in (
             "transformer            9.25    0.0001      6.50  over\n",
-            "source rates           1.50      0.40     80.00\n",
-            "rule sqli-union (sql_injection, high) in target\n",
-            "    /item?id=1 >>union select<< password\\x1b[2J\n",
+            "source rates           1.50      0.40         -\n",
+            "rule sqli-union in target\n    /item?id=1 >>union select<< password\\x1b[2J\n",
             "  expected instead\n      71.0%  GET /item 200\n", "    < 0.1%  <end of session>\n",
+            "    < 0.1%  GET /item 500  came\n", "  the oddest value: 1 union select, odd in it: ' o\n",
             "    share of errors 0.80, above the usual 0.01\n", "    seconds a line 0.02, below the usual 3.00\n",
+            "  its source\n    distinct things 311.00, the usual 4.00\n",
             ">       51,233  GET /item?id=1+union+select HTTP/1.1 500\n", "        51,230  GET / HTTP/1.1 200\n",
+            "         asked  GET /item\n",
         ):  # fmt: skip
             assert said in out, (said, out)
         out = (await ask("detect", "--explain", "-", stdin=b"one\ntwo\n", env=env))[1]
