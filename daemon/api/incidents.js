@@ -214,7 +214,8 @@ function explained(explain) {
   const compared = (things) => table(["", "here", "usually"], things.map((one) => [[one.name.replaceAll("_", " "),
     `${one.high === true ? "↑ " : one.high === false ? "↓ " : ""}${short(one.value)}`, short(one.usual)], ""]));
   if (list("features").length) add("stands out", compared(list("features")));
-  if (list("source").length) add("its source", compared(list("source")));
+  const much = list("source").filter((counter) => counter.value > counter.usual); // a source that does little is not odd
+  if (much.length) add("its source", compared(much));
   if (list("lines").length) {
     const lines = pre("");
     for (const one of list("lines"))

@@ -23,7 +23,7 @@ def explanation_lines(explain: Mapping[str, Any], rules: Iterable[Mapping[str, A
         odd = f", odd in it: {printable(value['characters'])}" if value.get("characters") else ""
         yield f"  the oddest value: {printable(value.get('text', ''))}{odd}"
     yield from _compared("stands out", explain.get("features") or ())
-    yield from _compared("its source", explain.get("source") or ())
+    yield from _compared("its source", filter(_is_above, explain.get("source") or ()))
     if lines := explain.get("lines"):
         yield "  the session's last lines"
         for one in lines:
@@ -41,6 +41,12 @@ def _members(members: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str
         name = member_name(str(member.get("name")))
         row = f"  {name:<17} {score(value):>9} {score(member.get('p')):>9} {score(limit):>9}"
         yield row + (style("  over", "bold") if over else "")
+
+
+def _is_above(counter: Mapping[str, Any]) -> bool:
+    """Counters are all there, but only much is odd of a source: little is a source that does little."""
+    value, usual = counter.get("value"), counter.get("usual")
+    return isinstance(value, (int, float)) and isinstance(usual, (int, float)) and value > usual
 
 
 def _compared(title: str, things: Iterable[Mapping[str, Any]]) -> Iterator[str]:

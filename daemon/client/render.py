@@ -45,7 +45,7 @@ def judgement_lines(text: str, answer: Mapping[str, Any], style: Style) -> Itera
         yield f"  {'rules':<17} no match"
     for name in ("isolation_forest", "transformer"):
         member = answer.get(name) or {}
-        if member.get("score") is None:
+        if member.get("score") is None or member.get("threshold") is None:
             yield f"  {MEMBERS[name]:<17} not ready"
             continue
         mark = style(" anomaly", "bold") if member.get("is_anomaly") else ""

@@ -295,7 +295,10 @@ def explanation() -> dict[str, Any]:
         ],
         "found": {"template_id": 31, "template": "GET /item 500", "p": 0.00002},
         "value": {"text": "1 union select", "characters": "' o"},
-        "source": [{"name": "distinct_things", "value": 311.0, "usual": 4.0}],
+        "source": [
+            {"name": "distinct_things", "value": 311.0, "usual": 4.0},
+            {"name": "failures", "value": -0.0, "usual": 2.0},
+        ],
         "features": [
             {"name": "share_of_errors", "value": 0.8, "usual": 0.01, "high": True},
             {"name": "seconds_a_line", "value": 0.02, "usual": 3.0, "high": False},

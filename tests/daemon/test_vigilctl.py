@@ -325,6 +325,7 @@ async def test_detect_explains_itself(tmp_path: Path) -> None:
             "         asked  GET /item\n",
         ):  # fmt: skip
             assert said in out, (said, out)
+        assert "failures" not in out  # fewer than usual
         out = (await ask("detect", "--explain", "-", stdin=b"one\ntwo\n", env=env))[1]
         assert out.count("expected instead") == 2
         answers = (await ask("--json", "detect", "--explain", "x", env=env))[1]
