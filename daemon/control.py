@@ -63,7 +63,7 @@ class Control(Protocol):
                       of an answer to a question they are in "rule_based"
             expected  [{"template_id", "template", "p"}], what would have been usual instead, likeliest first
             found     {"template_id", "template", "p"}, what came in its place
-            features  [{"name", "value", "usual", "high"}], what stands out; "high": whether above the usual
+            features  [{"name", "value", "usual", "high"}], what stands out; "high": the largest that is usual
             value     {"text", "characters"}, the oddest parameter value, and what is odd in it
             source    [{"name", "value", "usual"}], the counters of its source
             lines     [{"line", "text", "odd"}], the last ones of the session; "line" is null for one asked about
