@@ -127,7 +127,8 @@ class Control(Protocol):
     async def train_from(self, source: str, data: bytes, last: bool) -> dict[str, Any]:
         """Learn from the next bytes of the vouched file `source`: {"lines", "rule_hits", "sessions"} they completed.
 
-        Durable and applied when this returns. `last` ends the file. Lines that a rule matched are not learned from.
+        Durable and applied when this returns. `last` ends the file. Sessions that a rule matched in are not learned
+        from. 409 while another file is under way.
         """
 
     async def anomalies(self, after: str | None, limit: int) -> list[dict[str, Any]]:
