@@ -63,7 +63,7 @@ class Control(Protocol):
                       of an answer to a question they are in "rule_based"
             expected  [{"template_id", "template", "p"}], what would have been usual instead, likeliest first
             found     {"template_id", "template", "p"}, what came in its place
-            features  [{"name", "value", "usual", "high"}], what stands out; "high": whether above the usual
+            features  [{"name", "value", "usual", "high"}], what stands out; "high": the largest that is usual
             value     {"text", "characters"}, the oddest parameter value, and what is odd in it
             source    [{"name", "value", "usual"}], the counters of its source
             lines     [{"line", "text", "odd"}], the last ones of the session; "line" is null for one asked about
@@ -127,7 +127,8 @@ class Control(Protocol):
     async def train_from(self, source: str, data: bytes, last: bool) -> dict[str, Any]:
         """Learn from the next bytes of the vouched file `source`: {"lines", "rule_hits", "sessions"} they completed.
 
-        Durable and applied when this returns. `last` ends the file. Lines that a rule matched are not learned from.
+        Durable and applied when this returns. `last` ends the file. Sessions that a rule matched in are not learned
+        from. 409 while another file is under way.
         """
 
     async def anomalies(self, after: str | None, limit: int) -> list[dict[str, Any]]:

@@ -197,7 +197,7 @@ function explained(explain) {
   const list = (name) => explain[name] || [];
   if (list("members").length) add("detectors", table(["", "score", "p", "threshold"], list("members").map((member) => [
     [memberName(member.name), short(member.score), Number.isFinite(member.p) ? shortP(member.p) : "–", short(member.threshold)],
-    Number.isFinite(member.threshold) && member.score >= member.threshold ? "over" : ""])));
+    Number.isFinite(member.threshold) && member.score > member.threshold ? "over" : ""])));
   for (const rule of list("rules")) {
     const line = pre(""), match = document.createElement("mark");
     match.textContent = rule.text || "";
@@ -211,8 +211,8 @@ function explained(explain) {
   }
   if (explain.value) add("the oddest value", pre(explain.value.text
     + (explain.value.characters ? `   odd in it: ${explain.value.characters}` : "")));
-  const compared = (things) => table(["", "here", "usually"], things.map((one) => [[one.name.replaceAll("_", " "),
-    `${one.high === true ? "↑ " : one.high === false ? "↓ " : ""}${short(one.value)}`, short(one.usual)], ""]));
+  const compared = (things) => table(["", "here", "usually", "at most"], things.map((one) => [[
+    one.name.replaceAll("_", " "), short(one.value), short(one.usual), short(one.high)], ""]));
   if (list("features").length) add("stands out", compared(list("features")));
   const much = list("source").filter((counter) => counter.value > counter.usual); // a source that does little is not odd
   if (much.length) add("its source", compared(much));

@@ -37,7 +37,7 @@ def _members(members: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str
         if not place:
             yield style(f"  {'detector':<17} {'score':>9} {'p':>9} {'threshold':>9}", "dim")
         value, limit = member.get("score"), member.get("threshold")
-        over = isinstance(value, (int, float)) and isinstance(limit, (int, float)) and value >= limit
+        over = isinstance(value, (int, float)) and isinstance(limit, (int, float)) and value > limit
         name = member_name(str(member.get("name")))
         row = f"  {name:<17} {score(value):>9} {score(member.get('p')):>9} {score(limit):>9}"
         yield row + (style("  over", "bold") if over else "")
@@ -53,9 +53,9 @@ def _compared(title: str, things: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for place, one in enumerate(things):
         if not place:
             yield f"  {title}"
-        side = "" if one.get("high") is None else "above " if one["high"] else "below "
         name = printable(one.get("name")).replace("_", " ")
-        yield f"    {name} {score(one.get('value'))}, {side}the usual {score(one.get('usual'))}"
+        most = f", at most {score(one['high'])}" if one.get("high") is not None else ""
+        yield f"    {name} {score(one.get('value'))}; usual are {score(one.get('usual'))}{most}"
 
 
 def _chance(one: Mapping[str, Any]) -> str:

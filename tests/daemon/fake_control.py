@@ -300,8 +300,8 @@ def explanation() -> dict[str, Any]:
             {"name": "failures", "value": -0.0, "usual": 2.0},
         ],
         "features": [
-            {"name": "share_of_errors", "value": 0.8, "usual": 0.01, "high": True},
-            {"name": "seconds_a_line", "value": 0.02, "usual": 3.0, "high": False},
+            {"name": "share_of_errors", "value": 0.8, "usual": 0.01, "high": 0.05},
+            {"name": "seconds_a_line", "value": 0.02, "usual": 3.0, "high": 60.0},
         ],
         "lines": [
             {"line": 51230, "text": "GET / HTTP/1.1 200", "odd": False},

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import trio
+from trio.testing import MockClock
 
 from actors.alerts import RECENT_RECORDS, Alerts, Outlet, run_alerts
 from actors.checkpoint import Checkpoints
@@ -23,7 +24,7 @@ from daemon.control import Control, ControlError
 from daemon.recovery import Report
 from daemon.service import Running, Service
 from daemon.settings import Settings
-from daemon.vouching import MAX_UPLOADS, Vouching
+from daemon.vouching import ABANDONED_SECONDS, Vouching
 from detection.frames import Sequenced, VouchedFrame, decode
 from detection.sources import LivingSources
 from detection.summary import Summary
@@ -246,28 +247,46 @@ async def test_vouched_lines_arrive_whole_however_the_file_is_cut(tmp_path: Path
         assert await daemon.control.train_from("empty", b"", True) == {"lines": 0, "rule_hits": 0, "sessions": 0}
 
 
-async def test_lines_too_long_are_cut_and_uploads_do_not_mix(tmp_path: Path) -> None:
+async def test_lines_too_long_are_cut_as_those_of_a_connection(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon:
         for chunk in (b"x" * 40_000, b"x" * 40_000, b"x" * 40_000 + b"\nshort\n"):
             await daemon.control.train_from("long", chunk, False)
-            await daemon.control.train_from("other", b"half", False)
-        await daemon.control.train_from("other", b"\n", True)
-        assert [len(line) for line in daemon.detector.learned] == [65_536, 5, 12]
+        await daemon.control.train_from("long", b"", True)
+        assert [len(line) for line in daemon.detector.learned] == [65_536, 5]
 
 
-async def test_uploads_that_nobody_ends_are_ended_to_make_room(tmp_path: Path) -> None:
-    async with served(tmp_path / "state") as daemon:
-        for n in range(MAX_UPLOADS):
-            await daemon.control.train_from(f"file-{n}", b"begun %d" % n, False)
-        await daemon.control.train_from("file-0", b" and on", False)
-        assert (await daemon.control.train_from("new", b"a\n", False))["lines"] == 1
-        assert daemon.detector.learned == [b"begun 1", b"a"] and len(daemon.detector.sources.sources()) == MAX_UPLOADS
+async def test_one_file_at_a_time_and_one_that_nobody_goes_on_with_is_ended(autojump_clock: MockClock) -> None:
+    vouching = Vouching(lambda lines: "plain", "auto", 65_536, "salt", wall_clock)
+    sources, learned, ends = LivingSources(), list[bytes](), list[bytes]()
+
+    async def apply(frame: VouchedFrame, sent: Callable[[], None]) -> Summary:
+        sent()
+        lines, _ = sources.complete(frame.segment)
+        learned.extend(lines)
+        ends.extend(lines if frame.done else [])
+        assert frame.done == frame.segment.last
+        return Summary(vouched_lines=len(learned))
+
+    def summary() -> Summary:
+        return Summary(vouched_lines=len(learned))
+
+    await vouching.take("first", b"one\nbegun", False, summary, apply)
+    await trio.sleep(ABANDONED_SECONDS - 1)
+    async with refused(409, "busy"):
+        await vouching.take("second", b"two\n", False, summary, apply)
+    await vouching.take("first", b" and", False, summary, apply)
+    await trio.sleep(ABANDONED_SECONDS - 1)
+    async with refused(409, "busy"):
+        await vouching.take("second", b"two\n", False, summary, apply)
+    await trio.sleep(1)
+    assert (await vouching.take("second", b"two\n", True, summary, apply))["lines"] == 1
+    assert (learned, ends) == ([b"one", b"begun and", b"two"], [b"begun and"])
+    await vouching.take("third", b"three\n", False, summary, apply)  # the second has ended
+    assert [source.name for source in sources.sources()] == ["vouched-salt-3"]
 
 
 @pytest.mark.parametrize("taken", [False, True])
-async def test_a_client_that_hangs_up_leaves_no_gap_and_nothing_twice(
-    autojump_clock: trio.testing.MockClock, taken: bool
-) -> None:
+async def test_a_client_that_hangs_up_leaves_no_gap_and_nothing_twice(autojump_clock: MockClock, taken: bool) -> None:
     vouching = Vouching(lambda lines: "plain", "auto", 65_536, "salt", wall_clock)
     sources, learned, stuck = LivingSources(), list[bytes](), False
 

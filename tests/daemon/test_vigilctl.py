@@ -319,8 +319,9 @@ async def test_detect_explains_itself(tmp_path: Path) -> None:
             "rule sqli-union in target\n    /item?id=1 >>union select<< password\\x1b[2J\n",
             "  expected instead\n      71.0%  GET /item 200\n", "    < 0.1%  <end of session>\n",
             "    < 0.1%  GET /item 500  came\n", "  the oddest value: 1 union select, odd in it: ' o\n",
-            "    share of errors 0.80, above the usual 0.01\n", "    seconds a line 0.02, below the usual 3.00\n",
-            "  its source\n    distinct things 311.00, the usual 4.00\n",
+            "    share of errors 0.80; usual are 0.01, at most 0.05\n",
+            "    seconds a line 0.02; usual are 3.00, at most 60.00\n",
+            "  its source\n    distinct things 311.00; usual are 4.00\n",
             ">       51,233  GET /item?id=1+union+select HTTP/1.1 500\n", "        51,230  GET / HTTP/1.1 200\n",
             "         asked  GET /item\n",
         ):  # fmt: skip
