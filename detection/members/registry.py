@@ -16,4 +16,5 @@ MEMBERS: tuple[type[Member], ...] = (
     IsolationForest,
 )
 FAMILIES = tuple(dict.fromkeys(member.family for member in MEMBERS))
+IN_NATS = frozenset(("sources",))  # their scores are -ln of a probability under what is usual, by themselves
 VOICES = tuple(voice for member in MEMBERS for voice in member.voices)

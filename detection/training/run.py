@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from detection.calibration import Ring, across, combined
-from detection.ensemble import families
+from detection.ensemble import families, p_of
 from detection.members.member import Lesson, Member
 from detection.members.member import Progress as Fitting
 from detection.members.registry import MEMBERS, VOICES
@@ -269,7 +269,9 @@ def _rings(
         rings = {voice: np.sort(reached[calibration, column]) for voice, column in zip(voices, columns, strict=True)}
         by_family = []
         for family, some in families(members).items():
-            p = np.stack([Ring(rings[VOICES[column]]).p(reached[:, column]) for column in some], axis=1)
+            p = np.stack(
+                [p_of(VOICES[column], Ring(rings[VOICES[column]]), reached[:, column]) for column in some], axis=1
+            )
             if len(some) > 1:
                 together = combined(p)
                 rings[f"family/{family}"] = np.sort(together[calibration])

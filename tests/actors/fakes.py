@@ -21,6 +21,7 @@ class FakeSummary:
     seq: int = 0
     line: int = 0
     training_due: bool = False
+    training_urgent: bool = False
     restored: int = 0
 
 
