@@ -294,8 +294,8 @@ def _score(
         )
     standing = ensemble.score(view)
     judgement = ensemble.judge(standing.reached)
-    windowed = sessions.column["windowed"][pieces.slot]
-    reasons = Reasons(ensemble, known, view, standing, judgement, sessions.column["key"][pieces.slot], windowed)
+    key, windowed = sessions.column["key"][pieces.slot], sessions.column["windowed"][pieces.slot]
+    reasons = Reasons(ensemble, known, view, standing, judgement, key, windowed, serial, pieces.row_line)
     reasons.report_new_templates(brought("counts"), sessions.next_serial)
     excused = brought("excused")
     row_piece = repeat_per_row(pieces.offsets)
