@@ -41,20 +41,15 @@ from detection.rules.engine import Hits, RuleSet
 from detection.sessions import SessionTable, cut
 from detection.settings import DetectionSettings, RuleText
 from detection.sources import LivingSource, LivingSources
-from detection.state import Columns, State, joined, part
+from detection.state import FORMAT, Columns, State, check_format, joined, part
 from detection.summary import Summary
 from detection.templates import TemplateTable
 from detection.training_set import TrainingSet
 from detection.verdicts import Rows, Verdicts, rows_of
 
-FORMAT = 1  # of the columns of `Detector.export`; a change that `load` must know of raises it
 CHUNK_LINES = 4096
 _DAY = 86_400.0
 _RATE_MEMORY_DAYS = 7.0
-
-
-class NewerStateError(ValueError):
-    """A state that a later version of the program exported. The message says so."""
 
 
 @dataclass(slots=True)
@@ -465,11 +460,7 @@ class Detector:
         Raises KeyError, TypeError or ValueError when `state` is not an export, `NewerStateError` when it is one of
         a later version of the program.
         """
-        found = int(state["format"])  # type: ignore[arg-type]
-        if found > FORMAT:
-            raise NewerStateError(
-                f"the state has format {found}, this program knows formats up to {FORMAT}; use a newer vigild"
-            )
+        check_format(state)
         detector = cls()
         detector.seq, detector.line = int(state["seq"]), int(state["line"])  # type: ignore[arg-type]
         detector._received = float(state["received"])  # type: ignore[arg-type]

@@ -210,6 +210,8 @@ class JournalWriter:
 class JournalReading:
     """The entries after `seq` and `line`, in order: iterate it once, to the end.
 
+    With `before` only those before that seq; segments that begin there or later may be written meanwhile.
+
     Only what was made durable first is given. What cannot be read is passed to `set_aside` with the
     reason; a hole is passed over and its lines are counted. The attributes are settled at the end:
     `lost_lines`; `last_seq` and `last_line`, the highest numbers seen anywhere, which new frames must
@@ -223,6 +225,7 @@ class JournalReading:
         seq: int,
         line: int,
         *,
+        before: int | None = None,
         set_aside: Callable[[Path, str], None],
         disk: Disk = REAL,
     ) -> None:
@@ -234,6 +237,7 @@ class JournalReading:
         self.done = False
         self._given = (seq, line)
         self._directory = directory
+        self._before = before
         self._set_aside = set_aside
         self._disk = disk
 
@@ -242,14 +246,14 @@ class JournalReading:
         self.last_seq, self.last_line = max(self.last_seq, seq), max(self.last_line, line)
 
     def __iter__(self) -> Iterator[Entry]:
-        names = _names(self._directory)
+        names = [name for name in _names(self._directory) if self._before is None or name.first < self._before]
         present = [name for name in names if not name.bad]
         begins = {name.first for name in present}
         for name in names:
             self.saw(name.first - 1, 0)
         for position, name in enumerate(present):
             later = (other.first for other in names if (other.first, other.attempt) > (name.first, name.attempt))
-            stop = min(later, default=None)
+            stop = min(later, default=self._before)
             is_last = position == len(present) - 1
             if stop is not None and stop <= self._given[0] + 1 and not is_last:
                 continue

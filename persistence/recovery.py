@@ -33,8 +33,7 @@ class Recovery:
     """What is left, and what is not.
 
     `snapshot` is the seq, line and columns of the newest sound one. `entries` is lazy and to be
-    iterated once, to the end; the numbers below and `notes` are settled then. `ahead` gives the same
-    entries, to be looked through beforehand; it leaves no trace. `models` are sound, newest
+    iterated once, to the end; the numbers below and `notes` are settled then. `models` are sound, newest
     generation first. New frames must follow `last_seq` and `last_line`, the highest seen anywhere: they
     lie beyond the last entry when what came after it is lost.
     """
@@ -42,7 +41,6 @@ class Recovery:
     snapshot: tuple[int, int, dict[str, Value]] | None
     snapshot_name: str | None
     entries: Iterator[Entry]
-    ahead: Iterator[Entry]
     models: list[ModelFile]
     set_aside: list[str]
     notes: list[str]
@@ -92,7 +90,6 @@ def recover(directory: Path, disk: Disk, losses: Losses, *, was_journaled: bool)
         snapshot=None if found is None else found[1:],
         snapshot_name=None if found is None else found[0],
         entries=_entries(reading, losses),
-        ahead=iter(JournalReading(directory, seq, line, set_aside=lambda path, why: None, disk=disk)),
         models=models,
         set_aside=losses.set_aside,
         notes=losses.notes,

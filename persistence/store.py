@@ -24,7 +24,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 
 from persistence import model_file, snapshot
@@ -89,7 +89,7 @@ class Store:
         self._disk = disk
         self._lock = lock
         self._journal: JournalWriter | None = None
-        self._recovery: Recovery | None = None
+        self._reading: JournalReading | None = None  # of the recovery
         # One account for the life of the process: a second recovery must not hide what the first one did.
         self._losses = Losses()
         # What is known of files that never change, so that pruning does not read them every time.
@@ -115,7 +115,7 @@ class Store:
             raise StoreError(f"{exc.filename or self.directory}: {exc.strerror}") from exc
         self._sound = {model.name: model for model in found.models}
         self._needed.clear()
-        self._recovery = found
+        self._reading = found.reading
         return found
 
     def start_journal(self, seq: int, line: int) -> None:
@@ -124,13 +124,13 @@ class Store:
         Raises RuntimeError before the recovered entries were read to the end, ValueError when `seq` or
         `line` would go back. On `JournalError` there is no segment yet, and every `append` tries for one.
         """
-        found = self._recovery
-        if found is None or not found.reading.done:
+        found = self._reading
+        if found is None or not found.done:
             raise RuntimeError("the journal starts after recovery, and after its entries were read")
         if seq < found.last_seq or line < found.last_line:
             raise ValueError(f"frame {seq}, line {line} go back behind {found.last_seq}, {found.last_line}")
         self.close()
-        self._journal = JournalWriter(self.directory, seq, line, tail=found.reading.tail, disk=self._disk)
+        self._journal = JournalWriter(self.directory, seq, line, tail=found.tail, disk=self._disk)
         self._journal.rotate()
         if not self._lock.was_journaled:
             try:
@@ -233,8 +233,10 @@ class Store:
         with self._files:
             found = newest_snapshot(self.directory, self._disk, self._losses)
             _, seq, line, columns = found if found is not None else ("", 0, 0, None)
-            reading = JournalReading(self.directory, seq, line, set_aside=self._set_aside, disk=self._disk)
-            yield columns, takewhile(lambda entry: entry.seq < before, iter(reading))
+            reading = JournalReading(
+                self.directory, seq, line, before=before, set_aside=self._set_aside, disk=self._disk
+            )
+            yield columns, iter(reading)
 
     def pin(self, name: str) -> None:
         """Keep snapshot `name` for ever; it does not count among the last ones kept. Raises OSError,
@@ -384,7 +386,7 @@ class Store:
     def _reached(self) -> int:
         if self._journal is not None:
             return self._journal.seq
-        return self._recovery.last_seq if self._recovery is not None else 0
+        return self._reading.last_seq if self._reading is not None else 0
 
     def _empty_training(self) -> None:
         try:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detection.detector import FORMAT, Detector, NewerStateError
+from detection.detector import Detector
 from detection.frames import (
     FlushFrame,
     Knowledge,
@@ -23,7 +23,7 @@ from detection.frames import (
 
 # ruff: noqa: F811 - fixtures are imported by name
 from detection.model import Model
-from detection.state import State, digest
+from detection.state import FORMAT, NewerStateError, State, digest
 from tests.detection.test_detector import RECEIVED, Journal, frames_of, lines, model, segment, started  # noqa: F401
 
 Lines = list[bytes]

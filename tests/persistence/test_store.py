@@ -493,15 +493,6 @@ def test_frames_are_read_back_while_the_journal_is_written(directory: Path) -> N
         assert [entry.seq for entry in store.recover().entries] == [3, 4, 5, 6, 7, 8]
 
 
-def test_what_is_to_come_can_be_looked_through_before_it_is_read(directory: Path) -> None:
-    with open_store(directory) as store:
-        begin(store)
-        append(store, 1, 3)
-        found = store.recover()
-        assert [entry.seq for entry in found.ahead] == [1, 2, 3]
-        assert [entry.seq for entry in found.entries] == [1, 2, 3]
-
-
 def test_a_start_on_a_full_disk_begins_the_journal_when_there_is_room(directory: Path) -> None:
     with open_store(directory) as store:
         begin(store)
