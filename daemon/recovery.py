@@ -26,6 +26,7 @@ from detection.model import Model, from_columns
 from detection.state import Columns, NewerStateError
 from detection.verdicts import Verdicts
 from persistence.directory import StoreError
+from persistence.disk import UnreadableError
 from persistence.model_file import ModelError
 from persistence.preamble import NewerFormatError
 from persistence.segment import Entry
@@ -96,7 +97,7 @@ def recover(store: Store, found: Found, deliver: Callable[[Verdicts], None], ali
                     exc_info=poison.__cause__,
                 )
                 poisoned[poison.entry.seq] = poison.entry
-    except (NewerFormatError, NewerStateError) as exc:
+    except (NewerFormatError, NewerStateError, UnreadableError) as exc:
         raise StoreError(str(exc)) from exc
     for entry in poisoned.values():
         set_aside(store, entry, recovered.report)
@@ -135,9 +136,12 @@ def load_model(store: Store, name: str, sha256: str | None) -> Model:
 def load_knowledge(store: Store, name: str, sha256: str | None = None) -> tuple[str, Knowledge]:
     """Blocking: the SHA-256 of snapshot `name`, and what it knows. Raises SnapshotError, ModelError for its model,
     FileNotFoundError, ValueError for what is no name of a snapshot, NewerFormatError."""
-    found, columns = store.load_snapshot(name, sha256)
-    reference = model_in(columns)
-    model = load_model(store, reference.name, reference.sha256) if reference.name else None
+    try:
+        found, columns = store.load_snapshot(name, sha256)
+        reference = model_in(columns)
+        model = load_model(store, reference.name, reference.sha256) if reference.name else None
+    except UnreadableError as exc:
+        raise SnapshotError(str(exc)) from exc
     return found, Knowledge(columns, model)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from persistence.disk import REAL, UNREADABLE, Disk, File, discard
+from persistence.disk import REAL, Disk, File, discard, read_with_patience
 from persistence.segment import (
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -212,7 +212,7 @@ class JournalReading:
 
     With `before` only those before that seq; segments that begin there or later may be written meanwhile.
 
-    Only what was made durable first is given. What cannot be read is passed to `set_aside` with the
+    Only what was made durable first is given. What is damaged throughout is passed to `set_aside` with the
     reason; a hole is passed over and its lines are counted. The attributes are settled at the end:
     `lost_lines`; `last_seq` and `last_line`, the highest numbers seen anywhere, which new frames must
     follow; `notes`, one sentence for each thing that was not as it should be; `tail` for the writer.
@@ -283,13 +283,14 @@ class JournalReading:
         except OSError as exc:
             # Not damage: set aside, frames that are there would be lost. The next start tries again.
             raise JournalError(f"{name.path}: {exc.strerror}") from exc
-        try:
+
+        def read() -> bytes:
             with self._disk.read(name.path) as file:
-                data = file.read(_MAX_SEGMENT_BYTES + 1)
+                return file.read(_MAX_SEGMENT_BYTES + 1)
+
+        try:
+            data = read_with_patience(name.path, read)
         except OSError as exc:
-            if exc.errno in UNREADABLE:
-                self._set_aside(name.path, f"cannot be read: {exc.strerror}")
-                return None
             raise JournalError(f"{name.path}: {exc.strerror}") from exc
         try:
             if len(data) > _MAX_SEGMENT_BYTES:

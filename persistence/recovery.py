@@ -12,7 +12,7 @@ from pathlib import Path
 from persistence import model_file, segment, snapshot
 from persistence.columns import Value
 from persistence.directory import PIN_SUFFIX, SNAPSHOT
-from persistence.disk import Disk
+from persistence.disk import Disk, UnreadableError
 from persistence.journal import JournalReading, segments
 from persistence.model_file import ModelError, ModelFile
 from persistence.preamble import NewerFormatError, check_preamble
@@ -170,15 +170,28 @@ def _reached_by_snapshots(directory: Path, disk: Disk) -> list[tuple[int, int]]:
 
 
 def newest_snapshot(directory: Path, disk: Disk, losses: Losses) -> tuple[str, int, int, dict[str, Value]] | None:
-    """The name, seq, line and columns of the newest snapshot that is sound; those that are not are set aside."""
+    """The name, seq, line and columns of the newest snapshot that is sound; those that are not are set aside.
+
+    One that cannot be read now stays as it is; an older one takes its place if the journal goes back to it, so that
+    nothing is lost. Otherwise raises its UnreadableError.
+    """
+    unreadable: list[UnreadableError] = []
     for named, path in snapshot_paths(directory):
         try:
             seq, line, columns = snapshot.read_snapshot(path, disk=disk)
             if seq != named:
                 raise SnapshotError(f"{path}: is of frame {seq}")
-            return path.name, seq, line, columns
         except SnapshotError as exc:
             set_aside(path, bare_reason(path, exc), disk, losses)
+        except UnreadableError as exc:
+            unreadable.append(exc)
+        else:
+            if unreadable and not any(first <= seq + 1 for first, _ in segments(directory)):
+                break
+            _say_unreadable(unreadable, losses)
+            return path.name, seq, line, columns
+    if unreadable:
+        raise unreadable[0]
     return None
 
 
@@ -189,7 +202,15 @@ def _sound_models(directory: Path, disk: Disk, losses: Losses) -> list[ModelFile
             models.append(model_file.hash_model(path, disk=disk))
         except ModelError as exc:
             set_aside(path, bare_reason(path, exc), disk, losses)
+        except UnreadableError as exc:
+            # If the state needs it, whoever loads it meets this again, and then it matters.
+            _say_unreadable([exc], losses)
     return models
+
+
+def _say_unreadable(errors: list[UnreadableError], losses: Losses) -> None:
+    notes = [f"{Path(exc.filename).name}: {exc.strerror}" for exc in errors]
+    losses.notes += [note for note in notes if note not in losses.notes]
 
 
 def _is_leftover(name: str) -> bool:

@@ -30,7 +30,7 @@ from pathlib import Path
 from persistence import model_file, snapshot
 from persistence.columns import Columns, Value
 from persistence.directory import PIN_SUFFIX, SNAPSHOT, Lock, StoreError, open_directory
-from persistence.disk import REAL, Disk, replace_file, unlink_if_there
+from persistence.disk import REAL, Disk, UnreadableError, replace_file, unlink_if_there
 from persistence.journal import JournalReading, JournalWriter, segments
 from persistence.model_file import ModelError, ModelFile
 from persistence.preamble import NewerFormatError
@@ -183,7 +183,7 @@ class Store:
         for seq, path in snapshot_paths(self.directory):
             try:
                 line = snapshot.read_header(path, disk=self._disk).line
-            except (SnapshotError, NewerFormatError):
+            except (SnapshotError, NewerFormatError, UnreadableError):
                 line = 0
             found = path.stat()
             infos.append(SnapshotInfo(path.name, seq, line, found.st_size, found.st_mtime, _is_pinned(path)))
@@ -227,11 +227,14 @@ class Store:
     def reading_back(self, before: int) -> Iterator[tuple[dict[str, Value] | None, Iterator[Entry]]]:
         """The columns of the newest sound snapshot, and the entries from there to frame `before`, exclusive.
 
-        For a running daemon whose state is spoilt: the journal stays open and may be appended to meanwhile.
-        Iterating may raise `JournalError`.
+        For replaying, and for a running daemon whose state is spoilt: the journal stays open and may be appended to
+        meanwhile. Raises `StoreError` when the disk fails; iterating may raise `JournalError`.
         """
         with self._files:
-            found = newest_snapshot(self.directory, self._disk, self._losses)
+            try:
+                found = newest_snapshot(self.directory, self._disk, self._losses)
+            except OSError as exc:
+                raise StoreError(f"{exc.filename or self.directory}: {exc.strerror}") from exc
             _, seq, line, columns = found if found is not None else ("", 0, 0, None)
             reading = JournalReading(
                 self.directory, seq, line, before=before, set_aside=self._set_aside, disk=self._disk
@@ -299,8 +302,8 @@ class Store:
                 if path.name not in self._sound:
                     self._sound[path.name] = model_file.hash_model(path, disk=self._disk)
                 models.append(self._sound[path.name])
-            except ModelError:
-                # Damaged since recovery: `load_model` says so, and sets it aside.
+            except (ModelError, UnreadableError):
+                # Since recovery: `load_model` says so, and sets aside what is damaged.
                 continue
         return models
 
@@ -330,6 +333,9 @@ class Store:
                 sound.append((seq, path))
             except SnapshotError as exc:
                 set_aside(path, bare_reason(path, exc), self._disk, losses)
+            except UnreadableError as exc:
+                # Neither counted nor taken away, as long as nobody knows what is in it.
+                losses.notes.append(str(exc))
         return sound
 
     def _checked(self, seq: int, path: Path) -> tuple[str, ...]:
