@@ -3,6 +3,7 @@
 What holds at every instant:
 
 - An entry whose `append` returned is durable. One whose `append` raised may or may not be found later.
+- A segment has its name from when its header is durable: a crash before leaves `<name>.tmp`, which never held a frame.
 - A segment holds nothing from the first seq of the next one on. So whatever a failed write left in an
   old segment is superseded by the segment that was opened after it, even when that one is damaged.
 - A segment exists durably before its predecessor is closed by a frame that announces it, so a segment
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from persistence.disk import REAL, Disk, File, discard, read_with_patience
+from persistence.disk import REAL, Disk, File, discard, read_with_patience, unlink_if_there
 from persistence.segment import (
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -163,15 +164,7 @@ class JournalWriter:
         attempt = max((name.attempt for name in siblings), default=-1) + 1
         path = self._directory / segment_name(first, attempt)
         header = Header(self._new_salt(), first, self.line)
-        file = self._disk.create(path)
-        try:
-            file.write(pack_header(header))
-            file.sync()
-            self._disk.sync(self._directory)
-        except BaseException:
-            _close(file)
-            discard(self._disk, path)
-            raise
+        file = self._born(path, header)
         for name in siblings:
             # Starts that brought nothing must not pile up files.
             if not name.bad and name.path.stat().st_size <= HEADER_BYTES:
@@ -182,6 +175,28 @@ class JournalWriter:
             tail, self._tail = self._tail, None
             self._close_tail(tail)
         return opened
+
+    def _born(self, path: Path, header: Header) -> File:
+        """A new segment at `path`, durably. It gets its name when its header is whole: under a segment's name there
+        never was less, so less is damage."""
+        temp = path.with_name(path.name + ".tmp")
+        unlink_if_there(self._disk, temp)
+        file = self._disk.create(temp)
+        try:
+            file.write(pack_header(header))
+            file.sync()
+            self._disk.rename(temp, path)
+        except BaseException:
+            _close(file)
+            discard(self._disk, temp)
+            raise
+        try:
+            self._disk.sync(self._directory)
+        except BaseException:
+            _close(file)
+            discard(self._disk, path)
+            raise
+        return file
 
     def _abandon(self) -> None:
         segment, self._segment = self._segment, None

@@ -215,5 +215,5 @@ def _say_unreadable(errors: list[UnreadableError], losses: Losses) -> None:
 
 def _is_leftover(name: str) -> bool:
     base = name.removesuffix(".tmp").removesuffix(PIN_SUFFIX)
-    ours = SNAPSHOT.fullmatch(base) or model_file.NAME.fullmatch(base)
+    ours = SNAPSHOT.fullmatch(base) or model_file.NAME.fullmatch(base) or segment.NAME.fullmatch(base)
     return bool(ours) or name.endswith((".bad.tmp", ".mark.tmp"))

@@ -322,6 +322,26 @@ def test_leftovers_go_and_the_trainers_scratch_is_emptied(directory: Path) -> No
     assert names(directory, "*.tmp") == ["mine.tmp"]
 
 
+def test_a_segment_that_a_kill_kept_from_being_born_goes_with_a_note_and_one_cut_short_is_damage(
+    directory: Path,
+) -> None:
+    with open_store(directory) as store:
+        begin(store)
+        append(store, 1, 3)
+    unborn = directory / f"{journal_name(4)}.tmp"
+    unborn.write_bytes(b"VIGIL")
+    with open_store(directory) as store:
+        found = store.recover()
+        assert len(list(found.entries)) == 3
+        assert (found.set_aside, found.notes) == ([], [f"{unborn.name}: removed, an unfinished write"])
+        store.start_journal(found.last_seq, found.last_line)
+    os.truncate(directory / journal_name(4), 0)
+    with open_store(directory) as store:
+        found = store.recover()
+        assert len(list(found.entries)) == 3
+        assert found.set_aside == [journal_name(4)]
+
+
 def test_losing_everything_is_not_taken_for_a_fresh_start(directory: Path) -> None:
     with open_store(directory) as store:
         begin(store)
