@@ -55,21 +55,16 @@ from detection.segments import repeat_per_row
 from detection.sessions import SessionTable, cut
 from detection.settings import DetectionSettings, RuleText
 from detection.sources import LivingSource, LivingSources
-from detection.state import Columns, State, joined, part
+from detection.state import FORMAT, Columns, State, check_format, joined, part
 from detection.summary import Summary
 from detection.templates import TemplateTable
 from detection.training_set import TrainingSet
 from detection.verdicts import Verdicts, rows_of
 from detection.vouching import Vouching
 
-FORMAT = 1  # of the columns of `Detector.export`; a change that `load` must know of raises it
 CHUNK_LINES = 4096
 REFRESH_LINES = 1000  # between two trainings because something new was admitted
 FEWEST_VALUES = 500  # lines with parameter values, before the model of them is asked: all are odd at first
-
-
-class NewerStateError(ValueError):
-    """A state that a later version of the program exported. The message says so."""
 
 
 @dataclass(slots=True)
@@ -676,11 +671,7 @@ class Detector:
         Raises KeyError, TypeError or ValueError when `state` is not an export, `NewerStateError` when it is one of
         a later version of the program.
         """
-        found = int(state["format"])  # type: ignore[arg-type]
-        if found > FORMAT:
-            raise NewerStateError(
-                f"the state has format {found}, this program knows formats up to {FORMAT}; use a newer vigild"
-            )
+        check_format(state)
         detector = cls()
         detector.seq, detector.line = int(state["seq"]), int(state["line"])  # type: ignore[arg-type]
         detector._received = float(state["received"])  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import pytest
 
+from benchmarks.running import Vigild
 from tests.faults.service_manager import Managed, managed
 
 KILLS = int(os.environ.get("VIGILD_FAULTS", "500")) // 50
@@ -180,7 +181,7 @@ def test_with_a_mark_but_without_its_parity_lines_are_lost(tmp_path: Path) -> No
 
 
 def test_without_a_store_the_sender_is_told_and_the_status_says_why(tmp_path: Path) -> None:
-    with managed(tmp_path, stores=False) as daemon:
+    with managed(tmp_path, places=0) as daemon:
         daemon.start()
         ingest = daemon.status()["ingest"]
         assert ingest["exactly_once"] is False and "FileDescriptorStoreMax" in ingest["exactly_once_reason"]
@@ -195,3 +196,46 @@ def test_without_a_store_the_sender_is_told_and_the_status_says_why(tmp_path: Pa
         daemon.applied(2)
         assert daemon.stop() == 0
         assert verdicts(daemon.state) == ["accepted", "half a line"]
+
+
+def test_a_store_that_is_full_is_noticed_and_costs_only_those_it_has_no_room_for(tmp_path: Path) -> None:
+    with managed(tmp_path, places=3) as daemon:
+        daemon.start()
+        two = [daemon.connect() for _ in range(2)]
+        daemon.wait(lambda: daemon.status()["ingest"]["connections"] == 2)
+        time.sleep(1.0)  # longer than it takes to ask
+        assert daemon.status()["ingest"]["exactly_once"] is True
+        more = [Vigild.connect(daemon) for _ in range(3)]
+        daemon.wait(lambda: daemon.status()["ingest"]["connections_unkept"] > 0)
+        ingest = daemon.status()["ingest"]
+        assert ingest["exactly_once"] is False and "FileDescriptorStoreMax" in ingest["exactly_once_reason"]
+        assert ingest["connections_unkept"] >= 5 - 3
+        for n, connection in enumerate(two + more):
+            connection.sendall(b"from %d\n" % n)
+        daemon.wait(lambda: daemon.status()["ingest"]["lines"] == 5)
+        daemon.kill()
+        daemon.start()
+        for connection in two:
+            connection.sendall(b"kept\n")
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
+        with pytest.raises(BrokenPipeError):
+            more[-1].sendall(b"gone\n")
+        daemon.wait(lambda: daemon.status()["ingest"]["exactly_once"])
+        assert daemon.stop() == 0
+        assert sorted(verdicts(daemon.state)) == sorted([*(f"from {n}" for n in range(5)), "kept", "kept"])
+        for connection in two + more:
+            connection.close()
+
+
+def test_a_daemon_that_did_not_ask_would_promise_what_nobody_keeps(tmp_path: Path) -> None:
+    """The control of the one above."""
+    never_asks = "import daemon.notify\ndaemon.notify.Notifier.has_room = lambda self: True\n"
+    with managed(tmp_path, places=1, program=never_asks + RUN) as daemon:
+        daemon.start()
+        connections = [Vigild.connect(daemon) for _ in range(3)]
+        daemon.wait(lambda: daemon.status()["ingest"]["connections"] == 3)
+        time.sleep(1.0)  # longer than it takes to ask
+        assert daemon.status()["ingest"]["exactly_once"] is True and len(daemon.stored) == 1
+        for connection in connections:
+            connection.close()
