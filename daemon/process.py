@@ -233,29 +233,30 @@ class _Daemon:
         from detection.formats.kinds import recognise
 
         settings = SettingsFrame(self._settings.detection, self._rules)
-        if found.settings != settings:
-            await submit(requests, settings)
-        if found.only_models_left or found.replay_bytes > MAX_EARLY_REPLAY_BYTES:
-            await up_to_date.wait()
-        stored = self._listeners.stored
-        reason = await trio.to_thread.run_sync(_why_not_exactly_once, self._notifier, stored)
-        counters.exactly_once, counters.exactly_once_reason = reason is None, reason
-        await flow.start(
-            partial(
-                run_ingest,
-                self._listeners.log,
-                requests,
-                stop=self._stop,
-                salt=secrets.token_hex(4),
-                recognise=recognise,
-                kind=self._settings.format.kind,
-                max_line_bytes=self._settings.ingest.max_line_bytes,
-                living=found.living,
-                stored=stored,
-                keeper=None if reason else self._notifier,
-                counters=counters,
+        with requests:
+            if found.settings != settings:
+                await submit(requests, settings)
+            if found.only_models_left or found.replay_bytes > MAX_EARLY_REPLAY_BYTES:
+                await up_to_date.wait()
+            stored = self._listeners.stored
+            reason = await trio.to_thread.run_sync(_why_not_exactly_once, self._notifier, stored)
+            counters.exactly_once, counters.exactly_once_reason = reason is None, reason
+            await flow.start(
+                partial(
+                    run_ingest,
+                    self._listeners.log,
+                    requests.clone(),
+                    stop=self._stop,
+                    salt=secrets.token_hex(4),
+                    recognise=recognise,
+                    kind=self._settings.format.kind,
+                    max_line_bytes=self._settings.ingest.max_line_bytes,
+                    living=found.living,
+                    stored=stored,
+                    keeper=None if reason else self._notifier,
+                    counters=counters,
+                )
             )
-        )
         log.info("taking lines from %d on", found.line + 1)
         listening.set()
 

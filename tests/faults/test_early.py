@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.running import Vigild, sample_lines, vigild
+from daemon.process import DRAIN_SECONDS
 from tests.faults.altered import alter, restore
 
 LINES = 300
@@ -115,6 +116,23 @@ def test_a_stop_before_the_state_is_there_applies_and_saves_what_was_taken(tmp_p
         daemon.start()
         recovery = daemon.status()["recovery"]
         assert (recovery["snapshot_line"], recovery["replayed_lines"]) == (LINES, 0)
+
+
+def test_a_stop_before_lines_are_taken_does_not_wait_for_those_who_would_take_them(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with vigild(tmp_path) as daemon:
+        daemon.start()
+        daemon.kill()
+        alter(daemon, TAKES_LATE + waiting(daemon, gate))
+        daemon.launch()
+        daemon.wait(lambda: daemon.health().get("status") == "starting")
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait(lambda: "stopping" in daemon.log)
+        gate.touch()
+        began = time.monotonic()
+        assert daemon.process.wait(60.0) == 0, daemon.log
+        assert time.monotonic() - began < DRAIN_SECONDS / 2
 
 
 def test_settings_of_this_start_judge_the_first_line_that_it_takes(tmp_path: Path) -> None:
