@@ -40,8 +40,9 @@ class Generations:
 
     @property
     def refusal(self) -> str:
-        """The reason of the last refusal, "" when none is remembered."""
-        return next((entry.reason for entry in reversed(self._entries.values()) if entry.reason), "")
+        """Why the last model that came does not take effect, "" when it does."""
+        last = next(reversed(self._entries.values()), None)
+        return "" if last is None else last.reason or ""
 
     def listing(self, in_force: str) -> list[dict[str, Any]]:
         """Newest generation first; `in_force` is the name of the file that is, "" when none is."""

@@ -77,6 +77,15 @@ class Reasons:
         rows, template = (column[fresh][np.sort(first)] for column in (rows, template))
         self._report(new_causes(template), rows, begun)
 
+    def report_finished(self, pieces: NDArray[np.int64], begun: int) -> None:
+        """Tell `known` which shapes these pieces' sessions had when they were over.
+
+        For sessions that were strange on the way: an open session shows a shape at every line, and only the one at
+        the end is the same for all that did the same.
+        """
+        counts = self._view.counts[pieces]
+        self._report(shape_causes(counts, np.ones(len(pieces), dtype=np.bool_)), pieces, begun)
+
     def name(self, rows: Ints, begun: int, report: NDArray[np.bool_]) -> None:
         """Find the causes of these rows, at most one a piece; `known` is told the shapes of those in `report`."""
         piece, view = self._piece[rows], self._view

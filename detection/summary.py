@@ -11,6 +11,7 @@ class Summary:
     warmup_lines: int = 0
     lines_since_training: int = 0
     training_due: bool = False
+    training_urgent: bool = False  # due, and not to wait for `retrain_seconds`
     generation: int = 0
     model_line: int = 0
     members: tuple[str, ...] = ()  # the voices of the model in force
@@ -42,7 +43,7 @@ class Summary:
     answers_dropped: int = 0
     admitted: int = 0  # causes that are normal by their share of the stream
     models_refused: int = 0
-    refusal: str = ""  # the reason of the last one
+    refusal: str = ""  # why the last model that came does not take effect, "" when it does
     vouched_lines: int = 0
     vouched_rule_hits: int = 0  # of those lines, how many a rule matched: they are not learned from
     vouched_sessions: int = 0

@@ -14,7 +14,9 @@ def test_generations_are_listed_newest_first_with_what_became_of_them() -> None:
         (1, 50_000, True, None, False),
     ]  # fmt: skip
     assert generations.listing("")[0]["members"] == ["transformer", "forest"]
-    assert (generations.refused, generations.refusal) == (1, "the anchor set got worse: .91 to .84")
+    assert (generations.refused, generations.refusal) == (1, "")
+    generations.was_refused(4, "model-4-d.pt", 200_000, "the holdout got worse")
+    assert (generations.refused, generations.refusal) == (2, "the holdout got worse")
 
 
 def test_one_that_takes_effect_again_is_listed_once_with_its_new_line() -> None:

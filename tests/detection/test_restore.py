@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detection.detector import FORMAT, Detector, NewerStateError
+from detection.detector import Detector
 from detection.frames import (
     FlushFrame,
     Knowledge,
@@ -21,7 +21,7 @@ from detection.frames import (
     encode,
 )
 from detection.model import Model
-from detection.state import State, digest
+from detection.state import FORMAT, NewerStateError, State, digest
 from tests.detection.journal import RECEIVED, Journal, frames_of, segment, started
 
 Lines = list[bytes]

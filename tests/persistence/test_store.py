@@ -12,11 +12,11 @@ from persistence.columns import Value
 from persistence.directory import StoreError
 from persistence.disk import REAL
 from persistence.journal import JournalError
-from persistence.model_file import ModelError
+from persistence.model_file import ModelError, ModelFile
 from persistence.preamble import pack_preamble
 from persistence.segment import Entry
 from persistence.snapshot import SnapshotError
-from persistence.store import Store, open_store
+from persistence.store import MODELS_KEPT, Store, open_store
 from tests.persistence.disks import FaultyDisk, fail_at, fail_from, fail_nth
 from tests.persistence.ledger import toy_model
 
@@ -215,7 +215,8 @@ def test_pruning_finds_a_rotten_snapshot_and_does_not_rely_on_it(directory: Path
         assert [info.seq for info in store.snapshots()] == [4, 3, 1]
 
 
-def test_pinned_snapshots_and_their_models_stay(directory: Path) -> None:
+def test_pinned_snapshots_and_their_models_stay(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("persistence.store.MODELS_KEPT", 1)
     with open_store(directory, keep=2) as store:
         begin(store)
         models = []
@@ -239,7 +240,37 @@ def test_pinned_snapshots_and_their_models_stay(directory: Path) -> None:
             store.pin("../lock")
 
 
-def test_old_models_go_when_neither_snapshot_nor_journal_needs_them(directory: Path) -> None:
+def test_the_last_generations_stay_to_go_back_to_though_nothing_needs_them(directory: Path) -> None:
+    with open_store(directory, keep=2) as store:
+        begin(store)
+
+        def train(generation: int) -> ModelFile:
+            return store.adopt_model(
+                store.training / model_file.write_model(store.training, {"generation": generation}).name
+            )
+
+        for seq in range(1, MODELS_KEPT + 4):
+            model = train(seq)
+            append(store, seq)
+            store.rotate()
+            store.write_snapshot(seq, 10 * seq, {}, [model.name])
+        newest = list(range(MODELS_KEPT + 3, 3, -1))
+        assert [model.generation for model in store.models()] == newest and len(newest) == MODELS_KEPT
+        back = store.models()[-1]
+        store.load_model(back.name, back.sha256)
+        for seq in range(MODELS_KEPT + 4, MODELS_KEPT + 8):
+            train(seq)
+            append(store, seq)
+            store.rotate()
+            store.write_snapshot(seq, 10 * seq, {}, [back.name])
+        assert back.name in names(directory, "model-*")  # in force again, so it outlives newer ones
+        assert [model.generation for model in store.models()] == [*range(MODELS_KEPT + 7, 7, -1), back.generation]
+
+
+def test_old_models_go_when_neither_snapshot_nor_journal_needs_them(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("persistence.store.MODELS_KEPT", 1)
     with open_store(directory, keep=2) as store:
         begin(store)
         columns: dict[str, Value] = {"generation": 1, "w": np.zeros(3, np.float32)}
@@ -320,6 +351,26 @@ def test_leftovers_go_and_the_trainers_scratch_is_emptied(directory: Path) -> No
         assert list(store.training.iterdir()) == []
         assert store.recover().notes == [f"{snapshot_name(3)}.tmp: removed, an unfinished write"]
     assert names(directory, "*.tmp") == ["mine.tmp"]
+
+
+def test_a_segment_that_a_kill_kept_from_being_born_goes_with_a_note_and_one_cut_short_is_damage(
+    directory: Path,
+) -> None:
+    with open_store(directory) as store:
+        begin(store)
+        append(store, 1, 3)
+    unborn = directory / f"{journal_name(4)}.tmp"
+    unborn.write_bytes(b"VIGIL")
+    with open_store(directory) as store:
+        found = store.recover()
+        assert len(list(found.entries)) == 3
+        assert (found.set_aside, found.notes) == ([], [f"{unborn.name}: removed, an unfinished write"])
+        store.start_journal(found.last_seq, found.last_line)
+    os.truncate(directory / journal_name(4), 0)
+    with open_store(directory) as store:
+        found = store.recover()
+        assert len(list(found.entries)) == 3
+        assert found.set_aside == [journal_name(4)]
 
 
 def test_losing_everything_is_not_taken_for_a_fresh_start(directory: Path) -> None:
@@ -491,15 +542,6 @@ def test_frames_are_read_back_while_the_journal_is_written(directory: Path) -> N
             assert [entry.seq for entry in entries] == [3, 4, 5]
         append(store, 8)
         assert [entry.seq for entry in store.recover().entries] == [3, 4, 5, 6, 7, 8]
-
-
-def test_what_is_to_come_can_be_looked_through_before_it_is_read(directory: Path) -> None:
-    with open_store(directory) as store:
-        begin(store)
-        append(store, 1, 3)
-        found = store.recover()
-        assert [entry.seq for entry in found.ahead] == [1, 2, 3]
-        assert [entry.seq for entry in found.entries] == [1, 2, 3]
 
 
 def test_a_start_on_a_full_disk_begins_the_journal_when_there_is_room(directory: Path) -> None:
