@@ -199,6 +199,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "ingest.max_line_bytes": (256, 1_048_576),
     "session.idle_seconds": (0.1, 604_800),
     "session.window": (2, 1000),
+    "learning.early_lines": (0, 100_000_000),
     "learning.warmup_lines": (100, 100_000_000),
     "learning.retrain_lines": (100, 1_000_000_000),
     "learning.retrain_seconds": (0, 31_536_000),

@@ -228,6 +228,7 @@ class Detector:
         self._models.was_refused(frame.generation, frame.name, self.line, frame.reason)
 
     def _use(self, model: Model | None) -> None:
+        self._ensemble = None  # the old one's memory first: each holds some 80 MB
         self._ensemble = Ensemble(model) if model is not None else None
         if model is not None and not len(self._templates):
             self._templates = TemplateTable.load(model.templates)
