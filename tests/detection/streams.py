@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from detection.ensemble import Ensemble
+from detection.members.member import Lesson
 from detection.members.registry import VOICES
 from detection.members.view import Floats, Standing, whole_sessions
 from detection.model import Model
@@ -63,3 +64,9 @@ def reached(model: Model, data: TrainingSet) -> Floats:
 
 def standing(model: Model, data: TrainingSet) -> Standing:
     return Ensemble(model).score(whole_sessions(data, len(VOICES)))
+
+
+def lesson(data: TrainingSet, standing: Standing | None = None) -> Lesson:
+    """What a member is fitted on when `data` is all there is."""
+    vocabulary = np.unique(data.tokens).astype(np.int32)
+    return Lesson(data, vocabulary, standing, None, len(data.tokens), lambda fraction, loss=None: None)
