@@ -20,7 +20,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.quality import deploy, hdfs, honesty, own, web
+from benchmarks.quality import deploy, hdfs, honesty, own, sessions, web
 from benchmarks.quality.report import BEGIN, Row, as_markdown, as_text, load, merged, rewrite, save
 
 Run = Callable[[Path, int], list[Row]]
@@ -30,9 +30,8 @@ SETS: tuple[tuple[str, Run, tuple[str, ...], bool], ...] = (
     ("hdfs_raw", hdfs.vouched, ("hdfs_raw",), False),
     ("hdfs_raw_live", hdfs.live, ("hdfs_raw",), False),
     ("hdfs_raw_feedback", hdfs.answered, ("hdfs_raw",), False),
-    ("hdfs_sessions", hdfs.sessions, ("hdfs_sessions",), True),
-    ("hdfs_xu", hdfs.sessions_at_natural_ratio, ("hdfs_sessions",), True),
-    ("openstack", hdfs.openstack, ("openstack_loghub_sessions",), True),
+    ("hdfs_sessions", sessions.hdfs100k, ("hdfs_sessions",), True),
+    ("hdfs_xu", sessions.hdfs_xu, ("hdfs_sessions",), True),
     ("payloads", web.payloads, ("payloads",), True),
     ("web_inject", web.inject, ("web_inject",), False),
     ("web_wp2016", web.wordpress, ("web_wp2016",), False),

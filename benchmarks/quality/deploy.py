@@ -16,7 +16,7 @@ from benchmarks.quality.logs import HDFS_KEY, Sessions, as_lines, halves, hdfs_s
 from benchmarks.quality.metrics import Bools, share_interval
 from benchmarks.quality.records import Records, gather
 from benchmarks.quality.report import Row
-from benchmarks.quality.watching import settings, watched
+from benchmarks.quality.watching import NEVER, RETRAIN_LINES, settings, watched
 from benchmarks.quality.web import incidents
 
 WARMUP_SESSIONS = 3000
@@ -26,8 +26,6 @@ WITHIN_SESSIONS = 1000
 ANOMALIES = 0.03
 SHARE = 0.6
 BUDGET = 0.001
-RETRAIN_LINES = 50_000  # as shipped
-_NEVER = 1_000_000_000
 _AFTERWARDS = 1_780_000_000 + 7 * 86_400
 
 # In the wording of hdfs_templates.csv; both are in every normal session.
@@ -51,7 +49,7 @@ class Stream:
 def deploy(data: Path, seed: int) -> list[Row]:
     stream = made_up(hdfs_sessions(data, "hdfs_xu"), np.random.default_rng(seed))
     rows = _figures("deploy", stream, *_through_daemon("deploy", stream, seed, RETRAIN_LINES), seed, asked=True)
-    frozen = _through_daemon("deploy, frozen", stream, seed, _NEVER)
+    frozen = _through_daemon("deploy, frozen", stream, seed, NEVER)
     rows += _figures("deploy, daemon that trains no more", stream, *frozen, seed, asked=False)
     return rows + _unknown_templates(stream, seed)
 

@@ -1,14 +1,22 @@
 """Rows that every labelled set has: each member alone, the ensemble without each, and the controls."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from benchmarks.quality.controls import Control
-from benchmarks.quality.metrics import Bools, average_precision, found
+from benchmarks.quality.metrics import Bools, ap_difference, average_precision, found
 from benchmarks.quality.records import Units
 from benchmarks.quality.report import Row
 
 
-def member_rows(name: str, truth: Bools, units: Units) -> list[Row]:
+def asking(row: Row, asked: Mapping[str, Mapping[str, Any]], note: str = "") -> Row:
+    """`row` with the floor and target that `asked` has for it, and then with `note`; another row as it is."""
+    more = asked.get(row.what, {})
+    return replace(row, note="; ".join(filter(None, (row.note, note if more else ""))), **more)
+
+
+def member_rows(name: str, truth: Bools, units: Units, seed: int = 0) -> list[Row]:
     """PR-AUC of each member alone and of the members' p-values combined, all of them and all but one.
 
     "Ensemble minus best member" is the daemon's own score, so that what it makes of the p-values counts.
@@ -16,15 +24,14 @@ def member_rows(name: str, truth: Bools, units: Units) -> list[Row]:
     alone = {member: average_precision(truth, each) for member, each in units.member_strangeness.items()}
     if not alone:
         return [Row(name, "members", float("nan"), note="no record names a member")]
-    together = average_precision(truth, units.strangeness)
     best = max(alone, key=alone.__getitem__)
     combined = average_precision(truth, units.without())
     rows = [Row(name, f"PR-AUC of {member} alone", value) for member, value in alone.items()]
     rows.append(
-        Row(
+        Row.of(
             name,
             "PR-AUC of the ensemble minus its best member's",
-            together - alone[best],
+            ap_difference(truth, units.strangeness, units.member_strangeness[best], seed),
             floor=0.0,
             target=0.0,
             note=f"best: {best}",

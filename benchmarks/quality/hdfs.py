@@ -9,28 +9,17 @@ incident, until `ANSWERS` are spent. An alert stays an alert: one that was answe
 alarm in F1 and one answered with "anomaly" a hit. All that answers can do is to change what is flagged later.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.quality.controls import controls
-from benchmarks.quality.figures import control_rows, member_rows
+from benchmarks.quality.figures import asking, control_rows, member_rows
 from benchmarks.quality.logs import (
     HDFS_KEY,
-    INSTANCE_KEY,
     Log,
-    Sessions,
-    Writer,
-    as_lines,
-    halves,
     hdfs_raw,
-    hdfs_sessions,
-    hdfs_text,
-    openstack_sessions,
-    openstack_text,
 )
 from benchmarks.quality.metrics import (
     ap_interval,
@@ -41,35 +30,41 @@ from benchmarks.quality.metrics import (
 )
 from benchmarks.quality.records import Records, gather
 from benchmarks.quality.report import Row
-from benchmarks.quality.watching import Watched, settings, watched
+from benchmarks.quality.watching import NEVER, RETRAIN_LINES, Watched, settings, watched
 from detection.formats.kinds import parse
 from detection.templates import TemplateTable
 
 ANSWERS = 50
 ANSWER_LINES = 250
 CONTROL_ALPHA = 0.002
-BUDGET = 0.001
-NATURAL_RATIO = 16_838 / 558_223  # anomalous to normal blocks of all of HDFS
 
 
 def vouched(data: Path, seed: int) -> list[Row]:
     log, blocks = hdfs_raw(data)
     half = len(log.lines) // 2
-    clean = [line for line, bad in zip(log.lines[:half], log.positive[:half], strict=True) if not bad]
-    with watched("hdfs_raw, vouched", settings(warmup=len(clean), key=HDFS_KEY)) as run:
-        run.vouch(clean)
-        before = run.line
-        run.stream(log.lines[half:])
-        records = run.finish()
-    name = "hdfs_raw, vouched warm-up"
-    note = "; ".join(run.notes)
-    rows = _judged(name, log, blocks, half, records.only(records.line > before), seed)
     asked: dict[str, dict[str, Any]] = {
         "PR-AUC": {"floor": 0.80, "target": 0.90},
         "false alarms per 1,000 sessions": {"floor": 5.0, "target": 2.0, "kind": "less"},
     }
-    rows = [_asking(row, asked, note) for row in rows]
-    return rows + _controls(name, log, blocks, half, seed)
+    name = "hdfs_raw, vouched warm-up"
+    records, note = _vouched(name, log, half, RETRAIN_LINES)
+    rows = [asking(row, asked, note) for row in _judged(name, log, blocks, half, records, seed)]
+    rows += _controls(name, log, blocks, half, seed)
+    frozen, _ = _vouched(f"{name}, frozen", log, half, NEVER)
+    return rows + _judged(
+        "hdfs_raw, vouched, daemon that trains no more", log, blocks, half, frozen, seed, members=False
+    )
+
+
+def _vouched(about: str, log: Log, half: int, retrain: int) -> tuple[Records, str]:
+    """What is said of the second half, and what the daemon could not do."""
+    clean = [line for line, bad in zip(log.lines[:half], log.positive[:half], strict=True) if not bad]
+    with watched(about, settings(warmup=len(clean), key=HDFS_KEY, retrain=retrain)) as run:
+        run.vouch(clean)
+        before = run.line
+        run.stream(log.lines[half:])
+        records = run.finish()
+    return records.only(records.line > before), "; ".join(run.notes)
 
 
 def live(data: Path, seed: int) -> list[Row]:
@@ -82,7 +77,7 @@ def live(data: Path, seed: int) -> list[Row]:
         records = run.finish()
     rows = _judged("hdfs_raw, live warm-up", log, blocks, half, records.only(records.line > half), seed)
     asked = {"PR-AUC": {"floor": 0.50, "target": 0.65}, "F1 at its own flags": {"floor": 0.40, "target": 0.55}}
-    return [_asking(row, asked) for row in rows]
+    return [asking(row, asked) for row in rows]
 
 
 def answered(data: Path, seed: int) -> list[Row]:
@@ -98,7 +93,7 @@ def answered(data: Path, seed: int) -> list[Row]:
     name = f"hdfs_raw, live, {ANSWERS} answers"
     rows = _judged(name, log, blocks, half, records.only(records.line > half), seed, members=False)
     asked = {"F1 at its own flags": {"floor": 0.60, "target": 0.75}}
-    return [_asking(row, asked, operator.said()) for row in rows]
+    return [asking(row, asked, operator.said()) for row in rows]
 
 
 class Operator:
@@ -137,11 +132,6 @@ class Operator:
         return self.refused or f"{len(self.answers)} answers, {sum(self.answers)} of them 'anomaly'"
 
 
-def _asking(row: Row, asked: Mapping[str, Mapping[str, Any]], note: str = "") -> Row:
-    more = asked.get(row.what, {})
-    return replace(row, note="; ".join(filter(None, (row.note, note if more else ""))), **more)
-
-
 def _judged(
     name: str, log: Log, blocks: dict[str, bool], half: int, records: Records, seed: int, *, members: bool = True
 ) -> list[Row]:
@@ -177,7 +167,7 @@ def _judged(
             note=f"{int(everything.flagged[harmless].sum())} of {int(harmless.sum())} normal blocks",
         ),
     ]
-    return rows + (member_rows(name, truth, units) if members else [])
+    return rows + (member_rows(name, truth, units, seed) if members else [])
 
 
 def _controls(name: str, log: Log, blocks: dict[str, bool], half: int, seed: int) -> list[Row]:
@@ -195,88 +185,3 @@ def _controls(name: str, log: Log, blocks: dict[str, bool], half: int, seed: int
     truth = np.array([blocks[block] for block in judged])
     as_tuples = [tuple(each) for each in known.values()], [tuple(each) for each in judged.values()]
     return control_rows(name, truth, controls(*as_tuples, alpha=CONTROL_ALPHA, seed=seed))
-
-
-# --- sessions by themselves -------------------------------------------------------------------------
-
-
-def sessions(data: Path, seed: int) -> list[Row]:
-    """Half of the normal ones vouched for; the other half and all anomalies judged, at a budget of 0.1 %."""
-    found = hdfs_sessions(data, "hdfs100k")
-    rows = one_class("hdfs_sessions", found, hdfs_text, HDFS_KEY, seed)
-    asked = {
-        "PR-AUC": {"floor": 0.95, "target": 0.99},
-        "F1 at α = 0.1 %": {"floor": 0.93, "target": 0.98},
-        "PR-AUC of transformer alone": {"floor": 0.88, "target": 0.94},
-    }
-    return [_asking(row, asked) for row in rows]
-
-
-def sessions_at_natural_ratio(data: Path, seed: int) -> list[Row]:
-    """The other set of HDFS sessions, with as few of its anomalies as HDFS has. None of them equals a normal one."""
-    given = hdfs_sessions(data, "hdfs_xu")
-    chance = np.random.default_rng(seed)
-    normal, anomalous = np.flatnonzero(~given.anomalous), np.flatnonzero(given.anomalous)
-    kept = np.concatenate((normal, chance.choice(anomalous, round(len(normal) / 2 * NATURAL_RATIO), replace=False)))
-    few = Sessions(
-        [given.names[i] for i in kept], [given.events[i] for i in kept], given.anomalous[kept], given.wording
-    )
-    return one_class("hdfs_xu at the natural ratio", few, hdfs_text, HDFS_KEY, seed)
-
-
-def openstack(data: Path, seed: int) -> list[Row]:
-    return one_class("openstack_sessions", openstack_sessions(data), openstack_text, INSTANCE_KEY, seed)
-
-
-def one_class(name: str, given: Sessions, write: Writer, key: str, seed: int) -> list[Row]:
-    chance = np.random.default_rng(seed)
-    normal, anomalous = np.flatnonzero(~given.anomalous), np.flatnonzero(given.anomalous)
-    known, rest = (normal[half] for half in halves(len(normal), chance))
-    judged = chance.permutation(np.concatenate((rest, anomalous)))
-    lines, _ = as_lines(_worded(given, known), write, chance)
-    test, _ = as_lines(_worded(given, judged), write, chance, begin=_AFTERWARDS)
-    with watched(name, settings(warmup=len(lines), key=key, alpha=BUDGET)) as run:
-        run.vouch(lines)
-        before = run.line
-        run.stream(test)
-        records = run.finish()
-    records = records.only(records.line > before)
-    units = gather(records, records.session, [given.names[i] for i in judged])
-    truth = given.anomalous[judged]
-    learned = {given.events[i] for i in known}
-    told_apart = np.array([not (given.anomalous[i] and given.events[i] in learned) for i in judged])
-    flags, alarms = found(truth, units.flagged), share_interval(units.flagged[~truth], seed)
-    note = "; ".join([f"{truth.sum()} of {len(truth)} sessions", *run.notes])
-    rows = [
-        Row.of(name, "PR-AUC", ap_interval(truth, units.strangeness, seed), note=note),
-        Row.of(
-            name,
-            "F1 at α = 0.1 %",
-            f1_interval(truth, units.flagged, seed),
-            note=f"precision {flags.precision:.2f}, recall {flags.recall:.2f}",
-        ),
-        Row(name, "F1 at the best threshold", best_f1(truth, units.strangeness)),
-        Row.of(name, "false alarms", alarms, percent=True, digits=4),
-    ]
-    if not told_apart.all():
-        left = (truth[told_apart], units.strangeness[told_apart])
-        without = f"without {int((~told_apart).sum())} anomalies that equal a learned session event for event"
-        rows += [
-            Row.of(name, "PR-AUC of those that can be told apart", ap_interval(*left, seed), note=without),
-            Row.of(
-                name,
-                "F1 at α = 0.1 % of those that can be told apart",
-                f1_interval(left[0], units.flagged[told_apart], seed),
-                note=without,
-            ),
-        ]
-    rows += member_rows(name, truth, units)
-    compared = controls([given.events[i] for i in known], [given.events[i] for i in judged], alpha=BUDGET, seed=seed)
-    return rows + control_rows(name, truth, compared)
-
-
-_AFTERWARDS = 1_780_000_000 + 7 * 86_400
-
-
-def _worded(given: Sessions, which: Iterable[int]) -> list[tuple[str, list[str]]]:
-    return [(given.names[i], [given.wording[event] for event in given.events[i]]) for i in which]

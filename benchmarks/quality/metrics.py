@@ -3,7 +3,7 @@
 `truth` is bool, True for what should be found; `strangeness` is float, larger is stranger; `flagged` is bool.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +77,23 @@ def best_f1(truth: Bools, strangeness: Floats) -> float:
 def ap_interval(truth: Bools, strangeness: Floats, seed: int = 0) -> Interval:
     curve = _Curve(truth, strangeness)
     return interval(curve.area, len(truth), seed)
+
+
+def ap_difference(truth: Bools, strangeness: Floats, other: Floats, seed: int = 0) -> Interval:
+    """By how much the one order is better than the other, over the same draws of units."""
+    one, two = _Curve(truth, strangeness), _Curve(truth, other)
+    return interval(lambda weights: one.area(weights) - two.area(weights), len(truth), seed)
+
+
+def best_order(groups: Sequence[object], truth: Bools) -> Floats:
+    """The strangeness by which nobody does better who can tell units apart only by their group: labels known."""
+    of: dict[object, list[int]] = {}
+    for i, group in enumerate(groups):
+        of.setdefault(group, []).append(i)
+    strangeness = np.zeros(len(truth))
+    for members in of.values():
+        strangeness[members] = truth[members].mean()
+    return strangeness
 
 
 def f1_interval(truth: Bools, flagged: Bools, seed: int = 0) -> Interval:

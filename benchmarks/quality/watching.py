@@ -19,6 +19,8 @@ from benchmarks.quality.records import Records, read_records
 from benchmarks.running import Vigild
 
 BATCH_LINES = 2000
+RETRAIN_LINES = 50_000  # as shipped
+NEVER = 1_000_000_000  # lines: a daemon that trains no more
 VOUCHED_BYTES = 256 * 1024
 TRAINING_SECONDS = 1800.0
 APPLIED_SECONDS = 300.0
@@ -43,7 +45,9 @@ bind = ["unix:admin.sock"]
 """
 
 
-def settings(*, warmup: int = 50_000, retrain: int = 50_000, key: str = "auto", alpha: float | None = None) -> str:
+def settings(
+    *, warmup: int = 50_000, retrain: int = RETRAIN_LINES, key: str = "auto", alpha: float | None = None
+) -> str:
     """The settings of a run. Without `alpha` the alarm budget is the daemon's own default."""
     return _SETTINGS.format(
         key=json.dumps(key),
@@ -162,6 +166,8 @@ class Watched:
 
 def _due(status: dict[str, Any]) -> bool:
     """A training that the state asks for and that has not begun: the moment before it begins."""
+    if "due" in status["training"]:
+        return bool(status["training"]["due"])
     if not status["transformer_ready"]:
         return bool(status["logs_processed"] >= status["warmup_target"])
     return bool(status["phase"] == "training")

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,9 +7,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from benchmarks.quality.metrics import (
+    ap_difference,
     ap_interval,
     average_precision,
     best_f1,
+    best_order,
     f1_interval,
     found,
     interval,
@@ -43,6 +47,26 @@ def test_f1_counts_each_unit_once() -> None:
     flagged = np.array([True, True, False, True, False])
     assert found(truth, flagged) == pytest.approx((2 / 3, 2 / 3, 2 / 3))
     assert found(truth, np.zeros(5, dtype=np.bool_)).f1 == 0.0
+
+
+def test_the_best_order_of_groups_is_that_of_their_shares_and_no_other_order_of_them_is_better() -> None:
+    truth = np.array([True, False, True, True, False, False])
+    groups = ["a", "a", "b", "b", "c", "c"]
+    best = average_precision(truth, best_order(groups, truth))
+    assert best == pytest.approx((2 * 1.0 + 1 * 3 / 4) / 3)
+    for order in itertools.permutations(range(3)):
+        place = dict(zip("abc", order, strict=True))
+        assert average_precision(truth, np.array([float(place[group]) for group in groups])) <= best
+
+
+def test_a_difference_of_two_orders_is_that_of_their_areas_and_nothing_where_they_agree() -> None:
+    chance = np.random.default_rng(2)
+    truth = chance.random(300) < 0.2
+    good, poor = chance.normal(size=300) + 3.0 * truth, chance.normal(size=300)
+    assert ap_difference(truth, good, good) == (0.0, 0.0, 0.0)
+    difference = ap_difference(truth, good, poor)
+    assert difference.value == pytest.approx(average_precision(truth, good) - average_precision(truth, poor))
+    assert 0.0 < difference.low < difference.value < difference.high
 
 
 def test_the_best_f1_is_reached_at_a_threshold_and_never_splits_a_tie() -> None:
