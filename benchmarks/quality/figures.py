@@ -10,10 +10,17 @@ from benchmarks.quality.records import Units
 from benchmarks.quality.report import Row
 
 
-def asking(row: Row, asked: Mapping[str, Mapping[str, Any]], note: str = "") -> Row:
-    """`row` with the floor and target that `asked` has for it, and then with `note`; another row as it is."""
-    more = asked.get(row.what, {})
-    return replace(row, note="; ".join(filter(None, (row.note, note if more else ""))), **more)
+def asking(rows: Sequence[Row], asked: Mapping[str, Mapping[str, Any]], note: str = "") -> list[Row]:
+    """`rows` with the floor and target that `asked` has for some of them, by `what`, and with `note` on those.
+
+    What is asked for and has no row is a figure that could not be measured: it becomes a row that says so.
+    """
+    there = {row.what for row in rows}
+    absent = [Row(rows[0].set, what, float("nan"), note="not measured") for what in asked if what not in there]
+    return [
+        replace(row, note="; ".join(filter(None, (row.note, note))), **asked[row.what]) if row.what in asked else row
+        for row in [*rows, *absent]
+    ]
 
 
 def member_rows(name: str, truth: Bools, units: Units, seed: int = 0) -> list[Row]:

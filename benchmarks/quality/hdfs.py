@@ -1,6 +1,6 @@
-"""HDFS: a real log in the order of its times, and its sessions by themselves.
+"""hdfs_raw: a real log in the order of its times.
 
-`hdfs_raw`: the first half of the lines is for learning, the second is judged. A block is judged when its first
+The first half of the lines is for learning, the second is judged. A block is judged when its first
 line lies in the second half; a block that began earlier goes on being sent, and a false alarm about it counts
 among the false alarms, but neither finds nor misses anything: what was odd about it may have been in the first half.
 
@@ -48,7 +48,7 @@ def vouched(data: Path, seed: int) -> list[Row]:
     }
     name = "hdfs_raw, vouched warm-up"
     records, note = _vouched(name, log, half, RETRAIN_LINES)
-    rows = [asking(row, asked, note) for row in _judged(name, log, blocks, half, records, seed)]
+    rows = asking(_judged(name, log, blocks, half, records, seed), asked, note)
     rows += _controls(name, log, blocks, half, seed)
     frozen, _ = _vouched(f"{name}, frozen", log, half, NEVER)
     return rows + _judged(
@@ -77,7 +77,7 @@ def live(data: Path, seed: int) -> list[Row]:
         records = run.finish()
     rows = _judged("hdfs_raw, live warm-up", log, blocks, half, records.only(records.line > half), seed)
     asked = {"PR-AUC": {"floor": 0.50, "target": 0.65}, "F1 at its own flags": {"floor": 0.40, "target": 0.55}}
-    return [asking(row, asked) for row in rows]
+    return asking(rows, asked)
 
 
 def answered(data: Path, seed: int) -> list[Row]:
@@ -93,7 +93,7 @@ def answered(data: Path, seed: int) -> list[Row]:
     name = f"hdfs_raw, live, {ANSWERS} answers"
     rows = _judged(name, log, blocks, half, records.only(records.line > half), seed, members=False)
     asked = {"F1 at its own flags": {"floor": 0.60, "target": 0.75}}
-    return [asking(row, asked, operator.said()) for row in rows]
+    return asking(rows, asked, operator.said())
 
 
 class Operator:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.quality.figures import asking
 from benchmarks.quality.report import BEGIN, END, Row, as_markdown, as_text, load, merged, rewrite, save
 
 ROW = Row("hdfs", "PR-AUC", 0.85, 0.8, 0.9, floor=0.8, target=0.9)
@@ -38,6 +39,12 @@ def test_a_miss_is_shown_as_one() -> None:
     missed = replace(ROW, value=0.2)
     assert "**missed**" in as_markdown([missed])
     assert "MISSED" in as_text([missed])
+
+
+def test_what_is_asked_for_and_has_no_row_is_shown_as_missed() -> None:
+    other = Row("hdfs", "F1", 0.5)
+    rows = asking([replace(ROW, floor=None, target=None), other], {"PR-AUC": {"floor": 0.8}, "gone": {"floor": 0.1}})
+    assert [(row.what, row.verdict()) for row in rows] == [("PR-AUC", "floor"), ("F1", ""), ("gone", "missed")]
 
 
 def test_seeds_become_a_mean_and_the_widest_interval() -> None:
