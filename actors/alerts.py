@@ -220,6 +220,10 @@ class Alerts:
         key = id_key(after)
         return list(islice((record for record in self._recent if id_key(record["id"]) > key), limit))
 
+    def find(self, record_id: str) -> Record | None:
+        """The flagged record with this id, when it is among the recent ones."""
+        return next((record for record in reversed(self._recent) if record["id"] == record_id), None)
+
     @contextmanager
     def subscribe(self, *, everything: bool = False) -> "Iterator[trio.MemoryReceiveChannel[Record]]":
         """A live stream of flagged records, or of everything (a sample of what is not flagged).

@@ -8,7 +8,7 @@ out, is made in the same turn, so nobody sees the spoilt one; the frame has no v
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import trio
 
@@ -18,7 +18,6 @@ from detection.state import State
 
 HEARTBEAT_SECONDS = 1.0
 
-P = ParamSpec("P")
 T = TypeVar("T")
 SummaryT = TypeVar("SummaryT", bound=Summary, covariant=True)
 TrainingSetT = TypeVar("TrainingSetT", covariant=True)
@@ -46,7 +45,13 @@ class Detector(Protocol[SummaryT, TrainingSetT]):
 
     def apply(self, item: Sequenced) -> Verdicts: ...
 
-    def ask(self, lines: Sequence[bytes], session: str | None) -> list[dict[str, Any]]: ...
+    def ask(self, lines: Sequence[bytes], session: str | None, explain: bool = False) -> list[dict[str, Any]]: ...
+
+    def incidents(self, limit: int) -> list[dict[str, Any]]: ...
+
+    def answers(self) -> list[dict[str, Any]]: ...
+
+    def generations(self) -> list[dict[str, Any]]: ...
 
     def export(self) -> State: ...
 
@@ -116,9 +121,21 @@ class Scoring(Generic[S, TrainingSetT]):
             self.published.publish(summary)
         return verdicts
 
-    async def ask(self, lines: Sequence[bytes], session: str | None) -> list[dict[str, Any]]:
-        """What the detector would say of each line now. Changes nothing."""
-        return await self._turn_for(self._detector.ask, lines, session)
+    async def ask(self, lines: Sequence[bytes], session: str | None, explain: bool = False) -> list[dict[str, Any]]:
+        """What the detector would say of each line now, and with `explain` why. Changes nothing."""
+        return await self._turn_for(lambda: self._detector.ask(lines, session, explain))
+
+    async def incidents(self, limit: int) -> list[dict[str, Any]]:
+        """The last `limit` incidents, newest first."""
+        return await self._turn_for(lambda: self._detector.incidents(limit))
+
+    async def answers(self) -> list[dict[str, Any]]:
+        """The operator's answers that are in force, oldest first."""
+        return await self._turn_for(lambda: self._detector.answers())
+
+    async def generations(self) -> list[dict[str, Any]]:
+        """What became of each generation of models, newest first."""
+        return await self._turn_for(lambda: self._detector.generations())
 
     async def export(self) -> tuple[S, State]:
         """A copy of the state, and the summary of the same moment."""
@@ -129,7 +146,7 @@ class Scoring(Generic[S, TrainingSetT]):
         return await self._turn_for(export)
 
     async def training_set(self) -> TrainingSetT:
-        return await self._turn_for(self._detector.training_set)
+        return await self._turn_for(lambda: self._detector.training_set())
 
     async def beat(self, heartbeat: Callable[[], None]) -> None:
         """Call `heartbeat` every HEARTBEAT_SECONDS, in a turn of its own: a hung detector stops it."""
@@ -138,10 +155,11 @@ class Scoring(Generic[S, TrainingSetT]):
                 heartbeat()
             await trio.sleep(HEARTBEAT_SECONDS)
 
-    async def _turn_for(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _turn_for(self, call: Callable[[], T]) -> T:
+        """`call` looks for the detector when its turn has come: the frame before may have put another in its place."""
         async with self._turn:
             self._refuse_abandoned()
-            return await self._in_thread(lambda: call(*args, **kwargs))
+            return await self._in_thread(call)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, limiter=self._limiter)

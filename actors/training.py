@@ -4,10 +4,13 @@
 
 The child owns nothing and may die at any moment: until the model frame is journaled nothing has changed, and
 what was in the training set is still in the state. A run that fails is logged with its cause and begun again
-after a pause that doubles. The child writes one JSON object a line on its standard output:
+after a pause that doubles. A model that is worse than the one in force is refused, by a frame as well: then the
+state knows that it was tried, and when the next one is due. The child writes one JSON object a line on its standard
+output:
 
     {"stage", "epoch", "epochs", "loss", "fraction", "seconds_left"}     progress
     {"done": {"name", "sha256"}}                                         the last line, exit status 0
+    {"refused": "one sentence"}                                          the last line, exit status 0
     {"error": "one sentence"}                                            the last line, exit status 1
 
 and ends when its standard input does, so it cannot outlive us.
@@ -26,7 +29,7 @@ import trio
 from actors.checkpoint import CheckpointError, Checkpoints
 from actors.scoring import Scoring
 from actors.sequencer import Request, submit
-from detection.frames import ModelFrame
+from detection.frames import ModelFrame, RefusedFrame
 from detection.model import Model
 from detection.state import State
 from persistence.snapshot import write_snapshot
@@ -49,6 +52,9 @@ class TrainingSet(Protocol):
 
     @property
     def line(self) -> int: ...
+
+    @property
+    def full(self) -> bool: ...
 
     def to_columns(self) -> State: ...
 
@@ -75,6 +81,7 @@ class _Report(msgspec.Struct):
     """The child's last line."""
 
     done: _Trained | None = None
+    refused: str | None = None
     error: str | None = None
 
 
@@ -151,7 +158,7 @@ async def run_training(
 
     Takes ownership of `requests`. `command` is run with the input file and `models`, the directory for its
     result, appended; the input lives in `scratch`. `load(name, sha256)` gives the model, blocking, and raises
-    when it is not whole. Between the end of a successful run and the next one lie at least `pause_seconds`.
+    when it is not whole. Between the end of a run for all members and the next one lie at least `pause_seconds`.
     Cancelling kills the child at once.
     """
     with requests:
@@ -170,13 +177,17 @@ async def run_training(
                     summary = published.summary
                     continue
                 pause = RETRY_SECONDS
-                frame, model = trained
+                frame, model, full = trained
                 seq, _ = await submit(requests, frame, model)
                 summary = await published.wait_for(seq)
                 status.end(None)
-                log.info("training generation %d: in effect from line %d", frame.generation, summary.line)
-                await _checkpoint(checkpoints)
-                await trio.sleep(pause_seconds)
+                if isinstance(frame, RefusedFrame):
+                    log.warning("training generation %d: refused, the model stays: %s", frame.generation, frame.reason)
+                else:
+                    log.info("training generation %d: in effect from line %d", frame.generation, summary.line)
+                    await _checkpoint(checkpoints)
+                if full:
+                    await trio.sleep(pause_seconds)
                 summary = published.summary
         except trio.EndOfChannel:
             # Scoring has ended before us; a model that came too late is trained again next time.
@@ -201,8 +212,11 @@ async def _attempt(
     models: Path,
     load: Callable[[str, str], Model],
     status: TrainingStatus,
-) -> tuple[ModelFrame, Model] | None:
-    """One run; None when it failed, logged and kept in `status`."""
+) -> tuple[ModelFrame | RefusedFrame, Model | None, bool] | None:
+    """One run: its frame, its model, and whether it was for all members.
+
+    None when it failed, which is logged and kept in `status`.
+    """
     data = await scoring.training_set()
     status.begin(data.generation)
     log.info("training generation %d: started, lines through %d", data.generation, data.line)
@@ -215,6 +229,8 @@ async def _attempt(
     try:
         await trio.to_thread.run_sync(write)
         trained = await _train([*command, str(source), str(models)], status)
+        if isinstance(trained, str):
+            return RefusedFrame(data.generation, f"model-{data.generation}", trained), None, data.full
         model = await trio.to_thread.run_sync(load, trained.name, trained.sha256)
     except Exception as exc:
         # Whatever it was cost one run of a child process; the state it came from is untouched.
@@ -225,11 +241,11 @@ async def _attempt(
         return None
     finally:
         source.unlink(missing_ok=True)
-    return ModelFrame(model.generation, trained.name, trained.sha256), model
+    return ModelFrame(model.generation, trained.name, trained.sha256), model, data.full
 
 
-async def _train(command: Sequence[str], status: TrainingStatus) -> _Trained:
-    """Run the child to its end. It is dead and waited for when this returns or raises."""
+async def _train(command: Sequence[str], status: TrainingStatus) -> _Trained | str:
+    """Run the child to its end: its model, or why it refused it. It is dead and waited for when this ends."""
     process = await trio.lowlevel.open_process(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -249,8 +265,8 @@ async def _train(command: Sequence[str], status: TrainingStatus) -> _Trained:
             await process.wait()
             for pipe in (process.stdin, process.stdout, process.stderr):
                 await pipe.aclose()
-    if process.returncode == 0 and report.done is not None:
-        return report.done
+    if process.returncode == 0 and (report.done is not None or report.refused is not None):
+        return report.done or report.refused or ""
     raise TrainingFailed(report.error or f"trainer {_ending(process.returncode)}{stderr.last_line()}")
 
 

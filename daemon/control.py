@@ -42,13 +42,32 @@ class Control(Protocol):
 
             recovery    tier, snapshot_line, replayed_lines, lost_lines, seconds, set_aside[]
             checkpoint  last_line, last_time (epoch seconds), lines_at_risk, error
-            training    epoch, epochs, loss, percent (0..100), seconds_left, attempt, error
+            training    epoch, epochs, loss, percent (0..100), seconds_left, attempt, error, due, generation_in_force,
+                        refused (how many models), refusal (why the last one was, or None)
             ingest      connections, bytes, lines_truncated
-            alarms      flagged, per_day, alpha, floor_binding
+            alarms      flagged, per_day, alpha, floor_binding, incidents {opened, open, digest, evicted},
+                        answers, admitted
+            vouched     lines, rule_hits, sessions
         """
 
-    async def detect(self, lines: Sequence[bytes], session_id: str | None) -> list[dict[str, Any]]:
-        """One judgement a line, in order, each against the current state alone; changes nothing."""
+    async def detect(
+        self, lines: Sequence[bytes], session_id: str | None, explain: bool = False
+    ) -> list[dict[str, Any]]:
+        """One judgement a line, in order, each against the current state alone; changes nothing.
+
+        With `explain` each has an object "explain", as flagged records may have; parts without anything to say are
+        left out:
+
+            members   [{"name", "score", "p", "threshold"}], the surest first
+            rules     [{"name", "severity", "field", "before", "text", "after"}]: what matched, and what is around it;
+                      of an answer to a question they are in "rule_based"
+            expected  [{"template_id", "template", "p"}], what would have been usual instead, likeliest first
+            found     {"template_id", "template", "p"}, what came in its place
+            features  [{"name", "value", "usual", "high"}], what stands out; "high": the largest that is usual
+            value     {"text", "characters"}, the oddest parameter value, and what is odd in it
+            source    [{"name", "value", "usual"}], the counters of its source
+            lines     [{"line", "text", "odd"}], the last ones of the session; "line" is null for one asked about
+        """
 
     async def checkpoint(self) -> dict[str, Any]:
         """{"line", "path", "bytes", "seconds", "digest"} once everything accepted so far is in it."""
@@ -73,6 +92,43 @@ class Control(Protocol):
 
         Returns when a snapshot of the restored state is durable. 404 when there is none of that name, 409 when it
         or its model is damaged. Once begun it is not undone by the caller's hanging up.
+        """
+
+    async def feedback(self, alert_id: str, answer: str, note: str) -> dict[str, Any]:
+        """Answer an alert, "normal" or "anomaly": {"id", "answer", "kind", "what", "line"}.
+
+        In force when this returns, for everything of the same cause. 404 when there is no such alert or its record
+        is gone, 409 when the record names no cause.
+        """
+
+    async def undo_feedback(self, alert_id: str) -> dict[str, Any]:
+        """Take an answer back: as `feedback`, "answer" being "undo". 404 when there is no answer to that alert."""
+
+    async def answers(self) -> list[dict[str, Any]]:
+        """{"id", "answer", "kind", "cause", "what", "note", "line"} for each answer in force, oldest first."""
+
+    async def incidents(self, limit: int) -> list[dict[str, Any]]:
+        """The last `limit` incidents, newest first: {"id", "kind", "cause", "what", "first_time", "last_time",
+        "first_line", "last_line", "count", "samples" (ids), "digest", "open"}."""
+
+    async def models(self) -> list[dict[str, Any]]:
+        """{"generation", "name", "line", "in_force", "members", "promoted", "reason", "bytes", "time"} for each model
+        generation remembered, newest first.
+
+        `line` is where it took effect or was refused; `bytes` and `time` are None when its file is gone.
+        """
+
+    async def rollback_model(self, generation: int) -> dict[str, Any]:
+        """Let an earlier generation judge again: {"generation", "name", "line", "seq"}, in force when this returns.
+
+        404 when its file is not there, 409 when it is damaged, was refused, or is in force already.
+        """
+
+    async def train_from(self, source: str, data: bytes, last: bool) -> dict[str, Any]:
+        """Learn from the next bytes of the vouched file `source`: {"lines", "rule_hits", "sessions"} they completed.
+
+        Durable and applied when this returns. `last` ends the file. Sessions that a rule matched in are not learned
+        from. 409 while another file is under way.
         """
 
     async def anomalies(self, after: str | None, limit: int) -> list[dict[str, Any]]:

@@ -6,12 +6,13 @@ actors are handed to it when there are any.
 
 import logging
 import resource
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import trio
 from msgspec.structs import replace
@@ -20,11 +21,17 @@ from actors.alerts import Alerts
 from actors.checkpoint import CheckpointError, Checkpoints
 from actors.ingest import Counters as IngestCounters
 from actors.scoring import Scoring, StateAbandoned
-from actors.sequencer import Request, Sequencer, submit
+from actors.sequencer import FrameRequest, Request, Sequencer, submit
 from actors.training import TrainingStatus
 from daemon.control import ControlError
+from daemon.feedback import about, find_record
+from daemon.models import earlier_model, listed
 from daemon.settings import Settings, SettingsError
-from detection.frames import FlushFrame, RestoreFrame, SettingsFrame
+from daemon.vouching import Vouching
+from detection import causes
+from detection.causes import KINDS
+from detection.frames import FeedbackFrame, FlushFrame, Frame, RestoreFrame, SettingsFrame, VouchedFrame
+from detection.model import Model
 from detection.rules.engine import RuleSet
 from detection.rules.reading import RuleError
 from detection.settings import RuleText
@@ -75,10 +82,20 @@ class Service:
         self._began = now()
         self._running: Running | None = None
         self._asking = trio.Lock()
+        self._vouching: Vouching | None = None
 
     def run(self, running: Running) -> None:
         """From here on there is a state to ask; lines are taken when `started` is set."""
+        from detection.formats.kinds import recognise  # recovery has imported it by now
+
         self._running = running
+        self._vouching = Vouching(
+            recognise,
+            self.settings.format.kind,
+            self.settings.ingest.max_line_bytes,
+            secrets.token_hex(4),
+            self._now,
+        )
 
     async def adopt(self, fresh: Settings, rules: tuple[RuleText, ...]) -> None:
         """Let `fresh` settings and rules take effect, except what sockets, formats and sessions need.
@@ -109,14 +126,14 @@ class Service:
             "since": since,
             "phase": self.phase(),
             "logs_processed": self._line(),
-            "transformer_ready": summary.generation > 0,
-            "active_models": 1 + 2 * (summary.generation > 0),
+            "transformer_ready": "transformer" in summary.members,
+            "active_models": 1 + len(summary.members),
         }
 
     def status(self) -> dict[str, Any]:
         summary, settings = self._summary(), self.settings
         condition, reason, since = self._condition()
-        ready = summary.generation > 0
+        ready = "transformer" in summary.members
         status: dict[str, Any] = {
             "status": condition,
             "reason": reason,
@@ -132,14 +149,19 @@ class Service:
             "vocabulary_size": summary.templates,
             "training_sequences": summary.history_sessions,
             "iso_training_samples": summary.history_sessions,
-            "active_models": {"rule_based": True, "isolation_forest": ready, "transformer": ready},
+            "active_models": {
+                "rule_based": True,
+                "isolation_forest": ready,
+                "transformer": ready,
+                **dict.fromkeys(summary.members, True),
+            },
             "seq": summary.seq,
             "process": _process(),
         }
         running = self._running
         if running is None:
             unknown: dict[str, Any] = {"training_in_progress": False, "state_digest": None, "digest_line": None}
-            parts = ("recovery", "checkpoint", "training", "ingest", "alarms", "templates", "sessions")
+            parts = ("recovery", "checkpoint", "training", "ingest", "alarms", "vouched", "templates", "sessions")
             return {**status, **unknown, **{part: {} for part in parts}}
         training = running.training
         return {
@@ -153,8 +175,11 @@ class Service:
                 "percent": None if training.fraction is None else round(100 * training.fraction, 1),
                 "attempt": training.attempts,
                 "lines_since": summary.lines_since_training,
+                "due": summary.training_due,
                 "generation_in_force": summary.generation,
                 "model_line": summary.model_line,
+                "refused": summary.models_refused,
+                "refusal": summary.refusal or None,
             },
             "ingest": {
                 **asdict(running.ingest),
@@ -171,6 +196,20 @@ class Service:
                 "calibration_sessions": summary.calibration,
                 "sessions_per_day": round(summary.sessions_per_day, 1),
                 "rules": summary.rules,
+                "incidents": {
+                    "opened": summary.incidents_opened,
+                    "open": summary.incidents_open,
+                    "digest": summary.incidents_digest,
+                    "evicted": summary.incidents_evicted,
+                },
+                "answers": summary.answers,
+                "answers_dropped": summary.answers_dropped,
+                "admitted": summary.admitted,
+            },
+            "vouched": {
+                "lines": summary.vouched_lines,
+                "rule_hits": summary.vouched_rule_hits,
+                "sessions": summary.vouched_sessions,
             },
             "templates": {
                 "live": summary.templates,
@@ -188,12 +227,13 @@ class Service:
         }
 
     def phase(self) -> str:
-        """By what is ready, not by a count: an ensemble that is retrained stays one."""
+        """By what is ready, not by a count: an ensemble that is retrained stays one, quick members are none yet."""
         summary, running = self._summary(), self._running
-        if summary.generation:
+        if "transformer" in summary.members:
             return "ensemble"
+        enough = summary.line + summary.vouched_lines >= summary.warmup_lines
         due = running is not None and (running.training.in_progress or summary.training_due)
-        return "training" if due else "warmup"
+        return "training" if due and enough else "warmup"
 
     def _condition(self) -> tuple[str, str | None, float | None]:
         """What the daemon is doing; when that is not serving: why, and since when, where that is known."""
@@ -227,14 +267,16 @@ class Service:
 
     # --- what waits for an actor --------------------------------------------------------------------
 
-    async def detect(self, lines: Sequence[bytes], session_id: str | None) -> list[dict[str, Any]]:
+    async def detect(
+        self, lines: Sequence[bytes], session_id: str | None, explain: bool = False
+    ) -> list[dict[str, Any]]:
         scoring = self._ready().scoring
         answers: list[dict[str, Any]] = []
         try:
             # One question at a time and in small parts: frames, and the watchdog, wait for one part at most.
             async with self._asking:
                 for start in range(0, len(lines), ASKED_AT_ONCE):
-                    answers += await scoring.ask(lines[start : start + ASKED_AT_ONCE], session_id)
+                    answers += await scoring.ask(lines[start : start + ASKED_AT_ONCE], session_id, explain)
         except StateAbandoned as exc:
             raise ControlError(503, "stopping", str(exc)) from exc
         timestamp = datetime.fromtimestamp(self._now(), UTC).isoformat()
@@ -311,6 +353,88 @@ class Service:
         # A snapshot is due by itself; who asked is told when it is there.
         saved = await self.checkpoint()
         return {"name": name, "line": line, "seq": seq, "snapshot": saved}
+
+    # --- the operator's word ------------------------------------------------------------------------
+
+    async def feedback(self, alert_id: str, answer: str, note: str) -> dict[str, Any]:
+        running = self._ready()
+        path = running.store.directory / "alerts.jsonl"
+        record: Mapping[str, Any] | None = running.alerts.find(alert_id)
+        if record is None:
+            record = await trio.to_thread.run_sync(find_record, path, alert_id)
+        alert = about(record)
+        said: Literal["normal", "anomaly"] = "normal" if answer == "normal" else "anomaly"
+        line = await self._answer(FeedbackFrame(alert_id, alert.cause, alert.kind, alert.what, said, note))
+        return {"id": alert_id, "answer": said, "kind": KINDS[alert.kind], "what": alert.what, "line": line}
+
+    async def undo_feedback(self, alert_id: str) -> dict[str, Any]:
+        given = next((one for one in await self.answers() if one["id"] == alert_id), None)
+        if given is None:
+            raise ControlError(404, "not_found", f"there is no answer to alert {alert_id}")
+        cause, kind = causes.read(given["cause"]), KINDS.index(given["kind"])
+        line = await self._answer(FeedbackFrame(alert_id, cause, kind, given["what"], "undo", ""))
+        return {"id": alert_id, "answer": "undo", "kind": given["kind"], "what": given["what"], "line": line}
+
+    async def _answer(self, frame: FeedbackFrame) -> int:
+        """Have it take effect; the line after which it does."""
+        _, line, _ = await self._applied(frame)
+        log.info("alert %s: %s; %s", frame.alert, frame.answer, frame.what)
+        return line
+
+    async def answers(self) -> list[dict[str, Any]]:
+        return await self._asked(self._ready().scoring.answers())
+
+    async def incidents(self, limit: int) -> list[dict[str, Any]]:
+        return await self._asked(self._ready().scoring.incidents(limit))
+
+    async def models(self) -> list[dict[str, Any]]:
+        running = self._ready()
+        known = await self._asked(running.scoring.generations())
+        return await trio.to_thread.run_sync(listed, running.store, known)
+
+    async def rollback_model(self, generation: int) -> dict[str, Any]:
+        running = self._ready()
+        known = await self._asked(running.scoring.generations())
+        frame, model = await trio.to_thread.run_sync(earlier_model, running.store, known, generation)
+        seq, line, _ = await self._applied(frame, model)
+        log.info("rolled back to model generation %d from line %d on", generation, line)
+        return {"generation": generation, "name": frame.name, "line": line, "seq": seq}
+
+    async def train_from(self, source: str, data: bytes, last: bool) -> dict[str, Any]:
+        self._ready()
+        assert self._vouching is not None, "made when there is a state"
+
+        async def apply(frame: VouchedFrame, sent: Callable[[], None]) -> Summary:
+            _, _, summary = await self._applied(frame, sent=sent)
+            return summary
+
+        return await self._vouching.take(source, data, last, self._summary, apply)
+
+    async def _asked(self, answer: Awaitable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        try:
+            return await answer
+        except StateAbandoned as exc:
+            raise ControlError(503, "stopping", str(exc)) from exc
+
+    async def _applied(
+        self, frame: Frame, model: Model | None = None, sent: Callable[[], None] = lambda: None
+    ) -> tuple[int, int, Summary]:
+        """Have `frame` journaled and applied: its seq and line, and the summary after it.
+
+        `sent` is called when it is on its way: from then on it takes its place even when the caller hangs up.
+        """
+        running = self._ready()
+        if running.sequencer.trouble is not None:
+            raise ControlError(503, "degraded", f"nothing can be changed now: {running.sequencer.trouble.error}")
+        request = FrameRequest(frame, model)
+        try:
+            await running.requests.send(request)
+            sent()
+            await request.committed.wait()
+            summary = await running.scoring.published.wait_for(request.seq)
+        except (trio.ClosedResourceError, trio.BrokenResourceError, trio.EndOfChannel) as exc:
+            raise ControlError(503, "stopping", "the daemon is stopping") from exc
+        return request.seq, request.line, summary
 
     async def anomalies(self, after: str | None, limit: int) -> list[dict[str, Any]]:
         try:

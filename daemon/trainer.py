@@ -5,6 +5,7 @@ so on standard output, one JSON object a line:
 
     {"stage", "epoch", "epochs", "loss", "fraction", "seconds_left"}      progress
     {"done": {"name", "sha256"}}                                          last line, exit 0
+    {"refused": "one sentence"}                                           last line, exit 0: no better than the old one
     {"error": "one sentence"}                                             last line, exit 1
 
 It may be killed at any moment: a model file appears whole or not at all. It dies with its parent, which holds
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from detection.training import Progress
+    from detection.training.run import Progress
 
 ORPHANED = 2
 
@@ -35,7 +36,8 @@ def main(arguments: list[str]) -> int:
 
     # Only now: the numeric libraries start with one thread, and an orphan dies while importing, too.
     from detection.model import to_columns
-    from detection.training import TrainingError, train
+    from detection.training.promotion import RefusedError
+    from detection.training.run import TrainingError, train
     from detection.training_set import from_columns
     from persistence.model_file import write_model
     from persistence.preamble import NewerFormatError
@@ -46,6 +48,9 @@ def main(arguments: list[str]) -> int:
         _, _, columns = read_snapshot(source)
         model = train(from_columns(columns), progress=_Reporter())
         written = write_model(target, to_columns(model))
+    except RefusedError as exc:
+        _say({"refused": str(exc)})
+        return 0
     except (TrainingError, SnapshotError, NewerFormatError, OSError) as exc:
         _say({"error": str(exc)})
         return 1

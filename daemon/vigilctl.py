@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from daemon.client import commands
+from daemon.client import commands, telling
 from daemon.client.admin import Admin, Failure, UsageError, admin_urls, read_token
 
+ANSWERS = ("normal", "anomaly", "undo")
 Command = Callable[[argparse.Namespace], int]
 
 EPILOG = """\
@@ -17,6 +18,9 @@ examples:
   vigilctl send /var/log/nginx/access.log  feed it a file (.gz too); returns when every line is durable
   zcat old.gz | vigilctl send              or a pipe
   vigilctl tail                            what it flags, as it happens
+  vigilctl incidents                       the same, grouped by cause
+  vigilctl feedback 1207 normal            do not raise that again
+  vigilctl train-from clean.log            learn from lines that you vouch for
   vigilctl detect 'GET /?id=1 UNION SELECT 1'
   vigilctl --json status | jq .checkpoint
 
@@ -88,13 +92,33 @@ def _parser() -> argparse.ArgumentParser:
     detect = _add(choices, "detect", _detect, "what it would say of a line; changes nothing")
     detect.add_argument("line", metavar="LINE", nargs="?", default="-", help="a log line; - reads many (default)")
     detect.add_argument("--session", metavar="ID", help="judge as the next line of this session")
+    detect.add_argument("--explain", action="store_true", help="say why: what was expected, what stands out")
 
     send = _add(choices, "send", _send, "send a file or standard input; 0 only when everything is durable")
     send.add_argument("file", metavar="FILE", nargs="?", default="-", help="a log file, plain or .gz; - is stdin")
     send.add_argument("--socket", metavar="PATH", help="the daemon's log.sock, where it is not in its usual place")
 
-    tail = _add(choices, "tail", _tail, "follow what is flagged; Ctrl-C ends it")
+    train = _add(choices, "train-from", _train_from, "learn from a file that you vouch for; no line of it is counted")
+    train.add_argument("file", metavar="FILE", help="a log file of clean lines, plain or .gz; - is stdin")
+    train.add_argument("--no-wait", action="store_true", help="return when the lines are taken, not when trained")
+
+    tail = _add(choices, "tail", _tail, "follow the incidents: the first, 10th, 100th... alert of each; Ctrl-C ends it")
+    tail.add_argument("--every", action="store_true", help="every alert, also those that wait in the digest")
     tail.add_argument("--all", action="store_true", help="a sample of everything else, too")
+
+    incidents = _add(choices, "incidents", _incidents, "alerts grouped by cause, newest first")
+    incidents.add_argument("--limit", metavar="N", type=int, default=50, help="at most so many (50)")
+
+    feedback = _add(choices, "feedback", _feedback, "answer an alert, or without ID list the answers")
+    feedback.add_argument("alert", metavar="ID", nargs="?", help="the alert's, such as 1207 or 1207.1")
+    feedback.add_argument("answer", metavar="ANSWER", nargs="?", choices=ANSWERS, help="normal, anomaly or undo")
+    feedback.add_argument("--note", metavar="TEXT", default="", help="why, for whoever reads the list")
+
+    models = choices.add_parser("models", help="list the model generations, or go back to one")
+    generations = models.add_subparsers(metavar="ACTION", required=True)
+    _add(generations, "list", _on_admin(telling.models_list), "every generation: in force, or refused and why")
+    rollback = _add(generations, "rollback", _rollback, "let an earlier generation judge again")
+    rollback.add_argument("generation", metavar="GENERATION", type=_generation, help="as in the list: 3")
 
     snapshots = choices.add_parser("snapshots", help="list, verify, keep or go back to the saved states")
     actions = snapshots.add_subparsers(metavar="ACTION", required=True)
@@ -142,7 +166,7 @@ def _on_snapshot(command: Callable[[Admin, bool, str], int]) -> Command:
 
 
 def _detect(args: argparse.Namespace) -> int:
-    return commands.detect(_admin(args), args.json, args.line, args.session)
+    return commands.detect(_admin(args), args.json, args.line, args.session, args.explain)
 
 
 def _send(args: argparse.Namespace) -> int:
@@ -150,7 +174,29 @@ def _send(args: argparse.Namespace) -> int:
 
 
 def _tail(args: argparse.Namespace) -> int:
-    return commands.tail(_admin(args), args.json, args.all)
+    return commands.tail(_admin(args), args.json, args.all, args.every)
+
+
+def _train_from(args: argparse.Namespace) -> int:
+    return telling.train_from(_admin(args), args.json, args.file, not args.no_wait)
+
+
+def _incidents(args: argparse.Namespace) -> int:
+    return telling.incidents(_admin(args), args.json, args.limit)
+
+
+def _feedback(args: argparse.Namespace) -> int:
+    return telling.feedback(_admin(args), args.json, args.alert, args.answer, args.note)
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    return telling.models_rollback(_admin(args), args.json, args.generation)
+
+
+def _generation(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**18):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a generation")
+    return int(text)
 
 
 def _admin(args: argparse.Namespace) -> Admin:

@@ -7,15 +7,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.ensemble import MEMBERS, Ensemble
-from detection.features import Carry, running
+from detection.causes import new_causes, rule_causes
+from detection.ensemble import Ensemble, Judgement
+from detection.explaining import LINES_SHOWN, explained
 from detection.formats.kinds import parse, recognise
 from detection.intake import KeyPattern, match_rules, session_key
+from detection.known import KnownCauses
+from detection.members.registry import VOICES
+from detection.members.source_lines import sources_of, things_of, troubles
+from detection.members.sources import SourceCounters
+from detection.members.values import Strangest, ValueModel, values_of
+from detection.members.view import Carry, Standing, View, counted
+from detection.outcomes import ANOMALY, ATTACK, NORMAL, NOVEL, VERDICTS, severity_score
+from detection.reasons import muted
+from detection.recent import RecentLines
 from detection.rules.engine import RuleSet
 from detection.sessions import SessionTable
 from detection.settings import DetectionSettings
 from detection.templates import TemplateTable
-from detection.verdicts import ANOMALY, ATTACK, NORMAL, NOVEL, VERDICTS, finite, severity_score, shown
+from detection.verdicts import finite, shown
+
+CLASSIC = ("isolation_forest", "transformer")  # the members that the answer names one by one, ready or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +42,10 @@ class _Line:
     rules: tuple[int, ...]
     target: bytes
     agent: bytes
+    value: float
+    strangest: Strangest | None
+    source: float
+    origin: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +57,33 @@ class Opinion:
     sessions: SessionTable
     ensemble: Ensemble | None
     pattern: KeyPattern | None
+    known: KnownCauses
+    recent: RecentLines
+    values: ValueModel | None  # None while it has learned too little to be asked
+    origins: SourceCounters
     settings: DetectionSettings
     alpha: float
     line: int
     clock: float
 
-    def on(self, lines: Sequence[bytes], session: str | None) -> list[dict[str, Any]]:
+    def on(self, lines: Sequence[bytes], session: str | None, explain: bool) -> list[dict[str, Any]]:
         """One answer a line, in order, each judged on its own against the current state."""
         if not lines:
             return []
         read = self._read(lines)
         slot = None if session is None else self.sessions.find(session_key(session.encode("utf-8", "surrogatepass")))
-        held = 0 if slot is None else int(self.sessions.column["held"][slot])
-        worst, oddity = self._scores(read, slot, held)
-        members: dict[str, NDArray[np.float64]] = {}
-        p = np.full(len(lines), np.nan)
+        view = self._view(read, slot)
+        standing, judgement = Standing(view, VOICES), None
         if self.ensemble is not None:
-            judgement = self.ensemble.judge(worst, oddity)
-            members, p = judgement.members, judgement.p
-        scores = {"transformer": worst, "isolation_forest": oddity}
-        context = "single_log" if slot is None else "session"
-        return [
-            self._answer(
-                lines[i],
-                line,
-                float(p[i]),
-                {name: (float(scores[name][i]), float(members[name][i])) for name in members},
-                held + 1,
-                context,
-            )
-            for i, line in enumerate(read)
-        ]
+            standing = self.ensemble.score(view)
+            judgement = self.ensemble.judge(standing.reached)
+        answers = []
+        for i, line in enumerate(read):
+            answer = self._answer(lines[i], line, standing, judgement, i, slot)
+            if explain:
+                answer["explain"] = self._explained(lines[i], line, view, standing, judgement, i, slot)
+            answers.append(answer)
+        return answers
 
     def _read(self, lines: Sequence[bytes]) -> list[_Line]:
         clock = 0.0 if np.isnan(self.clock) else self.clock
@@ -84,8 +96,12 @@ class Opinion:
             texts = [lines[i] for i in where]
             fields = parse(kind, texts, clock=clock)
             ids = self.templates.match(fields.family, fields.contents)
-            hits, targets = match_rules(self.rules, fields, texts)
+            hits, targets, web = match_rules(self.rules, fields, texts)
+            kept = ~self.known.normal(rule_causes([r.name for r in self.rules.rules], hits.rules, ids[hits.lines]))
             keys = fields.keys if self.pattern is None else self.pattern.keys(texts)
+            values = values_of(targets, web)
+            odd = self.values.scores(values, len(where)) if self.values is not None else np.zeros(len(where))
+            origins, trouble, things = sources_of(fields), troubles(fields), things_of(fields.contents)
             for j, i in enumerate(where):
                 low, high = np.searchsorted(hits.lines, [j, j + 1])
                 read[i] = _Line(
@@ -94,69 +110,69 @@ class Opinion:
                     time=float(fields.times[j]),
                     error=bool(fields.errors[j]),
                     key=keys[j],
-                    rules=tuple(hits.rules[low:high].tolist()),
+                    rules=tuple(hits.rules[low:high][kept[low:high]].tolist()),
                     target=targets[j],
                     agent=fields.agents[j],
+                    value=float(odd[j]),
+                    strangest=self.values.explain(values, j) if self.values is not None else None,
+                    source=self.origins.peek(origins[j], clock, bool(trouble[j]), int(things[j])),
+                    origin=origins[j],
                 )
         return [read[i] for i in range(len(lines))]
 
-    def _scores(
-        self, read: Sequence[_Line], slot: int | None, held: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The session's worst surprise and oddity were each line its next; zeros without a model."""
-        n = len(read)
-        if self.ensemble is None:
-            return np.zeros(n), np.zeros(n)
-        table = self.sessions.column
-        context = table["tokens"][slot, :held] if slot is not None else np.zeros(0, dtype=np.int32)
-        tokens = np.empty((n, held + 1), dtype=np.int32)
-        tokens[:, :held] = context
-        tokens[:, held] = [line.template_id for line in read]
-        opened = True if slot is None else bool(table["opened"][slot])
-        surprise = self.ensemble.sequence.surprises(
-            tokens.reshape(-1),
-            np.arange(n + 1) * (held + 1),
-            np.full(n, held),
-            np.full(n, opened),
-            np.zeros(n, dtype=np.bool_),
-        )
+    def _view(self, read: Sequence[_Line], slot: int | None) -> View:
+        """Each line as the next one of the session in `slot`, or of a new one: a piece of one row each."""
+        n, table = len(read), self.sessions.column
+        held = 0 if slot is None else int(table["held"][slot])
         clock = 0.0 if np.isnan(self.clock) else self.clock
+        ids = np.array([line.template_id for line in read], dtype=np.int32)
+        tokens = np.empty((n, held + 1), dtype=np.int32)
+        tokens[:, :held] = table["tokens"][slot, :held] if slot is not None else 0
+        tokens[:, held] = ids
 
         def brought(name: str, fresh: float = 0) -> NDArray[Any]:
-            return np.full(n, fresh if slot is None else table[name][slot])
+            column = table[name]
+            empty = np.full(column.shape[1:], fresh, dtype=column.dtype)
+            return np.repeat((empty if slot is None else column[slot])[None], n, axis=0)
 
-        features, _ = running(
-            surprise.astype(np.float64),
-            np.array([line.error for line in read]),
-            tokens[:, held].copy(),
-            np.full(n, clock),
-            np.arange(n + 1),
-            Carry.brought(brought, brought("began", clock)),
+        return View(
+            tokens=tokens.reshape(-1),
+            token_offsets=np.arange(n + 1) * (held + 1),
+            held=np.full(n, held),
+            starts=np.full(n, True if slot is None else bool(table["opened"][slot])),
+            ends=np.zeros(n, dtype=np.bool_),
+            complete=np.zeros(n, dtype=np.bool_),
+            offsets=np.arange(n + 1),
+            templates=ids,
+            errors=np.array([line.error for line in read]),
+            times=np.full(n, clock),
+            muted=muted(self.known, self.ensemble, tokens.reshape(-1)),
+            values=np.array([line.value for line in read]),
+            sources=np.array([line.source for line in read]),
+            counts=counted(brought("counts"), ids, np.arange(n)),
+            carry=Carry.brought(brought, brought("began", clock)),
         )
-        oddity = self.ensemble.forest.scores(features)
-        return features[:, 0], oddity if slot is None else np.maximum(oddity, table["oddity"][slot])
 
     def _answer(
-        self,
-        text: bytes,
-        line: _Line,
-        p: float,
-        members: dict[str, tuple[float, float]],
-        length: int,
-        context: str,
+        self, text: bytes, line: _Line, standing: Standing, judgement: Judgement | None, row: int, slot: int | None
     ) -> dict[str, Any]:
-        ready = self.ensemble is not None
+        ensemble = self.ensemble
+        p = float(judgement.p[row]) if judgement is not None else float("nan")
         evidence = [self.rules.evidence(rule, line.target, line.agent, text) for rule in line.rules]
         confidence = max((found.rule.confidence for found in evidence), default=0.0)
-        strange = ready and p < self.alpha
+        template = np.array([line.template_id], dtype=np.int32)
+        known = ensemble is not None and line.template_id >= 0 and bool(ensemble.knows(template)[0])
+        excused = float(self.sessions.column["excused"][slot]) if slot is not None else 0.0
+        strange = p < (min(self.alpha, excused) if excused > 0.0 else self.alpha)
+        if strange and ensemble is not None and not known and line.template_id >= 0:
+            strange = not bool(self.known.normal(new_causes(template))[0])
         score = severity_score(p, self.alpha, confidence)
-        known = ready and line.template_id >= 0 and self._known(line.template_id)
         verdict = NORMAL
         if evidence:
             verdict = ATTACK
         elif strange:
-            verdict = ANOMALY
-        elif ready and not known:
+            verdict = ANOMALY if known else NOVEL
+        elif ensemble is not None and not known:
             verdict = NOVEL
         rule_based = {
             "is_attack": bool(evidence),
@@ -170,46 +186,48 @@ class Opinion:
                     "start": found.start,
                     "end": found.end,
                     "text": found.text,
+                    "before": found.before,
+                    "after": found.after,
                 }
                 for found in evidence
             ],
         }
-        models: dict[str, dict[str, Any]] = {
-            name: {
-                "is_anomaly": int(name in members and members[name][1] < self.alpha),
-                "score": finite(members[name][0]) if name in members else 0.0,
-                "p": finite(members[name][1]) if name in members else None,
-                "threshold": finite(self.ensemble.threshold(name, self.alpha)) if self.ensemble else None,
-            }
-            for name in MEMBERS
+        active = ensemble.voices if ensemble is not None else ()
+        models = {
+            voice: self._said(voice, standing, judgement, row)
+            for voice in VOICES
+            if voice in active or voice in CLASSIC
         }
-        models["transformer"] |= {"sequence_length": length, "context": context}
+        held = 0 if slot is None else int(self.sessions.column["held"][slot])
+        models["transformer"] |= {"sequence_length": held + 1, "context": "single_log" if slot is None else "session"}
+        classic = {name: models[name] for name in CLASSIC}
         return {
             "is_anomaly": bool(evidence) or strange,
-            "anomaly_score": score,
+            "anomaly_score": score if strange or evidence else min(score, 0.499),
             "verdict": VERDICTS[verdict],
             "p": finite(p),
             "rule_based": rule_based,
-            **models,
+            **classic,
             "details": {
                 "logs_processed": self.line,
-                "transformer_ready": ready,
+                "transformer_ready": "transformer" in active,
                 "rule_based": rule_based,
                 **models,
                 "ensemble": {
-                    "score": score,
+                    "score": score if strange or evidence else min(score, 0.499),
                     "alpha": self.alpha,
                     "votes": {
                         "rule_based": int(bool(evidence)),
-                        **{name: models[name]["is_anomaly"] for name in MEMBERS},
+                        **{name: said["is_anomaly"] for name, said in models.items()},
                     },
-                    "weights": {name: 1 / len(MEMBERS) for name in MEMBERS} if ready else {},
-                    "active_models": ["rule_based", *(MEMBERS if ready else ())],
+                    "weights": dict.fromkeys(active, 1 / len(active)) if active else {},
+                    "active_models": ["rule_based", *active],
                 },
                 "log_data": {
                     "kind": line.kind,
                     "time": finite(line.time),
                     "session": shown(line.key),
+                    "source": shown(line.origin),
                     "template_id": line.template_id,
                     "template": self.templates.text(line.template_id) if line.template_id >= 0 else None,
                     "known_template": known,
@@ -218,6 +236,52 @@ class Opinion:
             },
         }
 
-    def _known(self, template_id: int) -> bool:
-        assert self.ensemble is not None
-        return bool(self.ensemble.knows(np.array([template_id], dtype=np.int32))[0])
+    def _said(self, voice: str, standing: Standing, judgement: Judgement | None, row: int) -> dict[str, Any]:
+        """What one member says of a row; zeros and nulls while it is not ready."""
+        column = VOICES.index(voice)
+        if self.ensemble is None or judgement is None or voice not in self.ensemble.voices:
+            return {"is_anomaly": 0, "score": 0.0, "p": None, "threshold": None}
+        p = float(judgement.members[row, column])
+        return {
+            "is_anomaly": int(p < self.alpha),
+            "score": float(standing.reached[row, column]),
+            "p": p,
+            "threshold": finite(self.ensemble.threshold(voice, self.alpha)),
+        }
+
+    def _explained(
+        self,
+        text: bytes,
+        line: _Line,
+        view: View,
+        standing: Standing,
+        judgement: Judgement | None,
+        row: int,
+        slot: int | None,
+    ) -> dict[str, Any]:
+        reasons: dict[str, Any] = {}
+        if self.ensemble is not None and judgement is not None:
+            reasons = explained(self.ensemble, view, standing, judgement, row, self.alpha, self.templates.text)
+        if line.strangest is not None:
+            odd = line.strangest
+            reasons["value"] = {
+                "text": shown(odd.value),
+                "start": odd.start,
+                "end": odd.end,
+                "characters": shown(odd.characters),
+                "score": odd.score,
+            }
+        clock = 0.0 if np.isnan(self.clock) else self.clock
+        reasons["source"] = [
+            {"name": counter.name, "value": counter.value, "usual": counter.usual, "nats": counter.nats}
+            for counter in self.origins.explain(line.origin, clock)
+        ]
+        before: list[int] = []
+        if slot is not None:
+            serial = int(self.sessions.column["serial"][slot])
+            before = self.recent.of_session(serial, self.line, LINES_SHOWN - 1)
+        reasons["lines"] = [
+            {"line": number, "text": shown(self.recent.text(number) or b""), "odd": False} for number in before
+        ]
+        reasons["lines"].append({"line": None, "text": shown(text), "odd": True})
+        return reasons

@@ -15,27 +15,39 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.alerting import Alerting
 from detection.asking import Opinion
 from detection.calibration import alpha_for
+from detection.causes import rule_causes
 from detection.clock import LogClock
 from detection.ensemble import Ensemble
 from detection.frames import (
+    FeedbackFrame,
     FlushFrame,
     Frame,
     Knowledge,
     LinesFrame,
     ModelFrame,
+    RefusedFrame,
     RestoreFrame,
+    Segment,
     Sequenced,
     SettingsFrame,
     SkipFrame,
     TickFrame,
+    VouchedFrame,
     count_lines,
 )
-from detection.history import History
-from detection.intake import Intake, KeyPattern, in_order, match_rules, take_in
-from detection.judging import Batch, Closings, closed_as_they_are, judge
+from detection.generations import Generations
+from detection.history import VOUCHED, History
+from detection.incidents import Incidents
+from detection.intake import Intake, KeyPattern, Reading, read_lines, take_in
+from detection.judging import Batch, Closings, Judged, closed_as_they_are, judge
+from detection.known import KnownCauses
+from detection.members.sources import SourceCounters
+from detection.members.values import ValueModel
 from detection.model import Model
+from detection.rate import SessionRate
 from detection.recent import RecentLines
 from detection.rules.engine import Hits, RuleSet
 from detection.sessions import SessionTable, cut
@@ -45,12 +57,12 @@ from detection.state import Columns, State, joined, part
 from detection.summary import Summary
 from detection.templates import TemplateTable
 from detection.training_set import TrainingSet
-from detection.verdicts import Rows, Verdicts, rows_of
+from detection.verdicts import Verdicts, rows_of
+from detection.vouching import Vouching
 
 FORMAT = 1  # of the columns of `Detector.export`; a change that `load` must know of raises it
 CHUNK_LINES = 4096
-_DAY = 86_400.0
-_RATE_MEMORY_DAYS = 7.0
+FEWEST_VALUES = 500  # lines with parameter values, before the model of them is asked: all are odd at first
 
 
 class NewerStateError(ValueError):
@@ -67,27 +79,10 @@ class Counters:
     flagged: int = 0
     sessions: int = 0
     lost_lines: int = 0
-
-
-@dataclass(slots=True)
-class SessionRate:
-    """How many sessions a day of log time close: the past week's, older ones fading."""
-
-    sessions: float = 0.0
-    days: float = 0.0
-    clock: float = math.nan
-
-    def observe(self, closed: int, now: float) -> None:
-        if not math.isnan(self.clock) and now > self.clock:
-            self.days += (now - self.clock) / _DAY
-        self.clock = now
-        self.sessions += closed
-        if self.days > _RATE_MEMORY_DAYS:
-            self.sessions, self.days = self.sessions / 2, self.days / 2
-
-    def per_day(self) -> float:
-        """As if an hour had passed at least, so that the first minutes say nothing wild."""
-        return self.sessions / max(self.days, 1 / 24)
+    value_lines: int = 0  # that the model of parameter values learned from
+    vouched_lines: int = 0
+    vouched_rule_hits: int = 0
+    vouched_sessions: int = 0
 
 
 class Detector:
@@ -111,10 +106,17 @@ class Detector:
         self._sessions = SessionTable()
         self._history = History()
         self._recent = RecentLines()
+        self._known = KnownCauses()
+        self._incidents = Incidents()
+        self._models = Generations()
+        self._values = ValueModel()
+        self._origins = SourceCounters()
+        self._vouching: Vouching | None = None
         self._closings_at_line = 0  # so that ids of sessions closed at one line never repeat
-        self._generations = 0  # the highest that was ever in force
+        self._generations = 0  # the highest that was ever trained
+        self._trained_at = 0  # how much had been learned (`_learned`) when the last training set was taken
+        self._vouched_for = False  # since then a vouched file has ended: learn from it now
         self._restored = 0  # seq of the last restore
-        self._forgotten_lines = 0  # between the snapshot of a restore and the restore, since the model in force
 
     def apply(self, item: Sequenced) -> Verdicts:
         """Fold one frame into the state. After an exception the state is undefined: load another.
@@ -123,24 +125,33 @@ class Detector:
         """
         frame, lines = item.frame, count_lines(item.frame)
         self._lose_before(item, lines)
+        alerting = Alerting(
+            self._incidents, self._recent, self._templates, self._ensemble, self.settings.alarms.per_day
+        )
         match frame:
             case LinesFrame():
-                batches = self._take(frame)
+                self._take(frame, alerting)
             case TickFrame():
-                batches = self._pass_silence(frame.received)
+                self._pass_silence(frame.received, alerting)
             case FlushFrame():
-                batches = self._close(self._sessions.all_open())
+                self._close(self._sessions.all_open(), alerting)
             case ModelFrame():
-                batches = self._install(frame, item.model)
+                self._install(frame, item.model)
             case SettingsFrame():
-                batches = self._adopt(frame)
+                self._adopt(frame, alerting)
             case RestoreFrame():
-                batches = self._restore(item.seq, item.knowledge)
+                self._restore(item.seq, item.knowledge, alerting)
+            case FeedbackFrame():
+                self._hear(frame)
+            case VouchedFrame():
+                self._vouch(frame)
+            case RefusedFrame():
+                self._refuse(frame)
             case SkipFrame():
-                batches = []
+                pass
         self.seq = item.seq
-        self._counters.flagged += sum(int(rows.flagged.sum()) for rows in batches)
-        return Verdicts(item.seq, self.line, lines, tuple(batches))
+        self._counters.flagged += alerting.flagged
+        return Verdicts(item.seq, self.line, lines, tuple(alerting.batches))
 
     def skip(self, seq: int, line: int, frame: Frame | None) -> None:
         """Instead of `apply`, for a frame on which it raised: its lines are lost, and counted.
@@ -164,104 +175,217 @@ class Detector:
 
     # --- the kinds of frames ------------------------------------------------------------------------
 
-    def _take(self, frame: LinesFrame) -> list[Rows]:
+    def _take(self, frame: LinesFrame, alerting: Alerting) -> None:
         clock = self._clock.now
         intake = take_in(frame.segments, self._living, self._pattern, clock=clock, received=frame.received)
         self._received = frame.received
         self._counters.cut_lines += intake.cut
         self._counters.unterminated_lines += intake.unterminated
-        ids, hits = self._read(intake)
-        self._counters.rule_hits += len(hits.lines)
-        batches = [
-            self._judge_lines(intake, ids, hits, slice(start, start + CHUNK_LINES), frame.received)
-            for start in range(0, len(ids), CHUNK_LINES)
-        ]
+        reading = read_lines(intake, self._templates, self._rules)
+        self._counters.rule_hits += len(reading.hits.lines)
+        hits = self._without_known(reading)
+        odd = self._odd_values(reading)
+        clean = np.ones(len(reading.ids), dtype=np.bool_)
+        for start in range(0, len(reading.ids), CHUNK_LINES):
+            chunk = slice(start, start + CHUNK_LINES)
+            clean[chunk] = self._judge_lines(intake, reading, hits, odd, chunk, frame.received, alerting)
+        self._learn_values(reading, clean)
         finished = [slot for key in intake.ended if (slot := self._sessions.find(key)) is not None]
-        return batches + self._close(np.array(finished, dtype=np.int64))
+        self._close(np.array(finished, dtype=np.int64), alerting)
 
-    def _pass_silence(self, received: float) -> list[Rows]:
+    def _pass_silence(self, received: float, alerting: Alerting) -> None:
         if not math.isnan(self._received):
             self._clock.pass_silence(received - self._received)
         self._received = received
         now = received if math.isnan(self._clock.now) else self._clock.now
-        return self._close(self._sessions.silent(now, self.settings.session.idle_seconds))
+        self._close(self._sessions.silent(now, self.settings.session.idle_seconds), alerting)
 
-    def _install(self, frame: ModelFrame, model: Model | None) -> list[Rows]:
+    def _install(self, frame: ModelFrame, model: Model | None) -> None:
         """Let `model` judge from here on; without one (withdrawn, or its file is lost) only rules are left."""
         self.model = frame
         self._generations = max(self._generations, frame.generation)
-        self._forgotten_lines = 0
+        self._trained_at = self._learned
+        if model is not None:
+            self._trained_at -= max(self.line - model.line, 0)  # what came while it was trained
+        self._vouched_for = False
         self._use(model)
-        for name in ("scored", "worst", "total", "oddity"):  # measured by another model
+        self._history.set_mark()
+        members = self._ensemble.voices if self._ensemble is not None else ()
+        if frame.name:
+            self._models.took_effect(frame.generation, frame.name, self.line, members)
+        for name in ("scored", "reached", "totals", "strangeness", "muted", "excused"):  # measured by another model
             self._sessions.column[name][:] = 0
         self._sessions.column["p"][:] = np.nan
-        return []
+
+    def _refuse(self, frame: RefusedFrame) -> None:
+        self._generations = max(self._generations, frame.generation)
+        self._trained_at = self._learned
+        self._vouched_for = False
+        self._models.was_refused(frame.generation, frame.name, self.line, frame.reason)
 
     def _use(self, model: Model | None) -> None:
         self._ensemble = Ensemble(model) if model is not None else None
         if model is not None and not len(self._templates):
             self._templates = TemplateTable.load(model.templates)
 
-    def _restore(self, seq: int, knowledge: Knowledge | None) -> list[Rows]:
-        """Know what `knowledge` knew: templates, model, training buffer, rate of sessions. The rest goes on.
+    def _hear(self, frame: FeedbackFrame) -> None:
+        if frame.answer == "undo":
+            self._known.undo(frame.alert)
+        else:
+            normal = frame.answer == "normal"
+            self._known.answer(frame.alert, frame.cause, frame.kind, frame.what, normal, frame.note, self.line)
+
+    def _restore(self, seq: int, knowledge: Knowledge | None, alerting: Alerting) -> None:
+        """Know what `knowledge` knew: templates, model, training buffer, answers, rate of sessions. The rest goes on.
 
         Open sessions end here, judged by what was known until now, and those that were open in the snapshot stay
-        closed: they had their end when they ended. Settings, rules, the clock, the texts of the last lines and
-        all counts are facts about now, not knowledge. Ids of templates and generations of models are not given
+        closed: they had their end when they ended. Settings, rules, the clock, incidents, the texts of the last lines
+        and all counts are facts about now, not knowledge. Ids of templates and generations of models are not given
         twice. Without `knowledge` (its snapshot is lost) only the sessions end.
         """
-        batches = self._close(self._sessions.all_open())
+        self._close(self._sessions.all_open(), alerting)
         self._restored = seq
         if knowledge is None:
-            return batches
+            return
+        learned = self._learned
         then = Detector.load(knowledge.state, knowledge.model)
         self._templates, created = then._templates, self._templates.created
         self._templates.created = max(self._templates.created, created)
         self._templates.evicted = self._templates.created - len(self._templates)
         self.model, self._ensemble, self._history = then.model, then._ensemble, then._history
+        self._known, self._values, self._origins = then._known, then._values, then._origins
+        self._counters.value_lines = then._counters.value_lines
         self._generations = max(self._generations, then._generations)
-        self._forgotten_lines = then._forgotten_lines + self.line - then.line
+        self._trained_at = then._trained_at + learned - then._learned
+        self._vouched_for = then._vouched_for
         self._rate = replace(then._rate, clock=self._rate.clock)
-        return batches
 
-    def _adopt(self, frame: SettingsFrame) -> list[Rows]:
-        other_sessions = frame.settings.session != self.settings.session
-        batches = self._close(self._sessions.all_open()) if other_sessions else []
+    def _adopt(self, frame: SettingsFrame, alerting: Alerting) -> None:
+        if frame.settings.session != self.settings.session:
+            self._close(self._sessions.all_open(), alerting)
         self._set(frame.settings, frame.rules)
-        return batches
 
     def _set(self, settings: DetectionSettings, rules: tuple[RuleText, ...]) -> None:
         self._rules = _compiled(rules)
         self._pattern = None if settings.session.key == "auto" else KeyPattern(settings.session.key)
         self.settings, self.rule_texts = settings, rules
 
+    # --- vouched lines ------------------------------------------------------------------------------
+
+    def _vouch(self, frame: VouchedFrame) -> None:
+        """Learn from the lines of `frame`, but not from sessions in which a rule matched; say nothing of them."""
+        if self._vouching is None:
+            self._vouching = Vouching(self._counters.vouched_sessions)
+        vouching, clock = self._vouching, self._vouching.clock
+        segments: tuple[Segment, ...] = (frame.segment,)
+        intake = take_in(segments, vouching.living, self._pattern, clock=clock.now, received=frame.received)
+        reading = read_lines(intake, self._templates, self._rules)
+        hits = self._without_known(reading)
+        odd, n = self._odd_values(reading), len(reading.ids)
+        confidence = self._confidence(hits, n)
+        for start in range(0, n, CHUNK_LINES):
+            chunk = slice(start, start + CHUNK_LINES)
+            now = _clock_at(clock, vouching.sessions, intake.times[chunk], frame.received)
+            batch = Batch(
+                first_line=1,
+                ids=reading.ids[chunk],
+                errors=intake.errors[chunk],
+                clock=now,
+                hit=confidence[chunk],
+                values=odd[chunk],
+                sources=vouching.counters.observe(
+                    reading.origins[chunk], now, reading.troubles[chunk], reading.things[chunk]
+                ),
+            )
+            keys, windowed = intake.keys[chunk], intake.windowed[chunk]
+            vouching.sessions.evict(vouching.sessions.crowded_out_by(keys))
+            self._judge_vouched(batch, keys, windowed, np.fmin(intake.times[chunk], now))
+        self._learn_values(reading, confidence == 0.0)
+        self._counters.vouched_lines += n
+        self._counters.vouched_rule_hits += int(np.count_nonzero(confidence))
+        if frame.done:
+            self._end_vouching()
+        self._counters.vouched_sessions = vouching.begun
+
+    def _judge_vouched(
+        self, batch: Batch, keys: Sequence[bytes], windowed: Sequence[bool], events: NDArray[np.float64]
+    ) -> None:
+        assert self._vouching is not None
+        sessions, session = self._vouching.sessions, self.settings.session
+        slots = sessions.slots_for(keys, windowed)
+        ending = None if len(batch.ids) else self._vouching.sessions.all_open()
+        if ending is not None:
+            ending = ending[~sessions.column["windowed"][ending]]
+        pieces = cut(
+            sessions,
+            slots,
+            batch.clock,
+            events,
+            idle_seconds=session.idle_seconds,
+            window=session.window,
+            ending=ending,
+        )
+        judge(sessions, self._history, None, self._known, 0.0, batch, pieces, closing_flags=VOUCHED)
+
+    def _end_vouching(self) -> None:
+        assert self._vouching is not None
+        self._judge_vouched(Batch.empty(1), [], [], np.zeros(0))
+        if self.line == 0:
+            self._origins = self._vouching.counters  # of a stream that has not begun these are all there is
+        self._counters.vouched_sessions = self._vouching.begun
+        self._vouching = None
+        self._vouched_for = True
+
     # --- lines and closings -------------------------------------------------------------------------
 
-    def _read(self, intake: Intake) -> tuple[NDArray[np.int32], Hits]:
-        """Template ids and rule hits of all lines of a frame."""
-        ids = np.empty(len(intake.lines), dtype=np.int32)
-        everything = np.arange(len(intake.lines))
-        found = []
-        for where, fields in intake.fields:
-            ids[where] = self._templates.assign(fields.family, fields.contents)
-            at = everything[where]
-            texts = [intake.lines[i] for i in at.tolist()]
-            hits, _ = match_rules(self._rules, fields, texts)
-            found.append(Hits(lines=at[hits.lines].astype(np.int32), rules=hits.rules))
-        return ids, in_order(found)
+    def _without_known(self, reading: Reading) -> Hits:
+        """The hits that the operator has not called normal for that rule and template."""
+        hits = reading.hits
+        if not len(hits.lines) or not self._known.any_normal:
+            return hits
+        names = [rule.name for rule in self._rules.rules]
+        kept = ~self._known.normal(rule_causes(names, hits.rules, reading.ids[hits.lines]))
+        return Hits(hits.lines[kept], hits.rules[kept])
 
-    def _judge_lines(self, intake: Intake, ids: NDArray[np.int32], hits: Hits, chunk: slice, received: float) -> Rows:
+    def _odd_values(self, reading: Reading) -> NDArray[np.float64]:
+        if self._counters.value_lines < FEWEST_VALUES:
+            return np.zeros(len(reading.ids))
+        return reading.odd_values(self._values)
+
+    def _learn_values(self, reading: Reading, clean: NDArray[np.bool_]) -> None:
+        reading.learn_values(self._values, clean)
+        self._counters.value_lines += sum(len(np.unique(v.lines)) for _, v in reading.values)
+
+    def _judge_lines(
+        self,
+        intake: Intake,
+        reading: Reading,
+        hits: Hits,
+        odd: NDArray[np.float64],
+        chunk: slice,
+        received: float,
+        alerting: Alerting,
+    ) -> NDArray[np.bool_]:
+        """Which of the lines are clean: no rule matched, and their sessions are not flagged."""
         keys, texts, times = intake.keys[chunk], intake.lines[chunk], intake.times[chunk]
         first_line, n = self.line + 1, len(texts)
-        clock = self._clock_at(times, received)
+        clock = _clock_at(self._clock, self._sessions, times, received)
         crowded = self._sessions.crowded_out_by(keys)
         crowded_out = closed_as_they_are(self._sessions, crowded, first_line)
         self._sessions.evict(crowded)
         low, high = np.searchsorted(hits.lines, [chunk.start, chunk.start + n])
         hits = Hits(lines=hits.lines[low:high] - chunk.start, rules=hits.rules[low:high])
-        hit = np.zeros(n)
-        np.maximum.at(hit, hits.lines, self._confidence()[hits.rules])
-        batch = Batch(first_line, ids[chunk], intake.errors[chunk], clock, hit)
+        batch = Batch(
+            first_line=first_line,
+            ids=reading.ids[chunk],
+            errors=intake.errors[chunk],
+            clock=clock,
+            hit=self._confidence(hits, n),
+            values=odd[chunk],
+            sources=self._origins.observe(
+                reading.origins[chunk], clock, reading.troubles[chunk], reading.things[chunk]
+            ),
+        )
         pieces = cut(
             self._sessions,
             self._sessions.slots_for(keys, intake.windowed[chunk]),
@@ -271,20 +395,19 @@ class Detector:
             window=self.settings.session.window,
         )
         alpha, _ = self.alpha()
-        states, closings = judge(self._sessions, self._history, self._ensemble, alpha, batch, pieces)
-        closings = closings.and_also(crowded_out)
-        self._recent.append(first_line, texts)
+        judged = judge(self._sessions, self._history, self._ensemble, self._known, alpha, batch, pieces)
+        judged = replace(judged, closings=judged.closings.and_also(crowded_out))
+        self._recent.append(first_line, texts, judged.states.serial)
         self._move_to(first_line + n - 1)
         shown_times = np.where(np.isnan(times), clock, times)
-        return rows_of(
-            batch, states, closings, alpha, self._number(closings), shown_times,
-            texts + self._texts_of(closings), hits, self._rules.rules, self._templates, self._ensemble,
-        )  # fmt: skip
+        self._say(batch, judged, shown_times, texts, hits, alpha, alerting)
+        clean: NDArray[np.bool_] = (batch.hit == 0.0) & (judged.states.verdict == 0)
+        return clean
 
-    def _close(self, slots: NDArray[np.int64]) -> list[Rows]:
+    def _close(self, slots: NDArray[np.int64], alerting: Alerting) -> None:
         """End these sessions now: keyed ones are scored as ended, windows close as they are."""
         if not len(slots):
-            return []
+            return
         windowed = self._sessions.column["windowed"][slots]
         as_they_are = closed_as_they_are(self._sessions, slots[windowed], self.line)
         self._sessions.release(slots[windowed])
@@ -299,39 +422,44 @@ class Detector:
             ending=slots[~windowed],
         )
         alpha, _ = self.alpha()
-        states, closings = judge(self._sessions, self._history, self._ensemble, alpha, batch, pieces)
-        closings = closings.and_also(as_they_are)
-        none = Hits(lines=np.zeros(0, dtype=np.int32), rules=np.zeros(0, dtype=np.int32))
-        return [
-            rows_of(
-                batch,
-                states,
-                closings,
-                alpha,
-                self._number(closings),
-                batch.clock,
-                self._texts_of(closings),
-                none,
-                self._rules.rules,
-                self._templates,
-                self._ensemble,
+        judged = judge(self._sessions, self._history, self._ensemble, self._known, alpha, batch, pieces)
+        judged = replace(judged, closings=judged.closings.and_also(as_they_are))
+        self._say(batch, judged, batch.clock, [], Hits.none(), alpha, alerting)
+
+    def _say(
+        self,
+        batch: Batch,
+        judged: Judged,
+        times: NDArray[np.float64],
+        texts: list[bytes],
+        hits: Hits,
+        alpha: float,
+        alerting: Alerting,
+    ) -> None:
+        """Turn a judged batch into verdicts, and what is flagged of it into alerts."""
+        closings, rules = judged.closings, self._rules.rules
+        causes = np.zeros(len(batch.ids), dtype=np.uint64)
+        if len(hits.lines):
+            surest = _surest(hits, self._certainty())
+            causes[hits.lines[surest]] = rule_causes(
+                [rule.name for rule in rules], hits.rules[surest], batch.ids[hits.lines[surest]]
             )
-        ]
+        rows = rows_of(
+            batch, judged.states, closings, alpha, self._number(closings), times,
+            texts + self._texts_of(closings), hits, causes, rules, self._templates, self._ensemble,
+        )  # fmt: skip
+        alerting.add(rows, judged, alpha)
 
-    def _clock_at(self, times: NDArray[np.float64], received: float) -> NDArray[np.float64]:
-        """The log clock at each line; before any time was ever seen, the receive time."""
-        unset = math.isnan(self._clock.now)
-        clock = self._clock.advance(times)
-        if unset:
-            known = clock[~np.isnan(clock)]
-            clock = np.where(np.isnan(clock), known[0] if len(known) else received, clock)
-            if len(known):  # sessions timed by receive time must not outlive the log's own
-                last = self._sessions.column["last_time"]
-                np.minimum(last, known[0], out=last, where=self._sessions.open)
-        return clock
-
-    def _confidence(self) -> NDArray[np.float64]:
+    def _certainty(self) -> NDArray[np.float64]:
+        """The confidence of each rule."""
         return np.array([rule.confidence for rule in self._rules.rules])
+
+    def _confidence(self, hits: Hits, lines: int) -> NDArray[np.float64]:
+        """Of each line the confidence of the surest rule that hit it, 0 where none did."""
+        hit = np.zeros(lines)
+        if len(hits.lines):
+            np.maximum.at(hit, hits.lines, self._certainty()[hits.rules])
+        return hit
 
     def _move_to(self, line: int) -> None:
         if line != self.line:
@@ -354,16 +482,30 @@ class Detector:
 
     # --- questions ----------------------------------------------------------------------------------
 
-    def ask(self, lines: Sequence[bytes], session: str | None) -> list[dict[str, Any]]:
+    def ask(self, lines: Sequence[bytes], session: str | None, explain: bool = False) -> list[dict[str, Any]]:
         """What would be said of each of `lines`, each on its own, now: the contract's answer to /detect.
 
-        With `session` a line is judged as the next one of that open session. Changes nothing.
+        With `session` a line is judged as the next one of that open session; with `explain` each answer says why.
+        Changes nothing.
         """
         opinion = Opinion(
-            self._templates, self._rules, self._sessions, self._ensemble, self._pattern,
+            self._templates, self._rules, self._sessions, self._ensemble, self._pattern, self._known, self._recent,
+            self._values if self._counters.value_lines >= FEWEST_VALUES else None, self._origins,
             self.settings, self.alpha()[0], self.line, self._clock.now,
         )  # fmt: skip
-        return opinion.on(lines, session)
+        return opinion.on(lines, session, explain)
+
+    def incidents(self, limit: int) -> list[dict[str, Any]]:
+        """The last `limit` incidents, newest first."""
+        return self._incidents.listing(limit, self._clock.now)
+
+    def answers(self) -> list[dict[str, Any]]:
+        """The operator's answers that are in force, oldest first."""
+        return [answer.as_dict() for answer in self._known.answers()]
+
+    def generations(self) -> list[dict[str, Any]]:
+        """What became of each generation of models, newest first."""
+        return self._models.listing(self.model.name)
 
     def alpha(self) -> tuple[float, bool]:
         """The level sessions are tested at, and whether it is the floor that calibration sets."""
@@ -377,59 +519,103 @@ class Detector:
 
     def training_set(self) -> TrainingSet:
         """What the next generation is to learn from; a copy."""
-        sequences = self._history.sequences()
+        found = self._history.sequences()
         generation = self._generations + 1
         return TrainingSet(
             generation=generation,
             line=self.line,
             seed=generation,
-            tokens=sequences.tokens,
-            errors=sequences.errors,
-            times=sequences.times,
-            offsets=sequences.offsets,
-            starts=sequences.starts,
-            ends=sequences.ends,
-            tainted=sequences.tainted,
+            full=self._learned >= self.settings.learning.warmup_lines or self._has_all_members(),
+            alpha=self.alpha()[0],
+            tokens=found.tokens,
+            errors=found.errors,
+            times=found.times,
+            values=found.values,
+            sources=found.sources,
+            offsets=found.offsets,
+            starts=found.starts,
+            ends=found.ends,
+            tainted=found.tainted | (found.flagged & self._known.bad(found.causes)),
+            flagged=found.flagged & ~self._known.normal(found.causes),
+            vouched=found.vouched,
+            fresh=found.fresh,
+            keys=found.keys,
             templates=self._templates.export(),
+            previous=self._ensemble.model if self._ensemble is not None else None,
         )
+
+    @property
+    def _learned(self) -> int:
+        """Lines there were to learn from."""
+        return self.line + self._counters.vouched_lines
+
+    def _has_all_members(self) -> bool:
+        return self._ensemble is not None and "transformer" in self._ensemble.voices
+
+    def _training_due(self) -> bool:
+        """Time for the quick members, for all of them for the first time, or for all of them again."""
+        learning, learned = self.settings.learning, self._learned
+        if self._vouched_for:
+            return True
+        if self._has_all_members():
+            return learned - self._trained_at >= learning.retrain_lines
+        # `_trained_at` reaches it when a first full model was refused or lost: then as after any other.
+        if learned >= learning.warmup_lines and self._trained_at < learning.warmup_lines:
+            return True
+        if learned >= learning.warmup_lines:
+            return self._ensemble is None or learned - self._trained_at >= learning.retrain_lines
+        return 0 < learning.early_lines <= learned and learned >= 2 * self._trained_at
 
     def living_sources(self) -> list[LivingSource]:
         """Sources that have sent something and have not ended, by name."""
         return self._living.sources()
 
     def summary(self) -> Summary:
-        ensemble, learning = self._ensemble, self.settings.learning
-        since = self.line - (ensemble.line if ensemble else 0) - self._forgotten_lines
+        ensemble, learning, counters = self._ensemble, self.settings.learning, self._counters
         alpha, floor_binding = self.alpha()
+        now = self._clock.now
         return Summary(
             seq=self.seq,
             line=self.line,
-            log_time=None if math.isnan(self._clock.now) else self._clock.now,
+            log_time=None if math.isnan(now) else now,
             warmup_lines=learning.warmup_lines,
-            lines_since_training=since,
-            training_due=since >= (learning.retrain_lines if ensemble else learning.warmup_lines),
+            lines_since_training=self._learned - self._trained_at,
+            training_due=self._training_due(),
             generation=ensemble.generation if ensemble else 0,
             model_line=ensemble.line if ensemble else 0,
+            members=ensemble.voices if ensemble else (),
             templates=len(self._templates),
             templates_created=self._templates.created,
             templates_evicted=self._templates.evicted,
             vocabulary=len(ensemble.vocabulary) if ensemble else 0,
             sessions_open=len(self._sessions),
-            sessions_closed=self._counters.sessions,
+            sessions_closed=counters.sessions,
             sessions_evicted=self._sessions.evicted,
             history_sessions=self._history.closed,
             history_rows=len(self._history),
             rules=len(self._rules.rules),
-            rule_hits=self._counters.rule_hits,
-            flagged=self._counters.flagged,
-            cut_lines=self._counters.cut_lines,
-            unterminated_lines=self._counters.unterminated_lines,
-            lost_lines=self._counters.lost_lines,
+            rule_hits=counters.rule_hits,
+            flagged=counters.flagged,
+            cut_lines=counters.cut_lines,
+            unterminated_lines=counters.unterminated_lines,
+            lost_lines=counters.lost_lines,
             alpha=alpha,
             floor_binding=floor_binding,
             sessions_per_day=self._rate.per_day(),
             calibration=ensemble.calibration if ensemble else 0,
             restored=self._restored,
+            incidents_opened=self._incidents.opened,
+            incidents_open=self._incidents.open_count(now),
+            incidents_digest=self._incidents.digested,
+            incidents_evicted=self._incidents.evicted,
+            answers=len(self._known.answers()),
+            answers_dropped=self._known.answers_dropped,
+            admitted=self._known.admitted,
+            models_refused=self._models.refused,
+            refusal=self._models.refusal,
+            vouched_lines=counters.vouched_lines,
+            vouched_rule_hits=counters.vouched_rule_hits,
+            vouched_sessions=counters.vouched_sessions,
         )
 
     # --- the state as columns -----------------------------------------------------------------------
@@ -444,7 +630,8 @@ class Detector:
             "closings_at_line": self._closings_at_line,
             "generations": self._generations,
             "restored": self._restored,
-            "forgotten_lines": self._forgotten_lines,
+            "trained_at": self._trained_at,
+            "vouched_for": self._vouched_for,
             "settings": msgspec.json.encode(self.settings),
             "rules": msgspec.json.encode(self.rule_texts),
             "model": msgspec.json.encode(self.model),
@@ -456,6 +643,12 @@ class Detector:
             **joined("sessions", self._sessions.export()),
             **joined("history", self._history.export()),
             **joined("recent", self._recent.export()),
+            **joined("known", self._known.export()),
+            **joined("incidents", self._incidents.export()),
+            **joined("models", self._models.export()),
+            **joined("values", self._values.export()),
+            **joined("origins", self._origins.export()),
+            **(joined("vouching", self._vouching.export()) if self._vouching is not None else {}),
         }
 
     @classmethod
@@ -476,7 +669,8 @@ class Detector:
         detector._closings_at_line = int(state["closings_at_line"])  # type: ignore[arg-type]
         detector._generations = int(state["generations"])  # type: ignore[arg-type]
         detector._restored = int(state["restored"])  # type: ignore[arg-type]
-        detector._forgotten_lines = int(state["forgotten_lines"])  # type: ignore[arg-type]
+        detector._trained_at = int(state["trained_at"])  # type: ignore[arg-type]
+        detector._vouched_for = bool(state["vouched_for"])
         detector._counters = Counters(**part("counters", state))  # type: ignore[arg-type]
         detector._rate = SessionRate(**part("rate", state))  # type: ignore[arg-type]
         detector._living = LivingSources.load(part("sources", state))
@@ -485,6 +679,13 @@ class Detector:
         detector._sessions = SessionTable.load(part("sessions", state))
         detector._history = History.load(part("history", state))
         detector._recent = RecentLines.load(part("recent", state))
+        detector._known = KnownCauses.load(part("known", state))
+        detector._incidents = Incidents.load(part("incidents", state))
+        detector._models = Generations.load(part("models", state))
+        detector._values = ValueModel.load(part("values", state))
+        detector._origins = SourceCounters.load(part("origins", state))
+        vouching = part("vouching", state)
+        detector._vouching = Vouching.load(vouching) if vouching else None
         detector._set(
             msgspec.json.decode(state["settings"], type=DetectionSettings),  # type: ignore[arg-type]
             msgspec.json.decode(state["rules"], type=tuple[RuleText, ...]),  # type: ignore[arg-type]
@@ -501,3 +702,25 @@ _compiled = lru_cache(maxsize=4)(RuleSet.compile)
 def model_in(state: Columns) -> ModelFrame:
     """Which model was in force in `state`; its name is empty when none was."""
     return msgspec.json.decode(state["model"], type=ModelFrame)  # type: ignore[arg-type]
+
+
+def _clock_at(
+    clock: LogClock, sessions: SessionTable, times: NDArray[np.float64], received: float
+) -> NDArray[np.float64]:
+    """The log clock at each line; before any time was ever seen, the receive time."""
+    unset = math.isnan(clock.now)
+    now = clock.advance(times)
+    if unset:
+        known = now[~np.isnan(now)]
+        now = np.where(np.isnan(now), known[0] if len(known) else received, now)
+        if len(known):  # sessions timed by receive time must not outlive the log's own
+            last = sessions.column["last_time"]
+            np.minimum(last, known[0], out=last, where=sessions.open)
+    return now
+
+
+def _surest(hits: Hits, certainty: NDArray[np.float64]) -> NDArray[np.int64]:
+    """For each line that was hit, which hit is its surest rule's (the first of equals)."""
+    order = np.lexsort((np.arange(len(hits.lines)), -certainty[hits.rules], hits.lines))
+    lines = hits.lines[order]
+    return order[np.concatenate(([True], lines[1:] != lines[:-1]))]

@@ -1,57 +1,127 @@
 """A model generation at work: the members' scores, their p-values, and the one p they come to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.calibration import Ring, combined
-from detection.forest import Forest
+from detection.calibration import Ring, across, combined
+from detection.members.forest import FEATURES, features
+from detection.members.member import Member
+from detection.members.ngram import Ngram
+from detection.members.registry import MEMBERS, VOICES
+from detection.members.transformer import Transformer
+from detection.members.view import CLOSING, Floats, Standing, View
 from detection.model import Model
-from detection.transformer import SequenceModel
+from detection.transformer import END, FIRST, UNSEEN
 
-MEMBERS = ("transformer", "isolation_forest")
+EXPECTED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """p-values of n states of sessions: `members` by name and combined, float64 [n]."""
+    """Of n states of sessions: `members` float64 [n, M] p-values, nan of members that are not ready; `strangeness`
+    their combined statistic, which never falls while a session goes on; `p` its p-value."""
 
-    members: dict[str, NDArray[np.float64]]
-    p: NDArray[np.float64]
+    members: Floats
+    strangeness: Floats
+    p: Floats
 
 
 class Ensemble:
-    """`worst` is a session's largest surprise so far (transformer), `oddity` its largest forest score."""
-
     def __init__(self, model: Model) -> None:
+        self.model = model
         self.generation = model.generation
         self.line = model.line
         self.vocabulary = model.vocabulary
-        self.sequence = SequenceModel(model)
-        self.forest = Forest(model.forest)
-        self._rings = {name: Ring(np.asarray(model.rings[name])) for name in (*MEMBERS, "ensemble")}
+        self._rings = {name: Ring(np.asarray(ring)) for name, ring in model.rings.items()}
+        self._members = [
+            member(model.parts.get(member.name, {}), model.vocabulary)
+            for member in MEMBERS
+            if set(member.voices) <= set(self._rings)
+        ]
+        self.voices = tuple(voice for member in self._members for voice in member.voices)
+        self._columns = [VOICES.index(voice) for voice in self.voices]
+        self._families = families(self._members)
 
     @property
     def calibration(self) -> int:
         """How many sessions the combined statistic was calibrated on."""
         return len(self._rings["ensemble"])
 
-    def judge(self, worst: NDArray[np.float64], oddity: NDArray[np.float64]) -> Judgement:
-        scores = {"transformer": worst, "isolation_forest": oddity}
-        members = {name: self._rings[name].p(scores[name]) for name in MEMBERS}
-        statistic = combined(np.stack([members[name] for name in MEMBERS], axis=1))
-        return Judgement(members, self._rings["ensemble"].p(statistic))
+    def score(self, view: View) -> Standing:
+        """Where each row leaves its session, by member; members that are not ready say 0."""
+        standing = Standing(view, VOICES)
+        for member in self._members:
+            standing.hear(member.voices, member.scores(view, standing))
+        return standing
+
+    def judge(self, reached: Floats) -> Judgement:
+        """`reached` float64 [n, M]: what sessions have come to (`Standing.reached`)."""
+        members = np.full(reached.shape, np.nan)
+        for voice, column in zip(self.voices, self._columns, strict=True):
+            members[:, column] = self._rings[voice].p(reached[:, column])
+        strangeness = across(
+            np.stack(
+                [
+                    self._rings[f"family/{family}"].p(combined(members[:, columns]))
+                    if len(columns) > 1
+                    else members[:, columns[0]]
+                    for family, columns in self._families.items()
+                ],
+                axis=1,
+            )
+        )
+        return Judgement(members, strangeness, self._rings["ensemble"].p(strangeness))
 
     def threshold(self, member: str, alpha: float) -> float:
         """The score at which `member` alone would have a p-value of `alpha`."""
         return self._rings[member].score_at(alpha)
 
+    def expected(self, context: NDArray[np.int32], starts: bool, found: int) -> tuple[list[tuple[int, float]], float]:
+        """The three likeliest templates after `context` (CLOSING stands for the end), and the probability of `found`.
+
+        By the transformer, by the 3-gram before there is one.
+        """
+        predicting = [member for member in self._members if isinstance(member, Ngram | Transformer)]
+        p = predicting[-1].likely(context, starts)
+        ids = np.concatenate(([CLOSING], self.vocabulary))
+        probability = np.concatenate((p[END : END + 1], p[FIRST : FIRST + len(self.vocabulary)]))
+        best = np.argsort(-probability, kind="stable")[:EXPECTED]
+        at = np.flatnonzero(ids == found)
+        chance = float(probability[at[0]]) if len(at) else float(p[UNSEEN])
+        return [(int(ids[each]), float(probability[each])) for each in best], chance
+
+    def standing_out(self, standing: Standing, row: int) -> list[dict[str, Any]]:
+        """The features of a row beyond what is usual at the end of a session: [{name, value, usual, high}]."""
+        usual = self.model.parts.get("isolation_forest", {}).get("usual")
+        if usual is None:
+            return []
+        values = features(standing.only(np.arange(len(standing.reached)) == row))[0]
+        low, middle, high = usual.T
+        out = np.flatnonzero((values > high) | (values < low))
+        spread = np.maximum(high - low, 1e-9)
+        order = out[np.argsort(-np.abs(values - middle)[out] / spread[out], kind="stable")]
+        return [
+            {"name": FEATURES[i], "value": float(values[i]), "usual": float(middle[i]), "high": float(high[i])}
+            for i in order.tolist()
+        ]
+
     def knows(self, template_ids: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """Which templates the transformer was trained on."""
+        """Which templates have a token of their own."""
         if not len(self.vocabulary):
             return np.zeros(len(template_ids), dtype=np.bool_)
         at = np.searchsorted(self.vocabulary, template_ids)
         at = np.minimum(at, len(self.vocabulary) - 1)
         known: NDArray[np.bool_] = self.vocabulary[at] == template_ids
         return known
+
+
+def families(members: Sequence[Member] | Sequence[type[Member]]) -> dict[str, list[int]]:
+    """Which columns of VOICES each family's voices have."""
+    found: dict[str, list[int]] = {}
+    for member in members:
+        found.setdefault(member.family, []).extend(VOICES.index(voice) for voice in member.voices)
+    return found

@@ -12,6 +12,10 @@ before it is applied, so this module's encoding is a file format:
     skip     {"type": "skip", "seq"}             frame `seq`, before this one, could not be applied: whoever
                                                  replays it skips it, too
     restore  {"type": "restore", "name", "sha256"}   what is known becomes what snapshot `name` holds
+    feedback {"type": "feedback", "alert", "cause", "kind", "what", "answer", "note"}
+                                                 the operator's answer to alert `alert`, which is about `cause`
+    vouched  {"type": "vouched", "received", "segment", "done"}     lines that somebody says are clean
+    refused  {"type": "refused", "generation", "name", "reason"}    a model that does not take effect
 
 A new type of frame, or a field that an older program must not overlook, raises `persistence.segment.VERSION`: to
 an older program a frame it does not know would be one that cannot be applied, and its lines would be lost.
@@ -26,6 +30,7 @@ them, and knows the parity that was journaled last, can tell whether they are in
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -92,7 +97,46 @@ class RestoreFrame(msgspec.Struct, frozen=True, tag="restore"):
     sha256: str
 
 
-Frame = LinesFrame | ModelFrame | SettingsFrame | TickFrame | FlushFrame | SkipFrame | RestoreFrame
+class FeedbackFrame(msgspec.Struct, frozen=True, tag="feedback"):
+    """What the operator says of alert `alert`; it holds for `cause`, of the `kind` and `what` that
+    `detection.causes` gave it. "undo" takes back the answer to that alert, whatever else is in the frame."""
+
+    alert: str
+    cause: int
+    kind: int
+    what: str
+    answer: Literal["normal", "anomaly", "undo"]
+    note: str
+
+
+class VouchedFrame(msgspec.Struct, frozen=True, tag="vouched"):
+    """Lines to learn from, which count for nothing else. With `done` nothing more comes of that source."""
+
+    received: float
+    segment: Segment
+    done: bool
+
+
+class RefusedFrame(msgspec.Struct, frozen=True, tag="refused"):
+    """Model `generation` in the file `name` was trained and does not take effect."""
+
+    generation: int
+    name: str
+    reason: str
+
+
+Frame = (
+    LinesFrame
+    | ModelFrame
+    | SettingsFrame
+    | TickFrame
+    | FlushFrame
+    | SkipFrame
+    | RestoreFrame
+    | FeedbackFrame
+    | VouchedFrame
+    | RefusedFrame
+)
 
 
 @dataclass(frozen=True, slots=True)

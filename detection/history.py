@@ -6,10 +6,12 @@ or that is still open, is not learned from: half a session would teach that sess
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.members.view import CLOSING
 from detection.state import Columns, State
 
 ROWS = 1 << 18
@@ -20,30 +22,52 @@ ERROR = 4
 TAINTED = 8  # a rule matched the line
 ENDS = 16  # closing row: the session ended by silence
 SPLITS = 32  # closing row: the session was cut because it was long
+FLAGGED = 64  # closing row: the members found the session strange
+VOUCHED = 128  # closing row: the operator says that the session is normal
 
 _CLOSING = ENDS | SPLITS
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Closed sessions as flat columns: session s is rows offsets[s]:offsets[s+1] of the per-line columns."""
+    """Closed sessions as flat columns: session s is rows offsets[s]:offsets[s+1] of the per-line columns.
+
+    Per line: tokens, errors, times, values, sources. Per session: the rest; `cause` is what it was flagged for, `fresh`
+    says that it closed after the mark (`History.set_mark`).
+    """
 
     tokens: NDArray[np.int32]
     errors: NDArray[np.bool_]
     times: NDArray[np.float64]
+    values: NDArray[np.float32]
+    sources: NDArray[np.float32]
     offsets: NDArray[np.int64]
     starts: NDArray[np.bool_]
     ends: NDArray[np.bool_]
     tainted: NDArray[np.bool_]
+    flagged: NDArray[np.bool_]
+    vouched: NDArray[np.bool_]
+    fresh: NDArray[np.bool_]
+    keys: NDArray[np.uint64]
+    causes: NDArray[np.uint64]
+
+
+_COLUMNS = {
+    "serials": np.int64,
+    "templates": np.int32,
+    "times": np.float64,
+    "flags": np.uint8,
+    "values": np.float32,
+    "sources": np.float32,
+    "about": np.uint64,  # closing rows: the cause; the rows before them: a hash of the session's key
+}
 
 
 class History:
     def __init__(self) -> None:
-        self._serials = np.zeros(ROWS, dtype=np.int64)
-        self._templates = np.zeros(ROWS, dtype=np.int32)
-        self._times = np.zeros(ROWS, dtype=np.float64)
-        self._flags = np.zeros(ROWS, dtype=np.uint8)
+        self._column: dict[str, NDArray[Any]] = {name: np.zeros(ROWS, dtype=dtype) for name, dtype in _COLUMNS.items()}
         self._written = 0
+        self._mark = 0
         self.closed = 0  # session ends in the ring
 
     def append(
@@ -52,15 +76,41 @@ class History:
         templates: NDArray[np.int32],
         times: NDArray[np.float64],
         flags: NDArray[np.uint8],
+        values: NDArray[np.float64],
+        sources: NDArray[np.float64],
+        keys: NDArray[np.uint64],
     ) -> None:
-        """Add rows in the order in which they happened; all columns [n], n <= ROWS."""
-        slots = np.arange(self._written, self._written + len(serials)) % ROWS
-        self._serials[slots] = serials
-        self._templates[slots] = templates
-        self._times[slots] = times
-        self.closed += int(np.count_nonzero(flags & _CLOSING)) - int(np.count_nonzero(self._flags[slots] & _CLOSING))
-        self._flags[slots] = flags
-        self._written += len(serials)
+        """Add lines in the order in which they came; all columns [n], n <= ROWS; `keys` are hashes of session keys."""
+        self._add(
+            serials=serials, templates=templates, times=times, flags=flags, values=values, sources=sources, about=keys
+        )
+
+    def close(
+        self,
+        serials: NDArray[np.int64],
+        times: NDArray[np.float64],
+        flags: NDArray[np.uint8],
+        causes: NDArray[np.uint64],
+    ) -> None:
+        """Sessions end; all columns [m], m <= ROWS."""
+        none = np.zeros(len(serials))
+        templates = np.full(len(serials), CLOSING, dtype=np.int32)
+        self._add(
+            serials=serials, templates=templates, times=times, flags=flags, values=none, sources=none, about=causes
+        )
+
+    def _add(self, **columns: NDArray[Any]) -> None:
+        count = len(columns["serials"])
+        slots = np.arange(self._written, self._written + count) % ROWS
+        flags, before = columns["flags"], self._column["flags"][slots]
+        self.closed += int(np.count_nonzero(flags & _CLOSING)) - int(np.count_nonzero(before & _CLOSING))
+        for name, column in columns.items():
+            self._column[name][slots] = column
+        self._written += count
+
+    def set_mark(self) -> None:
+        """Sessions that close from now on are fresh."""
+        self._mark = self._written
 
     def __len__(self) -> int:
         return min(self._written, ROWS)
@@ -69,44 +119,44 @@ class History:
         """The whole sessions in the ring, ordered by serial; costs some tens of milliseconds."""
         held = len(self)
         order = np.arange(self._written - held, self._written) % ROWS
-        order = order[np.argsort(self._serials[order], kind="stable")]
-        serials, flags = self._serials[order], self._flags[order]
-        if not held:
-            order = np.zeros(0, dtype=np.int64)
+        number = np.arange(self._written - held, self._written)
+        by_serial = np.argsort(self._column["serials"][order], kind="stable")
+        order, number = order[by_serial], number[by_serial]
+        serials, flags = self._column["serials"][order], self._column["flags"][order]
         heads = np.flatnonzero(np.concatenate(([True], serials[1:] != serials[:-1]))) if held else order
         sizes = np.diff(np.append(heads, held))
         any_flag = np.bitwise_or.reduceat(flags, heads) if held else flags
         whole = (any_flag & BEGINS > 0) & (any_flag & _CLOSING > 0) & (sizes > 1)
         rows = np.repeat(whole, sizes) & (flags & _CLOSING == 0)
-        lengths = (sizes - 1)[whole]
+        first, last = heads[whole], (heads + sizes - 1)[whole]  # the closing row comes last
+        found = any_flag[whole]
         return Sequences(
-            tokens=self._templates[order][rows],
             errors=flags[rows] & ERROR > 0,
-            times=self._times[order][rows],
-            offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-            starts=any_flag[whole] & STARTS > 0,
-            ends=any_flag[whole] & ENDS > 0,
-            tainted=any_flag[whole] & TAINTED > 0,
+            tokens=self._column["templates"][order][rows],
+            **{name: self._column[name][order][rows] for name in ("times", "values", "sources")},
+            offsets=np.concatenate(([0], np.cumsum((sizes - 1)[whole]))).astype(np.int64),
+            starts=found & STARTS > 0,
+            ends=found & ENDS > 0,
+            tainted=found & TAINTED > 0,
+            flagged=found & FLAGGED > 0,
+            vouched=found & VOUCHED > 0,
+            fresh=number[last] >= self._mark,
+            keys=self._column["about"][order][first],
+            causes=self._column["about"][order][last],
         )
 
     def export(self) -> State:
         held = len(self)
-        return {
-            "serials": self._serials[:held].copy(),
-            "templates": self._templates[:held].copy(),
-            "times": self._times[:held].copy(),
-            "flags": self._flags[:held].copy(),
-            "written": self._written,
-        }
+        columns = {name: column[:held].copy() for name, column in self._column.items()}
+        return {**columns, "written": self._written, "mark": self._mark}
 
     @classmethod
     def load(cls, columns: Columns) -> "History":
         history = cls()
         history._written = int(columns["written"])  # type: ignore[arg-type]
+        history._mark = int(columns["mark"])  # type: ignore[arg-type]
         held = len(history)
-        history._serials[:held] = columns["serials"]  # type: ignore[assignment]
-        history._templates[:held] = columns["templates"]  # type: ignore[assignment]
-        history._times[:held] = columns["times"]
-        history._flags[:held] = columns["flags"]  # type: ignore[assignment]
-        history.closed = int(np.count_nonzero(history._flags & _CLOSING))
+        for name, column in history._column.items():
+            column[:held] = columns[name]
+        history.closed = int(np.count_nonzero(history._column["flags"] & _CLOSING))
         return history

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,12 @@ from detection.formats.fields import Fields
 from detection.formats.kinds import parse
 from detection.formats.requests import request_targets
 from detection.frames import Segment
+from detection.members.source_lines import sources_of, things_of, troubles
+from detection.members.values import ValueModel, Values, values_of
 from detection.rules.engine import Hits, RuleSet
 from detection.sessions import KEY_BYTES
 from detection.sources import LivingSources
+from detection.templates import TemplateTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +36,66 @@ class Intake:
     ended: list[bytes]  # keys of the windows of sources that have ended
 
 
-def match_rules(rules: RuleSet, fields: Fields, lines: Sequence[bytes]) -> tuple[Hits, list[bytes]]:
-    """The rules' hits on lines and their fields, and the targets that were looked at (for evidence)."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What n lines say, columns [n]: template ids, rule hits, and for the members that need no model: the odd-value
+    score of each, its origin (who did it, b"" where nobody is named), whether it is trouble, and what was asked for."""
+
+    ids: NDArray[np.int32]
+    hits: Hits
+    values: list[tuple[NDArray[np.int64], Values]]  # which lines, and their values
+    origins: list[bytes]
+    troubles: NDArray[np.bool_]
+    things: NDArray[np.uint64]
+
+    def odd_values(self, model: ValueModel) -> NDArray[np.float64]:
+        """What `model` says of each line's values: float64 [n]."""
+        scores = np.zeros(len(self.ids))
+        for where, values in self.values:
+            scores[where] = model.scores(values, len(where))
+        return scores
+
+    def learn_values(self, model: ValueModel, keep: NDArray[np.bool_]) -> None:
+        for where, values in self.values:
+            model.learn(values, keep[where])
+
+
+def read_lines(intake: Intake, templates: TemplateTable, rules: RuleSet) -> Reading:
+    """Read the fields of all lines; new templates get their ids."""
+    n = len(intake.lines)
+    reading = Reading(np.empty(n, np.int32), Hits.none(), [], [b""] * n, np.zeros(n, np.bool_), np.zeros(n, np.uint64))
+    everything = np.arange(n)
+    found = []
+    for where, fields in intake.fields:
+        at = everything[where]
+        reading.ids[at] = templates.assign(fields.family, fields.contents)
+        hits, targets, web = match_rules(rules, fields, [intake.lines[i] for i in at.tolist()])
+        found.append(Hits(lines=at[hits.lines].astype(np.int32), rules=hits.rules))
+        if web.any():
+            reading.values.append((at, values_of(targets, web)))
+        reading.troubles[at] = troubles(fields)
+        reading.things[at] = things_of(fields.contents)
+        origins = sources_of(fields)
+        if len(intake.fields) == 1:
+            reading.origins[:] = origins
+        else:
+            for i, origin in zip(at.tolist(), origins, strict=True):
+                reading.origins[i] = origin
+    return replace(reading, hits=in_order(found))
+
+
+def match_rules(rules: RuleSet, fields: Fields, lines: Sequence[bytes]) -> tuple[Hits, list[bytes], NDArray[np.bool_]]:
+    """The rules' hits on lines and their fields, the targets that were looked at, and which lines are requests."""
     web, targets = request_targets(fields)
     if web.all() or not web.any():
-        return rules.match(targets, fields.agents, lines, web=bool(web.all())), targets
+        return rules.match(targets, fields.agents, lines, web=bool(web.all())), targets, web
     found = []
     for mask in (web, ~web):
         at = np.flatnonzero(mask)
         columns = ([column[i] for i in at.tolist()] for column in (targets, fields.agents, lines))
         hits = rules.match(*columns, web=mask is web)
         found.append(Hits(lines=at[hits.lines].astype(np.int32), rules=hits.rules))
-    return in_order(found), targets
+    return in_order(found), targets, web
 
 
 def in_order(found: Sequence[Hits]) -> Hits:

@@ -11,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection import history as flag
-from detection.ensemble import MEMBERS, Ensemble
-from detection.features import CLOSING as CLOSING_TEMPLATE
-from detection.features import Carry, running
+from detection.causes import source_causes
+from detection.ensemble import Ensemble, Judgement
 from detection.history import History
-from detection.segments import first_true, rank_in_run, repeat_per_row, running_max
+from detection.known import KnownCauses
+from detection.members.registry import VOICES
+from detection.members.view import CLOSING as CLOSING_TEMPLATE
+from detection.members.view import Carry, Standing, View, counted
+from detection.reasons import Reasons, muted
+from detection.segments import first_true, rank_in_run, repeat_per_row
 from detection.sessions import WINDOW_TOKENS, Cut, SessionTable
 from detection.transformer import window_start
 
@@ -27,24 +31,26 @@ Bools = NDArray[np.bool_]
 @dataclass(frozen=True, slots=True)
 class Batch:
     """n lines as columns. `clock` is the log clock at each line, non-decreasing; `hit` the confidence of
-    the surest rule that matched it, 0 where none did."""
+    the surest rule that matched it, 0 where none did; `values` and `sources` what those members said of it."""
 
     first_line: int
     ids: NDArray[np.int32]
     errors: Bools
     clock: Floats
     hit: Floats
+    values: Floats
+    sources: Floats
 
     @classmethod
     def empty(cls, line: int) -> "Batch":
         """No lines; what closes now closes at `line`."""
         none = np.zeros(0)
-        return cls(line, none.astype(np.int32), none.astype(np.bool_), none, none)
+        return cls(line, none.astype(np.int32), none.astype(np.bool_), none, none, none, none)
 
 
 @dataclass(frozen=True, slots=True)
 class Closings:
-    """Sessions that closed, one row each; p, worst and oddity are the session's final ones."""
+    """Sessions that closed, one row each; p and reached are the session's final ones."""
 
     line: Ints  # at which the closing showed
     serial: Ints
@@ -53,10 +59,12 @@ class Closings:
     time: Floats
     session: NDArray[np.bytes_]
     p: Floats
-    worst: Floats
-    oddity: Floats
+    reached: Floats  # [m, M]
     hit: Floats
+    verdict: NDArray[np.uint8]  # what the session was flagged as, 0: it was not
     flagged: Bools  # by the closing itself; a session flagged earlier is not flagged again
+    cause: NDArray[np.uint64]  # of that
+    kind: NDArray[np.uint8]
     worst_line: Ints
 
     def and_also(self, other: "Closings") -> "Closings":
@@ -73,25 +81,39 @@ class Closings:
 class LineStates:
     """For each line of a batch, how its session stands after it; columns [n] in line order."""
 
+    serial: Ints
     first_line: Ints
     session: NDArray[np.bytes_]
     p: Floats
-    worst: Floats
-    oddity: Floats
-    member_ps: dict[str, Floats]
-    flagged: Bools  # the session's p fell below alpha here, for the first time
+    reached: Floats  # [n, M]
+    verdict: NDArray[np.uint8]  # what the session is flagged as by now, 0: it is not
+    flagged: Bools  # it was, here
+    cause: NDArray[np.uint64]  # of that
+    kind: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A batch judged: its lines, the closings in it, and for explanations what the members saw."""
+
+    states: LineStates
+    closings: Closings
+    view: View
+    standing: Standing
+    judgement: Judgement
+    row_of_line: Ints
+    row_of_serial: dict[int, int]  # the closing rows, by their sessions
 
 
 @dataclass(frozen=True, slots=True)
 class _Scored:
     """Rows as the members see them: running values of the session at that row."""
 
-    worst: Floats
-    oddity: Floats
-    p: Floats
-    member_ps: dict[str, Floats]
+    standing: Standing
+    judgement: Judgement
     crossing: Bools
-    after: Carry
+    excused: Floats  # [P] the p that known causes explain, after the batch
+    reasons: Reasons
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +125,33 @@ class _Standing:
     last_line: Ints
     worst_line: Ints
     hit: Floats
-    flagged: Bools
+    verdict: NDArray[np.uint8]
+    cause: NDArray[np.uint64]  # of that verdict
+    excused: Floats
 
 
 def judge(
     sessions: SessionTable,
     history: History,
     ensemble: Ensemble | None,
+    known: KnownCauses,
     alpha: float,
     batch: Batch,
     pieces: Cut,
-) -> tuple[LineStates, Closings]:
-    """Score a batch, move the sessions on, remember it for training. Without an ensemble p is nan."""
-    tokens, offsets, held = _sequences(sessions, batch, pieces)
+    *,
+    closing_flags: int = 0,
+) -> Judged:
+    """Score a batch, move the sessions on, remember it for training. Without an ensemble p is nan.
+
+    `closing_flags` are put on every closing in the history (`history.VOUCHED`).
+    """
     brought = _Brought(sessions, pieces)
-    scored = _score(ensemble, alpha, batch, pieces, brought, (tokens, offsets, held))
-    standing = _stand(sessions, batch, pieces, brought, scored)
-    _remember(history, batch, pieces, standing)
+    view = view_of(sessions, ensemble, known, batch, pieces, brought)
+    serial, first_line = _begun(sessions, batch, pieces, brought)
+    scored = _score(ensemble, known, alpha, sessions, pieces, brought, view, serial)
+    standing = _stand(batch, pieces, brought, scored, serial, first_line)
     key = sessions.column["key"][pieces.slot]
+    _remember(history, batch, pieces, standing, source_causes(key), closing_flags)
     closings = _closings(batch, pieces, scored, standing, key)
 
     line_rows = np.flatnonzero(~pieces.row_closing)
@@ -128,17 +159,29 @@ def judge(
     row_of_line[pieces.order] = line_rows
     piece_of_line = repeat_per_row(pieces.offsets)[row_of_line]
     states = LineStates(
+        serial=standing.serial[piece_of_line],
         first_line=standing.first_line[piece_of_line],
         session=key[piece_of_line],
-        p=scored.p[row_of_line],
-        worst=scored.worst[row_of_line],
-        oddity=scored.oddity[row_of_line],
-        member_ps={name: values[row_of_line] for name, values in scored.member_ps.items()},
+        p=scored.judgement.p[row_of_line],
+        reached=scored.standing.reached[row_of_line],
+        verdict=_verdicts_so_far(pieces, brought, scored)[row_of_line],
         flagged=scored.crossing[row_of_line],
+        cause=scored.reasons.cause[row_of_line],
+        kind=scored.reasons.kind[row_of_line],
     )
-    _store(sessions, pieces, scored, standing, tokens, offsets)
+    _store(sessions, pieces, scored, standing, view)
     sessions.release(pieces.vacated)
-    return states, closings
+    row_closing = np.flatnonzero(scored.crossing & pieces.row_closing)
+    closing_serials = standing.serial[repeat_per_row(pieces.offsets)[row_closing]]
+    return Judged(
+        states,
+        closings,
+        view,
+        scored.standing,
+        scored.judgement,
+        row_of_line,
+        dict(zip(closing_serials.tolist(), row_closing.tolist(), strict=True)),
+    )
 
 
 def closed_as_they_are(sessions: SessionTable, slots: Ints, line: int) -> Closings:
@@ -150,6 +193,7 @@ def closed_as_they_are(sessions: SessionTable, slots: Ints, line: int) -> Closin
     at["time"] = table["last_time"][slots]
     at["session"] = table["key"][slots]
     at["flagged"] = np.zeros(len(slots), dtype=np.bool_)
+    at["cause"], at["kind"] = np.zeros(len(slots), dtype=np.uint64), np.zeros(len(slots), dtype=np.uint8)
     return Closings(**at)
 
 
@@ -162,7 +206,47 @@ class _Brought:
         self._goes_on = pieces.goes_on
 
     def __call__(self, name: str, fresh: Any = 0) -> NDArray[Any]:
-        return np.where(self._goes_on, self._table[name][self._slot], fresh)
+        column = self._table[name]
+        goes_on = self._goes_on if column.ndim == 1 else self._goes_on[:, None]
+        return np.where(goes_on, column[self._slot], np.asarray(fresh, dtype=column.dtype))
+
+
+def view_of(
+    sessions: SessionTable,
+    ensemble: Ensemble | None,
+    known: KnownCauses,
+    batch: Batch,
+    pieces: Cut,
+    brought: _Brought,
+) -> View:
+    """The batch as members see it."""
+    tokens, offsets, held = _sequences(sessions, batch, pieces)
+    rows = len(pieces.row_line)
+    line_rows = ~pieces.row_closing
+
+    def spread(column: NDArray[Any], fresh: Any) -> NDArray[Any]:
+        found = np.full(rows, fresh, dtype=column.dtype)
+        found[line_rows] = column[pieces.order]
+        return found
+
+    row_piece = repeat_per_row(pieces.offsets)
+    return View(
+        tokens=tokens,
+        token_offsets=offsets,
+        held=held,
+        starts=pieces.starts,
+        ends=pieces.ends,
+        complete=pieces.ends | pieces.split,
+        offsets=pieces.offsets,
+        templates=spread(batch.ids, CLOSING_TEMPLATE),
+        errors=spread(batch.errors, False),
+        times=pieces.row_time,
+        muted=muted(known, ensemble, tokens),
+        values=spread(batch.values, 0.0),
+        sources=spread(batch.sources, 0.0),
+        counts=counted(brought("counts"), batch.ids[pieces.order], row_piece[line_rows]),
+        carry=Carry.brought(brought, brought("began", pieces.row_time[pieces.offsets[:-1]])),
+    )
 
 
 def _sequences(sessions: SessionTable, batch: Batch, pieces: Cut) -> tuple[NDArray[np.int32], Ints, Ints]:
@@ -178,53 +262,76 @@ def _sequences(sessions: SessionTable, batch: Batch, pieces: Cut) -> tuple[NDArr
     return tokens, offsets, held
 
 
+def _begun(sessions: SessionTable, batch: Batch, pieces: Cut, brought: _Brought) -> tuple[Ints, Ints]:
+    """Serial and first line of each piece's session; new sessions get theirs."""
+    head, fresh = pieces.offsets[:-1], ~pieces.goes_on
+    number = batch.first_line + pieces.row_line
+    serial, first_line = brought("serial"), brought("first_line")
+    serial[fresh] = sessions.new_serials(number[head[fresh]])
+    first_line[fresh] = number[head[fresh]]
+    return serial, first_line
+
+
 def _score(
     ensemble: Ensemble | None,
+    known: KnownCauses,
     alpha: float,
-    batch: Batch,
+    sessions: SessionTable,
     pieces: Cut,
     brought: _Brought,
-    sequences: tuple[NDArray[np.int32], Ints, Ints],
+    view: View,
+    serial: Ints,
 ) -> _Scored:
-    rows = len(pieces.row_line)
-    head = pieces.offsets[:-1]
-    surprise = np.zeros(rows)
-    if ensemble is not None and rows:
-        surprise = ensemble.sequence.surprises(*sequences, pieces.starts, pieces.ends).astype(np.float64)
-    template = np.full(rows, CLOSING_TEMPLATE, dtype=np.int32)
-    error = np.zeros(rows, dtype=np.bool_)
-    template[~pieces.row_closing] = batch.ids[pieces.order]
-    error[~pieces.row_closing] = batch.errors[pieces.order]
-    features, after = running(
-        surprise,
-        error,
-        template,
-        pieces.row_time,
-        pieces.offsets,
-        Carry.brought(brought, brought("began", pieces.row_time[head])),
-    )
-    worst = features[:, 0]
+    rows = len(view)
     if ensemble is None or not rows:
         unready = np.full(rows, np.nan)
-        nothing = np.zeros(rows, dtype=np.bool_)
-        return _Scored(worst, np.zeros(rows), unready, dict.fromkeys(MEMBERS, unready), nothing, after)
-    oddity = ensemble.forest.scores(features)
-    oddity[head] = np.maximum(oddity[head], brought("oddity"))
-    oddity = running_max(oddity, pieces.offsets)
-    judgement = ensemble.judge(worst, oddity)
-    unflagged = ~brought("flagged", False).astype(np.bool_)
-    strange = (judgement.p < alpha) & unflagged[repeat_per_row(pieces.offsets)]
-    crossing = first_true(strange, pieces.offsets)
-    return _Scored(worst, oddity, judgement.p, judgement.members, crossing, after)
+        return _Scored(
+            Standing(view, VOICES),
+            Judgement(np.full((rows, len(VOICES)), np.nan), np.zeros(rows), unready),
+            np.zeros(rows, dtype=np.bool_),
+            brought("excused"),
+            Reasons.none(rows),
+        )
+    standing = ensemble.score(view)
+    judgement = ensemble.judge(standing.reached)
+    windowed = sessions.column["windowed"][pieces.slot]
+    reasons = Reasons(ensemble, known, view, standing, judgement, sessions.column["key"][pieces.slot], windowed)
+    reasons.report_new_templates(brought("counts"), sessions.next_serial)
+    excused = brought("excused")
+    row_piece = repeat_per_row(pieces.offsets)
+    level = np.where(excused > 0.0, np.minimum(excused, alpha), alpha)[row_piece]
+    strange = (judgement.p < level) & (brought("verdict") == 0)[row_piece]
+    reported = excused > 0.0
+    crossing = np.zeros(rows, dtype=np.bool_)
+    while strange.any():
+        first = np.flatnonzero(first_true(strange, pieces.offsets))
+        reasons.name(first, sessions.next_serial, ~reported[row_piece[first]])
+        reported[row_piece[first]] = True
+        explained = known.normal(reasons.cause[first])
+        crossing[first[~explained]] = True
+        # What is known as normal explains this p; only a smaller one is a reason to flag.
+        excused[row_piece[first[explained]]] = judgement.p[first[explained]]
+        done = np.ones(len(excused), dtype=np.bool_)
+        done[row_piece[first[explained]]] = False
+        strange &= ~done[row_piece] & (judgement.p < np.where(excused > 0.0, excused, alpha)[row_piece])
+    return _Scored(standing, judgement, crossing, excused, reasons)
 
 
-def _stand(sessions: SessionTable, batch: Batch, pieces: Cut, brought: _Brought, scored: _Scored) -> _Standing:
+def _verdicts_so_far(pieces: Cut, brought: _Brought, scored: _Scored) -> NDArray[np.uint8]:
+    """What each row's session is flagged as by then: uint8 [rows]."""
+    row_piece, head = repeat_per_row(pieces.offsets), pieces.offsets[:-1]
+    if not len(row_piece):
+        return np.zeros(0, dtype=np.uint8)
+    sums = np.cumsum(scored.reasons.verdict * scored.crossing)  # at most one a piece
+    within = sums - (sums[head] - scored.reasons.verdict[head] * scored.crossing[head])[row_piece]
+    return (brought("verdict")[row_piece] + within).astype(np.uint8)
+
+
+def _stand(batch: Batch, pieces: Cut, brought: _Brought, scored: _Scored, serial: Ints, first_line: Ints) -> _Standing:
     head, tail = pieces.offsets[:-1], pieces.offsets[1:] - 1
     fresh = ~pieces.goes_on
     number = batch.first_line + pieces.row_line
-    serial, first_line, last_line = brought("serial"), brought("first_line"), brought("last_line")
-    serial[fresh] = sessions.new_serials(number[head[fresh]])
-    first_line[fresh] = number[head[fresh]]
+    last_line = brought("last_line")
     last = tail - pieces.ends
     has_lines = last >= head
     last_line[has_lines] = number[last[has_lines]]
@@ -232,29 +339,34 @@ def _stand(sessions: SessionTable, batch: Batch, pieces: Cut, brought: _Brought,
     hit = np.zeros(len(pieces.row_line))
     hit[~pieces.row_closing] = batch.hit[pieces.order]
     worst_line = brought("worst_line")
+    strangeness = scored.judgement.strangeness
     if len(head):
         before = np.empty(len(number))
-        before[1:] = scored.worst[:-1]
-        before[head] = np.where(fresh, -1.0, brought("worst"))
+        before[1:] = strangeness[:-1]
+        before[head] = np.where(fresh, -1.0, brought("strangeness"))
         rows = np.arange(len(number))
-        record = np.maximum.reduceat(np.where(scored.worst > before, rows, -1), head)
+        record = np.maximum.reduceat(np.where(strangeness > before, rows, -1), head)
         renewed = record >= 0
         by_closing = pieces.row_closing[record]
         worst_line = np.where(renewed, np.where(by_closing, last_line, number[record]), worst_line)
         hit = np.maximum.reduceat(hit, head)
-    flagged = np.zeros(len(head), dtype=np.bool_)
-    flagged[repeat_per_row(pieces.offsets)[scored.crossing]] = True
+    cause = brought("cause")
+    cause[repeat_per_row(pieces.offsets)[scored.crossing]] = scored.reasons.cause[scored.crossing]
     return _Standing(
         serial=serial,
         first_line=first_line,
         last_line=last_line,
         worst_line=worst_line,
         hit=np.maximum(brought("hit", 0.0), hit[: len(head)]),
-        flagged=flagged | brought("flagged", False).astype(np.bool_),
+        verdict=_verdicts_so_far(pieces, brought, scored)[tail] if len(head) else np.zeros(0, dtype=np.uint8),
+        cause=cause,
+        excused=scored.excused,
     )
 
 
-def _remember(history: History, batch: Batch, pieces: Cut, standing: _Standing) -> None:
+def _remember(
+    history: History, batch: Batch, pieces: Cut, standing: _Standing, keys: NDArray[np.uint64], closing_flags: int
+) -> None:
     """Add the lines, in their order, and then the closings to what the next model learns from."""
     line_rows = np.flatnonzero(~pieces.row_closing)
     row_piece = repeat_per_row(pieces.offsets)
@@ -268,16 +380,21 @@ def _remember(history: History, batch: Batch, pieces: Cut, standing: _Standing) 
 
     in_line_order = np.empty(len(batch.ids), dtype=np.int64)
     in_line_order[pieces.order] = line_rows
-    history.append(standing.serial[row_piece[in_line_order]], batch.ids, batch.clock, flags[in_line_order])
+    history.append(
+        standing.serial[row_piece[in_line_order]],
+        batch.ids,
+        batch.clock,
+        flags[in_line_order],
+        batch.values,
+        batch.sources,
+        keys[row_piece[in_line_order]],
+    )
     closed = np.flatnonzero(pieces.ends | pieces.split)
     tail = pieces.offsets[1:] - 1
     closed = closed[np.lexsort((standing.serial[closed], pieces.row_line[tail[closed]]))]
-    history.append(
-        standing.serial[closed],
-        np.full(len(closed), CLOSING_TEMPLATE, dtype=np.int32),
-        pieces.row_time[tail[closed]],
-        np.where(pieces.ends[closed], flag.ENDS, flag.SPLITS).astype(np.uint8),
-    )
+    how = np.where(pieces.ends[closed], flag.ENDS, flag.SPLITS).astype(np.uint8)
+    how |= np.where(standing.verdict[closed] > 0, flag.FLAGGED, 0).astype(np.uint8) | np.uint8(closing_flags)
+    history.close(standing.serial[closed], pieces.row_time[tail[closed]], how, standing.cause[closed])
 
 
 def _closings(batch: Batch, pieces: Cut, scored: _Scored, standing: _Standing, key: NDArray[np.bytes_]) -> Closings:
@@ -290,28 +407,23 @@ def _closings(batch: Batch, pieces: Cut, scored: _Scored, standing: _Standing, k
         last_line=standing.last_line[closed],
         time=pieces.row_time[tail],
         session=key[closed],
-        p=scored.p[tail],
-        worst=scored.worst[tail],
-        oddity=scored.oddity[tail],
+        p=scored.judgement.p[tail],
+        reached=scored.standing.reached[tail],
         hit=standing.hit[closed],
+        verdict=standing.verdict[closed],
         flagged=scored.crossing[tail] & pieces.row_closing[tail],
+        cause=scored.reasons.cause[tail],
+        kind=scored.reasons.kind[tail],
         worst_line=standing.worst_line[closed],
     )
 
 
-def _store(
-    sessions: SessionTable,
-    pieces: Cut,
-    scored: _Scored,
-    standing: _Standing,
-    tokens: NDArray[np.int32],
-    offsets: Ints,
-) -> None:
+def _store(sessions: SessionTable, pieces: Cut, scored: _Scored, standing: _Standing, view: View) -> None:
     """Write back what stays open: the last piece of each slot, unless silence ended it.
 
     After a cut by count the row waits, empty, for the first line of the next session of its key.
     """
-    table, after = sessions.column, scored.after
+    table, after, tokens, offsets = sessions.column, scored.standing.after(), view.tokens, view.token_offsets
     has_lines = np.diff(pieces.line_offsets) > 0
     # Pieces with lines are ordered by slot, so a slot's last one is the one before another slot's.
     stays = has_lines & ~pieces.ends
@@ -321,11 +433,13 @@ def _store(
     values: dict[str, NDArray[Any]] = {
         **{column.name: getattr(standing, column.name) for column in fields(_Standing)},
         **{column.name: getattr(after, column.name) for column in fields(Carry)},
+        "counts": view.counts,
     }
     for name, value in values.items():
-        table[name][slot] = np.where(over, np.zeros(1, dtype=table[name].dtype), value[piece])
-    table["oddity"][slot] = np.where(over, 0.0, scored.oddity[tail])
-    table["p"][slot] = np.where(over, np.nan, scored.p[tail])
+        gone = over if value.ndim == 1 else over[:, None]
+        table[name][slot] = np.where(gone, np.zeros(1, dtype=table[name].dtype), value[piece])
+    table["strangeness"][slot] = np.where(over, 0.0, scored.judgement.strangeness[tail])
+    table["p"][slot] = np.where(over, np.nan, scored.judgement.p[tail])
     table["last_time"][slot] = pieces.row_time[tail]
     table["last_event"][slot] = pieces.row_event[tail]
 

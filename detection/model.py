@@ -1,11 +1,12 @@
 """A model generation: everything one training run produced, as immutable arrays.
 
-It holds no torch and no scikit-learn object: the transformer's weights and the forest's trees are numpy
-arrays, so that persistence can write them, a hash can name them, and scoring can be rebuilt from them.
+It holds no torch and no scikit-learn object: every member's part is numpy arrays, so that persistence can write
+them, a hash can name them, and scoring can be rebuilt from them.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,20 +18,20 @@ from detection.state import State, Value, joined, part
 class Model:
     """`generation` counts from 1. `line` is the last log line that was in the training buffer.
 
-    vocabulary   int32 [V], ascending: the template ids the transformer knows; token = _FIRST + index
-    weights      float32 arrays by the transformer's parameter names
-    forest       the Isolation Forest as flat arrays (see `detection.forest`)
+    vocabulary   int32 [V], ascending: the template ids that have a token of their own; token = FIRST + index
+    parts        each member's arrays, by `Member.part`; and "anchor": sessions that a later generation must not
+                 judge worse than this one does (`detection.training.promotion`)
     templates    `TemplateTable.export()` at training time: a model without its state can still be used
-    rings        float64 [n] ascending: scores of held-out clean sessions at their maximum, by member name
-                 ("transformer", "isolation_forest") and "ensemble" for the combined statistic
+    rings        float64 [n] ascending: scores of clean sessions, by a member that did not learn from them, at their
+                 maximum, by member name; and "ensemble" for the combined statistic. A member without a ring is not
+                 part of this generation
     meta         scalars: seed, torch version, threads, epochs, losses, sessions, seconds...
     """
 
     generation: int
     line: int
     vocabulary: NDArray[np.int32]
-    weights: Mapping[str, NDArray[np.float32]]
-    forest: Mapping[str, NDArray[np.generic]]
+    parts: Mapping[str, Mapping[str, NDArray[Any]]]
     templates: Mapping[str, Value]
     rings: Mapping[str, NDArray[np.float64]]
     meta: Mapping[str, int | float | str]
@@ -42,8 +43,9 @@ def to_columns(model: Model) -> State:
         "generation": model.generation,
         "line": model.line,
         "vocabulary": model.vocabulary,
-        **joined("weights", model.weights),
-        **joined("forest", model.forest),
+        **joined(
+            "parts", {f"{name}/{column}": array for name, each in model.parts.items() for column, array in each.items()}
+        ),
         **joined("templates", model.templates),
         **joined("rings", model.rings),
         **joined("meta", model.meta),
@@ -55,12 +57,15 @@ def from_columns(columns: Mapping[str, Value]) -> Model:
     generation, line = columns["generation"], columns["line"]
     if not isinstance(generation, int) or not isinstance(line, int):
         raise TypeError("a model's generation and line are integers")
+    parts: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, array in part("parts", columns).items():
+        member, _, column = name.partition("/")
+        parts.setdefault(member, {})[column] = array  # type: ignore[assignment]
     return Model(
         generation=generation,
         line=line,
         vocabulary=columns["vocabulary"],  # type: ignore[arg-type]
-        weights=part("weights", columns),  # type: ignore[arg-type]
-        forest=part("forest", columns),  # type: ignore[arg-type]
+        parts=parts,
         templates=part("templates", columns),
         rings=part("rings", columns),  # type: ignore[arg-type]
         meta=part("meta", columns),  # type: ignore[arg-type]

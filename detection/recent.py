@@ -19,13 +19,14 @@ class RecentLines:
         self._bytes = np.zeros(_RING_BYTES, dtype=np.uint8)
         self._starts = np.zeros(_RING_LINES, dtype=np.int64)  # offsets in the endless stream of bytes
         self._sizes = np.zeros(_RING_LINES, dtype=np.int32)
+        self._serials = np.zeros(_RING_LINES, dtype=np.int64)  # of the sessions they belong to
         self._written = 0
         self._last = 0
 
-    def append(self, first_line: int, lines: Sequence[bytes]) -> None:
-        """Remember `lines`, numbered from `first_line`; numbers may jump forward, never back."""
+    def append(self, first_line: int, lines: Sequence[bytes], serials: NDArray[np.int64]) -> None:
+        """Remember `lines` of sessions `serials`, numbered from `first_line`; numbers may jump forward, never back."""
         first_line += max(len(lines) - _RING_LINES, 0)
-        lines = lines[-_RING_LINES:]
+        lines, serials = lines[-_RING_LINES:], serials[-_RING_LINES:]
         kept = [line[:_KEPT_OF_A_LINE] for line in lines]
         sizes = np.fromiter(map(len, kept), dtype=np.int64, count=len(kept))
         starts = self._written + np.concatenate(([0], np.cumsum(sizes[:-1]))) if len(kept) else sizes
@@ -34,6 +35,7 @@ class RecentLines:
         slots = np.arange(first_line, first_line + len(kept)) % _RING_LINES
         self._starts[slots] = starts
         self._sizes[slots] = sizes
+        self._serials[slots] = serials
         self._write(b"".join(kept))
         self._last = first_line + len(kept) - 1
 
@@ -48,6 +50,12 @@ class RecentLines:
         at = start % _RING_BYTES
         head = self._bytes[at : at + size].tobytes()
         return head if len(head) == size else head + self._bytes[: size - len(head)].tobytes()
+
+    def of_session(self, serial: int, through: int, count: int) -> list[int]:
+        """The numbers of the last `count` lines of session `serial` up to line `through` that are still held."""
+        numbers = np.arange(max(self._last - _RING_LINES, 0) + 1, min(through, self._last) + 1)
+        mine = numbers[self._serials[numbers % _RING_LINES] == serial][-count:]
+        return [int(number) for number in mine if self.text(int(number)) is not None]
 
     def _write(self, data: bytes) -> None:
         start = self._written
@@ -66,6 +74,7 @@ class RecentLines:
             "bytes": self._bytes.copy(),
             "starts": self._starts.copy(),
             "sizes": self._sizes.copy(),
+            "serials": self._serials.copy(),
             "written": self._written,
             "last": self._last,
         }
@@ -76,6 +85,7 @@ class RecentLines:
         recent._bytes[:] = columns["bytes"]  # type: ignore[assignment]
         recent._starts[:] = columns["starts"]  # type: ignore[assignment]
         recent._sizes[:] = columns["sizes"]  # type: ignore[assignment]
+        recent._serials[:] = columns["serials"]  # type: ignore[assignment]
         recent._written = int(columns["written"])  # type: ignore[arg-type]
         recent._last = int(columns["last"])  # type: ignore[arg-type]
         return recent

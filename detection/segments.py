@@ -31,6 +31,27 @@ def running_max(values: NDArray[np.float64], offsets: Offsets) -> NDArray[np.flo
     return result
 
 
+def running_sum(values: NDArray[np.int64], offsets: Offsets) -> NDArray[np.int64]:
+    """The sum of the run up to and including each row; exact, so a run may be cut anywhere and carried on."""
+    if not len(values):
+        return values.copy()
+    sums = np.cumsum(values)
+    first = offsets[:-1][repeat_per_row(offsets)]
+    within: NDArray[np.int64] = sums - (sums[first] - values[first])
+    return within
+
+
+def running_or(values: NDArray[np.uint64], offsets: Offsets) -> NDArray[np.uint64]:
+    """The union of the run's bits up to and including each row, by doubling (Hillis and Steele, 1986)."""
+    result, rank = values.copy(), rank_in_run(offsets)
+    rows, step = np.flatnonzero(rank >= 1), 1
+    while len(rows):
+        result[rows] |= result[rows - step]
+        step *= 2
+        rows = rows[rank[rows] >= step]
+    return result
+
+
 def first_true(marks: NDArray[np.bool_], offsets: Offsets) -> NDArray[np.bool_]:
     """`marks` with only the first True of each run left."""
     rows = np.flatnonzero(marks)

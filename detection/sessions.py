@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.clock import LEAP_SECONDS_ALLOWED
+from detection.members.registry import VOICES
+from detection.members.view import COUNT_BUCKETS
 from detection.segments import rank_in_run
 from detection.state import Columns, State
 
@@ -26,7 +28,6 @@ CAPACITY = 1 << 16
 KEY_BYTES = 65
 LONGEST_SESSION = 1000
 WINDOW_TOKENS = 63  # what a model's context holds beside its start marker
-_EVICTED_AT_ONCE = CAPACITY // 64
 
 _COLUMNS: dict[str, tuple[str, int]] = {
     "key": (f"S{KEY_BYTES}", 1),
@@ -41,30 +42,35 @@ _COLUMNS: dict[str, tuple[str, int]] = {
     "held": ("<i8", 1),  # templates in `tokens`
     "tokens": ("<i4", WINDOW_TOKENS),
     "opened": ("?", 1),  # `tokens` begins where the session truly began
-    "scored": ("<i8", 1),  # how many surprises went into `worst` and `total`
-    "worst": ("<f8", 1),
-    "total": ("<f8", 1),
-    "worst_line": ("<i8", 1),
+    "scored": ("<i8", 1),  # how many rows went into `totals`
+    "muted": ("<i8", 1),  # lines of templates that were admitted since the model was made
+    "reached": ("<f8", len(VOICES)),  # what each member has come to, and the sum of what it said
+    "totals": ("<f8", len(VOICES)),
+    "worst_line": ("<i8", 1),  # the line that made the session strangest
     "errors": ("<i8", 1),
     "shape": ("<u8", 1),  # 64-bit map of the templates seen
-    "oddity": ("<f8", 1),  # running maximum of the forest's score
+    "counts": ("|u1", COUNT_BUCKETS),  # how often each template came, by id modulo 64; stops at 255
+    "strangeness": ("<f8", 1),  # the members' combined statistic
     "p": ("<f8", 1),
+    "excused": ("<f8", 1),  # the p that a known cause explains: only a smaller one is a reason to flag; 0: none
     "hit": ("<f8", 1),  # confidence of the surest rule that matched, 0: none
-    "flagged": ("?", 1),
+    "verdict": ("|u1", 1),  # what the session was flagged as (`outcomes`), 0: not flagged
+    "cause": ("<u8", 1),  # of that (`causes`)
 }
 
 
 class SessionTable:
     """The open sessions. `column["name"][slot]` is one session's value; slots are reused."""
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self.capacity = capacity
         self.column: dict[str, NDArray[Any]] = {
-            name: np.zeros(CAPACITY if width == 1 else (CAPACITY, width), dtype=dtype)
+            name: np.zeros(capacity if width == 1 else (capacity, width), dtype=dtype)
             for name, (dtype, width) in _COLUMNS.items()
         }
-        self.open = np.zeros(CAPACITY, dtype=np.bool_)
+        self.open = np.zeros(capacity, dtype=np.bool_)
         self._slots: dict[bytes, int] = {}
-        self._free: list[int] = list(range(CAPACITY - 1, -1, -1))
+        self._free: list[int] = list(range(capacity - 1, -1, -1))
         self._used = 0  # no slot at or beyond it was ever taken
         self.next_serial = 1
         self.evicted = 0
@@ -86,7 +92,7 @@ class SessionTable:
         candidates[known] = False
         slots = np.flatnonzero(candidates)
         by_silence = np.lexsort((self.column["serial"][slots], self.column["last_time"][slots]))
-        return slots[by_silence[: max(needed, min(_EVICTED_AT_ONCE, len(slots)))]]
+        return slots[by_silence[: max(needed, min(self.capacity // 64, len(slots)))]]
 
     def slots_for(self, keys: Sequence[bytes], windowed: Sequence[bool]) -> NDArray[np.int64]:
         """The slot of each line's session, taking free ones for keys not seen yet (fewer than are free)."""
@@ -133,7 +139,7 @@ class SessionTable:
         self.open[slots] = False
 
     def silent(self, horizon: NDArray[np.float64] | float, idle_seconds: float) -> NDArray[np.int64]:
-        """The open keyed sessions silent for more than `idle_seconds` at `horizon` (one time, or [CAPACITY])."""
+        """The open keyed sessions silent for more than `idle_seconds` at `horizon` (one time, or [capacity])."""
         used = slice(0, self._used)
         last, windowed = self.column["last_time"][used], self.column["windowed"][used]
         limit = horizon[used] if isinstance(horizon, np.ndarray) else horizon
@@ -154,14 +160,14 @@ class SessionTable:
         return state
 
     @classmethod
-    def load(cls, columns: Columns) -> "SessionTable":
-        table = cls()
+    def load(cls, columns: Columns, capacity: int = CAPACITY) -> "SessionTable":
+        table = cls(capacity)
         count = len(columns["serial"])  # type: ignore[arg-type]
         for name, column in table.column.items():
             column[:count] = columns[name]
         table.open[:count] = True
         table._slots = {key: slot for slot, key in enumerate(table.column["key"][:count].tolist())}
-        table._free = list(range(CAPACITY - 1, count - 1, -1))
+        table._free = list(range(capacity - 1, count - 1, -1))
         table._used = count
         table.next_serial = int(columns["next_serial"])  # type: ignore[arg-type]
         table.evicted = int(columns["evicted"])  # type: ignore[arg-type]
@@ -218,11 +224,11 @@ def cut(
     before = _before(e, table_event[s], new_slot)
     gap |= (e > before + idle) | (e < before - np.where(windowed, np.inf, LEAP_SECONDS_ALLOWED))
 
-    first_line = np.full(CAPACITY, n)  # of each slot, in this batch
+    first_line = np.full(table.capacity, n)  # of each slot, in this batch
     first_line[s[new_slot]] = order[new_slot]
     touched = first_line < n
     if ending is None:
-        horizon = np.full(CAPACITY, clock[-1] if n else -np.inf)
+        horizon = np.full(table.capacity, clock[-1] if n else -np.inf)
         horizon[s[new_slot]] = c[new_slot]
         ending = np.union1d(table.silent(horizon, idle_seconds), s[new_slot & gap])
     has_lines = table.column["lines"][ending] > 0

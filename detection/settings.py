@@ -23,6 +23,10 @@ class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The quick members learn from `early_lines` on and again whenever the lines have doubled; all of them from
+    `warmup_lines` on. 0 `early_lines`: the quick ones wait for the others."""
+
+    early_lines: int = 5_000
     warmup_lines: int = 50_000
     retrain_lines: int = 50_000
     retrain_seconds: float = 3600.0

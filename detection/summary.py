@@ -13,6 +13,7 @@ class Summary:
     training_due: bool = False
     generation: int = 0
     model_line: int = 0
+    members: tuple[str, ...] = ()  # the voices of the model in force
     templates: int = 0
     templates_created: int = 0
     templates_evicted: int = 0
@@ -33,3 +34,15 @@ class Summary:
     sessions_per_day: float = 0.0
     calibration: int = 0
     restored: int = 0  # seq of the last restore
+    incidents_opened: int = 0
+    incidents_open: int = 0
+    incidents_digest: int = 0  # of those opened, how many wait in the digest
+    incidents_evicted: int = 0  # made room in the table
+    answers: int = 0  # the operator's, in force
+    answers_dropped: int = 0
+    admitted: int = 0  # causes that are normal by their share of the stream
+    models_refused: int = 0
+    refusal: str = ""  # why the last model that came does not take effect, "" when it does
+    vouched_lines: int = 0
+    vouched_rule_hits: int = 0  # of those lines, how many a rule matched: they are not learned from
+    vouched_sessions: int = 0

@@ -1,21 +1,25 @@
 """What a training run learns from: recent sessions as columns, handed to the trainer's process in a file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.model import Model
+from detection.model import from_columns as model_from_columns
+from detection.model import to_columns as model_to_columns
 from detection.state import Columns, State, Value, joined, part
 
-_ARRAYS = {
-    "tokens": np.int32,
-    "errors": np.bool_,
-    "times": np.float64,
-    "offsets": np.int64,
+_PER_LINE = {"tokens": np.int32, "errors": np.bool_, "times": np.float64, "values": np.float32, "sources": np.float32}
+_PER_SESSION = {
     "starts": np.bool_,
     "ends": np.bool_,
     "tainted": np.bool_,
+    "flagged": np.bool_,
+    "vouched": np.bool_,
+    "fresh": np.bool_,
+    "keys": np.uint64,
 }
 
 
@@ -24,70 +28,89 @@ class TrainingSet:
     """T lines of S sessions; session s is tokens[offsets[s]:offsets[s+1]].
 
     generation  the one the model will have; `line` the last log line of the set; `seed` of all randomness
+    full        fit every member; else only those that learn from a few thousand lines
+    alpha       the level at which sessions were flagged, 0 when none could be
     tokens      int32 [T] template ids; errors bool [T]; times float64 [T] seconds
+    values, sources  float32 [T]: what the members that need no model said of each line (`members.passing`)
     offsets     int64 [S+1]
     starts      bool [S]: begins where the session truly began; ends: the session ended there
-    tainted     bool [S]: a rule matched in it, never learned from
+    tainted     bool [S]: a rule matched in it, or the operator called it an anomaly: never learned from
+    flagged     bool [S]: the members found it strange, and nobody has called it normal since
+    vouched     bool [S]: the operator says it is normal
+    fresh       bool [S]: it ended after the model in force was made
+    keys        uint64 [S]: a hash of the session's key
     templates   `TemplateTable.export()`, passed through into the model
+    previous    the model in force, to go on from; None at the first time
     """
 
     generation: int
     line: int
     seed: int
+    full: bool
+    alpha: float
     tokens: NDArray[np.int32]
     errors: NDArray[np.bool_]
     times: NDArray[np.float64]
+    values: NDArray[np.float32]
+    sources: NDArray[np.float32]
     offsets: NDArray[np.int64]
     starts: NDArray[np.bool_]
     ends: NDArray[np.bool_]
     tainted: NDArray[np.bool_]
+    flagged: NDArray[np.bool_]
+    vouched: NDArray[np.bool_]
+    fresh: NDArray[np.bool_]
+    keys: NDArray[np.uint64]
     templates: Mapping[str, Value]
+    previous: Model | None = None
 
     def only(self, sessions: NDArray[np.bool_]) -> "TrainingSet":
         """The same set with none but the marked sessions (bool [S])."""
         sizes = np.diff(self.offsets)
         rows = np.repeat(sessions, sizes)
-        return TrainingSet(
-            generation=self.generation,
-            line=self.line,
-            seed=self.seed,
-            tokens=self.tokens[rows],
-            errors=self.errors[rows],
-            times=self.times[rows],
+        return replace(
+            self,
             offsets=np.concatenate(([0], np.cumsum(sizes[sessions]))).astype(np.int64),
-            starts=self.starts[sessions],
-            ends=self.ends[sessions],
-            tainted=self.tainted[sessions],
-            templates=self.templates,
+            **{name: getattr(self, name)[rows] for name in _PER_LINE},
+            **{name: getattr(self, name)[sessions] for name in _PER_SESSION},
         )
 
     def to_columns(self) -> State:
         """The set as flat columns for a file."""
+        scalars = ("generation", "line", "seed", "full", "alpha")
         return {
-            "generation": self.generation,
-            "line": self.line,
-            "seed": self.seed,
-            **{name: getattr(self, name) for name in _ARRAYS},
+            **{name: getattr(self, name) for name in (*scalars, "offsets", *_PER_LINE, *_PER_SESSION)},
             **joined("templates", self.templates),
+            **(joined("previous", model_to_columns(self.previous)) if self.previous is not None else {}),
         }
 
 
 def from_columns(columns: Columns) -> TrainingSet:
     """Raises KeyError, TypeError or ValueError when `columns` is not what `TrainingSet.to_columns` gave."""
     arrays = {}
-    for name, dtype in _ARRAYS.items():
+    for name, dtype in {**_PER_LINE, **_PER_SESSION, "offsets": np.int64}.items():
         value = columns[name]
         if not isinstance(value, np.ndarray) or value.dtype != dtype:
             raise TypeError(f"training set: {name} is not an array of {np.dtype(dtype)}")
         arrays[name] = value
-    scalars = {name: columns[name] for name in ("generation", "line", "seed")}
-    if not all(isinstance(value, int) for value in scalars.values()):
+    whole = {name: columns[name] for name in ("generation", "line", "seed")}
+    full, alpha = columns["full"], columns["alpha"]
+    if not all(isinstance(value, int) for value in whole.values()):
         raise TypeError("training set: generation, line and seed are integers")
+    if not isinstance(full, bool) or not isinstance(alpha, float):
+        raise TypeError("training set: full is a truth value and alpha a number")
     offsets, lines, sessions = arrays["offsets"], len(arrays["tokens"]), len(arrays["starts"])
     if len(offsets) != sessions + 1 or offsets[0] != 0 or offsets[-1] != lines or (np.diff(offsets) < 0).any():
         raise ValueError(f"training set: offsets do not cut {lines} lines into {sessions} sessions")
-    if any(len(arrays[name]) != lines for name in ("errors", "times")):
-        raise ValueError(f"training set: errors and times are not {lines} each")
-    if any(len(arrays[name]) != sessions for name in ("ends", "tainted")):
-        raise ValueError(f"training set: ends and tainted are not {sessions} each")
-    return TrainingSet(**scalars, **arrays, templates=part("templates", columns))  # type: ignore[arg-type]
+    for name, length in {**dict.fromkeys(_PER_LINE, lines), **dict.fromkeys(_PER_SESSION, sessions)}.items():
+        if len(arrays[name]) != length:
+            raise ValueError(f"training set: {name} holds {len(arrays[name])}, not {length}")
+    previous = part("previous", columns)
+    return TrainingSet(
+        **whole,  # type: ignore[arg-type]
+        full=full,
+        alpha=alpha,
+        **arrays,  # type: ignore[arg-type]
+        templates=part("templates", columns),
+        previous=model_from_columns(previous) if previous else None,
+    )

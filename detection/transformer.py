@@ -12,7 +12,9 @@ surprise depends on the model, the window up to the token and the token, never o
 which batch, or before.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detection.memo import Keys, Places, folded, mixed
-from detection.model import Model
-from detection.network import BLOCK, advance, logits, new_pages
+from detection.network import BLOCK, advance, hidden, logits, new_pages
 
 CONTEXT = 64  # inputs per window: a marker and up to 63 templates
 STRIDE = 32
-LARGEST_VOCABULARY = 1024  # templates; the rest is UNSEEN
+LARGEST_VOCABULARY = 1020  # templates; the rest is UNSEEN. With the four tokens below, 10 bits a token
 
 # Tokens. Token FIRST + i stands for vocabulary[i].
 START, CONTINUED, END, UNSEEN, FIRST = range(5)
@@ -120,10 +121,12 @@ class SequenceModel:
     decides how fast long sessions are scored (4096 suffice for about 2000 at a time), never what comes out.
     """
 
-    def __init__(self, model: Model, *, blocks: int = 4096) -> None:
+    def __init__(
+        self, weights: Mapping[str, NDArray[Any]], vocabulary: NDArray[np.int32], *, blocks: int = 4096
+    ) -> None:
         torch.set_num_threads(1)  # two were slower, and the count changes bits
-        self._vocabulary = model.vocabulary
-        self._weights = {name: torch.from_numpy(array.copy()) for name, array in model.weights.items()}
+        self._vocabulary = vocabulary
+        self._weights = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
         self._windows = Places(_MEMO_WINDOWS, _WINDOW_WORDS)
         self._values = np.zeros((_MEMO_WINDOWS, CONTEXT), dtype=np.float32)
         self._blocks = Places(blocks, _FULL_BLOCKS * _BLOCK_WORDS)
@@ -152,8 +155,19 @@ class SequenceModel:
             parts.append(self._scored(plan.windows(start, start + _WINDOWS_AT_ONCE)))
         return np.concatenate(parts)
 
-    # To say what was expected instead, `expected` would cut windows with the same Plan, walk them for
-    # the state at the one position in question and keep the three largest of its logits.
+    def likely(self, context: NDArray[np.int32], starts: bool) -> NDArray[np.float64]:
+        """P of every token after `context` (template ids of a session, or of the end of one): float64 [tokens].
+
+        `starts`: the context begins where the session begins.
+        """
+        begin = int(window_start(np.array([len(context)]))[0])
+        tokens = tokenised(context[begin:], self._vocabulary) if len(context) > begin else np.zeros(0, np.int16)
+        marker = START if starts and begin == 0 else CONTINUED
+        inputs = np.concatenate(([marker], tokens)).astype(np.int64)
+        with torch.inference_mode():
+            state = hidden(self._weights, torch.from_numpy(inputs)[None, :])[:, -1]
+            p = torch.softmax(logits(self._weights, state)[0].double(), dim=0)
+        return p.numpy()
 
     def _scored(self, windows: Windows) -> NDArray[np.float32]:
         """Surprises of the entries asked for, row by row."""

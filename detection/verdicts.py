@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.ensemble import MEMBERS, Ensemble
-from detection.features import CLOSING as CLOSING_TEMPLATE
+from detection.causes import KINDS
+from detection.causes import shown as shown_cause
+from detection.ensemble import Ensemble
+from detection.incidents import Grouped
 from detection.judging import Batch, Closings, LineStates
+from detection.members.registry import VOICES
+from detection.members.view import CLOSING as CLOSING_TEMPLATE
+from detection.outcomes import ATTACK, NOVEL, VERDICTS
 from detection.rules.engine import Hits
 from detection.rules.reading import Rule
 from detection.templates import TemplateTable
 
-VERDICTS = ("normal", "novel", "anomaly", "attack")
-NORMAL, NOVEL, ANOMALY, ATTACK = range(4)
 TEXT_BYTES = 8192
 
 
@@ -38,8 +41,10 @@ class Rows:
     score: NDArray[np.float64]
     p: NDArray[np.float64]
     flagged: NDArray[np.bool_]
-    member_scores: Mapping[str, NDArray[np.float64]]
-    member_ps: Mapping[str, NDArray[np.float64]]
+    cause: NDArray[np.uint64]  # of flagged rows
+    kind: NDArray[np.uint8]
+    reached: NDArray[np.float64]  # [n + m, M]
+    member_ps: NDArray[np.float64]  # [n + m, M]
     texts: list[bytes]  # of lines, then of the oddest line of each session closed
     hits: Hits
     rules: tuple[Rule, ...]
@@ -54,18 +59,25 @@ class Rows:
         """Row indices in the order of their ids."""
         return np.lexsort((self.k, self.line))
 
+    def matched(self, row: int) -> list[Rule]:
+        """The rules that hit the line of a row, the surest first."""
+        if self.k[row]:
+            return []
+        low, high = np.searchsorted(self.hits.lines, [row, row + 1])
+        found = [self.rules[rule] for rule in self.hits.rules[low:high].tolist()]
+        return sorted(found, key=lambda rule: -rule.confidence)
+
     def record(self, row: int) -> dict[str, Any]:
         """Row `row` as the contract's JSON object."""
         line, k = int(self.line[row]), int(self.k[row])
         template_id = int(self.template_id[row])
-        members = {
-            name: {"score": finite(self.member_scores[name][row]), "p": finite(self.member_ps[name][row])}
-            for name in self.member_ps
-            if not np.isnan(self.member_ps[name][row])
+        reached, ps = self.reached[row].tolist(), self.member_ps[row].tolist()
+        members: dict[str, Any] = {
+            voice: {"score": score, "p": p} for voice, score, p in zip(VOICES, reached, ps, strict=True) if p == p
         }
-        matched = self._matched(row) if k == 0 else []
+        matched = self.matched(row)
         if matched:
-            members["rules"] = {"score": max(rule.confidence for rule in matched), "p": None}
+            members["rules"] = {"score": matched[0].confidence, "p": None}
         return {
             "id": f"{line}.{k}" if k else f"{line}",
             "line": line,
@@ -87,10 +99,6 @@ class Rows:
             "text": shown(self.texts[row]),
         }
 
-    def _matched(self, row: int) -> list[Rule]:
-        low, high = np.searchsorted(self.hits.lines, [row, row + 1])
-        return [self.rules[rule] for rule in self.hits.rules[low:high].tolist()]
-
 
 def rows_of(
     batch: Batch,
@@ -101,26 +109,37 @@ def rows_of(
     times: NDArray[np.float64],
     texts: list[bytes],
     hits: Hits,
+    rule_causes: NDArray[np.uint64],
     rules: tuple[Rule, ...],
     templates: TemplateTable,
     ensemble: Ensemble | None,
 ) -> Rows:
     """The verdicts on a batch and on what closed with it.
 
-    A line that a rule matched is an attack; a session whose p is below `alpha` is an anomaly from that
-    line on, and flagged there once; a template the model in force never saw is novel.
+    A line that a rule matched is an attack; a session that the members flagged is an anomaly, or novel, from that line
+    on, and flagged there once; so is a line novel whose template the model in force never saw. `rule_causes`
+    uint64 [n]: the cause of each line that a rule hit, else 0.
     """
+    from detection.causes import RULE
+
     n, m = len(batch.ids), len(closings.line)
     p = np.concatenate((states.p, closings.p))
     hit = np.concatenate((batch.hit, closings.hit))
-    verdict = np.zeros(n + m, dtype=np.uint8)
+    verdict = np.concatenate((states.verdict, closings.verdict))
     if ensemble is not None:
-        verdict[:n][~ensemble.knows(batch.ids)] = NOVEL
-    verdict[p < alpha] = ANOMALY
+        novel = ~ensemble.knows(batch.ids) & (states.verdict == 0)
+        verdict[:n][novel] = NOVEL
+    flagged_now = np.concatenate((states.flagged, closings.flagged))
     verdict[hit > 0.0] = ATTACK
     surprise = np.where(np.isnan(p) | (alpha <= 0.0), 0.0, alpha / (alpha + np.where(np.isnan(p), 1.0, p)))
-    closing_ps = ensemble.judge(closings.worst, closings.oddity).members if ensemble and m else {}
-    unknown = np.full(m, np.nan)
+    # What a known cause explains is below alpha, but no reason to flag.
+    explained = (p < alpha) & np.concatenate((states.verdict == 0, closings.verdict == 0))
+    surprise = np.where(explained, np.minimum(surprise, _JUST_BELOW), surprise)
+    surprise = np.where(flagged_now, np.maximum(surprise, 0.5), surprise)
+    reached = np.concatenate((states.reached, closings.reached))
+    by_rule = np.concatenate((rule_causes > 0, np.zeros(m, dtype=np.bool_)))
+    cause = np.concatenate((states.cause, closings.cause))
+    cause[:n] = np.where(rule_causes > 0, rule_causes, cause[:n])
     return Rows(
         line=np.concatenate((batch.first_line + np.arange(n), closings.line)),
         k=np.concatenate((np.zeros(n, dtype=np.int64), k)),
@@ -132,12 +151,11 @@ def rows_of(
         verdict=verdict,
         score=np.maximum(surprise, hit),
         p=p,
-        flagged=np.concatenate((states.flagged | (batch.hit > 0.0), closings.flagged)),
-        member_scores={
-            "transformer": np.concatenate((states.worst, closings.worst)),
-            "isolation_forest": np.concatenate((states.oddity, closings.oddity)),
-        },
-        member_ps={name: np.concatenate((states.member_ps[name], closing_ps.get(name, unknown))) for name in MEMBERS},
+        flagged=flagged_now | by_rule,
+        cause=cause,
+        kind=np.where(by_rule, RULE, np.concatenate((states.kind, closings.kind))).astype(np.uint8),
+        reached=reached,
+        member_ps=ensemble.judge(reached).members if ensemble is not None else np.full(reached.shape, np.nan),
         texts=texts,
         hits=hits,
         rules=rules,
@@ -147,6 +165,32 @@ def rows_of(
     )
 
 
+_JUST_BELOW = 0.499
+
+
+@dataclass(frozen=True, slots=True)
+class Alerted:
+    """The flagged rows of a batch, in the order of their ids, as `grouped` in incidents, and why (`explained`)."""
+
+    rows: NDArray[np.int64]
+    grouped: Grouped
+    what: list[str]
+    explained: Mapping[int, dict[str, Any]]  # by row; not every alert of a flood has one
+
+    def fields(self, rows: Rows, number: int) -> dict[str, Any]:
+        """What the record of alert `number` has beside that of a row."""
+        row = int(self.rows[number])
+        added = self.grouped.fields(number)
+        return {
+            **added,
+            "opens": bool(self.grouped.opens[number]),
+            "cause": shown_cause(int(rows.cause[row])),
+            "cause_kind": KINDS[rows.kind[row]],
+            "what": self.what[number],
+            **({"explain": self.explained[row]} if row in self.explained else {}),
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class Verdicts:
     """What applying frame `seq` said. `line` is the last line through it, `lines` how many lines it held."""
@@ -154,23 +198,23 @@ class Verdicts:
     seq: int
     line: int
     lines: int
-    batches: tuple[Rows, ...]
+    batches: tuple[tuple[Rows, Alerted], ...]
 
     def flagged(self) -> list[dict[str, Any]]:
         """The flagged rows as records, in the order of their ids."""
         return [
-            rows.record(row)
-            for rows in self.batches
-            if rows.flagged.any()
-            for row in rows.in_order().tolist()
-            if rows.flagged[row]
+            rows.record(row) | alerted.fields(rows, number)
+            for rows, alerted in self.batches
+            for number, row in enumerate(alerted.rows.tolist())
         ]
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Every row as a record, in the order of their ids."""
-        for rows in self.batches:
+        for rows, alerted in self.batches:
+            number_of = {row: number for number, row in enumerate(alerted.rows.tolist())}
             for row in rows.in_order().tolist():
-                yield rows.record(row)
+                added = alerted.fields(rows, number_of[row]) if row in number_of else {}
+                yield rows.record(row) | added
 
 
 def shown(text: bytes) -> str:
@@ -181,12 +225,6 @@ def shown(text: bytes) -> str:
 def shown_key(key: bytes) -> str:
     """A session's key as its user knows it (the table marks kinds of keys by their first byte)."""
     return shown(key[1:])
-
-
-def severity_score(p: float, alpha: float, confidence: float) -> float:
-    """The contract's score in 0..1: .5 and more is flagged, by a p below `alpha` or by a rule's confidence."""
-    surprise = alpha / (alpha + p) if p == p and alpha > 0.0 else 0.0
-    return max(surprise, confidence)
 
 
 def finite(value: Any) -> float | None:

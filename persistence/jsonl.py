@@ -39,6 +39,19 @@ def open_jsonl(path: Path, *, disk: Disk = REAL, boot: str | None = None) -> Ite
         writer.close()
 
 
+def last_records(path: Path, limit_bytes: int) -> Iterator[bytes]:
+    """The whole records that end within the last `limit_bytes` of the file at `path`, last first, without newlines.
+
+    Blocks; somebody may append meanwhile. Raises OSError.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        for record, end in _records_backwards(file, size):
+            if end <= size - limit_bytes:
+                return
+            yield record
+
+
 class JsonlWriter:
     """`last` is the last whole record found at open (without its newline), None if there was none.
 

@@ -2,7 +2,7 @@
 
     lock                     held for the life of the process
     snapshot-<seq>.msgpack   the state at `seq` (persistence/snapshot.py); with `.pin` beside it it stays
-    model-<gen>-<hash>.pt    immutable (persistence/model_file.py)
+    model-<gen>-<hash>.pt    immutable (persistence/model_file.py); the last MODELS_KEPT stay, to go back to
     journal-<seq>.log        the frames from `seq` on (persistence/journal.py)
     training/                scratch of the trainer, emptied at open
     frame-<seq>.bad          a frame that could not be applied
@@ -46,6 +46,8 @@ from persistence.recovery import (
 )
 from persistence.segment import Entry
 from persistence.snapshot import SnapshotError
+
+MODELS_KEPT = 5
 
 
 @dataclass(frozen=True)
@@ -346,7 +348,7 @@ class Store:
             self._disk.unlink(path)
         needed = {name for names in self._needed.values() for name in names}
         needed |= {name for name, used in self._used.items() if used >= seq}
-        for path in model_paths(self.directory)[1:]:
+        for path in model_paths(self.directory)[MODELS_KEPT:]:
             if path.name not in needed:
                 self._disk.unlink(path)
                 self._sound.pop(path.name, None)

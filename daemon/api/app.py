@@ -21,18 +21,24 @@ from daemon.api.bodies import (
     MAX_BODY_BYTES,
     BatchRequest,
     DetectRequest,
+    FeedbackRequest,
     decode,
     encode,
     line_bytes,
+    note_text,
 )
 from daemon.api.events import Streams
 from daemon.api.guards import check_host, check_origin, check_token
 from daemon.control import Control, ControlError
+from daemon.vouching import MAX_CHUNK_BYTES
 from persistence.directory import SNAPSHOT
 
 PREFIXES = ("", "/anomaly")
 BODY_SECONDS = 10  # a body that takes longer is refused with 408
 MAX_ANOMALIES = 1000
+MAX_INCIDENTS = 4096
+GENERATION = re.compile(r"[1-9][0-9]{0,17}")
+UPLOAD = re.compile(r"[A-Za-z0-9._-]{1,64}")
 ALERT_ID = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?")
 
 HEADERS = {
@@ -60,6 +66,7 @@ def create_app(control: Control, *, hosts: Collection[str], token: str | None) -
     _add_errors(app)
     _add_reading(app, control)
     _add_asking(app, control)
+    _add_telling(app, control)
     _add_page(app)
     return app
 
@@ -133,17 +140,21 @@ def _add_reading(app: QuartTrio, control: Control) -> None:
         after = request.args.get("after")
         if after is not None and not ALERT_ID.fullmatch(after):
             raise ControlError(400, "bad_request", "after is the id of a record, such as 1207 or 1207.1")
-        limit = request.args.get("limit", "100")
-        if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= MAX_ANOMALIES):
-            raise ControlError(400, "bad_request", f"limit is a number from 1 to {MAX_ANOMALIES}")
-        return _json({"anomalies": await control.anomalies(after, int(limit))})
+        return _json({"anomalies": await control.anomalies(after, _limit(MAX_ANOMALIES))})
+
+    async def incidents() -> Response:
+        return _json({"incidents": await control.incidents(_limit(MAX_INCIDENTS))})
+
+    async def answers() -> Response:
+        return _json({"feedback": await control.answers()})
+
+    async def models() -> Response:
+        return _json({"models": await control.models()})
 
     async def events() -> Response:
-        everything = request.args.get("all", "0")
-        if everything not in ("0", "1"):
-            raise ControlError(400, "bad_request", "all is 0 or 1")
+        everything = _flag("all")
         # A HEAD has no body to end, so its stream would never end either.
-        body = b"" if request.method == "HEAD" else streams.open(everything=everything == "1")
+        body = b"" if request.method == "HEAD" else streams.open(everything=everything)
         response = Response(body, content_type="text/event-stream")
         response.headers["X-Accel-Buffering"] = "no"  # a proxy in front must not wait for more
         # The framework would cut the stream after its RESPONSE_TIMEOUT.
@@ -155,13 +166,17 @@ def _add_reading(app: QuartTrio, control: Control) -> None:
     _route(app, "/metrics", prometheus)
     _route(app, "/snapshots", snapshots)
     _route(app, "/anomalies", anomalies)
+    _route(app, "/incidents", incidents)
+    _route(app, "/feedback", answers)
+    _route(app, "/models", models)
     _route(app, "/events", events)
 
 
 def _add_asking(app: QuartTrio, control: Control) -> None:
     async def detect() -> Response:
+        explain = _flag("explain")
         asked = decode(await _body(), DetectRequest)
-        [answer] = await control.detect([line_bytes(asked.log_line)], asked.session_id)
+        [answer] = await control.detect([line_bytes(asked.log_line)], asked.session_id, explain)
         return _json(answer)
 
     async def detect_batch() -> Response:
@@ -202,6 +217,58 @@ def _add_asking(app: QuartTrio, control: Control) -> None:
     _route(app, "/snapshots/<name>/unpin", unpin_snapshot, "POST")
 
 
+def _add_telling(app: QuartTrio, control: Control) -> None:
+    """What changes what the daemon knows by the operator's word."""
+
+    async def feedback() -> Response:
+        told = decode(await _body(), FeedbackRequest)
+        return _json(await control.feedback(_alert_id(told.id, 400), told.answer, note_text(told.note)))
+
+    async def undo_feedback(alert: str) -> Response:
+        return _json(await control.undo_feedback(_alert_id(alert, 404)))
+
+    async def rollback_model(generation: str) -> Response:
+        if not GENERATION.fullmatch(generation):
+            raise ControlError(404, "not_found", f"{generation[:80]!a} is not the number of a model generation")
+        return _json(await control.rollback_model(int(generation)))
+
+    async def train_from() -> Response:
+        source = request.args.get("source", "")
+        if not UPLOAD.fullmatch(source):
+            raise ControlError(400, "bad_request", "source is a name of up to 64 letters, digits, dots and dashes")
+        last = _flag("last")
+        data = await _body()
+        if len(data) > MAX_CHUNK_BYTES:
+            raise ControlError(413, "too_large", f"a chunk is over {MAX_CHUNK_BYTES} bytes; send it in several")
+        return _json(await control.train_from(source, data, last))
+
+    _route(app, "/feedback", feedback, "POST")
+    _route(app, "/feedback/<alert>/undo", undo_feedback, "POST")
+    _route(app, "/models/<generation>/rollback", rollback_model, "POST")
+    _route(app, "/train-from", train_from, "POST")
+
+
+def _limit(most: int) -> int:
+    limit = request.args.get("limit", "100")
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= most):
+        raise ControlError(400, "bad_request", f"limit is a number from 1 to {most}")
+    return int(limit)
+
+
+def _flag(name: str) -> bool:
+    value = request.args.get(name, "0")
+    if value not in ("0", "1"):
+        raise ControlError(400, "bad_request", f"{name} is 0 or 1")
+    return value == "1"
+
+
+def _alert_id(text: str, status: int) -> str:
+    if not ALERT_ID.fullmatch(text):
+        code = "bad_request" if status == 400 else "not_found"
+        raise ControlError(status, code, f"{text[:80]!a} is not an alert's id, such as 1207 or 1207.1")
+    return text
+
+
 def _snapshot_name(name: str) -> str:
     """`name` from the URL, when it is one that a snapshot can have; nothing else goes near a path."""
     if not SNAPSHOT.fullmatch(name):
@@ -220,6 +287,7 @@ def _add_page(app: QuartTrio) -> None:
         ("/", "page.html", "text/html; charset=utf-8"),
         ("/page.css", "page.css", "text/css; charset=utf-8"),
         ("/page.js", "page.js", "text/javascript; charset=utf-8"),
+        ("/incidents.js", "incidents.js", "text/javascript; charset=utf-8"),
     ):
         _route(app, path, _asset((files("daemon.api") / name).read_bytes(), content_type))
 
@@ -233,7 +301,7 @@ def _asset(content: bytes, content_type: str) -> Handler:
 
 def _route(app: QuartTrio, path: str, handler: Handler, method: str = "GET") -> None:
     for prefix in PREFIXES:
-        app.add_url_rule(prefix + path, endpoint=prefix + path, view_func=handler, methods=[method])
+        app.add_url_rule(prefix + path, endpoint=f"{method} {prefix}{path}", view_func=handler, methods=[method])
 
 
 def _json(answer: Any, status: int = 200) -> Response:

@@ -6,7 +6,7 @@ surrogates inside (PEP 383) and ``\\udc80``..``\\udcff`` escapes in JSON, and a 
 
 import json
 import math
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import msgspec
 
@@ -14,6 +14,7 @@ from daemon.control import ControlError
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_BATCH_LINES = 10_000
+MAX_NOTE_BYTES = 1000
 
 
 class DetectRequest(msgspec.Struct):
@@ -23,6 +24,12 @@ class DetectRequest(msgspec.Struct):
 
 class BatchRequest(msgspec.Struct):
     log_lines: list[str]
+
+
+class FeedbackRequest(msgspec.Struct):
+    id: str
+    answer: Literal["normal", "anomaly"]
+    note: str = ""
 
 
 T = TypeVar("T")
@@ -55,6 +62,17 @@ def line_bytes(text: str) -> bytes:
     if b"\n" in line:
         raise ControlError(400, "bad_request", "a log line holds a newline; send the lines one by one")
     return line
+
+
+def note_text(text: str) -> str:
+    """A note that somebody wrote, as text that can be kept."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as exc:
+        raise ControlError(400, "bad_text", f"the note holds a lone surrogate at character {exc.start}") from None
+    if size > MAX_NOTE_BYTES:
+        raise ControlError(400, "bad_request", f"a note is at most {MAX_NOTE_BYTES} bytes")
+    return text
 
 
 def encode(value: Any) -> bytes:

@@ -20,6 +20,13 @@ _COUNTERS = {  # name (the format adds _total): where in the status, help
     "vigild_ingest_bytes": ("ingest.bytes", "Bytes taken from sources since the start."),
     "vigild_lines_truncated": ("ingest.lines_truncated", "Lines longer than max_line_bytes, cut."),
     "vigild_flagged": ("alarms.flagged", "Records flagged."),
+    "vigild_incidents_opened": ("alarms.incidents.opened", "Incidents opened."),
+    "vigild_incidents_digest": ("alarms.incidents.digest", "Incidents beyond the alarm budget, in the digest."),
+    "vigild_incidents_evicted": ("alarms.incidents.evicted", "Incidents that made room in the bounded table."),
+    "vigild_answers_dropped": ("alarms.answers_dropped", "Answers that made room for newer ones."),
+    "vigild_models_refused": ("training.refused", "Models that were trained and not promoted."),
+    "vigild_vouched_lines": ("vouched.lines", "Lines of vouched files."),
+    "vigild_vouched_rule_hits": ("vouched.rule_hits", "Lines of vouched files that a rule matched."),
 }
 _GAUGES = {
     "vigild_ready_transformer": ("transformer_ready", "1 when the transformer scores."),
@@ -28,6 +35,10 @@ _GAUGES = {
     "vigild_training_percent": ("training.percent", "How far the training under way has come."),
     "vigild_templates": ("vocabulary_size", "Templates known."),
     "vigild_connections": ("ingest.connections", "Connections of log sources."),
+    "vigild_incidents_open": ("alarms.incidents.open", "Incidents with an alert within the last hour of log time."),
+    "vigild_answers": ("alarms.answers", "The operator's answers in force."),
+    "vigild_admitted_causes": ("alarms.admitted", "Causes that are normal by their share of the stream."),
+    "vigild_model_generation": ("training.generation_in_force", "The model generation in force, 0 without one."),
     "vigild_frame_seq": ("seq", "Number of the last frame applied."),
     "vigild_lines_at_risk": (
         "checkpoint.lines_at_risk",

@@ -1,10 +1,9 @@
-// The live page: GET status every second, flagged records as they come over GET events.
+// The live page's numbers: GET status every second. What was flagged is the other script's business.
 // Whatever came from a log line is only ever set as textContent.
 "use strict";
 
 const POLL_MS = 1000;
 const TIMEOUT_MS = 4000;
-const FLAGS_SHOWN = 50;
 const RATES_SHOWN = 60;
 
 const $ = (id) => document.getElementById(id);
@@ -68,6 +67,7 @@ function troubles(status, state) {
   const checkpoint = part(status, "checkpoint"), training = part(status, "training"), recovery = part(status, "recovery");
   if (state !== "serving") found.push(`${state}: ${status.reason || "no reason given"}.`);
   if (checkpoint.error) found.push(`Last checkpoint failed: ${checkpoint.error}.`);
+  if (training.refusal) found.push(`The last model trained was refused, the one before stays: ${training.refusal}.`);
   if (training.error) found.push(`Last training failed: ${training.error}.`);
   if (recovery.lost_lines > 0) found.push(`The last start lost ${count(recovery.lost_lines)} lines.`);
   if (recovery.set_aside && recovery.set_aside.length)
@@ -124,7 +124,10 @@ function showNumbers(status) {
   put("lines", count(lines));
 
   const alarms = part(status, "alarms"), checkpoint = part(status, "checkpoint"), recovery = part(status, "recovery");
-  put("flagged", count(alarms.flagged));
+  const incidents = alarms.incidents || {};
+  put("flagged", count(incidents.opened != null ? incidents.opened : alarms.flagged));
+  put("flagged-detail", incidents.opened != null
+    ? [`${count(incidents.open)} open`, `${count(alarms.flagged)} alerts`].join(" · ") : "");
   put("budget", alarms.floor_binding ? "budget below what can be kept yet"
     : alarms.per_day != null ? `budget ${alarms.per_day} a day` : "");
   put("risk", count(checkpoint.lines_at_risk));
@@ -152,75 +155,15 @@ function showMembers(status) {
   $("members").replaceChildren(...members.map(([name, ready]) => {
     const item = document.createElement("li");
     item.className = ready ? "ready" : "";
-    item.append(span(MEMBER_NAMES[name] || name.replaceAll("_", " ")), span(ready ? "ready" : "learning", "quiet"));
+    item.append(span(memberName(name)), span(ready ? "ready" : "learning", "quiet"));
     return item;
   }));
 }
 
-// ---- flagged records ---------------------------------------------------------------------------
-
-const shown = new Set();
-
-async function follow() {
-  await backfill();
-  const source = new EventSource("events");
-  source.onopen = () => { put("stream", "live"); backfill(); };
-  source.onmessage = (event) => addFlag(JSON.parse(event.data));
-  source.onerror = () => {
-    put("stream", "reconnecting");
-    // The browser gives up for good on an answer that is not a stream, such as 503.
-    if (source.readyState === EventSource.CLOSED) setTimeout(follow, 5 * POLL_MS);
-  };
-}
-
-async function backfill() { // what was flagged while no stream was open
-  try {
-    const response = await fetch(`anomalies?limit=${FLAGS_SHOWN}`, { signal: AbortSignal.timeout(TIMEOUT_MS) });
-    if (response.ok) for (const record of (await response.json()).anomalies) addFlag(record);
-  } catch (error) {
-    put("stream", "not connected");
-  }
-}
-
-function addFlag(record) {
-  if (!record.flagged || shown.has(record.id)) return;
-  shown.add(record.id);
-  $("nothing").hidden = true;
-  $("flags").prepend(flagItem(record));
-  while ($("flags").children.length > FLAGS_SHOWN) {
-    shown.delete($("flags").lastElementChild.dataset.id);
-    $("flags").lastElementChild.remove();
-  }
-}
-
-function flagItem(record) {
-  const item = document.createElement("li");
-  item.dataset.id = record.id;
-  const head = document.createElement("div");
-  head.className = "head";
-  const verdict = ["attack", "anomaly", "novel"].includes(record.verdict) ? record.verdict : "anomaly";
-  const where = [`line ${count(record.line)}`];
-  if (record.session) where.unshift(record.session);
-  if (Number.isFinite(record.score)) where.push(`score ${record.score.toFixed(2)}`);
-  if (record.time) where.push(clock(record.time));
-  head.append(span(verdict, `verdict ${verdict}`), span(why(record), "why"), span(where.join(" · "), "where quiet"));
-  const text = document.createElement("code");
-  text.textContent = record.text || record.template || "";
-  text.title = record.template || "";
-  item.append(head, text);
-  return item;
-}
-
-function why(record) {
-  if (record.why) return String(record.why);
-  if (record.attack_types && record.attack_types.length) return record.attack_types.join(", ").replaceAll("_", " ");
-  const members = Object.entries(record.members || {}).filter(([, m]) => m && Number.isFinite(m.p));
-  members.sort(([, a], [, b]) => a.p - b.p);
-  const names = members.slice(0, 2).map(([name, m]) => `${MEMBER_NAMES[name] || name.replaceAll("_", " ")} p ${shortP(m.p)}`);
-  return (record.closed ? "session closed: " : "") + (names.join(", ") || "unusual");
-}
+// ---- words ---------------------------------------------------------------------------------------
 
 const shortP = (p) => (p === 0 ? "0" : p >= 0.001 ? p.toFixed(3) : p.toExponential(0));
+const memberName = (name) => MEMBER_NAMES[name] || name.replaceAll("_", " ");
 
 function span(text, className = "") {
   const element = document.createElement("span");
@@ -247,4 +190,3 @@ function duration(seconds) {
 }
 
 poll();
-follow();

@@ -75,6 +75,7 @@ class Admin:
         return self._ask("GET", path)
 
     def post(self, path: str, body: Any = None) -> Answer:
+        """As `get`. `body` goes out as JSON, bytes as they are."""
         return self._ask("POST", path, body)
 
     def events(self, path: str) -> Iterator[dict[str, Any]]:
@@ -104,7 +105,10 @@ class Admin:
 
         headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
         data = None
-        if body is not None:
+        if isinstance(body, bytes):
+            data = body
+            headers["Content-Type"] = "application/octet-stream"
+        elif body is not None:
             # Not httpx's own JSON: ASCII escapes carry the lone surrogates that stand for bytes which
             # are not UTF-8.
             data = json.dumps(body).encode("ascii")

@@ -2,23 +2,21 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
 from daemon.client.admin import Admin, Failure, UsageError
 from daemon.client.render import (
-    Style,
+    announces,
     judgement_lines,
     judgement_row,
-    printable,
     record_row,
-    size,
     snapshot_rows,
     status_lines,
-    to_stdout,
 )
 from daemon.client.sending import log_sockets, send
+from daemon.client.text import Style, printable, show, size, to_stdout
 
 BATCH_LINES = 500
 BATCH_BYTES = 128 * 1024  # of raw lines; as JSON escapes they grow sixfold at worst, within 1 MiB
@@ -26,13 +24,13 @@ BATCH_BYTES = 128 * 1024  # of raw lines; as JSON escapes they grow sixfold at w
 
 def status(admin: Admin, as_json: bool) -> int:
     answer = admin.get("/status").body
-    _show(answer, as_json, lambda: to_stdout(status_lines(answer, Style(sys.stdout))))
+    show(answer, as_json, lambda: to_stdout(status_lines(answer, Style(sys.stdout))))
     return 0
 
 
 def checkpoint(admin: Admin, as_json: bool) -> int:
     answer = admin.post("/checkpoint").body
-    _show(
+    show(
         answer,
         as_json,
         lambda: print(
@@ -46,15 +44,16 @@ def checkpoint(admin: Admin, as_json: bool) -> int:
 def flush(admin: Admin, as_json: bool) -> int:
     answer = admin.post("/flush").body
     facts = ", ".join(f"{printable(name).replace('_', ' ')} {value}" for name, value in answer.items())
-    _show(answer, as_json, lambda: print(f"every open session is closed: {facts}"))
+    show(answer, as_json, lambda: print(f"every open session is closed: {facts}"))
     return 0
 
 
-def detect(admin: Admin, as_json: bool, line: str, session: str | None) -> int:
-    """`line`, or "-" for the lines of standard input. Several lines get a row each, one the full story."""
+def detect(admin: Admin, as_json: bool, line: str, session: str | None, explain: bool) -> int:
+    """`line`, or "-" for the lines of standard input. Several lines get a row each, one the full story, as does
+    each that is to be explained."""
     style = Style(sys.stdout)
-    many = line == "-"
-    for text, answer in _judged(admin, _stdin_lines() if many else iter([line]), session):
+    many = line == "-" and not explain
+    for text, answer in _judged(admin, _stdin_lines() if line == "-" else iter([line]), session, explain):
         if as_json:
             print(json.dumps(answer))
         elif many:
@@ -64,9 +63,12 @@ def detect(admin: Admin, as_json: bool, line: str, session: str | None) -> int:
     return 0
 
 
-def tail(admin: Admin, as_json: bool, everything: bool) -> int:
+def tail(admin: Admin, as_json: bool, everything: bool, every: bool) -> int:
+    """Alerts that open an incident, and its 10th, 100th, 1,000th...; with `every` each alert."""
     style = Style(sys.stdout)
     for record in admin.events("/events?all=1" if everything else "/events"):
+        if not every and not announces(record):
+            continue
         # Flushed one by one: whoever pipes a live stream waits for each.
         print(json.dumps(record) if as_json else record_row(record, style), flush=True)
     print("vigilctl: the daemon ended the stream", file=sys.stderr)
@@ -76,7 +78,7 @@ def tail(admin: Admin, as_json: bool, everything: bool) -> int:
 def snapshots_list(admin: Admin, as_json: bool) -> int:
     answer = admin.get("/snapshots").body
     rows = snapshot_rows(answer["snapshots"], Style(sys.stdout), verified=False)
-    _show(answer, as_json, lambda: to_stdout(rows))
+    show(answer, as_json, lambda: to_stdout(rows))
     return 0
 
 
@@ -84,7 +86,7 @@ def snapshots_verify(admin: Admin, as_json: bool) -> int:
     """Fails when a snapshot is damaged."""
     answer = admin.post("/snapshots/verify").body
     rows = snapshot_rows(answer["snapshots"], Style(sys.stdout), verified=True)
-    _show(answer, as_json, lambda: to_stdout(rows))
+    show(answer, as_json, lambda: to_stdout(rows))
     damaged = [one["name"] for one in answer["snapshots"] if one.get("error")]
     if damaged:
         raise Failure(f"damaged: {printable(', '.join(damaged))}")
@@ -93,20 +95,20 @@ def snapshots_verify(admin: Admin, as_json: bool) -> int:
 
 def snapshots_pin(admin: Admin, as_json: bool, name: str) -> int:
     answer = admin.post(f"/snapshots/{_snapshot(name)}/pin").body
-    _show(answer, as_json, lambda: print(f"{printable(answer['name'])} is kept for ever"))
+    show(answer, as_json, lambda: print(f"{printable(answer['name'])} is kept for ever"))
     return 0
 
 
 def snapshots_unpin(admin: Admin, as_json: bool, name: str) -> int:
     answer = admin.post(f"/snapshots/{_snapshot(name)}/unpin").body
-    _show(answer, as_json, lambda: print(f"{printable(answer['name'])} is kept as long as the others"))
+    show(answer, as_json, lambda: print(f"{printable(answer['name'])} is kept as long as the others"))
     return 0
 
 
 def snapshots_restore(admin: Admin, as_json: bool, name: str) -> int:
     answer = admin.post(f"/snapshots/{_snapshot(name)}/restore").body
     saved = answer["snapshot"]
-    _show(
+    show(
         answer,
         as_json,
         lambda: print(
@@ -128,7 +130,7 @@ def send_file(source: str, socket_path: str | None, env: Mapping[str, str], as_j
     sent = send(source, log_sockets(socket_path, env), show=sys.stderr.isatty() and not as_json)
     answer = {"lines": sent.lines, "bytes": sent.bytes, "seconds": round(sent.seconds, 3), "durable": True}
     rate = sent.lines / max(sent.seconds, 1e-3)
-    _show(
+    show(
         answer,
         as_json,
         lambda: print(
@@ -138,13 +140,6 @@ def send_file(source: str, socket_path: str | None, env: Mapping[str, str], as_j
     return 0
 
 
-def _show(answer: Any, as_json: bool, human: Callable[[], object]) -> None:
-    if as_json:
-        print(json.dumps(answer))
-    else:
-        human()
-
-
 def _stdin_lines() -> Iterator[str]:
     if sys.stdin.isatty():
         raise UsageError("detect reads standard input, which is your terminal; give a LINE or pipe some in")
@@ -152,10 +147,13 @@ def _stdin_lines() -> Iterator[str]:
         yield line.removesuffix(b"\n").decode("utf-8", "surrogateescape")
 
 
-def _judged(admin: Admin, lines: Iterator[str], session: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    if session is not None:
+def _judged(
+    admin: Admin, lines: Iterator[str], session: str | None, explain: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if session is not None or explain:
+        path = "/detect?explain=1" if explain else "/detect"
         for line in lines:
-            yield line, admin.post("/detect", {"log_line": line, "session_id": session}).body
+            yield line, admin.post(path, {"log_line": line, "session_id": session}).body
         return
     for batch in _batches(lines):
         answer = admin.post("/detect/batch", {"log_lines": batch}).body

@@ -55,10 +55,10 @@ def send(source: str, sockets: list[Path], *, show: bool) -> Sent:
     Blocks as long as the daemon lets us wait. Raises `Failure`: what was sent is then not confirmed, some
     of it may be durable all the same.
     """
-    with _open_source(source) as raw, _connect(sockets) as sock:
+    with open_source(source) as raw, _connect(sockets) as sock:
         if not show:
             return _stream(raw, sock, lambda read, lines, waiting: None)
-        with _bar(os.fstat(raw.fileno()).st_size or None) as progress:
+        with progress_bar(os.fstat(raw.fileno()).st_size or None) as progress:
             return _stream(raw, sock, progress)
 
 
@@ -68,7 +68,7 @@ def _stream(raw: io.BufferedReader, sock: socket.socket, progress: Progress) -> 
     last = b"\n"
     durable = _Durable(sock)
     try:
-        for read, chunk in _chunks(raw):
+        for read, chunk in chunks(raw):
             sock.sendall(chunk)
             total += len(chunk)
             lines += chunk.count(b"\n")
@@ -114,7 +114,7 @@ class _Durable:
         return f"at least {self.lines:,} lines of it durable"
 
 
-def _chunks(raw: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
+def chunks(raw: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
     """(bytes read from `raw` so far, data to send). A pipe's data goes out as it comes."""
     read = 0
     if raw.peek(2)[:2] == GZIP_MAGIC:
@@ -131,7 +131,7 @@ def _chunks(raw: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
 
 
 @contextmanager
-def _open_source(source: str) -> Iterator[io.BufferedReader]:
+def open_source(source: str) -> Iterator[io.BufferedReader]:
     if source == "-":
         # A reader of our own: closing it must not close the interpreter's standard input.
         with open(sys.stdin.fileno(), "rb", closefd=False) as raw:
@@ -160,7 +160,7 @@ def _connect(sockets: list[Path]) -> socket.socket:
 
 
 @contextmanager
-def _bar(size: int | None) -> Iterator[Progress]:
+def progress_bar(size: int | None) -> Iterator[Progress]:
     """A progress bar on standard error. `size` is None where the source has none (a pipe)."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn

@@ -30,6 +30,7 @@ GATED_BYTES = 512
 MEMO_FIELDS = 8192
 MEMO_FIELD_BYTES = 256
 EVIDENCE_BYTES = 200
+AROUND_BYTES = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,26 @@ class Hits:
     lines: NDArray[np.int32]
     rules: NDArray[np.int32]
 
+    @classmethod
+    def none(cls) -> "Hits":
+        return cls(np.zeros(0, np.int32), np.zeros(0, np.int32))
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Where `rule` matched: bytes `start` to `end` of the decoded field, and their beginning as text."""
+    """Where `rule` matched: bytes `start` to `end` of the decoded field, and their beginning as text.
+
+    `before` and `after` are what stands around it there, so that a reader can see the match where it is; `after`
+    is empty where `text` is only the beginning.
+    """
 
     rule: Rule
     field: str
     start: int
     end: int
     text: str
+    before: str
+    after: str
 
 
 class RuleSet:
@@ -119,8 +130,10 @@ class RuleSet:
         if span is None:
             raise ValueError(f"rule {subject.name!r} does not match this {subject.field}")
         start, end = span
-        shown = text[start : min(end, start + EVIDENCE_BYTES)].decode(errors="replace")
-        return Evidence(subject, subject.field, start, end, shown)
+        shown, before = text[start : min(end, start + EVIDENCE_BYTES)], text[max(start - AROUND_BYTES, 0) : start]
+        after = text[end : end + AROUND_BYTES] if end - start <= EVIDENCE_BYTES else b""
+        in_words = [part.decode(errors="replace") for part in (shown, before, after)]
+        return Evidence(subject, subject.field, start, end, *in_words)
 
 
 class _Found(Protocol):

@@ -8,7 +8,8 @@ from typing import Any
 
 import trio
 
-from detection.frames import LinesFrame, ModelFrame, Sequenced, count_lines, decode
+from detection.causes import KINDS, shown
+from detection.frames import FeedbackFrame, LinesFrame, ModelFrame, Sequenced, VouchedFrame, count_lines, decode
 from detection.state import Columns, State
 from persistence.journal import JournalError
 from persistence.segment import Entry
@@ -66,6 +67,9 @@ class FakeDetector:
     restored: int = 0
     gate: threading.Event | None = None
     calls: list[str] = field(default_factory=list)
+    answered: dict[str, FeedbackFrame] = field(default_factory=dict)
+    known_generations: list[dict[str, Any]] = field(default_factory=list)
+    vouched: list[VouchedFrame] = field(default_factory=list)
 
     def apply(self, item: Sequenced) -> FakeVerdicts:
         self.calls.append(f"apply {item.seq}")
@@ -84,6 +88,12 @@ class FakeDetector:
                 lines += whole
         if isinstance(item.frame, ModelFrame):
             self.model = item.frame.name
+        if isinstance(item.frame, FeedbackFrame):
+            self.answered.pop(item.frame.alert, None)
+            if item.frame.answer != "undo":
+                self.answered[item.frame.alert] = item.frame
+        if isinstance(item.frame, VouchedFrame):
+            self.vouched.append(item.frame)
         self.text += b"".join(line + b"\n" for line in lines)
         if any(b"POISON" in line for line in lines):
             raise ValueError("poison")
@@ -94,9 +104,19 @@ class FakeDetector:
         self.seq, self.line = item.seq, item.line
         return FakeVerdicts(item.seq, item.line, records)
 
-    def ask(self, lines: Sequence[bytes], session: str | None) -> list[dict[str, Any]]:
+    def ask(self, lines: Sequence[bytes], session: str | None, explain: bool = False) -> list[dict[str, Any]]:
         self.calls.append("ask")
-        return [{"line": line.decode(), "known": self.line} for line in lines]
+        why: dict[str, Any] = {"explain": {"members": {}}} if explain else {}
+        return [{"line": line.decode(), "known": self.line, **why} for line in lines]
+
+    def incidents(self, limit: int) -> list[dict[str, Any]]:
+        return [{"id": str(self.line - n)} for n in range(min(limit, self.line))]
+
+    def answers(self) -> list[dict[str, Any]]:
+        return [{"id": frame.alert, "answer": frame.answer} | _about(frame) for frame in self.answered.values()]
+
+    def generations(self) -> list[dict[str, Any]]:
+        return list(self.known_generations)
 
     def export(self) -> State:
         return {"seq": self.seq, "line": self.line, "text": self.text, "model": self.model}
@@ -107,6 +127,10 @@ class FakeDetector:
     def summary(self) -> FakeSummary:
         due = self.line >= self.warmup_lines and not self.model
         return FakeSummary(self.seq, self.line, due, self.restored if self.restored <= self.seq else 0)
+
+
+def _about(frame: FeedbackFrame) -> dict[str, Any]:
+    return {"kind": KINDS[frame.kind], "cause": shown(frame.cause), "what": frame.what, "note": frame.note, "line": 0}
 
 
 @dataclass

@@ -104,6 +104,38 @@ async def test_a_frame_that_raises_is_left_out_and_nobody_sees_the_spoilt_state(
     frames_in.close()
 
 
+async def test_a_question_that_waits_behind_such_a_frame_is_answered_by_the_state_without_it() -> None:
+    spoilt = FakeDetector(gate=threading.Event())
+
+    def without(item: Sequenced, error: Exception) -> FakeDetector:
+        return FakeDetector(seq=item.seq, line=item.line, known_generations=[{"generation": 7}])
+
+    scoring: Scoring[FakeSummary, FakeTrainingSet] = Scoring(spoilt, without)
+    answers: list[object] = []
+
+    async def ask() -> None:
+        answers.append((await scoring.generations(), await scoring.ask([b"?"], None), await scoring.training_set()))
+
+    async with trio.open_nursery() as turns:
+        turns.start_soon(scoring.apply, frame(1, 3, b"a\nPOISON\nb\n"))
+        await wait_all_tasks_blocked()
+        turns.start_soon(ask)
+        await wait_all_tasks_blocked()
+        assert spoilt.gate is not None
+        spoilt.gate.set()
+    assert answers == [([{"generation": 7}], [{"line": "?", "known": 3}], FakeTrainingSet(1, 3))]
+    assert spoilt.calls == ["apply 1"]
+
+
+async def test_what_the_detector_knows_is_asked_in_a_turn() -> None:
+    scoring = scoring_of(FakeDetector())
+    await scoring.apply(frame(1, 3, b"a\nb\nc\n"))
+    assert await scoring.incidents(2) == [{"id": "3"}, {"id": "2"}]
+    assert await scoring.answers() == await scoring.generations() == []
+    [answer] = await scoring.ask([b"?"], None, explain=True)
+    assert answer["explain"] == {"members": {}}
+
+
 async def test_a_cancelled_turn_leaves_the_state_whole() -> None:
     scoring = scoring_of(FakeDetector())
     with trio.CancelScope() as scope:

@@ -8,6 +8,7 @@ import trio
 
 from daemon.control import ControlError
 
+REFUSAL = "the anchor set got worse: .91 to .84"
 ACTIVE = {"rule_based": True, "isolation_forest": True, "transformer": False}
 
 
@@ -26,6 +27,12 @@ class FakeControl:
         self.subscribed = trio.Event()
         self.unsubscribed = trio.Event()
         self.flagged: list[dict[str, Any]] = []
+        self.grouped: list[dict[str, Any]] = []
+        self.vouched = b""
+        self.generation = 3
+        self.trains = True
+        self.after_vouching: dict[str, Any] = {}  # what the status says then
+        self.error_after: tuple[int, Exception] | None = None  # of so many chunks
         self.broken_snapshot: str | None = None
         self._subscribers: set[trio.MemorySendChannel[dict[str, Any]]] = set()
         self._stopped = False
@@ -69,19 +76,24 @@ class FakeControl:
                 "lines_at_risk": 1234,
                 "error": None,
             },
-            "training": {"epoch": 3, "epochs": 8, "loss": 0.512, "percent": 42.0, "seconds_left": 38.0},
+            "training": {"epoch": 3, "epochs": 8, "loss": 0.512, "percent": 42.0, "seconds_left": 38.0}
+            | {"due": True, "generation_in_force": self.generation, "refused": 1, "refusal": REFUSAL, "error": None},
             "ingest": {"connections": 3, "bytes": 9_000_000, "lines_truncated": 1},
-            "alarms": {"flagged": 17, "per_day": 20.0, "alpha": 0.001, "floor_binding": False},
+            "alarms": {"flagged": 17, "per_day": 20.0, "alpha": 0.001, "floor_binding": False}
+            | {"incidents": {"opened": 9, "open": 2, "digest": 3, "evicted": 1}, "answers": 4, "admitted": 5},
+            "vouched": {"lines": 1000, "rule_hits": 3, "sessions": 90},
             "version": "0.1.0",
             **self.status_extra,
         }
 
-    async def detect(self, lines: Sequence[bytes], session_id: str | None) -> list[dict[str, Any]]:
+    async def detect(
+        self, lines: Sequence[bytes], session_id: str | None, explain: bool = False
+    ) -> list[dict[str, Any]]:
         await trio.lowlevel.checkpoint()
         if self.error:
             raise self.error
-        self.asked.append(("detect", list(lines), session_id))
-        return [judgement(line) for line in lines]
+        self.asked.append(("detect", list(lines), session_id) + (("explain",) if explain else ()))
+        return [judgement(line) | ({"explain": explanation()} if explain else {}) for line in lines]
 
     async def checkpoint(self) -> dict[str, Any]:
         self.asked.append("checkpoint")
@@ -130,10 +142,70 @@ class FakeControl:
         return await self._snapshot("restore", name, answer)
 
     async def _snapshot(self, action: str, name: str, answer: dict[str, Any]) -> dict[str, Any]:
+        return await self._told((action, name), answer)
+
+    async def feedback(self, alert_id: str, answer: str, note: str) -> dict[str, Any]:
+        answered = {"id": alert_id, "answer": answer, "kind": "new", "what": "new template: GET /beta 200"}
+        return await self._told(("feedback", alert_id, answer, note), {**answered, "line": 51234})
+
+    async def undo_feedback(self, alert_id: str) -> dict[str, Any]:
+        return await self._told(("undo", alert_id), {"id": alert_id, "answer": "undo", "kind": "new"} | {
+            "what": "new template: GET /beta 200", "line": 51234,
+        })  # fmt: skip
+
+    async def answers(self) -> list[dict[str, Any]]:
+        await trio.lowlevel.checkpoint()
+        return [
+            {
+                "id": "1207.1",
+                "answer": "normal",
+                "kind": "shape",
+                "cause": "00000000000000ab",
+                "what": "sessions like this one",
+                "note": "deploy of \x1b[31mTuesday",
+                "line": 50001,
+            }
+        ]
+
+    async def incidents(self, limit: int) -> list[dict[str, Any]]:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(("incidents", limit))
+        return self.grouped[:limit]
+
+    async def models(self) -> list[dict[str, Any]]:
+        await trio.lowlevel.checkpoint()
+        both = {"members": ["transformer", "isolation_forest"], "bytes": 13_000_000, "time": 1.7e9}
+        return [
+            {"generation": 3, "name": "model-3-c.pt", "line": 150_000, "in_force": True, "promoted": True} | both
+            | {"reason": None},
+            {"generation": 2, "name": "model-2-b.pt", "line": 100_000, "in_force": False, "promoted": False} | both
+            | {"reason": REFUSAL, "bytes": None, "time": None},
+            {"generation": 1, "name": "model-1-a.pt", "line": 50_000, "in_force": False, "promoted": True} | both
+            | {"reason": None},
+        ]  # fmt: skip
+
+    async def rollback_model(self, generation: int) -> dict[str, Any]:
+        answer = {"generation": generation, "name": f"model-{generation}-a.pt", "line": 51234, "seq": 813}
+        return await self._told(("rollback", generation), answer)
+
+    async def train_from(self, source: str, data: bytes, last: bool) -> dict[str, Any]:
+        if self.error_after is not None and len(self.asked) >= self.error_after[0]:
+            raise self.error_after[1]
+        self.vouched += data
+        if last:
+            self.status_extra |= self.after_vouching
+        lines = data.count(b"\n") + (last and not self.vouched.endswith(b"\n"))
+        self.generation += last and self.trains
+        return await self._told(
+            ("train-from", source, len(data), last),
+            {"lines": lines, "rule_hits": data.count(b"union"), "sessions": lines // 10},
+        )
+
+    async def _told(self, asked: tuple[Any, ...], answer: dict[str, Any]) -> dict[str, Any]:
         await trio.lowlevel.checkpoint()
         if self.error:
             raise self.error
-        self.asked.append((action, name))
+        self.asked.append(asked)
         return answer
 
     async def anomalies(self, after: str | None, limit: int) -> list[dict[str, Any]]:
@@ -199,6 +271,65 @@ def judgement(line: bytes) -> dict[str, Any]:
     }
 
 
+def explanation() -> dict[str, Any]:
+    """Why, as judgements and flagged records carry it."""
+    return {
+        "members": [
+            {"name": "transformer", "score": 9.25, "p": 0.0001, "threshold": 6.5},
+            {"name": "source_rates", "score": 1.5, "p": 0.4, "threshold": None},
+        ],
+        "rules": [
+            {
+                "name": "sqli-union",
+                "severity": "high",
+                "field": "target",
+                "before": "/item?id=1 ",
+                "text": "union select",
+                "after": " password\x1b[2J",
+            }
+        ],
+        "expected": [
+            {"template_id": 4, "template": "GET /item 200", "p": 0.71},
+            {"template_id": 9, "template": "GET /style.css 200", "p": 0.2},
+            {"template_id": 2, "template": "<end of session>", "p": 0.0004},
+        ],
+        "found": {"template_id": 31, "template": "GET /item 500", "p": 0.00002},
+        "value": {"text": "1 union select", "characters": "' o"},
+        "source": [
+            {"name": "distinct_things", "value": 311.0, "usual": 4.0},
+            {"name": "failures", "value": -0.0, "usual": 2.0},
+        ],
+        "features": [
+            {"name": "share_of_errors", "value": 0.8, "usual": 0.01, "high": 0.05},
+            {"name": "seconds_a_line", "value": 0.02, "usual": 3.0, "high": 60.0},
+        ],
+        "lines": [
+            {"line": 51230, "text": "GET / HTTP/1.1 200", "odd": False},
+            {"line": 51233, "text": "GET /item?id=1+union+select HTTP/1.1 500", "odd": True},
+            {"line": None, "text": "GET /item", "odd": False},
+        ],
+    }
+
+
+def incident(line: int, **changes: Any) -> dict[str, Any]:
+    """As `GET /incidents` lists it."""
+    return {
+        "id": str(line),
+        "kind": "rule",
+        "cause": f"{line:016x}",
+        "what": "rule sqli-union on GET /item 200",
+        "first_time": 1_700_000_000.0,
+        "last_time": 1_700_000_600.0,
+        "first_line": line,
+        "last_line": line + 400,
+        "count": 37,
+        "samples": [str(line), str(line + 400)],
+        "digest": False,
+        "open": True,
+        **changes,
+    }
+
+
 def record(line: int, **changes: Any) -> dict[str, Any]:
     """A flagged record as `GET /events` carries it."""
     return {
@@ -217,6 +348,13 @@ def record(line: int, **changes: Any) -> dict[str, Any]:
         "flagged": True,
         "members": {"rules": {"score": 1.0, "p": 0.0}},
         "attack_types": ["sql_injection"],
+        "cause": f"{line:016x}",
+        "cause_kind": "rule",
+        "what": "rule sqli-union on GET /item 200",
+        "incident": str(line),
+        "incident_count": 1,
+        "digest": False,
+        "explain": explanation(),
         "model_generation": 1,
         "text": '203.0.113.9 - - "GET /search?q=<script>alert(1)</script> HTTP/1.1" 200 12',
         **changes,

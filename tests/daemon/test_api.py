@@ -13,7 +13,8 @@ from daemon.api import events
 from daemon.api.app import create_app
 from daemon.api.bodies import MAX_BODY_BYTES, decode, encode
 from daemon.control import ControlError
-from tests.daemon.fake_control import FakeControl, record, unavailable
+from daemon.vouching import MAX_CHUNK_BYTES
+from tests.daemon.fake_control import FakeControl, incident, record, unavailable
 
 
 class Caller:
@@ -48,14 +49,16 @@ def call(control: FakeControl) -> Caller:
 
 @pytest.mark.parametrize("prefix", ["", "/anomaly"])
 async def test_every_path_answers_with_and_without_the_prefix(call: Caller, prefix: str) -> None:
-    for path in ("/health", "/status", "/snapshots", "/anomalies"):
+    for path in ("/health", "/status", "/snapshots", "/anomalies", "/incidents", "/feedback", "/models"):
         assert (await call("GET", prefix + path))[0] == 200, path
-    for path in ("/checkpoint", "/flush", "/snapshots/verify"):
+    told = ("/feedback/7/undo", "/models/1/rollback", "/train-from?source=a")
+    for path in ("/checkpoint", "/flush", "/snapshots/verify", *told):
         assert (await call("POST", prefix + path))[0] == 200, path
+    assert (await call("POST", prefix + "/feedback", b'{"id": "7", "answer": "normal"}'))[0] == 200
     assert (await call("POST", prefix + "/detect", b'{"log_line": "a"}'))[0] == 200
     assert (await call("POST", prefix + "/detect/batch", b'{"log_lines": []}'))[0] == 200
     assert (await call.raw("GET", prefix + "/metrics")).status_code == 200
-    for asset in ("/", "/page.css", "/page.js"):
+    for asset in ("/", "/page.css", "/page.js", "/incidents.js"):
         assert (await call.raw("GET", prefix + asset)).status_code == 200, asset
 
 
@@ -119,8 +122,20 @@ DEEP = b"[" * 200_000
         ("/detect", b'{"log_line": "a", "session_id": 7}', "session_id"),
         ("/detect", b'{"log_line": "a\\nb"}', "newline"),
         ("/detect", b'["a"]', "Expected `object`, got `array`"),
+        ("/detect?explain=yes", b'{"log_line": "a"}', "explain is 0 or 1"),
         ("/detect/batch", b'{"log_lines": "a"}', "Expected `array`, got `str`"),
         ("/detect/batch", b'{"log_lines": ["a", 1]}', "$.log_lines[1]"),
+        ("/feedback", b"", "needs a JSON body"),
+        ("/feedback", b'{"id": "7"}', "missing required field `answer`"),
+        ("/feedback", b'{"id": 7, "answer": "normal"}', "Expected `str`, got `int`"),
+        ("/feedback", b'{"id": "7", "answer": "undo"}', "Invalid enum value 'undo'"),
+        ("/feedback", b'{"id": "../7", "answer": "normal"}', "is not an alert's id"),
+        ("/feedback", b'{"id": "7", "answer": "normal", "note": 1}', "Expected `str`, got `int`"),
+        ("/feedback", b'{"id": "7", "answer": "normal", "note": "%s"}' % (b"a" * 1001), "at most 1000 bytes"),
+        ("/feedback", b'{"id": "7", "answer": "normal", "note": "\\udcff"}', "lone surrogate at character 0"),
+        ("/train-from", b"a line\n", "source is a name"),
+        ("/train-from?source=a/b", b"a line\n", "source is a name"),
+        ("/train-from?source=a&last=", b"a line\n", "last is 0 or 1"),
     ],
 )
 async def test_a_bad_body_gets_400_and_one_clear_sentence(
@@ -147,7 +162,8 @@ async def test_a_post_that_needs_no_body_takes_any(control: FakeControl, call: C
 
 
 async def test_get_never_changes_state(control: FakeControl, call: Caller) -> None:
-    for path in ("/checkpoint", "/flush", "/detect", "/detect/batch", "/snapshots/verify"):
+    told = ("/feedback/7/undo", "/models/1/rollback", "/train-from?source=a&last=1")
+    for path in ("/checkpoint", "/flush", "/detect", "/detect/batch", "/snapshots/verify", *told):
         response = await call.raw("GET", path)
         assert response.status_code == 405 and "POST" in response.headers["Allow"], path
     assert control.asked == []
@@ -270,6 +286,80 @@ async def test_snapshots_are_pinned_and_restored_by_names_that_are_names(control
     assert control.asked == []
     control.error = ControlError(409, "damaged", "nothing was restored: checksum mismatch")
     assert (await call("POST", f"/snapshots/{name}/restore"))[0] == 409
+
+
+async def test_detect_explains_when_it_is_asked_to(control: FakeControl, call: Caller) -> None:
+    status, answer = await call("POST", "/detect?explain=1", b'{"log_line": "a"}')
+    assert status == 200 and [one["p"] for one in answer["explain"]["expected"]] == [0.71, 0.2, 0.0004]
+    assert "explain" not in (await call("POST", "/detect?explain=0", b'{"log_line": "a"}'))[1]
+    assert control.asked == [("detect", [b"a"], None, "explain"), ("detect", [b"a"], None)]
+
+
+async def test_an_alert_is_answered_and_the_answer_taken_back(control: FakeControl, call: Caller) -> None:
+    body = b'{"id": "1207.1", "answer": "normal", "note": "deploy of \xc3\xa9"}'
+    status, answer = await call("POST", "/feedback", body)
+    assert (status, answer["answer"], answer["kind"], answer["line"]) == (200, "normal", "new", 51234)
+    assert (await call("GET", "/feedback"))[1]["feedback"][0]["id"] == "1207.1"
+    assert (await call("POST", "/feedback/1207.1/undo"))[1]["answer"] == "undo"
+    assert control.asked == [("feedback", "1207.1", "normal", "deploy of é"), ("undo", "1207.1")]
+    for bad in ("x", "1.", "1.2.3", "-1", "1" * 40, "%2e%2e"):
+        status, answer = await call("POST", f"/feedback/{bad}/undo")
+        assert (status, answer["error"]["code"]) == (404, "not_found"), bad
+    control.error = ControlError(404, "gone", "its record was rotated away")
+    assert (await call("POST", "/feedback", body)) == (
+        404,
+        {"error": {"code": "gone", "message": "its record was rotated away"}},
+    )
+
+
+async def test_a_page_of_another_site_cannot_answer_for_the_operator(control: FakeControl, call: Caller) -> None:
+    body = b'{"id": "7", "answer": "normal"}'
+    for path in ("/feedback", "/feedback/7/undo", "/models/1/rollback", "/train-from?source=a"):
+        assert (await call("POST", path, body, Origin="https://evil.example"))[0] == 403, path
+    assert control.asked == []
+
+
+async def test_incidents_are_listed_newest_first_up_to_a_limit(control: FakeControl, call: Caller) -> None:
+    control.grouped = [incident(900), incident(7, digest=True)]
+    assert (await call("GET", "/incidents"))[1] == {"incidents": control.grouped}
+    assert [one["id"] for one in (await call("GET", "/incidents?limit=1"))[1]["incidents"]] == ["900"]
+    assert control.asked == [("incidents", 100), ("incidents", 1)]
+    for bad in ("0", "4097", "x"):
+        assert (await call("GET", f"/incidents?limit={bad}"))[0] == 400, bad
+
+
+async def test_models_are_listed_and_rolled_back_by_generation(control: FakeControl, call: Caller) -> None:
+    listed = (await call("GET", "/models"))[1]["models"]
+    assert [(one["generation"], one["in_force"], one["promoted"]) for one in listed] == [
+        (3, True, True), (2, False, False), (1, False, True),
+    ]  # fmt: skip
+    assert (await call("POST", "/models/1/rollback"))[1]["name"] == "model-1-a.pt"
+    for bad in ("0", "x", "-1", "9" * 5000, "model-1-a.pt", "%2e%2e"):
+        status, answer = await call("POST", f"/models/{bad}/rollback")
+        assert (status, answer["error"]["code"]) == (404, "not_found"), bad
+    assert control.asked == [("rollback", 1)]
+
+
+async def test_vouched_lines_are_raw_bytes_in_chunks(control: FakeControl, call: Caller) -> None:
+    first = await call("POST", "/train-from?source=train-1", b"one\n\xff union\nha")
+    last = await call("POST", "/train-from?source=train-1&last=1", b"lf")
+    assert (first, last) == (
+        (200, {"lines": 2, "rule_hits": 1, "sessions": 0}),
+        (200, {"lines": 1, "rule_hits": 0, "sessions": 0}),
+    )
+    assert control.vouched == b"one\n\xff union\nhalf"
+    assert (await call("POST", "/train-from?source=a", b"x" * (MAX_CHUNK_BYTES + 1)))[1]["error"]["code"] == "too_large"
+    assert len(control.asked) == 2
+
+
+async def test_metrics_tell_of_incidents_answers_and_refusals(control: FakeControl, call: Caller) -> None:
+    text = await (await call.raw("GET", "/metrics")).get_data(as_text=True)
+    for sample in (
+        "vigild_incidents_opened_total 9.0", "vigild_incidents_open 2.0", "vigild_incidents_digest_total 3.0",
+        "vigild_incidents_evicted_total 1.0", "vigild_answers 4.0", "vigild_admitted_causes 5.0",
+        "vigild_models_refused_total 1.0", "vigild_vouched_rule_hits_total 3.0", "vigild_model_generation 3.0",
+    ):  # fmt: skip
+        assert f"{sample}\n" in text, sample
 
 
 async def test_metrics_come_from_the_status(control: FakeControl, call: Caller) -> None:

@@ -6,15 +6,17 @@ from importlib.resources import files
 from daemon.api.app import create_app
 from tests.daemon.fake_control import FakeControl
 
-HTML, CSS, JS = ((files("daemon.api") / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+FOLDER = files("daemon.api")
+HTML, CSS = ((FOLDER / f"page.{kind}").read_text("utf-8") for kind in ("html", "css"))
+JS = "\n".join((FOLDER / name).read_text("utf-8") for name in ("page.js", "incidents.js"))
 
 
 async def test_everything_the_page_loads_is_served_beside_it() -> None:
     client = create_app(FakeControl(), hosts=(), token=None).test_client()
     links = set(re.findall(r'(?:href|src)="([^"]+)"', HTML)) - {"data:,"}
-    assert links == {"page.css", "page.js", "status"}
-    asked = set(re.findall(r'(?:fetch|EventSource)\(["`]([a-z]+)', JS))
-    assert asked == {"status", "anomalies", "events"}
+    assert links == {"page.css", "page.js", "incidents.js", "status"}
+    asked = set(re.findall(r'(?:fetch|read|EventSource)\(["`]([a-z]+)', JS))
+    assert asked == {"status", "anomalies", "incidents", "feedback", "events"}
     for path in links | asked:
         for prefix in ("/", "/anomaly/"):
             answer = await client.head(prefix + path, headers={"Host": "localhost"})
@@ -35,6 +37,13 @@ def test_nothing_comes_from_elsewhere_or_needs_more_than_the_policy_allows() -> 
 
 def test_text_is_never_parsed_as_markup() -> None:
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|Function\(", JS)
+
+
+def test_what_the_page_changes_it_changes_by_post() -> None:
+    calls = re.findall(r"fetch\((.+)", JS)
+    assert len(calls) == 3 and [call for call in calls if "path" in call and "POST" in call] == [
+        'path, { method: "POST", body, signal: AbortSignal.timeout(TIMEOUT_MS) });'
+    ]
 
 
 def test_every_element_the_script_fills_is_on_the_page() -> None:

@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -21,8 +22,10 @@ from daemon import server
 from daemon.api.app import create_app
 from daemon.client.admin import DEFAULT_URL, Admin, Failure, admin_urls
 from daemon.client.commands import BATCH_BYTES
-from daemon.client.render import printable
-from tests.daemon.fake_control import FakeControl, record
+from daemon.client.text import printable
+from daemon.control import ControlError
+from daemon.vouching import MAX_CHUNK_BYTES
+from tests.daemon.fake_control import FakeControl, incident, record
 
 VIGILCTL = (sys.executable, "-m", "daemon.vigilctl")
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
@@ -94,6 +97,9 @@ def test_help_teaches_and_nothing_heavy_is_imported() -> None:
         *(("--admin", "http://h:port", "status"), ("--admin", "unix:/" + "a" * 200, "status")),
         *(("--admin", "http://u:p@h", "status"), ("--admin", "http://h/x", "status")),
         *(("--admin", "http://127.0.0.1:99999", "status"), ("--admin", f"http://{'a' * 70}", "status")),
+        *(("feedback", "7", "perhaps"), ("feedback", "7"), ("feedback", "7", "undo", "--note", "x")),
+        *(("models",), ("models", "rollback"), ("models", "rollback", "x"), ("models", "rollback", "0")),
+        *(("train-from",), ("incidents", "--limit", "x"), ("tail", "--some")),
     ],
 )
 def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
@@ -102,7 +108,7 @@ def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
 
 
 def test_a_daemon_that_is_not_there_gives_one_line_saying_where_it_looked(tmp_path: Path) -> None:
-    for arguments in (("status",), ("detect", "x"), ("tail",)):
+    for arguments in (("status",), ("detect", "x"), ("tail",), ("incidents",), ("feedback",), ("train-from", "-")):
         status, out, err = run("--admin", NOBODY, *arguments)
         assert (status, out) == (1, "")
         assert err == f"vigilctl: no daemon answers; looked at {NOBODY} (connection refused)\n"
@@ -197,6 +203,8 @@ async def test_status_is_a_summary_or_the_daemon_s_own_json(tmp_path: Path) -> N
         status, out, err = await ask("status", env=env)
         assert (status, err) == (0, "")
         assert "serving, training, 42 %, epoch 3 of 8, 38 s left" in out and "1,234 lines at risk" in out
+        assert "17 in 9 incidents, 2 open, 3 waiting in the digest, budget 20 a day" in out
+        assert "! the last model trained was refused, the one before stays: the anchor set got worse" in out
         control.status_extra = {"status": "degraded", "reason": "disk \x1b[31m full"}
         assert "! disk \\x1b[31m full" in (await ask("status", env=env))[1]
         for arguments in (("--json", "status"), ("status", "--json")):
@@ -265,7 +273,175 @@ async def test_tail_follows_until_the_daemon_stops(tmp_path: Path) -> None:
     [done] = results
     out = done.stdout.decode()
     assert done.returncode == 0 and control.asked == [("events", True)]
-    assert "sql_injection" in out and "\\x1b]0;owned\\x07 \\u2028data: \\x85" in out and "(12 more not shown)" in out
+    assert (
+        "rule sqli-union on GET /item 200" in out
+        and "\\x1b]0;owned\\x07 \\u2028data: \\x85" in out
+        and "(12 more not shown)" in out
+    )
+
+
+async def tailed(tmp_path: Path, *arguments: str, records: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines that `vigilctl tail` prints of `records`."""
+    async with daemon(tmp_path) as (control, env), trio.open_nursery() as nursery:
+        results: list[tuple[int, str, str]] = []
+
+        async def tail() -> None:
+            results.append(await ask("tail", *arguments, env=env))
+
+        nursery.start_soon(tail)
+        with trio.fail_after(30):
+            await control.subscribed.wait()
+        for one in records:
+            control.publish(one)
+        control.stop()
+    return results[0][1].splitlines()
+
+
+async def test_tail_tells_of_incidents_and_their_growth_and_of_each_alert_when_asked(tmp_path: Path) -> None:
+    growing = [record(n, incident="1", incident_count=n, text=f"alert {n}.") for n in range(1, 121)]
+    waiting = record(200, digest=True, incident="200", text="waits.")
+    sampled = record(201, flagged=False, verdict="normal", text="sampled.")
+    old = {name: value for name, value in record(202, text="old.").items() if "incident" not in name}
+    records = [*growing, waiting, sampled, old]
+    shown = await tailed(tmp_path, records=records)
+    assert [row.rpartition("  ")[2] for row in shown] == ["alert 1.", "alert 10.", "alert 100.", "sampled.", "old."]
+    assert "alert 100 of incident 1" in shown[2] and "of incident" not in shown[0]
+    (tmp_path / "admin.sock").unlink()
+    assert len(await tailed(tmp_path, "--every", records=records)) == len(records)
+
+
+async def test_detect_explains_itself(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as (control, env):
+        out = (await ask("detect", "--explain", "a UNION b", env=env))[1]
+        for said in (
+            "transformer            9.25    0.0001      6.50  over\n",
+            "source rates           1.50      0.40         -\n",
+            "rule sqli-union in target\n    /item?id=1 >>union select<< password\\x1b[2J\n",
+            "  expected instead\n      71.0%  GET /item 200\n", "    < 0.1%  <end of session>\n",
+            "    < 0.1%  GET /item 500  came\n", "  the oddest value: 1 union select, odd in it: ' o\n",
+            "    share of errors 0.80; usual are 0.01, at most 0.05\n",
+            "    seconds a line 0.02; usual are 3.00, at most 60.00\n",
+            "  its source\n    distinct things 311.00; usual are 4.00\n",
+            ">       51,233  GET /item?id=1+union+select HTTP/1.1 500\n", "        51,230  GET / HTTP/1.1 200\n",
+            "         asked  GET /item\n",
+        ):  # fmt: skip
+            assert said in out, (said, out)
+        assert "failures" not in out  # fewer than usual
+        out = (await ask("detect", "--explain", "-", stdin=b"one\ntwo\n", env=env))[1]
+        assert out.count("expected instead") == 2
+        answers = (await ask("--json", "detect", "--explain", "x", env=env))[1]
+        assert json.loads(answers)["explain"]["expected"][0]["p"] == 0.71
+    assert control.asked[1:3] == [("detect", [b"one"], None, "explain"), ("detect", [b"two"], None, "explain")]
+
+
+async def test_alerts_are_answered_listed_and_the_answer_taken_back(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as (control, env):
+        said = await ask("feedback", "1207.1", "normal", "--note", "a deploy", env=env)
+        assert said == (
+            0, "new template: GET /beta 200 is normal from now on and not raised again (after line 51,234)\n", "",
+        )  # fmt: skip
+        assert "is an anomaly" in (await ask("feedback", "7", "anomaly", env=env))[1]
+        assert "is unanswered again" in (await ask("feedback", "7", "undo", env=env))[1]
+        listed = (await ask("feedback", env=env))[1].splitlines()
+        assert listed[1].split()[:3] == ["1207.1", "normal", "50,001"] and listed[1].endswith(
+            "sessions like this one  (deploy of \\x1b[31mTuesday)"
+        )
+        assert json.loads((await ask("--json", "feedback", env=env))[1])["feedback"][0]["note"].endswith("Tuesday")
+        assert control.asked == [
+            ("feedback", "1207.1", "normal", "a deploy"), ("feedback", "7", "anomaly", ""), ("undo", "7"),
+        ]  # fmt: skip
+        status, _, err = await ask("feedback", "../x", "normal", env=env)
+        assert (status, err) == (1, "vigilctl: '../x' is not an alert's id, such as 1207 or 1207.1\n")
+        control.error = ControlError(404, "gone", "its record was rotated away")
+        status, _, err = await ask("feedback", "7", "undo", env=env)
+        assert (status, err) == (1, "vigilctl: its record was rotated away\n")
+
+
+async def test_incidents_and_models_are_tables(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as (control, env):
+        control.grouped = [incident(900, what="new template: \x1b[2J", kind="new"), incident(7, digest=True)]
+        rows = (await ask("incidents", "--limit", "7", env=env))[1].splitlines()
+        assert len(rows) == 3 and rows[1].split()[:2] == ["900", "37"]
+        assert rows[1].endswith("new template: \\x1b[2J  open") and rows[2].endswith("GET /item 200  digest")
+        rows = (await ask("models", "list", env=env))[1].splitlines()
+        assert rows[1].endswith("in force: transformer, isolation forest")
+        assert rows[2].endswith("refused: the anchor set got worse: .91 to .84") and "file is gone" in rows[2]
+        assert rows[3].endswith("was in force")
+        assert "generation 1 is in force again, after line 51,234" in (await ask("models", "rollback", "1", env=env))[1]
+        assert control.asked == [("incidents", 7), ("rollback", 1)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("piped", [False, True])
+async def test_train_from_hands_over_every_byte_and_waits_for_the_model(
+    tmp_path: Path, packed: bool, piped: bool
+) -> None:
+    text = b"".join(b"line %d \xff%s\r\n" % (n, b" union" * (n < 40)) for n in range(60_000)) + b"no newline"
+    source = tmp_path / "log"
+    source.write_bytes(gzip.compress(text, 1) if packed else text)
+    async with daemon(tmp_path) as (control, env):
+        arguments, stdin = (["-"], source.read_bytes()) if piped else ([str(source)], b"")
+        status, out, err = await ask("train-from", *arguments, stdin=stdin, env=env)
+        assert (status, err) == (0, "") and control.vouched == text
+        assert out.splitlines() == [
+            f"60,001 lines in {sum(_sessions(control)):,} sessions taken",
+            "40 of them matched a rule; the sessions they are in will not be learned from",
+            "model generation 4 is in force",
+        ]
+        assert len({name for _, name, *_ in control.asked}) == 1 and len(control.asked) > 1
+        assert max(size for _, _, size, _ in control.asked) <= MAX_CHUNK_BYTES
+        assert [last for *_, last in control.asked] == [False] * (len(control.asked) - 1) + [True]
+
+
+def _sessions(control: FakeControl) -> list[int]:
+    sizes = [size for _, _, size, _ in control.asked]
+    starts = [sum(sizes[:n]) for n in range(len(sizes))]
+    return [
+        (control.vouched[start : start + size].count(b"\n") + (start + size == len(control.vouched))) // 10
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+
+
+async def test_train_from_says_when_the_file_looks_like_attacks_and_need_not_wait(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as (control, env):
+        control.trains = False
+        said = await ask("train-from", "--no-wait", "-", stdin=b"a union b\nplain\n", env=env)
+        assert said[:2] == (
+            0,
+            "2 lines in 0 sessions taken\n"
+            "1 of them matched a rule; the sessions they are in will not be learned from\n",
+        )
+        assert said[2] == "vigilctl: 50.0% of the lines look like attacks: is this file clean?\n"
+        said = await ask("--json", "train-from", "--no-wait", "-", stdin=b"", env=env)
+        assert said == (0, '{"lines": 0, "rule_hits": 0, "sessions": 0}\n', "")
+
+
+@pytest.mark.parametrize(
+    ("training", "status", "said"),
+    [
+        ({"refused": 2, "refusal": "worse"}, 1, "vigilctl: the new model was refused, the old one stays: worse\n"),
+        ({"due": False}, 0, "no training is due yet: what was learned waits for the next one\n"),
+        ({"generation_in_force": 9}, 0, "model generation 9 is in force\n"),
+    ],
+)
+async def test_train_from_tells_what_became_of_the_training(
+    tmp_path: Path, training: dict[str, Any], status: int, said: str
+) -> None:
+    async with daemon(tmp_path) as (control, env):
+        control.trains = False
+        control.after_vouching = {"training_in_progress": False, "training": control.status()["training"] | training}
+        found, out, err = await ask("train-from", "-", stdin=b"one\n", env=env)
+        assert (found, (out + err).endswith(said)) == (status, True), (out, err)
+
+
+async def test_train_from_does_not_hide_that_it_was_broken_off(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as (control, env):
+        control.error_after = 1, ControlError(503, "degraded", "nothing can be changed now: disk full")
+        status, out, err = await ask("train-from", "-", stdin=b"0123456789abcde\n" * 100_000, env=env)
+        assert (status, out) == (1, "")
+        assert err.startswith("vigilctl: nothing can be changed now: disk full; ")
+        assert err.endswith(f"{control.vouched.count(10):,} lines were taken until then\n")
+        assert "cannot read" in (await ask("train-from", str(tmp_path / "absent"), env=env))[2]
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -96,6 +96,9 @@ def test_evidence_points_at_the_match_in_the_decoded_field() -> None:
     assert evidence.rule.severity == "high"
     assert (evidence.field, evidence.text) == ("target", "<script")
     assert b"/x?a=1&q=<script>"[evidence.start : evidence.end] == b"<script"
+    assert (evidence.before, evidence.after) == ("/x?a=1&q=", ">")
+    far = RULES.evidence(number, b"/x?q=" + b"a" * 500 + b"<script>" + b"b" * 500, agent, line)
+    assert (far.before, far.text, far.after) == ("a" * 60, "<script", ">" + "b" * 59)
     with pytest.raises(ValueError, match="'xss-script' does not match this target"):
         RULES.evidence(number, b"/", agent, line)
 

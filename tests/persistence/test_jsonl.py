@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from persistence.jsonl import open_jsonl
+from persistence.jsonl import last_records, open_jsonl
 from tests.persistence.disks import FaultyDisk, fail_nth
 
 
@@ -143,6 +143,24 @@ def test_what_a_killed_process_left_is_made_durable_before_it_is_told(tmp_path: 
     write(path, record(1))
     with open_jsonl(path, disk=(disk := FaultyDisk())):
         assert disk.calls[:2] == [("read", "alerts.mark"), ("sync path", "alerts.jsonl")]
+
+
+def test_records_are_found_from_the_end_of_a_file_that_grows_and_no_further_back_than_asked(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    lines = [b'{"id":"%d"}' % number for number in range(20_000)]
+    path.write_bytes(b"not a record\n" + b"\n".join(lines) + b"\n" + b'{"id":"torn')
+    assert list(last_records(path, 1 << 30)) == lines[::-1]
+    size = path.stat().st_size
+    within = list(last_records(path, 1000))
+    assert within == lines[: -len(within) - 1 : -1] and 980 <= sum(len(line) + 1 for line in within) <= 1020
+    assert list(last_records(path, size)) == lines[::-1] and list(last_records(path, 5)) == []
+    found = last_records(path, 1 << 30)
+    assert next(found) == lines[-1]
+    with open(path, "ab") as file:
+        file.write(b'"}\n{"id":"new"}\n')
+    assert next(found) == lines[-2] and next(last_records(path, 100)) == b'{"id":"new"}'
+    with pytest.raises(FileNotFoundError):
+        next(last_records(tmp_path / "absent", 100))
 
 
 def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from persistence.columns import Value
 from persistence.directory import StoreError
 from persistence.disk import REAL
 from persistence.journal import JournalError
-from persistence.model_file import ModelError
+from persistence.model_file import ModelError, ModelFile
 from persistence.preamble import pack_preamble
 from persistence.segment import Entry
 from persistence.snapshot import SnapshotError
-from persistence.store import Store, open_store
+from persistence.store import MODELS_KEPT, Store, open_store
 from tests.persistence.disks import FaultyDisk, fail_at, fail_from, fail_nth
 from tests.persistence.ledger import toy_model
 
@@ -215,7 +215,8 @@ def test_pruning_finds_a_rotten_snapshot_and_does_not_rely_on_it(directory: Path
         assert [info.seq for info in store.snapshots()] == [4, 3, 1]
 
 
-def test_pinned_snapshots_and_their_models_stay(directory: Path) -> None:
+def test_pinned_snapshots_and_their_models_stay(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("persistence.store.MODELS_KEPT", 1)
     with open_store(directory, keep=2) as store:
         begin(store)
         models = []
@@ -239,7 +240,37 @@ def test_pinned_snapshots_and_their_models_stay(directory: Path) -> None:
             store.pin("../lock")
 
 
-def test_old_models_go_when_neither_snapshot_nor_journal_needs_them(directory: Path) -> None:
+def test_the_last_generations_stay_to_go_back_to_though_nothing_needs_them(directory: Path) -> None:
+    with open_store(directory, keep=2) as store:
+        begin(store)
+
+        def train(generation: int) -> ModelFile:
+            return store.adopt_model(
+                store.training / model_file.write_model(store.training, {"generation": generation}).name
+            )
+
+        for seq in range(1, MODELS_KEPT + 4):
+            model = train(seq)
+            append(store, seq)
+            store.rotate()
+            store.write_snapshot(seq, 10 * seq, {}, [model.name])
+        newest = list(range(MODELS_KEPT + 3, 3, -1))
+        assert [model.generation for model in store.models()] == newest and len(newest) == MODELS_KEPT
+        back = store.models()[-1]
+        store.load_model(back.name, back.sha256)
+        for seq in range(MODELS_KEPT + 4, MODELS_KEPT + 8):
+            train(seq)
+            append(store, seq)
+            store.rotate()
+            store.write_snapshot(seq, 10 * seq, {}, [back.name])
+        assert back.name in names(directory, "model-*")  # in force again, so it outlives newer ones
+        assert [model.generation for model in store.models()] == [*range(MODELS_KEPT + 7, 7, -1), back.generation]
+
+
+def test_old_models_go_when_neither_snapshot_nor_journal_needs_them(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("persistence.store.MODELS_KEPT", 1)
     with open_store(directory, keep=2) as store:
         begin(store)
         columns: dict[str, Value] = {"generation": 1, "w": np.zeros(3, np.float32)}

@@ -1,0 +1,64 @@
+"""The reasons for a judgement, for people: the object "explain" of `daemon.control.Control.detect`."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from daemon.client.text import Style, count, member_name, printable, score
+
+
+def explanation_lines(explain: Mapping[str, Any], rules: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str]:
+    """A line a reason; what is absent is left out. `rules` are those that matched, where `explain` has none."""
+    yield from _members(explain.get("members") or (), style)
+    for rule in explain.get("rules") or rules:
+        # Marked for the eye and for a file: colour alone would be lost there.
+        match = style(f">>{printable(rule.get('text', ''))}<<", "bold", "red")
+        yield f"  rule {style(printable(rule.get('name')), 'bold')} in {printable(rule.get('field', 'line'))}"
+        yield f"    {printable(rule.get('before', ''))}{match}{printable(rule.get('after', ''))}"
+    if expected := explain.get("expected"):
+        yield "  expected instead"
+        yield from (_chance(one) for one in expected)
+        if found := explain.get("found"):
+            yield style(f"{_chance(found)}  came", "bold")
+    if value := explain.get("value"):
+        odd = f", odd in it: {printable(value['characters'])}" if value.get("characters") else ""
+        yield f"  the oddest value: {printable(value.get('text', ''))}{odd}"
+    yield from _compared("stands out", explain.get("features") or ())
+    yield from _compared("its source", filter(_is_above, explain.get("source") or ()))
+    if lines := explain.get("lines"):
+        yield "  the session's last lines"
+        for one in lines:
+            mark, colours = (">", ("bold",)) if one.get("odd") else (" ", ("dim",))
+            number = count(one["line"]) if one.get("line") is not None else "asked"
+            yield style(f"  {mark} {number:>12}  {printable(one.get('text', ''))}", *colours)
+
+
+def _members(members: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str]:
+    for place, member in enumerate(members):
+        if not place:
+            yield style(f"  {'detector':<17} {'score':>9} {'p':>9} {'threshold':>9}", "dim")
+        value, limit = member.get("score"), member.get("threshold")
+        over = isinstance(value, (int, float)) and isinstance(limit, (int, float)) and value > limit
+        name = member_name(str(member.get("name")))
+        row = f"  {name:<17} {score(value):>9} {score(member.get('p')):>9} {score(limit):>9}"
+        yield row + (style("  over", "bold") if over else "")
+
+
+def _is_above(counter: Mapping[str, Any]) -> bool:
+    """Counters are all there, but only much is odd of a source: little is a source that does little."""
+    value, usual = counter.get("value"), counter.get("usual")
+    return isinstance(value, (int, float)) and isinstance(usual, (int, float)) and value > usual
+
+
+def _compared(title: str, things: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for place, one in enumerate(things):
+        if not place:
+            yield f"  {title}"
+        name = printable(one.get("name")).replace("_", " ")
+        most = f", at most {score(one['high'])}" if one.get("high") is not None else ""
+        yield f"    {name} {score(one.get('value'))}; usual are {score(one.get('usual'))}{most}"
+
+
+def _chance(one: Mapping[str, Any]) -> str:
+    p = one.get("p")
+    share = "-" if not isinstance(p, (int, float)) else f"{p:.1%}" if p >= 0.001 or p == 0 else "< 0.1%"
+    return f"    {share:>7}  {printable(one.get('template', ''))}"

@@ -1,0 +1,43 @@
+"""Incidents, answers and model generations as rows, newest first as the daemon gives them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from daemon.client.text import Style, count, printable, size, when
+
+
+def incident_rows(incidents: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str]:
+    yield style(f"{'incident':<14} {'alerts':>9}  {'first':<19}  {'last':<19}  what", "dim")
+    for one in incidents:
+        state = style("  digest", "dim") if one.get("digest") else style("  open", "yellow") if one.get("open") else ""
+        yield (
+            f"{printable(one['id']):<14} {count(one.get('count')):>9}  {when(one.get('first_time')):<19}  "
+            f"{when(one.get('last_time')):<19}  {printable(one.get('what', ''))}{state}"
+        )
+
+
+def answer_rows(answers: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str]:
+    yield style(f"{'alert':<14} {'answer':<8} {'at line':>12}  what", "dim")
+    for one in answers:
+        note = style(f"  ({printable(one['note'])})", "dim") if one.get("note") else ""
+        answer = style(f"{printable(one['answer']):<8}", "green" if one["answer"] == "normal" else "yellow")
+        what = printable(one.get("what", ""))
+        yield f"{printable(one['id']):<14} {answer} {count(one.get('line')):>12}  {what}{note}"
+
+
+def model_rows(models: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str]:
+    yield style(f"{'generation':>10} {'at line':>12} {'size':>10}  {'made':<19}  state", "dim")
+    for one in models:
+        made = when(one.get("time")) if one.get("time") is not None else "file is gone"
+        large = size(one["bytes"]) if one.get("bytes") is not None else "-"
+        facts = f"{count(one['generation']):>10} {count(one.get('line')):>12} {large:>10}  {made:<19}"
+        yield f"{facts}  {_state(one, style)}"
+
+
+def _state(model: Mapping[str, Any], style: Style) -> str:
+    if model.get("in_force"):
+        members = ", ".join(printable(name).replace("_", " ") for name in model.get("members") or ())
+        return style("in force", "bold", "green") + (f": {members}" if members else "")
+    if not model.get("promoted", True):
+        return style(f"refused: {printable(model.get('reason') or 'no reason given')}", "yellow")
+    return "was in force" if model.get("bytes") is not None else "was in force, cannot be rolled back to"

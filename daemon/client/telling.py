@@ -1,0 +1,184 @@
+"""vigilctl's commands by which the operator tells the daemon what is normal, and sees what came of it."""
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+from daemon.client.admin import Admin, Failure, UsageError
+from daemon.client.sending import CHUNK_BYTES, chunks, open_source, progress_bar
+from daemon.client.tables import answer_rows, incident_rows, model_rows
+from daemon.client.text import Style, count, printable, show, to_stdout
+
+REQUEST_BYTES = 512 * 1024 - CHUNK_BYTES  # sent when there is as much; the daemon takes 512 KiB at once
+POLL_SECONDS = 0.5
+QUIET_POLLS = 6  # without training and without need for any: there will be none
+SUSPICIOUS_SHARE = 0.01  # of vouched lines that a rule matched: perhaps the wrong file
+
+Told = Callable[[float | None, str], None]
+
+
+def feedback(admin: Admin, as_json: bool, alert: str | None, answer: str | None, note: str) -> int:
+    """Without an alert the list of answers."""
+    if alert is None:
+        listed = admin.get("/feedback").body
+        show(listed, as_json, lambda: to_stdout(answer_rows(listed["feedback"], Style(sys.stdout))))
+        return 0
+    if answer is None:
+        raise UsageError("feedback ID needs an answer: normal, anomaly or undo")
+    if answer == "undo":
+        if note:
+            raise UsageError("undo takes no --note")
+        told = admin.post(f"/feedback/{quote(alert, safe='')}/undo").body
+    else:
+        told = admin.post("/feedback", {"id": alert, "answer": answer, "note": note}).body
+    show(told, as_json, lambda: print(_effect(told)))
+    return 0
+
+
+def _effect(told: Mapping[str, Any]) -> str:
+    what, line = printable(told.get("what", "")), count(told.get("line"))
+    effects = {
+        "normal": "is normal from now on and not raised again",
+        "anomaly": "is an anomaly; it is not learned from, and frequency does not make it normal",
+        "undo": "is unanswered again",
+    }
+    return f"{what} {effects.get(told['answer'], printable(told['answer']))} (after line {line})"
+
+
+def incidents(admin: Admin, as_json: bool, limit: int) -> int:
+    answer = admin.get(f"/incidents?limit={limit}").body
+    show(answer, as_json, lambda: to_stdout(incident_rows(answer["incidents"], Style(sys.stdout))))
+    return 0
+
+
+def models_list(admin: Admin, as_json: bool) -> int:
+    answer = admin.get("/models").body
+    show(answer, as_json, lambda: to_stdout(model_rows(answer["models"], Style(sys.stdout))))
+    return 0
+
+
+def models_rollback(admin: Admin, as_json: bool, generation: int) -> int:
+    answer = admin.post(f"/models/{generation}/rollback").body
+    show(
+        answer,
+        as_json,
+        lambda: print(f"model generation {answer['generation']} is in force again, after line {answer['line']:,}"),
+    )
+    return 0
+
+
+def train_from(admin: Admin, as_json: bool, source: str, wait: bool) -> int:
+    """Hand over a vouched file and, with `wait`, stay until what was learned of it is in force."""
+    if source == "-" and sys.stdin.isatty():
+        raise UsageError("train-from reads standard input, which is your terminal; name a FILE or pipe one in")
+    before = admin.get("/status").body
+    shown = sys.stderr.isatty() and not as_json
+    taken = _hand_over(admin, source, shown)
+    if not as_json:
+        _tell_of(taken)
+    if not wait:
+        show(taken, as_json, lambda: None)
+        return 0
+    with _training_bar() if shown else _no_bar() as told:
+        generation = _trained(admin, before.get("training") or {}, told)
+    show(
+        {**taken, "generation": generation},
+        as_json,
+        lambda: print(
+            f"model generation {generation} is in force"
+            if generation is not None
+            else "no training is due yet: what was learned waits for the next one"
+        ),
+    )
+    return 0
+
+
+def _hand_over(admin: Admin, source: str, shown: bool) -> dict[str, int]:
+    """What became of the file's lines. Raises `Failure`; the lines handed over before that stay learned."""
+    path = f"/train-from?source=train-{secrets.token_hex(8)}"
+    taken = {"lines": 0, "rule_hits": 0, "sessions": 0}
+
+    def hand_over(data: bytes, last: bool) -> None:
+        answer = admin.post(f"{path}&last={last:d}", data).body
+        for name in taken:
+            taken[name] += answer[name]
+
+    with open_source(source) as raw:
+        with progress_bar(os.fstat(raw.fileno()).st_size or None) if shown else _no_bar() as progress:
+            try:
+                waiting = b""
+                for read, chunk in chunks(raw):
+                    waiting += chunk
+                    if len(waiting) >= REQUEST_BYTES:
+                        hand_over(waiting, False)
+                        waiting = b""
+                    progress(read, taken["lines"], False)
+                hand_over(waiting, True)
+            except KeyboardInterrupt:
+                raise Failure(f"interrupted; {taken['lines']:,} lines were taken until then") from None
+            except Failure as exc:
+                raise Failure(f"{exc}; {taken['lines']:,} lines were taken until then") from exc
+    return taken
+
+
+def _tell_of(taken: Mapping[str, int]) -> None:
+    lines, hits = taken["lines"], taken["rule_hits"]
+    print(f"{lines:,} lines in {taken['sessions']:,} sessions taken")
+    if hits:
+        print(f"{hits:,} of them matched a rule; the sessions they are in will not be learned from")
+    if hits > SUSPICIOUS_SHARE * lines:
+        print(f"vigilctl: {hits / lines:.1%} of the lines look like attacks: is this file clean?", file=sys.stderr)
+
+
+def _trained(admin: Admin, before: Mapping[str, Any], told: Told) -> int | None:
+    """The generation in force when another than before is; None when no training is to come.
+
+    Raises `Failure` when what was trained is refused, or training fails.
+    """
+    seen, quiet = False, 0
+    try:
+        while True:
+            status = admin.get("/status").body
+            training, under_way = status.get("training") or {}, bool(status.get("training_in_progress"))
+            generation = training.get("generation_in_force")
+            if generation is not None and generation != before.get("generation_in_force"):
+                return int(generation)
+            if (training.get("refused") or 0) > (before.get("refused") or 0):
+                raise Failure(f"the new model was refused, the old one stays: {training.get('refusal')}")
+            seen |= under_way
+            if seen and not under_way and training.get("error"):
+                raise Failure(f"training failed, it will be tried again: {training['error']}")
+            quiet = 0 if under_way or training.get("due") else quiet + 1
+            if quiet > QUIET_POLLS:
+                return None
+            told(training.get("percent") if under_way else None, _stage(training, under_way))
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        raise Failure("not waited for; what was taken is learned from all the same") from None
+
+
+def _stage(training: Mapping[str, Any], under_way: bool) -> str:
+    if not under_way:
+        return "waiting until the training begins"
+    return f"epoch {training['epoch']} of {training.get('epochs', '?')}" if training.get("epoch") else "training"
+
+
+@contextmanager
+def _training_bar() -> Iterator[Told]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()]
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=100.0)
+        yield lambda percent, text: bar.update(task, completed=percent or 0.0, description=printable(text))
+
+
+@contextmanager
+def _no_bar() -> Iterator[Callable[..., None]]:
+    yield lambda *_: None

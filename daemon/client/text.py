@@ -1,0 +1,86 @@
+"""Words of people for numbers, times and texts: what all the tables of vigilctl are made of. Plain lines; colour only
+where a terminal shows it.
+
+Whatever may come from a log line goes through `printable`: a log line must not steer the terminal.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any, TextIO
+
+COLOURS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34"}
+MEMBERS = {"rule_based": "rules", "isolation_forest": "isolation forest", "transformer": "transformer"}
+
+
+class Style:
+    """Colour or none, decided once for a stream."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._on = stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+    def __call__(self, text: str, *colours: str) -> str:
+        if not self._on or not colours:
+            return text
+        return f"\x1b[{';'.join(COLOURS[colour] for colour in colours)}m{text}\x1b[0m"
+
+
+def printable(text: Any) -> str:
+    """`text` with everything escaped that a terminal might take for a command."""
+    return "".join(char if char.isprintable() else _escaped(char) for char in str(text))
+
+
+def _escaped(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # a byte that was not UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def when(moment: Any) -> str:
+    if isinstance(moment, (int, float)):
+        return datetime.fromtimestamp(moment).isoformat(" ", "seconds")
+    return printable(moment) if moment else "-"
+
+
+def duration(seconds: float) -> str:
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (129_600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86_400:.0f} d"
+
+
+def count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else "-" if value is None else printable(value)
+
+
+def score(value: Any) -> str:
+    if not isinstance(value, (int, float)):
+        return "-"
+    return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
+
+
+def member_name(name: str) -> str:
+    return MEMBERS.get(name) or printable(name).replace("_", " ")
+
+
+def to_stdout(lines: Iterable[str]) -> None:
+    for line in lines:
+        sys.stdout.write(line + "\n")
+
+
+def show(answer: Any, as_json: bool, human: Callable[[], object]) -> None:
+    """An answer as one line of JSON, or as `human` prints it."""
+    if as_json:
+        print(json.dumps(answer))
+    else:
+        human()

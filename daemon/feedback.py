@@ -1,0 +1,74 @@
+"""Which alert an answer is about: its record in alerts.jsonl, and the cause that a record names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from actors.alerts import id_key
+from daemon.control import ControlError
+from detection import causes
+from persistence.jsonl import last_records
+
+SEARCHED_BYTES = 64 << 20  # of alerts.jsonl, from its end: about a hundred thousand records, a second at most
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """The cause of an alert, as `detection.causes` has it."""
+
+    cause: int
+    kind: int
+    what: str
+
+
+class _Id(msgspec.Struct):
+    id: str
+
+
+_id_decoder = msgspec.json.Decoder(_Id)
+
+
+def find_record(path: Path, alert_id: str) -> Mapping[str, Any]:
+    """The record of alert `alert_id` in the file at `path`, searched from its end, where ids are highest.
+
+    Blocking. Raises `ControlError` 404: "not_found" where there never was such an alert, "gone" where its record
+    may have been rotated away.
+    """
+    wanted = id_key(alert_id)
+    try:
+        for line in last_records(path, SEARCHED_BYTES):
+            try:
+                key = id_key(_id_decoder.decode(line).id)
+            except ValueError:
+                continue  # damaged; its neighbours are not
+            if key == wanted:
+                record: dict[str, Any] = msgspec.json.decode(line)
+                return record
+            if key < wanted:
+                raise ControlError(404, "not_found", f"no alert has the id {alert_id}")
+    except FileNotFoundError:
+        pass  # rotated away, and nothing was flagged since
+    except OSError as exc:
+        raise ControlError(503, "not_read", f"{path.name} cannot be read: {exc.strerror}") from exc
+    raise ControlError(
+        404,
+        "gone",
+        f"alert {alert_id} is neither among the recent ones nor in {path.name}: its record was rotated away, if there "
+        "ever was one; answer a newer alert of the same kind",
+    )
+
+
+def about(record: Mapping[str, Any]) -> About:
+    """What the alert of `record` is about. Raises `ControlError` 409 for a record that does not say."""
+    try:
+        kind = causes.KINDS.index(record["cause_kind"])
+        return About(causes.read(str(record["cause"])), kind, str(record["what"]))
+    except (KeyError, ValueError):
+        raise ControlError(
+            409,
+            "no_cause",
+            f"the record of alert {record['id']} names no cause, an earlier version wrote it; answer a newer alert",
+        ) from None

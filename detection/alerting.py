@@ -1,0 +1,100 @@
+"""From verdicts to alerts: what is flagged is put into incidents, and explained where somebody will read it."""
+
+from typing import Any
+
+import numpy as np
+
+from detection.causes import (
+    NEW,
+    RULE,
+    SOURCE,
+    VALUE,
+    new_what,
+    rule_what,
+    shape_what,
+    source_causes,
+    source_what,
+    value_what,
+)
+from detection.ensemble import Ensemble
+from detection.explaining import LINES_SHOWN, explained
+from detection.incidents import Incidents
+from detection.judging import Judged
+from detection.recent import RecentLines
+from detection.templates import TemplateTable
+from detection.verdicts import Alerted, Rows, shown, shown_key
+
+# An incident's first alerts are explained, and of one batch no more than this: a flood must not cost its time.
+EXPLAINED_OF_AN_INCIDENT = 5
+EXPLAINED_OF_A_BATCH = 16
+
+
+class Alerting:
+    """Collects the batches of one frame."""
+
+    def __init__(
+        self,
+        incidents: Incidents,
+        recent: RecentLines,
+        templates: TemplateTable,
+        ensemble: Ensemble | None,
+        per_day: float,
+    ) -> None:
+        self.batches: list[tuple[Rows, Alerted]] = []
+        self.flagged = 0
+        self._incidents, self._recent, self._templates = incidents, recent, templates
+        self._ensemble, self._per_day = ensemble, per_day
+
+    def add(self, rows: Rows, judged: Judged, alpha: float) -> None:
+        """Group what is flagged of `rows`, in the order of ids, and explain some of it."""
+        order = rows.in_order()
+        order = order[rows.flagged[order]]
+        self.flagged += len(order)
+        what = [self._what(rows, row) for row in order.tolist()]
+        sources = source_causes(rows.session[order])
+        # A window of a stream without keys is nobody's: its alerts belong together by their cause only.
+        sources[np.char.startswith(rows.session[order], b"w")] = 0
+        kinds = rows.kind[order]
+        grouped = self._incidents.assign(
+            rows.cause[order],
+            sources,
+            kinds,
+            kinds == RULE,
+            rows.time[order],
+            rows.line[order],
+            rows.k[order],
+            per_day=self._per_day,
+            what=what.__getitem__,
+        )
+        early = np.flatnonzero(grouped.count <= EXPLAINED_OF_AN_INCIDENT)[:EXPLAINED_OF_A_BATCH]
+        reasons = {int(order[number]): self._explained(rows, judged, int(order[number]), alpha) for number in early}
+        self.batches.append((rows, Alerted(order, grouped, what, reasons)))
+
+    def _what(self, rows: Rows, row: int) -> str:
+        kind = int(rows.kind[row])
+        if kind == SOURCE:
+            return source_what(shown_key(bytes(rows.session[row])))
+        if kind not in (RULE, NEW, VALUE):
+            return shape_what()
+        template = rows.templates.get(int(rows.template_id[row]), "")
+        if kind == RULE:
+            return rule_what(rows.matched(row)[0].name, template)
+        return new_what(template) if kind == NEW else value_what(template)
+
+    def _explained(self, rows: Rows, judged: Judged, row: int, alpha: float) -> dict[str, Any]:
+        lines = len(judged.row_of_line)
+        closing = row >= lines
+        serial = int(judged.closings.serial[row - lines] if closing else judged.states.serial[row])
+        view_row = judged.row_of_serial.get(serial) if closing else int(judged.row_of_line[row])
+        odd = int(judged.closings.worst_line[row - lines] if closing else rows.line[row])
+        through = int(rows.last_line[row])
+        reasons: dict[str, Any] = {}
+        if self._ensemble is not None and view_row is not None:
+            reasons = explained(
+                self._ensemble, judged.view, judged.standing, judged.judgement, view_row, alpha, self._templates.text
+            )
+        reasons["lines"] = [
+            {"line": number, "text": shown(self._recent.text(number) or b""), "odd": number == odd}
+            for number in self._recent.of_session(serial, through, LINES_SHOWN)
+        ]
+        return reasons

@@ -1,0 +1,142 @@
+"""Causes: what an alert is about, as one number that is the same whenever it is about the same.
+
+    RULE    a rule on a template                    hash(name of the rule, template)
+    NEW     a template the model in force never saw hash(template)
+    SHAPE   sessions made of these templates        hash(how often each, roughly; whether it closed)
+    SOURCE  how one source behaves                  hash(its key)
+    VALUE   odd parameter values in a template      hash(template)
+
+Alerts of one cause are one incident, and an answer to one of them is an answer to its cause. So a cause must not
+depend on what changes while the thing stays the same: neither numbers of rules nor slots nor generations go into
+it, a rule goes by its name, a shape by levels of counts instead of counts.
+
+Causes are unsigned 64-bit numbers, never 0, which stands for "none". The hash is splitmix64's finaliser over
+8-byte words, summed and finished with a salt a kind. It is not keyed: whoever can try 2**32 shapes can make two
+of them collide, and gains that one is taken for the other; a rule's hit cannot be had that way, for rules are not
+chosen by whoever sends lines.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Causes = NDArray[np.uint64]
+
+NONE, RULE, NEW, SHAPE, SOURCE, VALUE = range(6)
+KINDS = ("none", "rule", "new", "shape", "source", "value")  # as records and the API name them
+SHAPE_COLUMNS = 64
+WHAT_BYTES = 160
+
+
+def rule_causes(names: Sequence[str], rules: NDArray[np.integer], templates: NDArray[np.integer]) -> Causes:
+    """Of hits of the rules `names[rules]` on lines of `templates`; both [m], the result uint64 [m]."""
+    hashes = np.array([_text_hash(name) for name in names], dtype=np.uint64)
+    return _finished(RULE, _mixed(hashes[rules]) + _mixed(templates.astype(np.uint64) ^ _salt(1)))
+
+
+def new_causes(templates: NDArray[np.integer]) -> Causes:
+    """Of templates [m] that the model in force does not know."""
+    return _finished(NEW, _mixed(templates.astype(np.uint64) ^ _salt(1)))
+
+
+def shape_causes(counts: NDArray[np.uint8], closed: NDArray[np.bool_]) -> Causes:
+    """Of sessions by how often each template came: `counts` uint8 [m, 64], `closed` [m] whether they have ended.
+
+    Counts go in as levels 0, 1, 2, 3-4, 5-8, 9-16, ...: five retries and seven of them are one shape, one and
+    two are not.
+    """
+    levels = np.ascontiguousarray(_LEVELS[counts])
+    return _finished(SHAPE, _words_hash(levels.view("<u8")) + np.where(closed, _salt(2), _salt(3)))
+
+
+def source_causes(keys: NDArray[np.bytes_]) -> Causes:
+    """Of sources by their keys [m], fixed-width bytes of any width: how wide the column is does not matter."""
+    words = max(-(-keys.dtype.itemsize // 8), 1)
+    padded = np.ascontiguousarray(keys.astype(f"S{words * 8}"))
+    return _finished(SOURCE, _words_hash(padded.view("<u8").reshape(len(keys), words)))
+
+
+def value_causes(templates: NDArray[np.integer]) -> Causes:
+    """Of odd parameter values in lines of templates [m]."""
+    return _finished(VALUE, _mixed(templates.astype(np.uint64) ^ _salt(1)))
+
+
+def rule_what(rule: str, template: str) -> str:
+    """The cause in words, as for each of the other kinds below."""
+    return clipped(f"rule {rule} on {template}")
+
+
+def new_what(template: str) -> str:
+    return clipped(f"new template: {template}")
+
+
+def shape_what() -> str:
+    """A shape has no name: the alert's own lines are the best there is."""
+    return "sessions like this one"
+
+
+def source_what(source: str) -> str:
+    return clipped(f"behaviour of {source}")
+
+
+def value_what(template: str) -> str:
+    return clipped(f"unusual parameter values in {template}")
+
+
+def clipped(text: str, limit: int = WHAT_BYTES) -> str:
+    """`text` as UTF-8 of at most `limit` bytes, without NUL, which fixed-width columns cannot end in."""
+    encoded = text.replace("\0", "\\x00").encode("utf-8", "backslashreplace")
+    return encoded[:limit].decode("utf-8", "ignore")
+
+
+def shown(cause: int) -> str:
+    """A cause as records and the API carry it: JSON's numbers lose bits of such in many readers."""
+    return f"{cause:016x}"
+
+
+def read(text: str) -> int:
+    """The inverse of `shown`. Raises ValueError."""
+    if not _SHOWN.fullmatch(text):
+        raise ValueError(f"{text[:40]!r} is not a cause")
+    return int(text, 16)
+
+
+_SHOWN = re.compile("[0-9a-f]{16}")
+
+
+def _text_hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "little")
+
+
+def _words_hash(words: Causes) -> Causes:
+    """A sum over the columns of `words` [m, w] in which words of zero count for nothing: uint64 [m]."""
+    total = np.zeros(len(words), dtype=np.uint64)
+    for place in range(words.shape[1]):
+        word = words[:, place]
+        total += np.where(word == 0, np.uint64(0), _mixed(word ^ _salt(place + 4)))
+    return total
+
+
+def _finished(kind: int, sums: Causes) -> Causes:
+    causes = _mixed(sums ^ _salt(100 + kind))
+    causes[causes == 0] = 1
+    return causes
+
+
+def _mixed(values: Causes) -> Causes:
+    """splitmix64's finaliser (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014)."""
+    mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    finished: Causes = mixed ^ (mixed >> np.uint64(31))
+    return finished
+
+
+def _salt(number: int) -> np.uint64:
+    return np.uint64(number * 0x9E3779B97F4A7C15 % (1 << 64))
+
+
+# 0, 1, 2, then one level a doubling; level n ends at 2**(n - 1).
+_LEVELS = np.array([0] + [1 + (count - 1).bit_length() for count in range(1, 256)], dtype=np.uint8)

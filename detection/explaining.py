@@ -1,0 +1,57 @@
+"""Why: for a row of a view, what each member said, what was expected instead, and what stands out.
+
+members    [{name, score, p, threshold}]              every voice that is ready, the most sure first
+expected   [{template_id, template, p}]               the three likeliest instead of the row, with their probability
+found      {template_id, template, p}                 ... and the row's own
+features   [{name, value, usual, high}]               beyond what 99 % of normal sessions come to
+lines      [{line, text, odd}]                        the session's last ten lines, added by the caller
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from detection.ensemble import Ensemble, Judgement
+from detection.members.registry import VOICES
+from detection.members.view import CLOSING, Standing, View
+from detection.segments import repeat_per_row
+
+LINES_SHOWN = 10
+
+
+def explained(
+    ensemble: Ensemble,
+    view: View,
+    standing: Standing,
+    judgement: Judgement,
+    row: int,
+    alpha: float,
+    text_of: Callable[[int], str],
+) -> dict[str, Any]:
+    """Why the session of `row` stands as it does there; `text_of` gives a template's text by its id."""
+    members = [
+        {
+            "name": voice,
+            "score": float(standing.reached[row, column]),
+            "p": float(judgement.members[row, column]),
+            "threshold": ensemble.threshold(voice, alpha),
+        }
+        for column, voice in enumerate(VOICES)
+        if voice in ensemble.voices
+    ]
+    members.sort(key=lambda member: (member["p"], member["name"]))
+    piece = int(repeat_per_row(view.offsets)[row])
+    begin, place = int(view.token_offsets[piece]), int(view.token_places()[row])
+    context = view.tokens[begin:place]
+    found = int(view.templates[row])
+    expected, chance = ensemble.expected(context, bool(view.starts[piece]), found)
+
+    def named(template: int, p: float) -> dict[str, Any]:
+        text = "<end of session>" if template == CLOSING else text_of(template)
+        return {"template_id": template, "template": text, "p": p}
+
+    return {
+        "members": members,
+        "expected": [named(template, p) for template, p in expected],
+        "found": named(found, chance),
+        "features": ensemble.standing_out(standing, row),
+    }

@@ -1,0 +1,322 @@
+"""Incidents: alerts of one cause are one thing to look at, and the alarm budget counts those.
+
+An alert joins the open incident with its source, else the one with its cause; where there is neither, it opens
+one. An incident is open as long as its last alert is less than `WINDOW_SECONDS` of log time ago. It goes by the
+source and the cause of the alert that opened it, and by nothing else: were an alert that joins by its cause to
+bring its source along, the next alerts of that source would bring their causes, and a busy hour of unrelated
+troubles would soon be one incident that says nothing.
+
+Of the incidents that open within a day, the first `per_day` are shown; those beyond wait in the digest: they are
+recorded like any other, only nobody is woken up. What is exempt (a rule's hit) is shown in any case and does not
+use up the budget. It never joins an incident of the digest, where it would go unseen, but opens its own, which
+takes over what the other one went by.
+
+The table is bounded: the incidents quiet the longest make room. Columns of the state, a row an incident (k rows),
+in the order of their last alerts:
+
+    line, k             int64 [k]     id of the alert that opened it, which is the incident's id, too
+    last_line, last_k   int64 [k]     id of its last alert
+    first_time, last_time float64 [k] log time
+    count               int64 [k]     its alerts
+    kind                uint8 [k]     of its cause, see `detection.causes`
+    cause, source       uint64 [k]    what it goes by; source 0: none
+    by_cause, by_source bool [k]      whether it still does, or a later one took that over
+    exempt, digest      bool [k]
+    what                S160 [k]      its cause in words, UTF-8
+    sample_line, sample_k int64 [k,4] its first alerts, 0 where there are fewer
+    shown               float64 [n]   log times at which incidents that use up the budget opened
+    now                 float         the largest log time of an alert, 0 before the first
+    opened, digested, evicted, evicted_open   int, since the state began
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.causes import KINDS, WHAT_BYTES, clipped
+from detection.causes import shown as shown_cause
+from detection.state import Columns, State
+
+CAPACITY = 4096
+WINDOW_SECONDS = 6 * 3600.0
+SAMPLES = 4  # the first ones; a listing adds the last
+DAY_SECONDS = 86_400.0
+# Who allows more incidents a day than this has no budget.
+LARGEST_BUDGET = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """For each alert [m]: the incident it belongs to, and its number in it (from 1)."""
+
+    first_line: NDArray[np.int64]
+    first_k: NDArray[np.int64]
+    count: NDArray[np.int64]
+    opens: NDArray[np.bool_]
+    digest: NDArray[np.bool_]
+
+    def fields(self, row: int) -> dict[str, Any]:
+        """What the record of alert `row` says of its incident; the alert opens it when their ids are equal."""
+        return {
+            "incident": _id(int(self.first_line[row]), int(self.first_k[row])),
+            "incident_count": int(self.count[row]),
+            "digest": bool(self.digest[row]),
+        }
+
+
+@dataclass(slots=True)
+class _Incident:
+    line: int
+    k: int
+    kind: int
+    cause: int
+    source: int
+    exempt: bool
+    digest: bool
+    what: str
+    first_time: float
+    last_time: float
+    last_line: int
+    last_k: int
+    count: int = 0
+    by_cause: bool = True
+    by_source: bool = True
+    samples: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Incidents:
+    """The incidents of late, and what is left of the budget. `opened`, `digested` (of those), `evicted` and
+    `evicted_open` (of those: their next alert opens another one) count since the state began."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self.opened = self.digested = self.evicted = self.evicted_open = 0
+        self._capacity = capacity
+        self._now = 0.0
+        self._table: dict[tuple[int, int], _Incident] = {}  # in the order of their last alerts
+        self._by_cause: dict[int, _Incident] = {}
+        self._by_source: dict[int, _Incident] = {}
+        self._shown: deque[float] = deque(maxlen=LARGEST_BUDGET)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def assign(
+        self,
+        causes: NDArray[np.uint64],
+        sources: NDArray[np.uint64],
+        kinds: NDArray[np.uint8],
+        exempt: NDArray[np.bool_],
+        times: NDArray[np.float64],
+        lines: NDArray[np.int64],
+        ks: NDArray[np.int64],
+        *,
+        per_day: float,
+        what: Callable[[int], str],
+    ) -> Grouped:
+        """Put alerts, in the order of their ids (`lines`, `ks`), into incidents; all columns [m].
+
+        `sources` 0 is no source. A time that is missing or goes back counts as the one before. `what(row)` is
+        asked for the alerts that open an incident, and for no other. How alerts are cut into calls does not
+        matter. Costs a few microseconds a run of alerts with equal keys, whatever its length.
+        """
+        clock = self._clock(times)
+        heads = _heads(causes, sources, exempt, clock)
+        lengths = np.diff(heads, append=len(causes))
+        columns = (causes, sources, exempt, clock, lines, ks)
+        first: list[tuple[int, int, int, bool, bool]] = []
+        for head, length, cause, source, is_exempt, time, line, k in zip(
+            heads.tolist(), lengths.tolist(), *(column[heads].tolist() for column in columns), strict=True
+        ):
+            incident = self._open_for(cause, source, is_exempt, time)
+            opens = incident is None
+            if incident is None:
+                incident = self._opened(
+                    _Incident(
+                        line=line,
+                        k=k,
+                        kind=int(kinds[head]),
+                        cause=cause,
+                        source=source,
+                        exempt=is_exempt,
+                        digest=not is_exempt and not self._within_budget(per_day, time),
+                        what=clipped(what(head)),
+                        first_time=time,
+                        last_time=time,
+                        last_line=line,
+                        last_k=k,
+                    )
+                )
+            first.append((incident.line, incident.k, incident.count, opens, incident.digest))
+            self._add(incident, lines[head : head + length], ks[head : head + length], float(clock[head + length - 1]))
+        return _grouped(first, heads, lengths)
+
+    def open_count(self, now: float | None = None) -> int:
+        """How many are open at log time `now`, by default that of the last alert."""
+        return sum(1 for _ in self._open_ones(now))
+
+    def listing(self, limit: int, now: float | None = None) -> list[dict[str, Any]]:
+        """The last `limit` incidents as the API gives them, newest first by their first alert."""
+        is_open = {(incident.line, incident.k) for incident in self._open_ones(now)}
+        newest = sorted(self._table, reverse=True)[:limit]
+        return [_listed(self._table[key], key in is_open) for key in newest]
+
+    def _open_ones(self, now: float | None) -> Iterator[_Incident]:
+        limit = (self._now if now is None or math.isnan(now) else now) - WINDOW_SECONDS
+        for incident in reversed(self._table.values()):
+            if incident.last_time <= limit:
+                return
+            yield incident
+
+    def _clock(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`times` made to never go back, in this batch and behind the one before."""
+        known = np.where(np.isfinite(times), times, self._now)
+        clock: NDArray[np.float64] = np.maximum(np.maximum.accumulate(known), self._now)
+        if len(clock):
+            self._now = float(clock[-1])
+        return clock
+
+    def _open_for(self, cause: int, source: int, exempt: bool, time: float) -> _Incident | None:
+        horizon = time - WINDOW_SECONDS
+        by_source = self._by_source.get(source) if source else None
+        for incident in (by_source, self._by_cause.get(cause)):
+            if incident is not None and incident.last_time > horizon and not (exempt and incident.digest):
+                return incident
+        return None
+
+    def _within_budget(self, per_day: float, time: float) -> bool:
+        """Whether one more may be shown; half a one a day is one in two days."""
+        if per_day > LARGEST_BUDGET:
+            return True
+        whole = max(int(per_day), 1)
+        return len(self._shown) < whole or self._shown[-whole] <= time - DAY_SECONDS * whole / per_day
+
+    def _opened(self, incident: _Incident) -> _Incident:
+        if len(self._table) >= self._capacity:
+            self._evict(incident.first_time)
+        self.opened += 1
+        self.digested += incident.digest
+        if not incident.digest and not incident.exempt:
+            self._shown.append(incident.first_time)
+        if (before := self._by_cause.get(incident.cause)) is not None:
+            before.by_cause = False
+        self._by_cause[incident.cause] = incident
+        incident.by_source = incident.source != 0
+        if incident.by_source:
+            if (before := self._by_source.get(incident.source)) is not None:
+                before.by_source = False
+            self._by_source[incident.source] = incident
+        return incident
+
+    def _evict(self, time: float) -> None:
+        quiet = self._table.pop(next(iter(self._table)))
+        self.evicted += 1
+        self.evicted_open += quiet.last_time > time - WINDOW_SECONDS
+        if quiet.by_cause:
+            del self._by_cause[quiet.cause]
+        if quiet.by_source:
+            del self._by_source[quiet.source]
+
+    def _add(self, incident: _Incident, lines: NDArray[np.int64], ks: NDArray[np.int64], time: float) -> None:
+        """Count a run of alerts, the last of them at `time`."""
+        room = SAMPLES - len(incident.samples)
+        if room > 0:
+            incident.samples += zip(lines[:room].tolist(), ks[:room].tolist(), strict=True)
+        incident.count += len(lines)
+        incident.last_time, incident.last_line, incident.last_k = time, int(lines[-1]), int(ks[-1])
+        key = incident.line, incident.k
+        self._table.pop(key, None)
+        self._table[key] = incident  # behind all others
+
+    # --- the state as columns -----------------------------------------------------------------------
+
+    def export(self) -> State:
+        rows = list(self._table.values())
+        state: State = {name: np.array([getattr(row, name) for row in rows], dtype=_COLUMNS[name]) for name in _COLUMNS}
+        state["what"] = np.array([row.what.encode() for row in rows], dtype=f"S{WHAT_BYTES}")
+        samples = np.zeros((len(rows), SAMPLES, 2), dtype=np.int64)
+        for number, row in enumerate(rows):
+            samples[number, : len(row.samples)] = row.samples
+        state["sample_line"], state["sample_k"] = samples[:, :, 0].copy(), samples[:, :, 1].copy()
+        state["shown"] = np.array(self._shown, dtype=np.float64)
+        state["now"] = self._now
+        return {**state, **{name: getattr(self, name) for name in _COUNTERS}}
+
+    @classmethod
+    def load(cls, columns: Columns, capacity: int = CAPACITY) -> "Incidents":
+        incidents = cls(capacity)
+        lists = {name: columns[name].tolist() for name in (*_COLUMNS, "what", "sample_line", "sample_k")}  # type: ignore[union-attr]
+        for number, what in enumerate(lists["what"]):
+            incident = _Incident(**{name: lists[name][number] for name in _COLUMNS}, what=what.decode())
+            samples = zip(lists["sample_line"][number], lists["sample_k"][number], strict=True)
+            incident.samples = [each for each in samples if each != (0, 0)]
+            incidents._table[incident.line, incident.k] = incident
+            if incident.by_cause:
+                incidents._by_cause[incident.cause] = incident
+            if incident.by_source:
+                incidents._by_source[incident.source] = incident
+        incidents._shown.extend(columns["shown"].tolist())  # type: ignore[union-attr]
+        incidents._now = float(columns["now"])  # type: ignore[arg-type]
+        for name in _COUNTERS:
+            setattr(incidents, name, int(columns[name]))  # type: ignore[arg-type]
+        return incidents
+
+
+_COUNTERS = ("opened", "digested", "evicted", "evicted_open")
+_COLUMNS = {
+    **dict.fromkeys(("line", "k", "last_line", "last_k", "count"), np.int64),
+    **dict.fromkeys(("first_time", "last_time"), np.float64),
+    "kind": np.uint8,
+    **dict.fromkeys(("cause", "source"), np.uint64),
+    **dict.fromkeys(("by_cause", "by_source", "exempt", "digest"), np.bool_),
+}
+
+
+def _heads(
+    causes: NDArray[np.uint64], sources: NDArray[np.uint64], exempt: NDArray[np.bool_], clock: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Where runs begin that go into one incident whatever the table holds: equal keys, no silence within."""
+    begins = np.ones(len(causes), dtype=np.bool_)
+    begins[1:] = (causes[1:] != causes[:-1]) | (sources[1:] != sources[:-1]) | (exempt[1:] != exempt[:-1])
+    begins[1:] |= clock[:-1] <= clock[1:] - WINDOW_SECONDS
+    return np.flatnonzero(begins)
+
+
+def _grouped(
+    first: list[tuple[int, int, int, bool, bool]], heads: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> Grouped:
+    """`first`: id of the incident, its alerts before, whether it opens, its digest; for the first of each run."""
+    rows = np.array(first, dtype=np.int64).reshape(-1, 5)
+    line, k, before, opens, digest = (np.repeat(rows[:, column], lengths) for column in range(5))
+    rank = np.arange(len(line)) - np.repeat(heads, lengths)
+    return Grouped(line, k, before + rank + 1, (opens > 0) & (rank == 0), digest > 0)
+
+
+def _listed(incident: _Incident, is_open: bool) -> dict[str, Any]:
+    return {
+        "id": _id(incident.line, incident.k),
+        "kind": KINDS[incident.kind],
+        "cause": shown_cause(incident.cause),
+        "what": incident.what,
+        "first_time": incident.first_time,
+        "last_time": incident.last_time,
+        "first_line": incident.line,
+        "last_line": incident.last_line,
+        "count": incident.count,
+        "samples": _sample_ids(incident),
+        "digest": incident.digest,
+        "open": is_open,
+    }
+
+
+def _sample_ids(incident: _Incident) -> list[str]:
+    last = incident.last_line, incident.last_k
+    return [_id(*each) for each in (*incident.samples, *([last] if last not in incident.samples else []))]
+
+
+def _id(line: int, k: int) -> str:
+    return f"{line}.{k}" if k else f"{line}"

@@ -1,0 +1,145 @@
+"""What is usual for a source of this stream: how high its counters get, learned from the sources themselves.
+
+A count becomes a *bin*. When a source's half-hour is over, the highest bin it reached of each counter is one
+sample. The k-th sample of a source weighs 1/k^2: the background is the sources', not the lines', a flood is a
+sample or two however long it is, and a machine that calls every minute does not drown the rest. What one source
+alone reached is not believed, or a flood would excuse itself after its first half-hour: the weight that one can
+ever give is taken off the top. Beyond the *top* that is left follows a power law, so that more is stranger:
+
+    r(bin)      weight of samples in this bin or higher, less pi^2/6
+    nats(bin) = -ln ((r(bin) + exp(-(bin - top)/2)) / (r(0) + 1))        exp(0) up to the top
+
+times weight / (weight + 8), for who has seen few sources knows little. Weights are whole numbers of 1/65536, so
+any order of adding gives the same bits.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.state import Columns, State
+
+COUNTERS = (
+    *("lines a minute", "failures a minute", "distinct things a minute"),
+    *("lines in half an hour", "failures in half an hour", "distinct things in half an hour"),
+    "share of failures",
+)
+SHARE = len(COUNTERS) - 1
+BINS = 128
+
+Bins = NDArray[np.int64]
+
+# Lower ends of the bins of counts: every whole number up to 8, then four an octave.
+_EDGES = np.concatenate((np.arange(8.0), 8.0 * 2.0 ** (np.arange(BINS - 8) / 4.0)))
+_NATS_BINS = 4.0  # bins a nat, of the share of failures
+# By how many of 64 bits are occupied: linear counting (Whang et al., 1990). It ends at about 310.
+_DISTINCT = -64.0 * np.log(np.maximum(1.0 - np.arange(65) / 64.0, 1 / 128))
+
+
+class Background:
+    """A histogram over bins for each counter, in units of 1/65536 sample.
+
+    `nats` float64 [counters, bins] is how strange a bin is, non-decreasing along the bins; `share` the usual share
+    of failures, the mean over samples.
+    """
+
+    _UNIT = 1 << 16
+    _FULL = 1 << 14  # samples; then all are halved, and what is older fades
+    _TAIL = 0.5  # nats a bin beyond the top: two nats an octave
+    _SHARE_UNIT = 1 << 10
+    _FEW = 8.0  # samples
+    _LONE = np.pi**2 / 6  # samples: all that one source can ever give
+    _SHARE_PRIOR = 0.2  # of failures, worth as many samples
+
+    def __init__(self) -> None:
+        self._counts = np.zeros((len(COUNTERS), BINS), dtype=np.int64)
+        self._pending = np.zeros_like(self._counts)
+        self._shares = np.zeros(4, dtype=np.int64)  # weighted shares, weights; the same of what is pending
+        self._prepare()
+
+    def sample(self, peak: NDArray[Any], given: NDArray[Any], failures: NDArray[Any], lines: NDArray[Any]) -> None:
+        """Remember the half-hours of m sources until `take_up`.
+
+        `peak` [m, counters] the highest bins, `given` [m] how many samples the source gave before, `failures` of
+        `lines` [m] in that half-hour.
+        """
+        if not len(peak):
+            return
+        weight = self._UNIT // (1 + given.astype(np.int64)) ** 2
+        for counter in range(len(COUNTERS)):
+            # Exact: whole numbers far below 2^53.
+            added = np.bincount(peak[:, counter].astype(np.int64), weights=weight, minlength=BINS)
+            self._pending[counter] += added.astype(np.int64)
+        share = self._SHARE_UNIT * failures.astype(np.int64) // np.maximum(lines.astype(np.int64), 1)
+        self._shares[2] += int((weight * share).sum())
+        self._shares[3] += int(weight.sum())
+
+    def take_up(self) -> None:
+        """Let the samples since the last time count."""
+        if not self._shares[3]:
+            return
+        self._counts += self._pending
+        self._pending[:] = 0
+        self._shares[:2] += self._shares[2:]
+        self._shares[2:] = 0
+        if self._shares[1] > self._FULL * self._UNIT:
+            self._counts >>= 1
+            self._shares[:2] >>= 1
+        self._prepare()
+
+    def _prepare(self) -> None:
+        reached = np.cumsum(self._counts[:, ::-1], axis=1)[:, ::-1] / self._UNIT
+        believed = np.maximum(reached - self._LONE, 0.0)
+        top = np.count_nonzero(believed > 0.0, axis=1) - 1  # `believed` falls along the bins; -1: nothing is
+        imagined = np.exp(-self._TAIL * np.maximum(np.arange(BINS) - np.maximum(top, 0)[:, None], 0))
+        total = reached[:, :1]
+        self.nats = np.log((believed[:, :1] + 1.0) / (believed + imagined)) * (total / (total + self._FEW))
+        weights = self._shares[1] / self._UNIT
+        mean = self._shares[0] / (self._UNIT * self._SHARE_UNIT)
+        self.share = float((mean + self._SHARE_PRIOR * self._FEW) / (weights + self._FEW))
+
+    def usual(self) -> list[float]:
+        """By counter, what 99 % of samples do not exceed; of the share of failures, the mean."""
+        counts = np.cumsum(self._counts, axis=1)
+        usual = [bin_value(int(np.searchsorted(each, 0.99 * each[-1]))) for each in counts]
+        usual[SHARE] = self.share
+        return usual
+
+    def export(self) -> State:
+        return {"counts": self._counts.copy(), "pending": self._pending.copy(), "shares": self._shares.copy()}
+
+    @classmethod
+    def load(cls, columns: Columns) -> "Background":
+        loaded = cls()
+        loaded._counts[:] = columns["counts"]  # type: ignore[assignment]
+        loaded._pending[:] = columns["pending"]  # type: ignore[assignment]
+        loaded._shares[:] = columns["shares"]  # type: ignore[assignment]
+        loaded._prepare()
+        return loaded
+
+
+def distinct(seen: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """About how many different things a map of 64 hashed ones stands for."""
+    about: NDArray[np.float64] = _DISTINCT[np.bitwise_count(seen)]
+    return about
+
+
+def count_bin(counts: NDArray[Any]) -> Bins:
+    """The bin of each count >= 0."""
+    return np.minimum(np.searchsorted(_EDGES, counts, side="right") - 1, BINS - 1)
+
+
+def bin_value(bin_: int) -> float:
+    """The lowest count in a bin."""
+    return float(_EDGES[bin_])
+
+
+def share_bin(share: NDArray[np.float64], lines: NDArray[np.int64], usual: float) -> Bins:
+    """The bin, in quarters of a nat, of a `share` of failures among `lines` where `usual` is the usual share.
+
+    n KL(share || usual), the Chernoff bound of the binomial tail; 0 where the share is not above the usual one.
+    """
+    failed, passed = np.maximum(share, 1e-12), np.maximum(1.0 - share, 1e-12)
+    nats = lines * (share * np.log(failed / usual) + (1.0 - share) * np.log(passed / (1.0 - usual)))
+    return np.clip(np.floor(np.where(share > usual, nats, 0.0) * _NATS_BINS), 0, BINS - 1).astype(np.int64)

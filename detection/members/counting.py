@@ -1,0 +1,185 @@
+"""Lines counted on top of what is held of their sources, all of a batch at once. `sources` says what is counted.
+
+Everything is whole numbers, so a source's lines may be cut into batches anywhere.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.members.background import COUNTERS, SHARE, Bins, count_bin, distinct, share_bin
+from detection.segments import repeat_per_row, running_max, running_or, running_sum
+
+MINUTE_SECONDS = 60.0
+MINUTES = 30  # in the long window
+LONGEST_PAST = (1 << 16) - 1  # half-hours
+_HALF_HOURS_A_BIN = 8  # a record that is not reached sinks by an octave in 16 hours of being active
+_MOST = 2**31 - 1
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # Knuth's multiplicative hash: the high bits mix all the others
+
+Ints = NDArray[np.int64]
+Rows = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """n lines as columns."""
+
+    minute: Ints  # since the epoch
+    passed: NDArray[np.float64]  # of that minute, 0 to 1
+    counted: Ints  # 1; 0 for mere silence
+    failed: Ints  # 0 or 1
+    bit: NDArray[np.uint64]  # of the thing asked for, one of 64
+
+    @classmethod
+    def of(cls, clock: NDArray[np.float64], errors: NDArray[np.bool_], things: NDArray[np.uint64]) -> "Lines":
+        minutes = clock / MINUTE_SECONDS
+        minute = np.clip(np.floor(minutes), -_MOST, _MOST)
+        return cls(
+            minute=minute.astype(np.int64),
+            passed=np.clip(minutes - minute, 0.0, 1.0),
+            counted=np.ones(len(clock), dtype=np.int64),
+            failed=errors.astype(np.int64),
+            bit=np.uint64(1) << ((things * _SPREAD) >> np.uint64(58)),
+        )
+
+    @classmethod
+    def silence(cls, clock: float) -> "Lines":
+        """A row that shows how the counters stand at `clock`, and counts nothing."""
+        line = cls.of(np.array([clock]), np.zeros(1, dtype=np.bool_), np.zeros(1, dtype=np.uint64))
+        return cls(line.minute, line.passed, line.failed, line.failed, np.zeros(1, dtype=np.uint64))
+
+    def __getitem__(self, rows: Ints) -> "Lines":
+        return Lines(self.minute[rows], self.passed[rows], self.counted[rows], self.failed[rows], self.bit[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """n lines of U sources, counted."""
+
+    values: NDArray[np.float64]  # [n, counters] after each line
+    bins: Bins  # [n, counters] of these values
+    record: Bins  # [n, counters] of the line's source, before the half-hour of the line
+    given: Ints  # [n] how many half-hours that past has
+    after: Rows  # [U] the columns that change
+    closed: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]  # half-hours, for `Background.sample`
+
+
+def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counted:
+    """Count the lines offsets[u]:offsets[u+1] of each source u on top of what is `held` of it, columns [U]."""
+    # What is held stands as one more row in front of a source's lines, so that a minute or a half-hour that goes on
+    # is a run like any other.
+    units, n = len(offsets) - 1, len(lines.minute)
+    head, end = offsets[:-1] + np.arange(units), offsets[1:] + np.arange(units)
+    is_line = np.ones(n + units, dtype=np.bool_)
+    is_line[head] = False
+    is_head = ~is_line
+
+    def column(before: NDArray[Any], new: NDArray[Any]) -> NDArray[Any]:
+        joint = np.empty(n + units, dtype=new.dtype)
+        joint[head], joint[is_line] = before, new
+        return joint
+
+    minute = column(held["minute"], lines.minute)
+    half_hour = minute // MINUTES
+    short, long = _runs(minute, is_head), _runs(half_hour, is_head)
+
+    count_now = running_sum(column(held["lines"][:, 0], lines.counted), short)
+    failed_now = running_sum(column(held["failures"][:, 0], lines.failed), short)
+    seen_now = running_or(column(held["things"][:, 0], lines.bit), short)
+    first = is_head[short[:-1]]
+    follows = np.zeros(len(first), dtype=np.bool_)  # directly on the minute of the run before
+    follows[1:] = ~first[1:] & (minute[short[1:-1]] == minute[short[:-2]] + 1)
+    row_run = repeat_per_row(short)
+
+    def in_minute_before(now: NDArray[Any], before: NDArray[Any]) -> NDArray[Any]:
+        whole = np.zeros(len(first), dtype=now.dtype)
+        whole[1:] = np.where(follows[1:], now[short[1:-1] - 1], np.zeros(1, dtype=now.dtype))
+        whole[first] = before
+        rows: NDArray[Any] = whole[row_run]
+        return rows
+
+    count_before = in_minute_before(count_now, held["lines"][:, 1])
+    failed_before = in_minute_before(failed_now, held["failures"][:, 1])
+    seen_before = in_minute_before(seen_now, held["things"][:, 1])
+
+    long_count = running_sum(column(held["long_lines"], lines.counted), long)
+    long_failed = running_sum(column(held["long_failures"], lines.failed), long)
+    long_seen = running_or(column(held["long_things"], lines.bit), long)
+
+    left = 1.0 - lines.passed
+    values = np.stack(
+        (
+            count_now[is_line] + left * count_before[is_line],
+            failed_now[is_line] + left * failed_before[is_line],
+            distinct((seen_now | seen_before)[is_line]),
+            long_count[is_line],
+            long_failed[is_line],
+            distinct(long_seen[is_line]),
+            long_failed[is_line] / np.maximum(long_count[is_line], 1),
+        ),
+        axis=1,
+    )
+    bins = np.empty((n + units, len(COUNTERS)), dtype=np.int64)
+    bins[head] = held["peak"]
+    bins[is_line, :SHARE] = count_bin(values[:, :SHARE])
+    bins[is_line, SHARE] = share_bin(values[:, SHARE], long_count[is_line], usual_share)
+    peak, record, given, closed = _pasts(held, bins, long_count, long, is_head)
+    newest = np.append(np.flatnonzero(is_head[long[:-1]])[1:], len(long) - 1) - 1
+    last = long[1:][closed] - 1
+    row_long = repeat_per_row(long)[is_line]
+    return Counted(
+        values=values,
+        bins=bins[is_line],
+        record=record[row_long],
+        given=given[row_long],
+        after={
+            "minute": minute[end],
+            "lines": np.minimum(np.stack((count_now[end], count_before[end]), axis=1), _MOST),
+            "failures": np.minimum(np.stack((failed_now[end], failed_before[end]), axis=1), _MOST),
+            "things": np.stack((seen_now[end], seen_before[end]), axis=1),
+            "long_lines": np.minimum(long_count[end], _MOST),
+            "long_failures": np.minimum(long_failed[end], _MOST),
+            "long_things": long_seen[end],
+            "peak": peak[newest],
+            "record": record[newest],
+            "given": given[newest],
+        },
+        closed=(peak[closed], given[closed], long_failed[last], long_count[last]),
+    )
+
+
+def _pasts(
+    held: Rows, bins: Bins, lines: Ints, long: Ints, is_head: NDArray[np.bool_]
+) -> tuple[Bins, Bins, Ints, NDArray[np.bool_]]:
+    """Of each half-hour of each source: its highest bins, the source's record and number of samples before it, and
+    whether it is over and is a sample. The last one of a source is open; an empty one is no sample."""
+    first = np.flatnonzero(is_head[long[:-1]])
+    of_source = np.append(first, len(long) - 1)
+    peak = np.maximum.reduceat(bins, long[:-1], axis=0)
+    closed = lines[long[1:] - 1] > 0
+    closed[of_source[1:] - 1] = False
+    so_far = running_sum(closed.astype(np.int64), of_source) - closed
+    brought = held["given"].astype(np.int64)[repeat_per_row(of_source)]
+    given = np.minimum(brought + so_far, LONGEST_PAST)
+    # record_j = max(record_0, max over i < j of peak_i + sunk_i+1) - sunk_j
+    base = sunk(brought)
+    raised = np.zeros(peak.shape)
+    raised[1:] = np.where(closed[:-1, None], peak[:-1] + (sunk(given[:-1] + 1) - base[:-1])[:, None], 0)
+    raised[first] = held["record"]
+    record = np.maximum(running_max(raised, of_source).astype(np.int64) - (sunk(given) - base)[:, None], 0)
+    return peak, record, given, closed
+
+
+def sunk(given: Ints) -> Ints:
+    """By how many bins a source's record has sunk by the time it gave so many half-hours."""
+    return np.minimum(given, LONGEST_PAST) // _HALF_HOURS_A_BIN
+
+
+def _runs(values: Ints, is_head: NDArray[np.bool_]) -> Ints:
+    """Offsets of the runs of equal values; a run does not reach over a head."""
+    begins = is_head.copy()
+    begins[1:] |= values[1:] != values[:-1]
+    return np.append(np.flatnonzero(begins), len(values))

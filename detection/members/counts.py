@@ -1,0 +1,81 @@
+"""How far the template counts of a finished session are from those of any session known to be normal.
+
+The distance of two count vectors is Bray and Curtis's: sum |a - b| / sum (a + b), in [0, 1]; a session's is that to
+the nearest reference (Du and Li's and later benchmarks' "event count vector" baselines compare the same vectors).
+References are the vectors that came at least twice; a session that holds templates which were admitted after the
+references were made is not compared. Vectors have 64 buckets, by template id modulo 64.
+
+Part: `vectors` uint8 [n, 64], the commonest first, at most MOST_REFERENCES.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.members.member import Lesson, Part
+from detection.members.view import COUNT_BUCKETS, Floats, Standing, View, whole_sessions
+from detection.memo import Places, folded, mixed
+
+MOST_REFERENCES = 512
+FEWEST_SESSIONS_OF_A_KIND = 2
+_MEMO = 1 << 13
+_AT_ONCE = 64
+_WORDS = COUNT_BUCKETS // 8
+
+
+class Counts:
+    name: ClassVar[str] = "counts"
+    voices: ClassVar[Mapping[str, bool]] = {"counts": False}
+    folds: ClassVar[int] = 5
+    family: ClassVar[str] = "sequence"
+    early: ClassVar[bool] = True
+
+    def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
+        self._references = part["vectors"].astype(np.int16)
+        self._sizes = self._references.sum(axis=1, dtype=np.int32)
+        self._places = Places(_MEMO, _WORDS)
+        self._known = np.zeros(_MEMO)
+
+    def scores(self, view: View, standing: Standing) -> tuple[Floats, ...]:
+        """The distance at the last row of a complete session, 0 elsewhere."""
+        scores = np.zeros(len(view))
+        last = view.final_rows()
+        vectors = view.counts[view.complete & (np.diff(view.offsets) > 0)]
+        if len(last):
+            scores[last] = np.where(standing.muted[last] > 0, 0.0, self.distances(vectors))
+        return (scores,)
+
+    def distances(self, vectors: NDArray[np.uint8]) -> Floats:
+        """Of each vector uint8 [n, 64], none all zeros, to the nearest reference: float64 [n]; 1 without any."""
+        keys = np.ascontiguousarray(vectors).view(np.uint64)
+        hashes = folded(mixed(keys).sum(axis=1))
+        place, known = self._places.find(keys, hashes)
+        values = self._known[place]
+        missing = np.flatnonzero(~known)
+        if len(missing):
+            distinct, first, where = np.unique(vectors[missing], axis=0, return_index=True, return_inverse=True)
+            fresh = self._computed(distinct)
+            rows = missing[first]
+            claimed, chosen = self._places.claim(keys[rows], hashes[rows])
+            self._known[claimed] = fresh[chosen]
+            values[missing] = fresh[where.reshape(-1)]
+        return values
+
+    def _computed(self, vectors: NDArray[np.uint8]) -> Floats:
+        nearest = np.ones(len(vectors))
+        if not len(self._references):
+            return nearest
+        for start in range(0, len(vectors), _AT_ONCE):
+            some = vectors[start : start + _AT_ONCE].astype(np.int16)
+            apart = np.abs(some[:, None, :] - self._references).sum(axis=2, dtype=np.int32)
+            nearest[start : start + _AT_ONCE] = (apart / (some.sum(axis=1)[:, None] + self._sizes)).min(axis=1)
+        return nearest
+
+    @classmethod
+    def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
+        vectors, mass = np.unique(whole_sessions(lesson.data, 0).counts, axis=0, return_counts=True)
+        common = np.argsort(-mass, kind="stable")
+        common = common[mass[common] >= FEWEST_SESSIONS_OF_A_KIND][:MOST_REFERENCES]
+        return {"vectors": np.ascontiguousarray(vectors[common])}

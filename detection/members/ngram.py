@@ -1,0 +1,164 @@
+"""How unusual a template is after the few before it: interpolated n-gram models over templates.
+
+Orders 1 to 6 with Witten-Bell smoothing (Witten and Bell, 1991, their method C, interpolated): after a history h
+that was followed c(h) times by T(h) different templates,
+
+    P(w | h) = (c(h, w) + T(h) P(w | h')) / (c(h) + T(h))        h' is h without its oldest template
+
+down to the uniform distribution. One pass up the orders gives the 3-gram's and the 6-gram's probability. The end
+of a session is a token like any other; before its beginning stand START tokens, CONTINUED ones where it was cut.
+
+A part holds, for each order k, the k-grams and their histories as sorted keys with counts. A token takes 10 bits,
+so six of them are one exact 64-bit key:
+
+    grams.k    uint64 [n] ascending    counts.k   int64 [n]
+    after.k    uint64 [m] ascending    total.k, kinds.k   int64 [m]     histories of k - 1 templates; k = 1: one, 0
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.members.member import Lesson, Part
+from detection.members.view import CLOSING, Floats, Standing, View, whole_sessions
+from detection.memo import Places, folded, mixed
+from detection.segments import repeat_per_row
+from detection.training_set import TrainingSet
+from detection.transformer import CONTINUED, END, FIRST, START, tokenised
+
+ORDERS = 6
+SHORT = 3  # the order whose worst case is judged; of the long one it is the mean
+_TOKEN_BITS = np.uint64(10)
+_MEMO = 1 << 16
+
+Keys = NDArray[np.uint64]
+
+
+class NgramModel:
+    """Both probabilities of every row of a view. Not for two threads at once: the memo is filled while scoring."""
+
+    def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
+        self._vocabulary = vocabulary
+        self._orders = [
+            (part[f"grams.{k}"], part[f"counts.{k}"], part[f"after.{k}"], part[f"total.{k}"], part[f"kinds.{k}"])
+            for k in range(1, ORDERS + 1)
+        ]
+        self._uniform = 1.0 / (len(vocabulary) + 2)  # UNSEEN and END are outcomes, too
+        self._places = Places(_MEMO, 1)
+        self._known = np.zeros((_MEMO, 2))
+
+    def nats(self, view: View) -> tuple[Floats, Floats]:
+        """-ln P of each row by the 3-gram and the 6-gram: float64 [R] each.
+
+        Muted rows and the one after each are 0: what follows a template that nobody knew then is not known either.
+        """
+        found = self._of(row_keys(view, self._vocabulary))
+        found[view.muted_rows() | view.behind_muted_rows()] = 0.0
+        return found[:, 0].copy(), found[:, 1].copy()
+
+    def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
+        """As `Ngram.likely`."""
+        tokens = tokenised(context[1 - ORDERS :], self._vocabulary).tolist() if len(context) else []
+        tokens = [START if starts else CONTINUED] * (ORDERS - 1 - len(tokens)) + tokens
+        history = 0
+        for token in tokens:
+            history = history << int(_TOKEN_BITS) | token
+        every = np.arange(FIRST + len(self._vocabulary), dtype=np.uint64)
+        return np.exp(-self._computed(np.uint64(history << int(_TOKEN_BITS)) | every)[:, 0])
+
+    def _of(self, keys: Keys) -> Floats:
+        """As `nats`, by key: float64 [n, 2]."""
+        words = (keys + np.uint64(1))[:, None]  # no key of a memo is all zeros
+        hashes = folded(mixed(words).sum(axis=1))
+        place, known = self._places.find(words, hashes)
+        values = self._known[place]
+        missing = np.flatnonzero(~known)
+        if len(missing):
+            distinct, first, where = np.unique(keys[missing], return_index=True, return_inverse=True)
+            fresh = self._computed(distinct)
+            rows = missing[first]
+            claimed, chosen = self._places.claim(words[rows], hashes[rows])
+            self._known[claimed] = fresh[chosen]
+            values[missing] = fresh[where]
+        return values
+
+    def _computed(self, keys: Keys) -> Floats:
+        p = np.full(len(keys), self._uniform)
+        result = np.empty((len(keys), 2))
+        for k, (grams, counts, after, total, kinds) in enumerate(self._orders, 1):
+            gram = keys & np.uint64((1 << (10 * k)) - 1)
+            history = gram >> _TOKEN_BITS
+            followed, different = _looked_up(after, history, total), _looked_up(after, history, kinds)
+            seen = _looked_up(grams, gram, counts)
+            weight = followed + different
+            p = np.where(weight > 0, (seen + different * p) / np.maximum(weight, 1), p)
+            if k == SHORT:
+                result[:, 0] = p
+        result[:, 1] = p
+        return -np.log(result)
+
+
+class Ngram:
+    """The largest surprise of the 3-gram in the session; the mean surprise of the 6-gram over one that is over."""
+
+    name: ClassVar[str] = "ngram"
+    voices: ClassVar[Mapping[str, bool]] = {"ngram": False, "ngram_mean": True}
+    folds: ClassVar[int] = 5
+    family: ClassVar[str] = "sequence"
+    early: ClassVar[bool] = True
+
+    def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
+        self._model = NgramModel(part, vocabulary)
+
+    def scores(self, view: View, standing: Standing) -> tuple[Floats, ...]:
+        return self._model.nats(view)
+
+    def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
+        """P of each token after `context` (template ids), by the 3-gram: float64 [FIRST + V]."""
+        return self._model.likely(context, starts)
+
+    @classmethod
+    def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
+        return fitted(lesson.data, lesson.vocabulary)
+
+
+def row_keys(view: View, vocabulary: NDArray[np.int32]) -> Keys:
+    """For each row the six tokens that end with it as one key, the last in the lowest bits: uint64 [R]."""
+    tokens = tokenised(view.tokens, vocabulary).astype(np.uint64)
+    piece, place = repeat_per_row(view.offsets), view.token_places()
+    own = np.full(len(piece), END, dtype=np.uint64)
+    is_line = view.templates != CLOSING
+    own[is_line] = tokens[place[is_line]]
+    keys: Keys = own
+    begin, before = view.token_offsets[:-1][piece], np.where(view.starts, START, CONTINUED)[piece].astype(np.uint64)
+    for back in range(1, ORDERS):
+        at = place - back
+        inside = at >= begin
+        token = before.copy()
+        token[inside] = tokens[at[inside]]
+        keys = keys | token << (_TOKEN_BITS * np.uint64(back))
+    return keys
+
+
+def fitted(data: TrainingSet, vocabulary: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
+    """The part that counting `data` gives."""
+    keys = row_keys(whole_sessions(data, 0), vocabulary)
+    part: dict[str, NDArray[Any]] = {}
+    for k in range(1, ORDERS + 1):
+        grams, counts = np.unique(keys & np.uint64((1 << (10 * k)) - 1), return_counts=True)
+        after, first = np.unique(grams >> _TOKEN_BITS, return_index=True)
+        # Grams are sorted, so those of one history lie together.
+        part |= {f"grams.{k}": grams, f"counts.{k}": counts.astype(np.int64), f"after.{k}": after}
+        part[f"total.{k}"] = np.add.reduceat(counts, first).astype(np.int64) if len(first) else counts.astype(np.int64)
+        part[f"kinds.{k}"] = np.diff(np.append(first, len(grams))).astype(np.int64)
+    return part
+
+
+def _looked_up(table: Keys, keys: Keys, values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """values[i] where table[i] is the key, 0 where none is."""
+    if not len(table):
+        return np.zeros(len(keys), dtype=np.int64)
+    at = np.minimum(np.searchsorted(table, keys), len(table) - 1)
+    return np.where(table[at] == keys, values[at], 0)

@@ -1,0 +1,41 @@
+"""Members that need no model: what they say of a line comes with it, they only need to be calibrated.
+
+`values` is the character model over web parameters (`members.values`), `sources` the counters of what one source does
+over time (`members.sources`); both are part of the detector's state and learn with every line.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.members.member import Lesson, Part
+from detection.members.view import Floats, Standing, View
+
+
+class Values:
+    name: ClassVar[str] = "values"
+    family: ClassVar[str] = "values"
+    voices: ClassVar[Mapping[str, bool]] = {"values": False}
+    folds: ClassVar[int] = 0
+    early: ClassVar[bool] = True
+
+    def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
+        pass
+
+    def scores(self, view: View, standing: Standing) -> tuple[Floats, ...]:
+        return (view.values,)
+
+    @classmethod
+    def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
+        return {}
+
+
+class Sources(Values):
+    name: ClassVar[str] = "sources"
+    family: ClassVar[str] = "sources"
+    voices: ClassVar[Mapping[str, bool]] = {"sources": False}
+
+    def scores(self, view: View, standing: Standing) -> tuple[Floats, ...]:
+        return (view.sources,)

@@ -1,0 +1,19 @@
+"""All members, in the order in which they are asked: a member may look at those before it. To add one, add a line."""
+
+from detection.members.counts import Counts
+from detection.members.forest import IsolationForest
+from detection.members.member import Member
+from detection.members.ngram import Ngram
+from detection.members.passing import Sources, Values
+from detection.members.transformer import Transformer
+
+MEMBERS: tuple[type[Member], ...] = (
+    Ngram,
+    Counts,
+    Values,
+    Sources,
+    Transformer,
+    IsolationForest,
+)
+FAMILIES = tuple(dict.fromkeys(member.family for member in MEMBERS))
+VOICES = tuple(voice for member in MEMBERS for voice in member.voices)

@@ -1,0 +1,254 @@
+"""What each source did lately, counted over log time: makes scans, floods and brute force visible.
+
+A rule sees one line of a scan; the counts of the address behind it see all of it. A source is whoever a line
+belongs to (a client's address; `source_lines.sources_of`). Of each one we count lines, failures and distinct
+things asked for, in the running minute and in the half-hour, and how far its failures exceed the usual share:
+
+    minute      what is in it so far + what was in the one before * what is left of it, as rate limiters count;
+                distinct things over both
+    half-hour   from one full half-hour of the clock to the next
+    distinct    by the occupied bits of a map of 64 hashed things
+
+`background` says how strange each counter's value is among the sources of this stream. Of that we take off what
+the source's own past explains, the same of its *record*, times k/(k+12) after k half-hours of past: a proxy, a
+crawler or a monitor is in the end only strange beyond its own past, but nobody is excused by the half-hour
+before. The record sinks by a bin every eighth half-hour. Then
+
+    score = strangest of the three counters of failures + half the strangest of the four of lines and things
+
+Failures count in full and being busy by half, as busy clients are many; the two add, as a busy client seldom fails
+and one that fails is seldom busy. The score is large where an attack is, and 0 for the usual; it is no probability.
+
+Counts are integers, and the background takes up samples only after every 1,024th line of the stream, where the
+sources silent the longest make room, too. So no bit of a score depends on how the stream was cut into batches.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.members.background import COUNTERS, SHARE, Background
+from detection.members.counting import LONGEST_PAST, MINUTES, Counted, Lines, Rows, count, sunk
+from detection.state import Columns, State, joined, part
+
+CAPACITY = 1 << 14
+BLOCK_LINES = 1024
+KEY_BYTES = 24
+_ROOM = 2 * BLOCK_LINES  # slots that are free after an eviction; a block needs BLOCK_LINES at most
+_TRUST_SAMPLES = 12.0  # a quarter of a day's half-hours
+_FAILING, _BUSY = (1, 4, SHARE), (0, 2, 3, 5)  # among COUNTERS
+_BUSY_WEIGHT = 0.5
+
+_COLUMNS: dict[str, tuple[str, int]] = {
+    "key": (f"S{KEY_BYTES}", 1),
+    "last_line": ("<i8", 1),
+    "minute": ("<i4", 1),  # since the epoch, of the last line
+    "lines": ("<i4", 2),  # in it, and in the one before
+    "failures": ("<i4", 2),
+    "things": ("<u8", 2),
+    "long_lines": ("<i4", 1),  # 0: the half-hour is over and was taken as a sample
+    "long_failures": ("<i4", 1),
+    "long_things": ("<u8", 1),
+    "peak": ("u1", len(COUNTERS)),  # the highest bins of this half-hour
+    "record": ("u1", len(COUNTERS)),  # ... and of those before
+    "given": ("<u2", 1),  # how many half-hours were taken as samples, at most LONGEST_PAST
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Standout:
+    """One counter of a source: its value, what all but 1 % of sources' half-hours stay below (of the share of
+    failures: the mean), and how strange it is, the source's own past considered."""
+
+    name: str
+    value: float
+    usual: float
+    nats: float
+
+
+class SourceCounters:
+    """The counters of the last sources, at most 16,384, and what is usual. Not safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._column = _rows(CAPACITY)
+        self._slots: dict[bytes, int] = {}
+        self._free = list(range(CAPACITY - 1, -1, -1))
+        self._background = Background()
+        self._line = 0  # lines observed, those without a source too
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def observe(
+        self,
+        sources: Sequence[bytes],
+        clock: NDArray[np.float64],
+        errors: NDArray[np.bool_],
+        things: NDArray[np.uint64],
+    ) -> NDArray[np.float64]:
+        """How strange each of n lines' source is after it, in nats, float64 [n]; 0.0 where the source is b"".
+
+        `clock` is the log clock at each line, in seconds; `errors` whether it is a failure; `things` a hash of what
+        was asked for. A clock that goes back is survived: it begins a new minute.
+        """
+        n = len(sources)
+        nats = np.zeros(n)
+        lines = Lines.of(clock, errors, things)
+        start = 0
+        while start < n:
+            stop = min(n, start + BLOCK_LINES - self._line % BLOCK_LINES)
+            named = [i for i in range(start, stop) if sources[i]]
+            if named:
+                slots = self._slots_of([sources[i] for i in named], lines.minute[named])
+                order = np.argsort(slots, kind="stable")
+                at = np.array(named, dtype=np.int64)[order]
+                nats[at] = self._count(slots[order], lines[at], self._line + at - start)
+            self._line += stop - start
+            start = stop
+            if self._line % BLOCK_LINES == 0:
+                self._turn(int(lines.minute[stop - 1]))
+        return nats
+
+    def peek(self, source: bytes, clock: float, error: bool, thing: int) -> float:
+        """What `observe` would say of this line as the next one. Changes nothing."""
+        if not source:
+            return 0.0
+        line = Lines.of(np.array([clock]), np.array([error]), np.array([thing], dtype=np.uint64))
+        return float(_together(self._nats(self._alone(source, line)))[0])
+
+    def explain(self, source: bytes, clock: float) -> list[Standout]:
+        """How `source` stands at `clock`, its strangest counter first; nothing of one that is not in the table."""
+        if _bounded(source) not in self._slots:
+            return []
+        counted = self._alone(source, Lines.silence(clock))
+        columns = (counted.values[0].tolist(), self._background.usual(), self._nats(counted)[0].tolist())
+        found = [Standout(name, *each) for name, *each in zip(COUNTERS, *columns, strict=True)]
+        return sorted(found, key=lambda each: -each.nats)
+
+    def _slots_of(self, sources: list[bytes], minutes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The slot of each source; a new one gets a free slot, whose columns are all zero."""
+        table = self._slots
+        found = [table.get(source, -1) for source in sources]
+        if -1 in found:
+            for i, slot in enumerate(found):
+                if slot < 0:
+                    found[i] = self._slot_of(_bounded(sources[i]), int(minutes[i]))
+        return np.array(found, dtype=np.int64)
+
+    def _slot_of(self, key: bytes, minute: int) -> int:
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._slots[key] = self._free.pop()
+            self._column["key"][slot] = key
+            self._column["minute"][slot] = minute
+        return slot
+
+    def _count(self, slots: NDArray[np.int64], lines: Lines, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Count lines that lie in order of their slots, and say how strange each leaves its source: float64 [n]."""
+        first = np.flatnonzero(np.concatenate(([True], slots[1:] != slots[:-1])))
+        offsets = np.append(first, len(slots))
+        slot = slots[first]
+        held = {name: column[slot] for name, column in self._column.items()}
+        counted = count(held, offsets, lines, self._background.share)
+        for name, values in counted.after.items():
+            self._column[name][slot] = values
+        self._column["last_line"][slot] = numbers[offsets[1:] - 1]
+        self._background.sample(*counted.closed)
+        return _together(self._nats(counted))
+
+    def _alone(self, source: bytes, line: Lines) -> Counted:
+        """What one line would do to its source, from nothing where it is not known."""
+        slot = self._slots.get(_bounded(source))
+        if slot is None:
+            held = _rows(1)
+            held["minute"][:] = line.minute
+        else:
+            held = {name: column[slot : slot + 1] for name, column in self._column.items()}
+        return count(held, np.array([0, 1]), line, self._background.share)
+
+    def _nats(self, counted: Counted) -> NDArray[np.float64]:
+        """How strange each counter is after each line, the source's own past considered: float64 [n, counters]."""
+        nats, counter = self._background.nats, np.arange(len(COUNTERS))
+        trust = (counted.given / (counted.given + _TRUST_SAMPLES))[:, None]
+        own = nats[counter, np.minimum(counted.bins, counted.record)]
+        beyond: NDArray[np.float64] = nats[counter, counted.bins] - trust * own
+        return beyond
+
+    def _turn(self, minute: int) -> None:
+        """At the end of a block: close the half-hours that are over, make room, let the samples count."""
+        over = (self._column["long_lines"] > 0) & (self._column["minute"] // MINUTES != minute // MINUTES)
+        self._close(np.flatnonzero(over))
+        crowded = len(self._slots) + _ROOM - CAPACITY
+        if crowded > 0:
+            self._evict(crowded)
+        self._background.take_up()
+
+    def _close(self, slots: NDArray[np.int64]) -> None:
+        """Take what these sources did in their half-hour as a sample, and begin another."""
+        column = self._column
+        peak, given = column["peak"][slots], column["given"][slots].astype(np.int64)
+        self._background.sample(peak, given, column["long_failures"][slots], column["long_lines"][slots])
+        record = column["record"][slots].astype(np.int64) - (sunk(given + 1) - sunk(given))[:, None]
+        column["record"][slots] = np.maximum(peak, record)
+        column["given"][slots] = given + (given < LONGEST_PAST)
+        for name in ("long_lines", "long_failures", "long_things", "peak"):
+            column[name][slots] = 0
+
+    def _evict(self, how_many: int) -> None:
+        """Forget the `how_many` sources silent the longest; what they did in this half-hour is a sample, too."""
+        silent = self._used()[:how_many]
+        self._close(silent[self._column["long_lines"][silent] > 0])
+        for slot, key in zip(silent.tolist(), self._column["key"][silent].tolist(), strict=True):
+            del self._slots[key]
+            self._free.append(slot)
+        for column in self._column.values():
+            column[silent] = 0
+        self.evicted += how_many
+
+    def _used(self) -> NDArray[np.int64]:
+        """The slots in use, longest silent first."""
+        used = np.fromiter(self._slots.values(), dtype=np.int64, count=len(self._slots))
+        return used[np.argsort(self._column["last_line"][used])]
+
+    def export(self) -> State:
+        """The sources, longest silent first, and the background."""
+        slots = self._used()
+        state: State = {name: np.take(column, slots, axis=0) for name, column in self._column.items()}
+        state["line"], state["evicted"] = self._line, self.evicted
+        return {**state, **joined("background", self._background.export())}
+
+    @classmethod
+    def load(cls, columns: Columns) -> "SourceCounters":
+        loaded = cls()
+        held = len(columns["key"])  # type: ignore[arg-type]
+        for name, column in loaded._column.items():
+            column[:held] = columns[name]
+        loaded._slots = {key: slot for slot, key in enumerate(loaded._column["key"][:held].tolist())}
+        loaded._free = list(range(CAPACITY - 1, held - 1, -1))
+        loaded._background = Background.load(part("background", dict(columns)))
+        loaded._line = int(columns["line"])  # type: ignore[arg-type]
+        loaded.evicted = int(columns["evicted"])  # type: ignore[arg-type]
+        return loaded
+
+
+def _together(nats: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One number a row of [n, counters]: failing in full and being busy by half."""
+    together: NDArray[np.float64] = nats[:, _FAILING].max(axis=1) + _BUSY_WEIGHT * nats[:, _BUSY].max(axis=1)
+    return together
+
+
+def _rows(rows: int) -> Rows:
+    return {
+        name: np.zeros(rows if width == 1 else (rows, width), dtype=dtype) for name, (dtype, width) in _COLUMNS.items()
+    }
+
+
+def _bounded(source: bytes) -> bytes:
+    """`source` as it fits the fixed-width column; a long one is its hash."""
+    if len(source) <= KEY_BYTES and b"\0" not in source:
+        return source
+    return hashlib.blake2b(source, digest_size=KEY_BYTES // 2).hexdigest().encode()

@@ -1,0 +1,38 @@
+"""The largest surprise of the causal transformer in the session, its end included (see `detection.transformer`)."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.members.member import Lesson, Part
+from detection.members.view import Floats, Standing, View
+from detection.transformer import SequenceModel
+
+
+class Transformer:
+    name: ClassVar[str] = "transformer"
+    voices: ClassVar[Mapping[str, bool]] = {"transformer": False}
+    folds: ClassVar[int] = 2
+    family: ClassVar[str] = "sequence"
+    early: ClassVar[bool] = False
+
+    def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
+        self.sequence = SequenceModel(part, vocabulary)
+
+    def scores(self, view: View, standing: Standing) -> tuple[Floats, ...]:
+        nats = self.sequence.surprises(view.tokens, view.token_offsets, view.held, view.starts, view.ends)
+        surprise = nats.astype(np.float64)
+        surprise[view.muted_rows()] = 0.0
+        return (surprise,)
+
+    def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
+        """P of each token after `context` (template ids): float64 [FIRST + V]."""
+        return self.sequence.likely(context, starts)
+
+    @classmethod
+    def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
+        from detection.training.transformer import fit_transformer  # training code stays out of the daemon's process
+
+        return fit_transformer(lesson)

@@ -1,0 +1,246 @@
+"""What members see: a batch of rows, piece by piece, and what each piece's session brings along.
+
+A *row* is a line, or the closing of a session by silence. A *piece* is the part of one session that lies in
+the batch. The trainer builds the same view of whole sessions that the scorer builds of pieces, so a member
+meets in service what it was fitted and calibrated on.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.segments import rank_in_run, repeat_per_row, running_max, running_or
+from detection.training_set import TrainingSet
+
+CLOSING = -1  # the template of a row that is a session's end and not a line
+COUNT_BUCKETS = 64  # the first 64 templates of a stream have one each: ids are given in order
+_GRAIN = 2.0**24
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # Knuth's multiplicative hash: the high bits mix all the others
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What each of S sessions brings along from earlier rows; all zero for a new one. M members.
+
+    lines, errors int64 [S]; scored int64 [S]: rows in `totals`; muted int64 [S]: lines of templates that were
+    admitted after the model in force was made; shape uint64 [S]: map of hashed templates; began float64 [S]: time
+    of the first line in seconds; reached float64 [S, M]: what each member has come to; totals float64 [S, M]: sums.
+    """
+
+    lines: Ints
+    scored: Ints
+    muted: Ints
+    errors: Ints
+    shape: NDArray[np.uint64]
+    began: Floats
+    reached: Floats
+    totals: Floats
+
+    @staticmethod
+    def new(sessions: int, members: int) -> "Carry":
+        """The carry of `sessions` sessions that have no line yet."""
+        whole, real, wide = np.zeros(sessions, np.int64), np.zeros(sessions), np.zeros((sessions, members))
+        return Carry(whole, whole, whole, whole, np.zeros(sessions, np.uint64), real, wide, wide)
+
+    @staticmethod
+    def brought(column: Callable[[str], NDArray[Any]], began: Floats) -> "Carry":
+        """The carry whose columns `column` gives by name, but for `began`."""
+        names = ("lines", "scored", "muted", "errors", "reached", "totals")
+        return Carry(**{name: column(name) for name in names}, shape=column("shape").astype(np.uint64), began=began)
+
+
+@dataclass(frozen=True)
+class View:
+    """R rows of P pieces: piece i is rows offsets[i]:offsets[i+1].
+
+    tokens      int32 [T] template ids, piece by piece: up to 63 lines of context and then the new lines
+    token_offsets int64 [P+1] over `tokens`; held int64 [P]: how many of a piece's tokens are context
+    starts      bool [P]: `tokens` begins where the session truly began; ends: the last row is its closing
+    complete    bool [P]: the session is over after this piece, by silence or because it was cut
+    offsets     int64 [P+1] over rows; templates int32 [R], CLOSING on closing rows; errors bool [R]
+    times       float64 [R], non-decreasing in a piece; a closing row has that of the session's last line
+    muted       bool [T]: tokens of templates that were admitted as normal since the model was made
+    values, sources float64 [R]: what those members, which need no model, said of the line (0 on closing rows)
+    counts      uint8 [P, 64]: how often each template (by id modulo 64) came in the whole session, through this piece
+    """
+
+    tokens: NDArray[np.int32]
+    token_offsets: Ints
+    held: Ints
+    starts: Bools
+    ends: Bools
+    complete: Bools
+    offsets: Ints
+    templates: NDArray[np.int32]
+    errors: Bools
+    times: Floats
+    muted: Bools
+    values: Floats
+    sources: Floats
+    counts: NDArray[np.uint8]
+    carry: Carry
+
+    def __len__(self) -> int:
+        return len(self.templates)
+
+    def token_places(self) -> Ints:
+        """For each row its place in `tokens`; one behind the piece's last token on a closing row."""
+        first = self.token_offsets[:-1] + self.held
+        return first[repeat_per_row(self.offsets)] + rank_in_run(self.offsets)
+
+    def muted_rows(self) -> Bools:
+        """Lines of muted templates: bool [R]."""
+        return self._muted_at(self.token_places(), self.templates != CLOSING)
+
+    def behind_muted_rows(self) -> Bools:
+        """Rows right behind a line of a muted template, in this piece or in its context: bool [R]."""
+        before = self.token_places() - 1
+        return self._muted_at(before, before >= self.token_offsets[:-1][repeat_per_row(self.offsets)])
+
+    def _muted_at(self, places: Ints, where: Bools) -> Bools:
+        result = np.zeros(len(places), dtype=np.bool_)
+        if self.muted.any():
+            result[where] = self.muted[places[where]]
+        return result
+
+    def final_rows(self) -> Ints:
+        """The last row of each complete piece that has rows."""
+        return (self.offsets[1:] - 1)[self.complete & (np.diff(self.offsets) > 0)]
+
+
+class Standing:
+    """How the sessions of a view stand after each of its rows, voice by voice as they are put in.
+
+    `column` says which of M columns is a member's.
+    reached float64 [R, M]: the session's running maximum of the member's scores; of an averaged member its mean once
+    the session is complete, 0 before. mean float64 [R, M]: the running mean. The rest are columns [R] of the session:
+    log_length (ln(1 + lines)), distinct (occupied bits of 64, so it saturates), error_share, rate (ln(1 + lines/s)).
+    The sums are exact: scores are first rounded to multiples of 2^-24, so that any cut of a session into batches gives
+    the same bits (up to 5e8 nats).
+    """
+
+    def __init__(self, view: View, names: Sequence[str]) -> None:
+        carry, offsets = view.carry, view.offsets
+        sizes, self._piece, self._rank = np.diff(offsets), repeat_per_row(offsets), rank_in_run(offsets)
+        piece, rank = self._piece, self._rank
+        self._view, self._sizes, self._first = view, sizes, offsets[:-1][piece]
+        is_line = view.templates != CLOSING
+
+        began = carry.began.copy()
+        # A session begins with its first row here unless it has lines already.
+        fresh = (carry.lines == 0) & (sizes > 0)
+        began[fresh] = view.times[offsets[:-1][fresh]]
+        bit = np.uint64(1) << ((view.templates.astype(np.uint64) * _SPREAD) >> np.uint64(58))
+        shape = running_or(np.where(is_line, bit, np.uint64(0)), offsets) | carry.shape[piece]
+        self._scored = rank + 1 + carry.scored[piece]
+        lines = self._sums(is_line.astype(np.int64)) + carry.lines[piece]
+        failed = self._sums((view.errors & is_line).astype(np.int64)) + carry.errors[piece]
+        muted = self._sums(view.muted_rows().astype(np.int64)) + carry.muted[piece]
+
+        self.log_length: Floats = np.log1p(lines)
+        self.distinct: Floats = np.bitwise_count(shape).astype(np.float64)
+        self.error_share: Floats = failed / np.maximum(lines, 1)
+        self.rate: Floats = np.log1p(lines / np.maximum(view.times - began[piece], 1.0))
+        self.column = {name: number for number, name in enumerate(names)}
+        self.reached = np.zeros((len(view), len(names)))
+        self.mean = np.zeros((len(view), len(names)))
+        self.muted = muted
+        self._totals = np.zeros((len(view), len(names)))
+        self._lines, self._failed, self._shape, self._began = lines, failed, shape, began
+
+    def hear(self, voices: Mapping[str, bool], scores: Sequence[Floats]) -> None:
+        """Put in what a member says (`Member.voices`, `Member.scores`)."""
+        for (voice, averaged), said in zip(voices.items(), scores, strict=True):
+            self.put(voice, said, averaged=averaged)
+
+    def put(self, name: str, scores: Floats, *, averaged: bool) -> None:
+        """`scores` float64 [R], >= 0: what the member says of each row."""
+        carry, offsets, piece, member = self._view.carry, self._view.offsets, self._piece, self.column[name]
+        total = self._sums(np.rint(scores * _GRAIN) / _GRAIN) + carry.totals[:, member][piece]
+        self._totals[:, member] = total
+        self.mean[:, member] = total / self._scored
+        if averaged:
+            final = self._view.final_rows()
+            scores = np.zeros(len(total))
+            scores[final] = self.mean[final, member]
+        self.reached[:, member] = np.maximum(running_max(scores, offsets), carry.reached[:, member][piece])
+
+    def only(self, rows: Bools) -> "Standing":
+        """A copy of the marked rows' columns (bool [R]), to look at and not to be put into."""
+        chosen = copy(self)
+        for name in ("reached", "mean", "log_length", "distinct", "error_share", "rate", "muted"):
+            setattr(chosen, name, getattr(self, name)[rows])
+        return chosen
+
+    def after(self) -> Carry:
+        """What the sessions carry on from here."""
+        carry = self._view.carry
+        return Carry(
+            lines=self._after(self._lines, carry.lines),
+            scored=self._after(self._scored, carry.scored),
+            muted=self._after(self.muted, carry.muted),
+            errors=self._after(self._failed, carry.errors),
+            shape=self._after(self._shape, carry.shape),
+            began=self._began,
+            reached=self._after(self.reached, carry.reached),
+            totals=self._after(self._totals, carry.totals),
+        )
+
+    def _after(self, column: NDArray[Any], before: NDArray[Any]) -> NDArray[Any]:
+        result = before.copy()
+        some = self._sizes > 0
+        result[some] = column[(self._view.offsets[1:] - 1)[some]]
+        return result
+
+    def _sums(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Running sums within pieces. `values` add up without rounding, so a difference of sums is the sum."""
+        if not len(values):
+            return values
+        sums = np.cumsum(values)
+        within: NDArray[Any] = sums - (sums[self._first] - values[self._first])
+        return within
+
+
+def counted(before: NDArray[np.uint8], tokens: NDArray[np.int32], piece: Ints) -> NDArray[np.uint8]:
+    """`before` uint8 [P, 64] with the templates `tokens` [n] of pieces `piece` [n] counted in; stops at 255."""
+    pieces = len(before)
+    place = piece * COUNT_BUCKETS + tokens.astype(np.int64) % COUNT_BUCKETS
+    new = np.bincount(place, minlength=pieces * COUNT_BUCKETS).reshape(pieces, COUNT_BUCKETS)
+    after: NDArray[np.uint8] = np.minimum(before + new, 255).astype(np.uint8)
+    return after
+
+
+def whole_sessions(data: TrainingSet, members: int) -> View:
+    """Whole sessions as the scorer would meet them in one piece each."""
+    sessions, sizes = len(data.starts), np.diff(data.offsets)
+    offsets = np.concatenate(([0], np.cumsum(sizes + data.ends))).astype(np.int64)
+    session, rank = repeat_per_row(offsets), rank_in_run(offsets)
+    closing = rank == sizes[session]
+    # A closing row is at the time of the last line: it says nothing new about the rate.
+    source = data.offsets[:-1][session] + rank - closing
+    none = np.zeros((sessions, COUNT_BUCKETS), dtype=np.uint8)
+    return View(
+        tokens=data.tokens,
+        token_offsets=data.offsets,
+        held=np.zeros(sessions, dtype=np.int64),
+        starts=data.starts,
+        ends=data.ends,
+        complete=np.ones(sessions, dtype=np.bool_),
+        offsets=offsets,
+        templates=np.where(closing, CLOSING, data.tokens[source]).astype(np.int32),
+        errors=data.errors[source] & ~closing,
+        times=data.times[source],
+        muted=np.zeros(len(data.tokens), dtype=np.bool_),
+        values=np.where(closing, 0.0, data.values[source]),
+        sources=np.where(closing, 0.0, data.sources[source]),
+        counts=counted(none, data.tokens, repeat_per_row(data.offsets)),
+        carry=Carry.new(sessions, members),
+    )

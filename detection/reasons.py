@@ -1,0 +1,115 @@
+"""Why a session is strange: the cause of the row at which its p fell, and the verdict that follows from it.
+
+The member with the smallest p-value there decides what is named: odd values, or how a source behaves; else a template
+that nobody knows (the session is then *novel*, not an anomaly), else the shape that the session has by now.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.causes import NEW, SHAPE, SOURCE, VALUE, Causes, new_causes, shape_causes, source_causes, value_causes
+from detection.ensemble import Ensemble, Judgement
+from detection.known import KnownCauses
+from detection.members.registry import VOICES
+from detection.members.view import CLOSING, COUNT_BUCKETS, Ints, Standing, View
+from detection.outcomes import ANOMALY, NOVEL
+from detection.segments import repeat_per_row
+
+_VALUES, _SOURCES = VOICES.index("values"), VOICES.index("sources")
+
+
+def muted(known: KnownCauses, ensemble: Ensemble | None, templates: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which of `templates` [n] the model does not know and the stream, or the operator, has made normal since."""
+    result = np.zeros(len(templates), dtype=np.bool_)
+    if ensemble is not None and known.any_normal:
+        unknown = np.flatnonzero(~ensemble.knows(templates))
+        if len(unknown):
+            result[unknown] = known.normal(new_causes(templates[unknown]))
+    return result
+
+
+class Reasons:
+    """Columns [R] of a batch: `cause` and `kind`, 0 where none was asked for, and `verdict` of that kind."""
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        known: KnownCauses,
+        view: View,
+        standing: Standing,
+        judgement: Judgement,
+        keys: NDArray[np.bytes_],
+        windowed: NDArray[np.bool_],
+    ) -> None:
+        """`keys` and `windowed` [P] are the pieces' sessions'."""
+        rows = len(view)
+        self.cause = np.zeros(rows, dtype=np.uint64)
+        self.kind = np.zeros(rows, dtype=np.uint8)
+        self.verdict = np.zeros(rows, dtype=np.uint8)
+        self._known, self._view, self._members = known, view, judgement.members
+        self._keys, self._windowed = keys, windowed
+        self._piece = repeat_per_row(view.offsets)
+        unknown = (view.templates != CLOSING) & ~ensemble.knows(view.templates)
+        self._unknown = unknown & ~view.muted_rows()
+
+    @classmethod
+    def none(cls, rows: int) -> "Reasons":
+        """For a batch in which nothing is asked for."""
+        empty = cls.__new__(cls)
+        empty.cause, empty.kind = np.zeros(rows, dtype=np.uint64), np.zeros(rows, dtype=np.uint8)
+        empty.verdict = np.zeros(rows, dtype=np.uint8)
+        return empty
+
+    def report_new_templates(self, counts: NDArray[np.uint8], begun: int) -> None:
+        """Tell `known` which sessions show a template that the model does not know, once a session.
+
+        `counts` [P, 64] are the sessions' before this batch. A template shares its bucket with others, so a session
+        that showed one of those before is passed over: admission may come a little later for it, never sooner.
+        """
+        rows = np.flatnonzero(self._unknown)
+        if not len(rows):
+            return
+        piece, template = self._piece[rows], self._view.templates[rows]
+        fresh = counts[piece, template % COUNT_BUCKETS] == 0
+        _, first = np.unique(np.stack([piece[fresh], template[fresh]]), axis=1, return_index=True)
+        rows, piece, template = (column[fresh][np.sort(first)] for column in (rows, piece, template))
+        self._report(new_causes(template), piece, begun)
+
+    def name(self, rows: Ints, begun: int, report: NDArray[np.bool_]) -> None:
+        """Find the causes of these rows, at most one a piece; `known` is told the shapes of those in `report`."""
+        piece, view = self._piece[rows], self._view
+        closing = view.templates[rows] == CLOSING
+        with np.errstate(invalid="ignore"):
+            p = np.where(np.isnan(self._members[rows]), 1.0, self._members[rows])
+        least = p.min(axis=1)
+        by_value, by_source = p[:, _VALUES] <= least, p[:, _SOURCES] <= least
+        new = self._unknown[rows]
+        kind = np.select([by_value & ~closing, by_source, new], [VALUE, SOURCE, NEW], SHAPE)
+        shapes = shape_causes(self._counts_at(rows), closing)
+        cause = np.select(
+            [kind == VALUE, kind == SOURCE, kind == NEW],
+            [
+                value_causes(np.maximum(view.templates[rows], 0)),
+                source_causes(self._keys[piece]),
+                new_causes(np.maximum(view.templates[rows], 0)),
+            ],
+            shapes,
+        )
+        self.cause[rows], self.kind[rows] = cause, kind
+        self.verdict[rows] = np.where(kind == NEW, NOVEL, ANOMALY)
+        told = report & (kind == SHAPE)
+        self._report(cause[told], piece[told], begun)
+
+    def _report(self, causes: Causes, piece: Ints, begun: int) -> None:
+        keys = np.where(self._windowed[piece], np.uint64(0), source_causes(self._keys[piece]))
+        self._known.seen(causes, np.full(len(causes), begun, dtype=np.int64), keys)
+
+    def _counts_at(self, rows: Ints) -> NDArray[np.uint8]:
+        """The sessions' counts as of these rows: those after the batch without what came later in it."""
+        view, counts = self._view, self._view.counts[self._piece[rows]].astype(np.int64)
+        for i, row in enumerate(rows.tolist()):
+            later = view.templates[row + 1 : view.offsets[self._piece[row] + 1]]
+            later = later[later != CLOSING]
+            if len(later):
+                counts[i] -= np.bincount(later % COUNT_BUCKETS, minlength=COUNT_BUCKETS)
+        return np.clip(counts, 0, 255).astype(np.uint8)

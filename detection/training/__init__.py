@@ -1,0 +1,1 @@
+"""Training, in a process of its own: sessions in, a model generation out (`run.train`)."""

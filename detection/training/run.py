@@ -1,0 +1,291 @@
+"""One training run: sessions in, a model generation out.
+
+Every member is fitted on the sessions that may be learned from, and *cross-fitted* for its calibration: each session
+is scored by a fit that did not see it, so that the rings hold what unseen normal sessions come to, from all of the
+data. Before the first full model the sessions that the quick members find strangest are left out of every fit: what
+happened before the daemon came is not known to be clean. The same data, seed and versions give the same model, bit
+for bit.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sklearn
+import torch
+from numpy.typing import NDArray
+
+from detection.calibration import Ring, across, combined
+from detection.ensemble import families
+from detection.members.member import Lesson, Member
+from detection.members.member import Progress as Fitting
+from detection.members.registry import MEMBERS, VOICES
+from detection.members.view import Bools, Floats, Standing, View, whole_sessions
+from detection.model import Model
+from detection.segments import repeat_per_row
+from detection.training.promotion import anchor_of, bounded, refuse_worse
+from detection.training_set import TrainingSet
+from detection.transformer import LARGEST_VOCABULARY
+
+FEWEST_SESSIONS = 20
+TRIMMED_SHARE = 0.05
+LARGEST_SHARE = 0.05  # of the sessions learned from, of one key
+MANY_KEYS = 20  # from this many on one key's templates need a second one to be known
+STEPS_REPORTED = 20
+
+
+class TrainingError(Exception):
+    """The data do not suffice for a model; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`fraction` of the whole run is done, in [0, 1]; `loss` is the transformer's last, in nats a token."""
+
+    stage: str
+    epoch: int
+    epochs: int
+    loss: float
+    fraction: float
+
+
+def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
+    """The model that `data` teaches. Takes seconds for a small model and about a minute of one core for a full one.
+
+    Raises TrainingError, and `promotion.RefusedError` when what came out is worse than the model in force. Sets torch
+    to one thread for the whole process: the thread count changes the weights.
+    """
+    torch.set_num_threads(1)
+    report = _Report(progress, data.full)
+    pool = data.only(~data.tainted & (np.diff(data.offsets) > 0))
+    pool = pool.only(_within_share(pool.keys))
+    if len(pool.starts) < FEWEST_SESSIONS:
+        raise TrainingError(
+            f"{len(pool.starts)} clean sessions are too few to learn from: at least {FEWEST_SESSIONS} are needed"
+        )
+    view = whole_sessions(pool, len(VOICES))
+    learned = ~pool.flagged
+    vocabulary = _vocabulary(pool.only(learned))
+    quick = [member for member in MEMBERS if member.early]
+    run = _Run(pool, view, vocabulary, report)
+    if data.previous is None or not _has_transformer(data.previous):
+        learned &= ~_strangest(run.cross_fitted(quick, learned), view, quick, ~pool.vouched & learned)
+        vocabulary = _vocabulary(pool.only(learned))
+        run = _Run(pool, view, vocabulary, report)
+    members = [member for member in MEMBERS if member.early or data.full]
+    standing = run.cross_fitted(members, learned)
+    parts = {
+        member.name: run.fit(member, learned, standing, share=1.0 / (member.folds + 1))
+        for member in members
+        if member.folds
+    }
+
+    report("calibration", 0.98)
+    rings = _rings(standing.reached[view.final_rows()], members, pool, learned)
+    model = Model(
+        generation=data.generation,
+        line=data.line,
+        vocabulary=vocabulary,
+        parts=parts,
+        templates=data.templates,
+        rings=rings,
+        meta={
+            "seed": data.seed,
+            "torch": str(torch.__version__),
+            "sklearn": sklearn.__version__,
+            "threads": torch.get_num_threads(),
+            "last_loss": report.loss,
+            "lines": len(data.tokens),
+            "sessions": len(data.starts),
+            "fitted_sessions": int(learned.sum()),
+            "full": int(data.full),
+        },
+    )
+    previous = data.previous
+    if data.full:
+        if previous is not None and _has_transformer(previous):
+            refuse_worse(model, previous, view, run.heard["transformer"], pool.fresh)
+            rings["ensemble"] = bounded(rings["ensemble"], previous.rings["ensemble"])
+        parts["anchor"] = anchor_of(previous, pool.only(learned))
+    progress(Progress("done", STEPS_REPORTED, STEPS_REPORTED, report.loss, 1.0))
+    return model
+
+
+class _Report:
+    """Where the run stands. The transformer takes nearly all of the time of a full run."""
+
+    def __init__(self, progress: Callable[[Progress], None], full: bool) -> None:
+        self.loss = 0.0
+        self._progress = progress
+        self._full = full
+        self._begin, self._share = 0.02, 0.05
+
+    def part(self, member: type[Member], share: float) -> None:
+        """The next fit takes `share` of all the fits of `member`."""
+        self._begin, self._share = self._begin + self._share, share * (0.9 if member.name == "transformer" else 0.005)
+
+    def inside(self, stage: str) -> Fitting:
+        def fit(fraction: float, loss: float | None = None) -> None:
+            self.loss = self.loss if loss is None else loss
+            self(stage, min(self._begin + fraction * self._share, 0.97))
+
+        return fit
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        self._progress(Progress(stage, int(fraction * STEPS_REPORTED), STEPS_REPORTED, self.loss, fraction))
+
+
+class _Run:
+    def __init__(self, pool: TrainingSet, view: View, vocabulary: NDArray[np.int32], report: _Report) -> None:
+        self._pool, self._view, self._vocabulary, self._report = pool, view, vocabulary, report
+        self._row_session = repeat_per_row(view.offsets)
+        self.heard: dict[str, Floats] = {}  # the first voice of each member, cross-fitted, by row
+
+    def cross_fitted(self, members: Sequence[type[Member]], learned: Bools) -> Standing:
+        """Every session of the pool as `members` see it that did not learn from it (nor from any but `learned`)."""
+        standing = Standing(self._view, VOICES)
+        for member in members:
+            if not member.folds:
+                standing.hear(member.voices, member({}, self._vocabulary).scores(self._view, standing))
+                continue
+            scores = [np.zeros(len(self._view)) for _ in member.voices]
+            fold = _folds(len(learned), member.folds, self._pool.seed)
+            for number in range(member.folds):
+                part = self.fit(member, learned & (fold != number), standing, share=1.0 / (member.folds + 1))
+                rows = (fold == number)[self._row_session]
+                some = whole_sessions(self._pool.only(fold == number), len(VOICES))
+                found = member(part, self._vocabulary).scores(some, standing.only(rows))
+                for all_scores, said in zip(scores, found, strict=True):
+                    all_scores[rows] = said
+            standing.hear(member.voices, scores)
+            self.heard[member.name] = scores[0]
+        return standing
+
+    def fit(
+        self, member: type[Member], sessions: Bools, standing: Standing, *, share: float
+    ) -> dict[str, NDArray[Any]]:
+        self._report.part(member, share)
+        previous = self._pool.previous
+        return member.fit(
+            Lesson(
+                data=self._pool.only(sessions),
+                vocabulary=self._vocabulary,
+                standing=standing.only(sessions[self._row_session]),
+                previous=(
+                    (previous.parts[member.name], previous.vocabulary)
+                    if previous is not None and member.name in previous.parts
+                    else None
+                ),
+                lines=len(self._pool.tokens),
+                progress=self._report.inside(member.name),
+            )
+        )
+
+
+def _has_transformer(model: Model) -> bool:
+    return "transformer" in model.parts
+
+
+def _mixed(count: int, seed: int) -> NDArray[np.uint64]:
+    """A hash of each number below `count` and the seed (splitmix64)."""
+    mask = (1 << 64) - 1
+    x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x ^= np.uint64(seed * 0xD1342543DE82EF95 & mask)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _folds(sessions: int, folds: int, seed: int) -> NDArray[np.int64]:
+    """Each session's fold, by the seed; folds differ by one session at most."""
+    fold = np.empty(sessions, dtype=np.int64)
+    fold[np.argsort(_mixed(sessions, seed), kind="stable")] = np.arange(sessions) % folds
+    return fold
+
+
+def _within_share(keys: NDArray[np.uint64]) -> Bools:
+    """The sessions that stay when no key has more than LARGEST_SHARE of them: of a larger one the latest go.
+
+    With too few keys for that (a stream without keys has one a connection) all stay. An attacker who sends much
+    of the traffic cannot make most of what is learned (Kloft and Laskov, 2010, bound the gain by the share).
+    """
+    _, where, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    if len(counts) < MANY_KEYS:
+        return np.ones(len(keys), dtype=np.bool_)
+    most = max(int(LARGEST_SHARE * len(keys)), 1)
+    order = np.argsort(where, kind="stable")
+    rank = np.empty(len(keys), dtype=np.int64)
+    rank[order] = np.arange(len(keys)) - np.repeat(np.cumsum(counts) - counts, counts)
+    within: Bools = rank < most
+    return within
+
+
+def _vocabulary(data: TrainingSet) -> NDArray[np.int32]:
+    """The most frequent templates, ascending.
+
+    Those that came once stay out: their share of the lines is the Good-Turing estimate of how likely the
+    next line is to show something new, and as UNSEEN they teach just that. Where there are many keys, so do
+    those that only one of them ever sent: one source does not decide what is known.
+    """
+    ids, counts = np.unique(data.tokens, return_counts=True)
+    enough = counts > 1
+    if len(np.unique(data.keys)) >= MANY_KEYS:
+        key = np.unique(data.keys, return_inverse=True)[1][repeat_per_row(data.offsets)]
+        pairs = np.unique(np.stack([data.tokens.astype(np.int64), key], axis=1), axis=0)
+        enough &= np.unique(pairs[:, 0], return_counts=True)[1] > 1
+    frequent = np.argsort(-counts, kind="stable")
+    frequent = frequent[enough[frequent]][:LARGEST_VOCABULARY]
+    kept: NDArray[np.int32] = np.sort(ids[frequent]).astype(np.int32)
+    if not len(kept):
+        raise TrainingError(f"none of {len(ids)} templates came twice: there is nothing to learn from")
+    return kept
+
+
+def _strangest(standing: Standing, view: View, members: Sequence[type[Member]], candidates: Bools) -> Bools:
+    """The TRIMMED_SHARE of `candidates` (bool [S]) that `members` find strangest; ties by place."""
+    columns = [standing.column[voice] for member in members for voice in member.voices]
+    reached = standing.reached[view.final_rows()][:, columns]
+    p = np.stack([Ring(np.sort(column)).p(column) for column in reached.T], axis=1)
+    strangeness = np.where(candidates, combined(p), -np.inf)
+    strangest = np.zeros(len(candidates), dtype=np.bool_)
+    strangest[np.argsort(-strangeness, kind="stable")[: int(candidates.sum() * TRIMMED_SHARE)]] = True
+    return strangest
+
+
+def _rings(
+    reached: Floats, members: Sequence[type[Member]], pool: TrainingSet, learned: Bools
+) -> dict[str, NDArray[np.float64]]:
+    """What sessions come to that were not learned from: by voice, and combined as a verdict combines them.
+
+    Not of survivors only: of the flagged sessions as many come in as the level they were flagged at would flag
+    without cause, those that now look least strange. Else every generation would take the highest for the whole.
+    """
+    voices = [voice for member in members for voice in member.voices]
+    columns = [VOICES.index(voice) for voice in voices]
+    calibration = ~pool.flagged
+    while True:
+        rings = {voice: np.sort(reached[calibration, column]) for voice, column in zip(voices, columns, strict=True)}
+        by_family = []
+        for family, some in families(members).items():
+            p = np.stack([Ring(rings[VOICES[column]]).p(reached[:, column]) for column in some], axis=1)
+            if len(some) > 1:
+                together = combined(p)
+                rings[f"family/{family}"] = np.sort(together[calibration])
+                p = Ring(rings[f"family/{family}"]).p(together)[:, None]
+            by_family.append(p[:, 0])
+        strangeness = across(np.stack(by_family, axis=1))
+        back = _without_cause(strangeness, pool) & ~calibration
+        if not back.any() or calibration[pool.flagged].any():
+            return rings | {"ensemble": np.sort(strangeness[calibration])}
+        calibration = calibration | back
+
+
+def _without_cause(strangeness: Floats, pool: TrainingSet) -> Bools:
+    """Of the flagged sessions as many as were to be expected without cause, the least strange ones: bool [S]."""
+    order = np.argsort(np.where(pool.flagged, strangeness, np.inf), kind="stable")
+    expected = min(math.ceil(pool.alpha * len(strangeness)), int(pool.flagged.sum()))
+    chosen = np.zeros(len(strangeness), dtype=np.bool_)
+    chosen[order[:expected]] = True
+    return chosen

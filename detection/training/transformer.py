@@ -1,0 +1,137 @@
+"""Fitting the transformer: next-template loss, the end of sessions included, by AdamW over unique windows."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detection.members.member import Lesson, Part
+from detection.network import hidden, initial, logits
+from detection.training_set import TrainingSet
+from detection.transformer import CONTEXT, FIRST, UNSEEN, Plan, tokenised
+
+STEP_TOKENS = 2048
+LINES_PER_STEP = 60
+FEWEST_STEPS, MOST_STEPS = 200, 800
+FINE_TUNING = 0.5  # of the steps, at a third of the rate, when there are weights to go on from
+REPORTS = 20  # in a run
+PEAK_RATE, FINE_RATE = 3e-3, 1e-3
+WARMUP_SHARE = 0.05
+WEIGHT_DECAY = 0.01
+LARGEST_GRADIENT = 1.0
+HIDDEN_SHARE = 0.03  # of the inputs are shown as UNSEEN, so that a new template does not upset what follows it
+_TOKEN_ROWS = ("embedding", "output.weight", "output.bias")
+
+
+def fit_transformer(lesson: Lesson) -> dict[str, NDArray[Any]]:
+    """Weights by name. Takes tens of seconds of one core; sets torch to one thread: the count changes the weights.
+
+    Without a previous part they are drawn by the seed. With one, learning goes on from it: every second batch is of
+    sessions from before it (replay), so that what is rare now is not forgotten.
+    """
+    torch.set_num_threads(1)
+    data, seed = lesson.data, lesson.data.seed & 0xFFFFFFFF
+    rng = np.random.default_rng(seed)
+    weights = initial(FIRST + len(lesson.vocabulary), seed)
+    rate, share = PEAK_RATE, 1.0
+    if lesson.previous is not None:
+        weights |= _carried_over(weights, *lesson.previous, lesson.vocabulary)
+        rate, share = FINE_RATE, FINE_TUNING
+    for tensor in weights.values():
+        tensor.requires_grad_(True)
+    optimizer = torch.optim.AdamW(weights.values(), lr=rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
+    steps = max(int(min(max(lesson.lines // LINES_PER_STEP, FEWEST_STEPS), MOST_STEPS) * share), 1)
+    samplers = [_Sampler(data, lesson.vocabulary, rng)]
+    if lesson.previous is not None and data.fresh.any() and not data.fresh.all():
+        samplers = [_Sampler(data.only(some), lesson.vocabulary, rng) for some in (data.fresh, ~data.fresh)]
+    recent: list[float] = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * _schedule(step / steps)
+        loss = _loss(weights, *samplers[step % len(samplers)].batch())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(weights.values(), LARGEST_GRADIENT)
+        optimizer.step()
+        recent.append(float(loss.detach()))
+        if (step + 1) * REPORTS // steps > step * REPORTS // steps:
+            lesson.progress((step + 1) / steps, sum(recent) / len(recent))
+            recent.clear()
+    return {name: tensor.detach().numpy() for name, tensor in weights.items()}
+
+
+def _carried_over(
+    fresh: dict[str, Tensor], previous: Part, old: NDArray[np.int32], vocabulary: NDArray[np.int32]
+) -> dict[str, Tensor]:
+    """The previous weights for another vocabulary: a template that has no token yet begins as UNSEEN left off."""
+    weights = {name: torch.from_numpy(np.array(array)) for name, array in previous.items()}
+    place = np.minimum(np.searchsorted(old, vocabulary), max(len(old) - 1, 0))
+    known = old[place] == vocabulary if len(old) else np.zeros(len(vocabulary), dtype=np.bool_)
+    rows = np.concatenate((np.arange(FIRST), np.where(known, place + FIRST, UNSEEN)))
+    for name in _TOKEN_ROWS:
+        weights[name] = weights[name][torch.from_numpy(rows)].clone()
+    # Rows that were all UNSEEN's would stay each other's twins.
+    new = torch.from_numpy(np.flatnonzero(~known) + FIRST)
+    weights["embedding"][new] += fresh["embedding"][new] * 0.1
+    return weights
+
+
+class _Sampler:
+    """Draws batches of about STEP_TOKENS tokens, each of windows of one padded length.
+
+    Unique windows are drawn with weight sqrt(count): by count alone the commonest session would be most of what is
+    seen.
+    """
+
+    _LENGTHS = (8, 16, 32, CONTEXT - 1)
+
+    def __init__(self, fit: TrainingSet, vocabulary: NDArray[np.int32], rng: np.random.Generator) -> None:
+        self._rng = rng
+        tokens = tokenised(fit.tokens, vocabulary)
+        plan = Plan(tokens, fit.offsets, np.zeros(len(fit.starts), np.int64), fit.starts, fit.ends)
+        windows = plan.windows(0, len(plan))
+        as_bytes = np.ascontiguousarray(windows.rows).view(f"V{windows.rows.itemsize * CONTEXT}").reshape(-1)
+        _, chosen, counts = np.unique(as_bytes, return_index=True, return_counts=True)
+        rows, size, weight = windows.rows[chosen], windows.size[chosen], np.sqrt(counts)
+        self._buckets: list[tuple[int, NDArray[np.int16], NDArray[np.int64], NDArray[np.float64]]] = []
+        shares = []
+        below = 0
+        for length in self._LENGTHS:
+            fits = (size - 1 > below) & (size - 1 <= length)
+            below = length
+            if fits.any():
+                self._buckets.append((length, rows[fits], size[fits], np.cumsum(weight[fits])))
+                # Long windows come fewer to a batch, so their batches must come more often.
+                shares.append(weight[fits].sum() * length)
+        self._shares = np.cumsum(shares)
+
+    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs int64 [rows, length]; the flat positions asked, int64 [n]; their targets, int64 [n]."""
+        length, rows, size, weights = self._buckets[_drawn(self._rng, self._shares, 1)[0]]
+        chosen = _drawn(self._rng, weights, STEP_TOKENS // length)
+        picked = rows[chosen].astype(np.int64)
+        inputs, targets = picked[:, :length], picked[:, 1 : length + 1]
+        asked = np.flatnonzero(np.arange(1, length + 1) < size[chosen][:, None])
+        answers = targets.reshape(-1)[asked]
+        hidden_away = (self._rng.random(inputs.shape) < HIDDEN_SHARE) & (inputs >= FIRST)
+        inputs = np.where(hidden_away, UNSEEN, inputs)
+        return torch.from_numpy(inputs), torch.from_numpy(asked), torch.from_numpy(answers)
+
+
+def _drawn(rng: np.random.Generator, cumulative: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """`count` indices drawn with the weights whose running sum is `cumulative`."""
+    places: NDArray[np.int64] = np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right")
+    return np.minimum(places, len(cumulative) - 1)
+
+
+def _loss(weights: dict[str, Tensor], inputs: Tensor, asked: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits(weights, hidden(weights, inputs).flatten(0, 1)[asked]), targets)
+
+
+def _schedule(done: float) -> float:
+    """The share of the peak rate after the share `done` of all steps: a warm-up, then a cosine to zero."""
+    return min(done / WARMUP_SHARE + 0.02, 1.0) * 0.5 * (1.0 + math.cos(math.pi * done))

@@ -1,0 +1,48 @@
+"""Lines that the operator vouches for: learned from, and nothing else.
+
+They have a clock, open sessions and counters of their own, so that a file of last month does not close today's
+sessions. What they share with the stream is what they are there for: templates, the model of parameter values and
+the history that the next model is trained on. They exist from the first vouched line to the end of the file.
+"""
+
+from detection.clock import LogClock
+from detection.members.sources import SourceCounters
+from detection.sessions import SessionTable
+from detection.sources import LivingSources
+from detection.state import Columns, State, joined, part
+
+CAPACITY = 1 << 14
+_FIRST_SERIAL = -(1 << 62)  # apart from those of the stream's sessions
+
+
+class Vouching:
+    """`before`: how many vouched sessions there were before, so that serials are never given twice."""
+
+    def __init__(self, before: int) -> None:
+        self.living = LivingSources()
+        self.clock = LogClock()
+        self.sessions = SessionTable(CAPACITY)
+        self.sessions.next_serial = _FIRST_SERIAL + before
+        self.counters = SourceCounters()
+
+    @property
+    def begun(self) -> int:
+        """Vouched sessions so far, those before included."""
+        return self.sessions.next_serial - _FIRST_SERIAL
+
+    def export(self) -> State:
+        return {
+            **joined("living", self.living.export()),
+            **joined("clock", self.clock.export()),
+            **joined("sessions", self.sessions.export()),
+            **joined("counters", self.counters.export()),
+        }
+
+    @classmethod
+    def load(cls, columns: Columns) -> "Vouching":
+        vouching = cls(0)
+        vouching.living = LivingSources.load(part("living", columns))
+        vouching.clock = LogClock.load(part("clock", columns))
+        vouching.sessions = SessionTable.load(part("sessions", columns), CAPACITY)
+        vouching.counters = SourceCounters.load(part("counters", columns))
+        return vouching

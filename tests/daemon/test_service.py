@@ -1,0 +1,380 @@
+"""What the operator tells the daemon, through the real service, sequencer, journal and alerts, to a small detector."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+from trio.testing import MockClock
+
+from actors.alerts import RECENT_RECORDS, Alerts, Outlet, run_alerts
+from actors.checkpoint import Checkpoints
+from actors.ingest import Counters
+from actors.scoring import Scoring, Verdicts, run_scoring
+from actors.sequencer import Request, Sequencer, Trouble, run_sequencer
+from actors.training import TrainingStatus
+from daemon import feedback
+from daemon.control import Control, ControlError
+from daemon.recovery import Report
+from daemon.service import Running, Service
+from daemon.settings import Settings
+from daemon.vouching import ABANDONED_SECONDS, Vouching
+from detection.frames import Sequenced, VouchedFrame, decode
+from detection.sources import LivingSources
+from detection.summary import Summary
+from persistence.columns import Value
+from persistence.jsonl import open_jsonl
+from persistence.model_file import ModelFile, write_model
+from persistence.store import Store, open_store
+from tests.actors.fakes import FakeDetector, FakeVerdicts, wall_clock
+
+CAUSE = 0xFEDCBA9876543210
+
+
+def alert(number: int, **changes: Any) -> dict[str, Any]:
+    about = {"cause": f"{CAUSE:016x}", "cause_kind": "shape", "what": "sessions like this one"}
+    return {"id": f"{number}", "line": number, "flagged": True, **about, **changes}
+
+
+@dataclass
+class Judge(FakeDetector):
+    """Takes vouched lines apart as a detector does, so that a gap or a wrong count raises."""
+
+    sources: LivingSources = field(default_factory=LivingSources)
+    learned: list[bytes] = field(default_factory=list)
+    generation: int = 0
+
+    def apply(self, item: Sequenced) -> FakeVerdicts:
+        if isinstance(item.frame, VouchedFrame):
+            self.learned += self.sources.complete(item.frame.segment)[0]
+            assert item.frame.done == item.frame.segment.last
+        if item.model is not None:
+            self.generation = item.model.generation
+        return super().apply(item)
+
+    def summary(self) -> Summary:  # type: ignore[override]
+        return Summary(
+            seq=self.seq,
+            line=self.line,
+            generation=self.generation,
+            answers=len(self.answered),
+            vouched_lines=len(self.learned),
+            vouched_rule_hits=sum(b"union" in line for line in self.learned),
+            vouched_sessions=len(self.learned) // 2,
+        )
+
+
+@dataclass
+class Served:
+    service: Service
+    detector: Judge
+    sequencer: Sequencer
+    store: Store
+    alerts: Alerts
+    verdicts: "trio.MemorySendChannel[Verdicts]"
+
+    @property
+    def control(self) -> Control:
+        return self.service
+
+    async def flag(self, *records: dict[str, Any]) -> None:
+        """Have alerts written, as if the last frame had led to them."""
+        await self.alerts.take(FakeVerdicts(self.detector.seq, self.detector.line, records))
+
+    def model(self, generation: int, *, promoted: bool = True, in_force: bool = False, reason: str = "") -> ModelFile:
+        """A generation that the state remembers, and its file."""
+        columns: dict[str, Value] = {
+            "generation": generation,
+            "line": 10 * generation,
+            "vocabulary": np.zeros(0, dtype=np.int32),
+        }
+        file = self.store.adopt_model(self.store.training / write_model(self.store.training, columns).name)
+        entry = {"generation": generation, "name": file.name, "line": 10 * generation, "members": ["transformer"]}
+        more = {"promoted": promoted, "reason": reason or None, "in_force": in_force}
+        self.detector.known_generations.insert(0, entry | more)
+        return file
+
+
+@asynccontextmanager
+async def served(directory: Path) -> AsyncIterator[Served]:
+    with open_store(directory) as store, open_jsonl(directory / "alerts.jsonl") as writer:
+        list(store.recover().entries)
+        store.start_journal(0, 0)
+        detector = Judge()
+        scoring: Scoring[Any, Any] = Scoring(detector)
+        sequencer = Sequencer(store.append, store.rotate, seq=0, line=0, now=wall_clock)
+        alerts = Alerts(Outlet("alerts.jsonl", writer), seq=0)
+        requests_in, requests = trio.open_memory_channel[Request](64)
+        frames_in, frames = trio.open_memory_channel[Sequenced](4)
+        verdicts_in, verdicts = trio.open_memory_channel[Verdicts](4)
+        service = Service(Settings(), "0", now=wall_clock)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run_alerts, alerts, verdicts)
+            await nursery.start(run_scoring, scoring, frames, verdicts_in.clone(), lambda: None)
+            await nursery.start(partial(run_sequencer, sequencer, requests, frames_in, idle_seconds=1e9))
+            service.run(
+                Running(
+                    scoring=scoring,
+                    sequencer=sequencer,
+                    alerts=alerts,
+                    checkpoints=Checkpoints(
+                        store, sequencer, scoring, alerts, models=lambda columns: [], now=wall_clock
+                    ),
+                    training=TrainingStatus(),
+                    ingest=Counters(),
+                    requests=requests_in,
+                    store=store,
+                    recovery=Report(),
+                    loaded_digest="",
+                    loaded_line=0,
+                    recovered_line=0,
+                )
+            )
+            with requests_in, verdicts_in:
+                yield Served(service, detector, sequencer, store, alerts, verdicts_in)
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def refused(status: int, code: str) -> AsyncIterator[list[str]]:
+    """The message of the `ControlError` that the body raises."""
+    said: list[str] = []
+    with pytest.raises(ControlError) as error:
+        yield said
+    assert (error.value.status, error.value.code) == (status, code)
+    said.append(error.value.message)
+
+
+async def test_an_answer_is_in_force_and_in_the_journal_when_it_is_confirmed(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        await daemon.flag(alert(7), alert(8, cause_kind="new", what="new template: x"))
+        answer = await daemon.control.feedback("7", "normal", "a deploy")
+        assert answer == {
+            "id": "7", "answer": "normal", "kind": "shape", "what": "sessions like this one", "line": 0,
+        }  # fmt: skip
+        assert [(one["id"], one["cause"]) for one in await daemon.control.answers()] == [("7", f"{CAUSE:016x}")]
+        assert (await daemon.control.feedback("8", "anomaly", ""))["kind"] == "new"
+        assert daemon.control.status()["alarms"]["answers"] == 2
+        assert (await daemon.control.undo_feedback("7"))["answer"] == "undo"
+        assert [one["id"] for one in await daemon.control.answers()] == ["8"]
+        async with refused(404, "not_found"):
+            await daemon.control.undo_feedback("7")
+    with open_store(tmp_path / "state") as store:
+        journaled = [decode(entry.payload) for entry in store.recover().entries]
+    assert [(frame.alert, frame.answer, frame.cause, frame.note) for frame in journaled] == [  # type: ignore[union-attr]
+        ("7", "normal", CAUSE, "a deploy"),
+        ("8", "anomaly", CAUSE, ""),
+        ("7", "undo", CAUSE, ""),
+    ]
+
+
+async def test_an_alert_that_is_no_longer_among_the_recent_ones_is_found_in_its_file(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        await daemon.flag(*(alert(2 * n) for n in range(1, RECENT_RECORDS + 500)))
+        assert daemon.alerts.find("4") is None
+        assert (await daemon.control.feedback("4", "normal", ""))["id"] == "4"
+        for never in ("5", "999999", "4.1"):
+            async with refused(404, "not_found") as said:
+                await daemon.control.feedback(never, "normal", "")
+            assert said == [f"no alert has the id {never}"]
+        assert len(daemon.detector.answered) == 1
+
+
+async def test_an_alert_whose_record_was_rotated_away_is_gone_and_it_is_said_what_to_do(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        await daemon.flag(alert(4))
+        (tmp_path / "state" / "alerts.jsonl").rename(tmp_path / "alerts.jsonl.1")
+        assert (await daemon.control.feedback("4", "normal", ""))["id"] == "4"  # still among the recent ones
+        async with refused(404, "gone") as said:
+            await daemon.control.feedback("3", "normal", "")
+        assert said[0].startswith("alert 3 is neither among the recent ones nor in alerts.jsonl")
+        await daemon.flag(*(alert(n) for n in range(10, RECENT_RECORDS + 20)))
+        async with refused(404, "gone"):
+            await daemon.control.feedback("4", "normal", "")
+
+
+async def test_the_search_is_bounded_and_passes_over_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "alerts.jsonl"
+    records = [json.dumps(alert(n)).encode() for n in range(1, 100)]
+    path.write_bytes(b"\n".join([*records[:50], b'{"id":7}', b'{"id":"x"}', b"{}}", *records[50:], b""]))
+    assert feedback.find_record(path, "1")["line"] == 1
+    monkeypatch.setattr(feedback, "SEARCHED_BYTES", 1000)
+    async with refused(404, "gone"):
+        feedback.find_record(path, "1")
+
+
+async def test_a_record_without_a_cause_cannot_be_answered(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        old = {"id": "4", "line": 4, "flagged": True}
+        await daemon.flag(old, alert(5, cause="7"), alert(6, cause_kind="x"))
+        for number in ("4", "5", "6"):
+            async with refused(409, "no_cause"):
+                await daemon.control.feedback(number, "normal", "")
+        assert daemon.sequencer.seq == 0
+
+
+async def test_while_the_disk_is_full_nothing_is_changed_and_nobody_waits(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        await daemon.flag(alert(4))
+        daemon.sequencer.trouble = Trouble("no space left on device", 0.0)
+        with trio.fail_after(5):
+            async with refused(503, "degraded"):
+                await daemon.control.feedback("4", "normal", "")
+            async with refused(503, "degraded"):
+                await daemon.control.train_from("a", b"one\n", True)
+        daemon.sequencer.trouble = None
+        assert await daemon.control.train_from("a", b"one\n", True) == {"lines": 1, "rule_hits": 0, "sessions": 0}
+        assert daemon.detector.learned == [b"one"]
+
+
+async def test_vouched_lines_arrive_whole_however_the_file_is_cut(tmp_path: Path) -> None:
+    text = b"".join(b"line %d %s\n" % (n, b"union" * (n % 50 == 0)) for n in range(30_000)) + b"no newline"
+    async with served(tmp_path / "state") as daemon:
+        told = {"lines": 0, "rule_hits": 0, "sessions": 0}
+        for start in range(0, len(text), 300_001):
+            chunk = text[start : start + 300_001]
+            answer = await daemon.control.train_from("file", chunk, start + 300_001 >= len(text))
+            told = {name: told[name] + count for name, count in answer.items()}
+        assert daemon.detector.learned == text.split(b"\n")
+        assert (told["lines"], told["rule_hits"], daemon.detector.line) == (30_001, 600, 0)
+        assert daemon.detector.sources.sources() == []
+        assert await daemon.control.train_from("empty", b"", True) == {"lines": 0, "rule_hits": 0, "sessions": 0}
+
+
+async def test_lines_too_long_are_cut_as_those_of_a_connection(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        for chunk in (b"x" * 40_000, b"x" * 40_000, b"x" * 40_000 + b"\nshort\n"):
+            await daemon.control.train_from("long", chunk, False)
+        await daemon.control.train_from("long", b"", True)
+        assert [len(line) for line in daemon.detector.learned] == [65_536, 5]
+
+
+async def test_one_file_at_a_time_and_one_that_nobody_goes_on_with_is_ended(autojump_clock: MockClock) -> None:
+    vouching = Vouching(lambda lines: "plain", "auto", 65_536, "salt", wall_clock)
+    sources, learned, ends = LivingSources(), list[bytes](), list[bytes]()
+
+    async def apply(frame: VouchedFrame, sent: Callable[[], None]) -> Summary:
+        sent()
+        lines, _ = sources.complete(frame.segment)
+        learned.extend(lines)
+        ends.extend(lines if frame.done else [])
+        assert frame.done == frame.segment.last
+        return Summary(vouched_lines=len(learned))
+
+    def summary() -> Summary:
+        return Summary(vouched_lines=len(learned))
+
+    await vouching.take("first", b"one\nbegun", False, summary, apply)
+    await trio.sleep(ABANDONED_SECONDS - 1)
+    async with refused(409, "busy"):
+        await vouching.take("second", b"two\n", False, summary, apply)
+    await vouching.take("first", b" and", False, summary, apply)
+    await trio.sleep(ABANDONED_SECONDS - 1)
+    async with refused(409, "busy"):
+        await vouching.take("second", b"two\n", False, summary, apply)
+    await trio.sleep(1)
+    assert (await vouching.take("second", b"two\n", True, summary, apply))["lines"] == 1
+    assert (learned, ends) == ([b"one", b"begun and", b"two"], [b"begun and"])
+    await vouching.take("third", b"three\n", False, summary, apply)  # the second has ended
+    assert [source.name for source in sources.sources()] == ["vouched-salt-3"]
+
+
+@pytest.mark.parametrize("taken", [False, True])
+async def test_a_client_that_hangs_up_leaves_no_gap_and_nothing_twice(autojump_clock: MockClock, taken: bool) -> None:
+    vouching = Vouching(lambda lines: "plain", "auto", 65_536, "salt", wall_clock)
+    sources, learned, stuck = LivingSources(), list[bytes](), False
+
+    async def apply(frame: VouchedFrame, sent: Callable[[], None]) -> Summary:
+        if stuck and not taken:
+            await trio.sleep_forever()
+        sent()
+        learned.extend(sources.complete(frame.segment)[0])
+        if stuck:
+            await trio.sleep_forever()
+        return Summary()
+
+    await vouching.take("file", b"one\ntw", False, Summary, apply)
+    for last in (False, True):
+        stuck = True
+        with trio.move_on_after(1) as scope:
+            await vouching.take("file", b"o\nthree", last, Summary, apply)
+        assert scope.cancelled_caught
+        stuck = False
+        if not taken:  # whoever asks again tells the same
+            await vouching.take("file", b"o\nthree", last, Summary, apply)
+    if taken:
+        await vouching.take("file", b"", True, Summary, apply)
+    assert learned == [b"one", b"two", b"threeo", b"three"] and sources.sources() == []
+
+
+async def test_an_earlier_generation_judges_again(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        first, second = daemon.model(1), daemon.model(2, in_force=True)
+        answer = await daemon.control.rollback_model(1)
+        assert (answer["generation"], answer["name"], answer["seq"]) == (1, first.name, 1)
+        assert daemon.detector.generation == 1 and daemon.detector.model == first.name
+        async with refused(409, "in_force"):
+            await daemon.control.rollback_model(2)
+        async with refused(404, "not_found"):
+            await daemon.control.rollback_model(3)
+        assert daemon.sequencer.seq == 1 and second.generation == 2
+    with open_store(tmp_path / "state") as store:
+        [entry] = store.recover().entries
+        frame = decode(entry.payload)
+    assert frame.name == first.name and frame.sha256 == first.sha256  # type: ignore[union-attr]
+
+
+async def test_models_that_are_refused_damaged_or_gone_do_not_take_effect(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        daemon.model(1, promoted=False, reason="the anchor set got worse")
+        damaged, gone = daemon.model(2), daemon.model(3)
+        daemon.store.models()
+        (tmp_path / "state" / damaged.name).write_bytes(b"rot")
+        (tmp_path / "state" / gone.name).unlink()
+        async with refused(409, "refused") as said:
+            await daemon.control.rollback_model(1)
+        assert said == ["model generation 1 was refused: the anchor set got worse"]
+        async with refused(409, "damaged"):
+            await daemon.control.rollback_model(2)
+        async with refused(404, "not_found"):
+            await daemon.control.rollback_model(3)
+        assert daemon.sequencer.seq == 0 and daemon.detector.model == ""
+
+
+async def test_models_are_listed_with_their_files_and_files_that_nobody_remembers(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        first, second, third = daemon.model(1), daemon.model(2, promoted=False, reason="worse"), daemon.model(3)
+        (tmp_path / "state" / second.name).unlink()
+        del daemon.detector.known_generations[-1]
+        listed = await daemon.control.models()
+        assert [(one["name"], one["line"], one["promoted"], one["reason"]) for one in listed] == [
+            (third.name, 30, True, None), (second.name, 20, False, "worse"), (first.name, None, True, None),
+        ]  # fmt: skip
+        size = (tmp_path / "state" / third.name).stat().st_size
+        assert [one["bytes"] for one in listed] == [size, None, listed[2]["bytes"]] and listed[2]["bytes"] > 0
+        assert listed[0]["time"] > 0 and listed[1]["time"] is None
+
+
+async def test_incidents_and_reasons_come_from_the_detector(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        daemon.detector.line = 5
+        assert await daemon.control.incidents(2) == [{"id": "5"}, {"id": "4"}]
+        [answer] = await daemon.control.detect([b"x"], None, explain=True)
+        assert answer["explain"] == {"members": {}}
+
+
+async def test_before_there_is_a_state_nothing_is_answered() -> None:
+    service: Control = Service(Settings(), "0", now=lambda: 0.0)
+    for ask in (
+        partial(service.feedback, "1", "normal", ""), partial(service.undo_feedback, "1"), service.answers,
+        partial(service.incidents, 1), service.models, partial(service.rollback_model, 1),
+        partial(service.train_from, "a", b"", False),
+    ):  # fmt: skip
+        async with refused(503, "starting"):
+            await ask()
