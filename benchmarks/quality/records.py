@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.metrics import Bools, Floats, ranked
-from detection.calibration import combined
+from detection.calibration import across
+from detection.members.registry import MEMBERS
 
 RULES = "rules"
+_FAMILY = {voice: member.family for member in MEMBERS for voice in member.voices}
 # A rule that is so sure stands where a p-value of this daemon-wide level would give the contract's score the same.
 _NOMINAL_ALPHA = 0.001
 
@@ -146,12 +148,19 @@ class Units:
         )
 
     def without(self, left_out: str | None = None) -> Floats:
-        """The Cauchy combination of the members' p-values, one of them left out: strangeness."""
-        names = [name for name in self.member_ps if name != left_out]
-        if not names:
+        """Strangeness from the members' p-values alone, one member left out.
+
+        As the daemon does it, but with the Cauchy combination's own p-value for each family, where the daemon has a
+        ring of clean scores: without a member there is none.
+        """
+        families: dict[str, list[Floats]] = {}
+        for name, p in self.member_ps.items():
+            if name != left_out:
+                families.setdefault(_FAMILY.get(name, name), []).append(p)
+        if not families:
             return np.zeros(len(self))
-        statistic: Floats = combined(np.stack([self.member_ps[name] for name in names], axis=1))
-        return statistic
+        each = [10.0 ** -across(np.stack(ps, axis=1)) if len(ps) > 1 else ps[0] for ps in families.values()]
+        return across(np.stack(each, axis=1))
 
 
 def gather(records: Records, unit_of: NDArray[np.object_], names: Iterable[Any]) -> Units:

@@ -21,29 +21,17 @@ def test_a_run_gives_a_record_of_every_line_in_order_and_of_every_session_closed
     assert sessions == set(records.session[records.closed])
 
 
-def test_lines_after_the_warmup_are_judged_by_a_model_also_when_they_are_sent_at_once() -> None:
-    lines = sample_lines()[:2400]
-    with watched("test", settings(warmup=2000, alpha=0.01)) as run:
-        run.stream(lines[:2000], batch=1000)
-        run.settle(wanted=True)
-        run.stream(lines[2000:])
-        records = run.finish()
-    assert run.alpha > 0.0
-    later = records.only(records.line > 2000)
-    assert not any(p != p for p in later.p)
-    assert "transformer" in later.member_ps
-
-
 def test_a_log_of_ones_own_is_measured_by_session(tmp_path: Path) -> None:
-    lines = sample_lines()[:2400]
+    lines = sample_lines()[:1000]
     attack = (
         b'203.0.113.9 - - [20/May/2015:21:05:00 +0000] "GET /x?q=1%27%20UNION%20SELECT%201,2-- HTTP/1.1" 200 9 "-" "-"'
     )
-    lines[2300] = attack
+    lines[900] = attack
     log, labels = tmp_path / "access.log.gz", tmp_path / "labels.csv"
     log.write_bytes(gzip.compress(b"".join(line + b"\n" for line in lines)))
-    labels.write_text("line,label\n2301,1\n2302,2\n")
-    rows = {row.what: row for row in own.measure(log, labels, "auto", 2000)}
+    labels.write_text("line,label\n901,1\n902,2\n")
+    rows = {row.what: row for row in own.measure(log, labels, "auto", 800)}
     assert rows["PR-AUC"].value == pytest.approx(1.0)
     assert rows["PR-AUC"].note.startswith("1 of ")
+    assert "PR-AUC of transformer alone" in rows  # so there was a model before the lines that are judged
     assert "recall 1.00" in rows["F1 at its own flags"].note
