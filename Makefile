@@ -30,6 +30,7 @@ faults: export VIGILD_SYSTEM_CALLS ?= all
 faults: export VIGILD_POWER_CUTS ?= 100
 faults: export VIGILD_DISK_SECONDS ?= 60
 faults: export VIGILD_STOPPED_SECONDS ?= 60
+faults: export VIGILD_FLAT_LINES ?= 5000000
 faults: setup
 	$(BIN)/python -m pytest tests/faults --timeout 0 --durations 20 -ra
 

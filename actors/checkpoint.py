@@ -3,14 +3,16 @@
     export (state as of frame seq) -> alerts durable through seq -> digest, snapshot -> new journal segment
 
 In this order a snapshot never says more than the files beside it hold, whatever is killed between two steps.
-One save serves everything that asked for one before it began. Periodic saves take at most BUDGET of the time;
-saves that were asked for always run, and so do two that cannot wait: after a restore, or a restart would do that
+One save serves everything that asked for one before it began. Periodic saves take at most BUDGET of one processor:
+their own work counts, not what they wait for, since what comes between two of them is what a start has to replay.
+Saves that were asked for always run, and so do two that cannot wait: after a restore, or a restart would do that
 again, and when a disk that could not be written can. A failed one is logged, counted and tried again; the old
 snapshot stays.
 """
 
 import logging
 import math
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +83,8 @@ class Checkpoints:
     """The asking side, and what is known of the last save.
 
     `seq` and `line` are those of the snapshot the process started from (0 without one). `models` names the
-    model files a state refers to. `now` is the wall clock in seconds since the epoch, for `Saved.time` only.
+    model files a state refers to. `now` is the wall clock in seconds since the epoch, for `Saved.time` only;
+    `worked` the seconds of a processor that the calling thread has used so far.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Checkpoints:
         line: int = 0,
         every_lines: int = 10_000,
         every_seconds: float = 300.0,
+        worked: Callable[[], float] = time.thread_time,
     ) -> None:
         self.last: Saved | None = None
         self.seq = seq
@@ -115,6 +119,8 @@ class Checkpoints:
         self._wake = trio.Event()
         self._ended = False
         self._earliest = -math.inf
+        self._worked = worked
+        self._cost = 0.0  # of the last save, in seconds of a processor
         self._retry_at = -math.inf
         self._heals_saved = 0
         self._last_time = trio.current_time()
@@ -194,7 +200,7 @@ class Checkpoints:
         pause = FAILED_PAUSE_SECONDS if isinstance(outcome, CheckpointError) else 0.0
         self._last_time = trio.current_time()
         self._retry_at = self._last_time + pause
-        self._earliest = max(self._retry_at, self._last_time + (self._last_time - began) * (1 / BUDGET - 1))
+        self._earliest = max(self._retry_at, began + self._cost / BUDGET)
         for request in requests:
             request.outcome = outcome
             request.done.set()
@@ -230,8 +236,13 @@ class Checkpoints:
         return self.last
 
     def _write(self, seq: int, line: int, columns: State) -> tuple[SnapshotInfo, str]:
-        sha = digest(columns)
-        return self._store.write_snapshot(seq, line, columns, models=self._models(columns)), sha
+        # The copy that scoring made before is the smaller part of the work, and not counted.
+        began = self._worked()
+        try:
+            sha = digest(columns)
+            return self._store.write_snapshot(seq, line, columns, models=self._models(columns)), sha
+        finally:
+            self._cost = self._worked() - began
 
     def wanted(self) -> bool:
         """Whether a last save has anything to do."""

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import trio
 
+from actors.keeping import Keeping
 from actors.kept import Keeper, clear_mark, journaled_bytes, set_mark
 from actors.lines import Recognise, Source
 from actors.sequencer import Chunk
@@ -47,6 +48,7 @@ class Counters:
     """What ingest did since its start; lines and bytes are counted when they are durable.
 
     `exactly_once` says whether connections outlive the process; if not, the reason is beside it.
+    `connections_unkept` are those that may not though others do, for want of room.
     `connections_resumed` came from an earlier process; `chunks_recognised` of them had a chunk under way that
     was found in the journal, so it was not read again.
     """
@@ -60,6 +62,7 @@ class Counters:
     accept_errors: int = 0
     exactly_once: bool = False
     exactly_once_reason: str | None = None
+    connections_unkept: int = 0
     connections_resumed: int = 0
     chunks_recognised: int = 0
 
@@ -99,6 +102,7 @@ async def run_ingest(
         await ingest.close_orphans([source for source in living if source.name not in stored])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ingest.stop_reading, stop)
+            nursery.start_soon(ingest.watch_store)
             known = {source.name: source for source in living}
             for name, connection in stored.items():
                 nursery.start_soon(ingest.resume, connection, name, known.get(name))
@@ -126,10 +130,26 @@ class _Ingest:
         self._max_line_bytes = max_line_bytes
         self._places = trio.Semaphore(max_connections)
         self._under_way = trio.CapacityLimiter(MAX_CHUNKS_UNDER_WAY)
-        self._keeper = keeper
         self._counters = counters
+        self._keeping = None if keeper is None else Keeping(keeper, self._would_not_outlive_us)
         self._stopped = False
         self._waits: set[trio.CancelScope] = set()
+
+    async def watch_store(self) -> None:
+        """Until `stop`."""
+        if self._keeping is not None:
+            with self._until_stop():
+                await self._keeping.watch()
+
+    def _would_not_outlive_us(self, connections: int) -> None:
+        counters = self._counters
+        counters.connections_unkept = connections
+        counters.exactly_once = not connections
+        counters.exactly_once_reason = (
+            f"the service manager's store has no room for {connections} connections (FileDescriptorStoreMax)"
+            if connections
+            else None
+        )
 
     async def stop_reading(self, stop: trio.Event) -> None:
         await stop.wait()
@@ -181,9 +201,8 @@ class _Ingest:
                 continue
             self._counters.connections_total += 1
             name = f"{self._salt}-{self._counters.connections_total}"
-            if self._keeper is not None:
-                # At once: killed between accepting and this, we take the connection with us.
-                self._keeper.keep(name, connection.fileno())
+            if self._keeping is not None:
+                self._keeping.keep(name, connection.fileno())
             self._counters.connections_open += 1
             nursery.start_soon(self._serve, trio.socket.from_stdlib_socket(connection), self._source(name, None))
 
@@ -214,16 +233,18 @@ class _Ingest:
         try:
             with connection:
                 await _consume(connection, journaled)
-                if self._keeper is not None:
+                if self._keeping is not None:
                     # Not before: killed in the middle, what is left of the mark says how many bytes are left.
                     clear_mark(connection)
                 if await self._read_all(connection, source):
                     # Durable before the close that tells the sender so.
                     await self._commit(source.finish())
-                    if self._keeper is not None:
+                    if self._keeping is not None:
                         # The sender need not wait until the manager has closed its end, too.
                         connection.shutdown(socket.SHUT_RDWR)
-                        self._keeper.forget(source.name)
+                        self._keeping.forget(source.name)
+                if self._keeping is not None:
+                    self._keeping.closed(source.name)
         finally:
             self._counters.connections_open -= 1
             self._places.release()
@@ -249,12 +270,12 @@ class _Ingest:
             if not data:
                 return False
             segment = source.feed(data)
-            if self._keeper is not None and segment is not None:
+            if self._keeping is not None and segment is not None:
                 set_mark(connection, len(data), segment.parity)
             await self._commit(segment)
             self._counters.bytes += len(data)
             await _consume(connection, len(data))
-            if self._keeper is not None:
+            if self._keeping is not None:
                 clear_mark(connection)
         except OSError as exc:
             log.info("source %s ended: %s", source.name, exc)

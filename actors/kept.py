@@ -27,12 +27,15 @@ PARITY_BIT = 30
 
 
 class Keeper(Protocol):
-    """The service manager's store. Both calls return within a fraction of a second, and raise nothing."""
+    """The service manager's store. Nothing here raises; `keep` and `forget` return within a fraction of a second."""
 
     def keep(self, name: str, descriptor: int) -> None:
-        """Hold a reference to `descriptor` until `forget`, whatever becomes of us."""
+        """Hold a reference to `descriptor` until `forget`, whatever becomes of us. Again is as good as once."""
 
     def forget(self, name: str) -> None: ...
+
+    def has_room(self) -> bool | None:
+        """Whether one more would be held, after all that it was told before; None when it does not answer. Blocks."""
 
 
 class Marked(Protocol):

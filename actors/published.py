@@ -18,6 +18,9 @@ class Summary(Protocol):
     def training_due(self) -> bool: ...
 
     @property
+    def training_urgent(self) -> bool: ...
+
+    @property
     def restored(self) -> int: ...
 
 

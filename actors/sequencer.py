@@ -22,7 +22,7 @@ from persistence.journal import JournalError
 from persistence.segment import Entry
 
 FRAME_BYTES = 256 * 1024  # of line data in one frame: what scoring does in one turn
-GATHER_BYTES = 1024 * 1024  # in one append: what may be accepted ahead of scoring, beside its queue
+GATHER_BYTES = 512 * 1024  # in one append: it may be accepted ahead of scoring, and be left to replay
 RETRY_SECONDS = 1.0
 # A tick comes a little after the idle time, so that a log clock slightly ahead of ours is past it, too.
 TICK_GRACE_SECONDS = 1.0

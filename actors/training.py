@@ -27,6 +27,7 @@ import msgspec
 import trio
 
 from actors.checkpoint import CheckpointError, Checkpoints
+from actors.published import Published
 from actors.scoring import Scoring
 from actors.sequencer import Request, submit
 from detection.frames import ModelFrame, RefusedFrame
@@ -36,6 +37,7 @@ from persistence.snapshot import write_snapshot
 
 RETRY_SECONDS = 10.0
 MAX_RETRY_SECONDS = 600.0
+URGENT_PAUSE_SECONDS = 60.0
 KILLED_WITHIN_SECONDS = 2.0
 MAX_LINE_BYTES = 64 * 1024
 STDERR_BYTES = 4096
@@ -158,7 +160,8 @@ async def run_training(
 
     Takes ownership of `requests`. `command` is run with the input file and `models`, the directory for its
     result, appended; the input lives in `scratch`. `load(name, sha256)` gives the model, blocking, and raises
-    when it is not whole. Between the end of a run for all members and the next one lie at least `pause_seconds`.
+    when it is not whole. Between the end of a run for all members and the next one lie at least `pause_seconds`, or
+    URGENT_PAUSE_SECONDS when that is urgent.
     Cancelling kills the child at once.
     """
     with requests:
@@ -166,10 +169,15 @@ async def run_training(
         published = scoring.published
         pause = RETRY_SECONDS
         summary = published.summary
+        rested = trio.current_time()
         try:
             while True:
                 while not summary.training_due:
                     summary = await published.newer(summary)
+                if trio.current_time() < rested:
+                    await _rest(published, rested)
+                    summary = published.summary
+                    continue
                 trained = await _attempt(scoring, command, scratch, models, load, status)
                 if trained is None:
                     await trio.sleep(pause)
@@ -187,7 +195,8 @@ async def run_training(
                     log.info("training generation %d: in effect from line %d", frame.generation, summary.line)
                     await _checkpoint(checkpoints)
                 if full:
-                    await trio.sleep(pause_seconds)
+                    rested = trio.current_time() + pause_seconds
+                    await trio.sleep(min(pause_seconds, URGENT_PAUSE_SECONDS))
                 summary = published.summary
         except trio.EndOfChannel:
             # Scoring has ended before us; a model that came too late is trained again next time.
@@ -195,6 +204,14 @@ async def run_training(
         finally:
             if status.in_progress:
                 status.end("stopped")
+
+
+async def _rest(published: "Published[Any]", until: float) -> None:
+    """Return at `until`, or before that when the state says that training is urgent."""
+    summary = published.summary
+    with trio.move_on_at(until):
+        while not summary.training_urgent:
+            summary = await published.newer(summary)
 
 
 async def _checkpoint(checkpoints: Checkpoints) -> None:

@@ -20,10 +20,13 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from detection.calibration import Ring, combined
+from detection.ensemble import Ensemble
 from detection.forest import Forest
+from detection.members.forest import FEATURES, features
+from detection.members.registry import VOICES
+from detection.members.view import whole_sessions
 from detection.model import Model
-from detection.training import Progress, row_scores, train
+from detection.training.run import Progress, train
 from detection.training_set import TrainingSet
 from detection.transformer import SequenceModel, window_start
 
@@ -91,15 +94,16 @@ def speed(path: Path) -> None:
         ("seen once before", data, 2),
         ("sessions never closed, memo cold", unending, 1),
     ):
-        scorer = SequenceModel(model)
+        scorer = SequenceModel(model.parts["transformer"], model.vocabulary)
         for _ in range(rounds):
             lines, windows, spent = _stream(scorer, stream)
         print(
             f"  transformer, {name}: {lines / spent:,.0f} new templates/s, {lines / windows:.1f} a window, "
             f"frames of {FRAME_LINES} lines"
         )
-    forest = Forest(model.forest)
-    rows = row_scores(SequenceModel(model), data).features[:50_000]
+    forest = Forest({name: array for name, array in model.parts["isolation_forest"].items() if name != "usual"})
+    rows = features(Ensemble(model).score(whole_sessions(data, len(VOICES))))[:50_000]
+    assert rows.shape[1] == len(FEATURES)
     started = time.perf_counter()
     for start in range(0, len(rows), FRAME_LINES):
         forest.scores(rows[start : start + FRAME_LINES])
@@ -107,15 +111,11 @@ def speed(path: Path) -> None:
 
 
 def _reached(model: Model, data: TrainingSet) -> dict[str, NDArray[np.float64]]:
-    rows = row_scores(SequenceModel(model), data)
-    last = rows.offsets[1:] - 1
-    oddity = Forest(model.forest).scores(rows.features)
-    reached = {
-        "transformer": rows.worst[last],
-        "isolation_forest": np.maximum.reduceat(oddity, rows.offsets[:-1]),
-    }
-    p = np.stack([Ring(model.rings[name]).p(scores) for name, scores in reached.items()], axis=1)
-    return reached | {"ensemble": combined(p), "forest at the close": oddity[last]}
+    ensemble = Ensemble(model)
+    view = whole_sessions(data, len(VOICES))
+    reached = ensemble.score(view).reached[view.final_rows()]
+    by_voice = {voice: reached[:, VOICES.index(voice)] for voice in ensemble.voices}
+    return by_voice | {"ensemble": ensemble.judge(reached).strangeness}
 
 
 def _timed_training(data: TrainingSet) -> tuple[Model, float]:
@@ -135,13 +135,21 @@ def _training_set(sessions: list[list[int]], seed: int) -> TrainingSet:
         generation=1,
         line=lines,
         seed=seed,
+        full=True,
+        alpha=0.0,
         tokens=np.concatenate([np.array(session, dtype=np.int32) for session in sessions]),
         errors=np.zeros(lines, dtype=np.bool_),
         times=np.zeros(lines),
+        values=np.zeros(lines, dtype=np.float32),
+        sources=np.zeros(lines, dtype=np.float32),
         offsets=np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
         starts=np.ones(count, dtype=np.bool_),
         ends=np.ones(count, dtype=np.bool_),
         tainted=np.zeros(count, dtype=np.bool_),
+        flagged=np.zeros(count, dtype=np.bool_),
+        vouched=np.ones(count, dtype=np.bool_),
+        fresh=np.ones(count, dtype=np.bool_),
+        keys=np.arange(count, dtype=np.uint64),
         templates={},
     )
 

@@ -8,12 +8,16 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from daemon.places import state_directory
 from daemon.settings import Settings, SettingsError, load, read_rules, read_token
+
+# A service manager starts us again at once, which is right when we were killed. What failed mostly fails again.
+FAILED_PAUSE_SECONDS = 1.0
 
 log = logging.getLogger("vigild")
 
@@ -34,6 +38,17 @@ SIGTERM stops it with a last snapshot; SIGHUP reads the settings and rules again
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 a clean stop, 1 failed (one line on stderr says why), 2 wrong usage."""
+    managed = "NOTIFY_SOCKET" in os.environ
+    status = 1
+    try:
+        status = _main(arguments)
+    finally:
+        if managed and status:
+            time.sleep(FAILED_PAUSE_SECONDS)
+    return status
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     _log_to_stderr()
     try:

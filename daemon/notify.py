@@ -78,26 +78,33 @@ class Notifier:
         self.send("FDSTOREREMOVE=1", f"FDNAME={name}")
 
     def why_nothing_is_kept(self) -> str | None:
-        """None when `keep` works, else why not. Blocks for as long as the manager takes, BARRIER_SECONDS at most.
-
-        A manager does not answer, it closes what it has no room for. So it is given one end of a pair, and when
-        everything we told it is done the other end shows whether it let go.
-        """
+        """None when `keep` works, else why not. Blocks for as long as the manager takes, BARRIER_SECONDS at most."""
         if self._address is None:
             return "no service manager (NOTIFY_SOCKET is not set)"
+        has_room = self.has_room()
+        if has_room is None:
+            return "the service manager does not answer (BARRIER=1)"
+        return None if has_room else "the service manager stores no descriptors for us (FileDescriptorStoreMax=0)"
+
+    def has_room(self) -> bool | None:
+        """Whether `keep` would work now, after everything the manager was told before; None when it does not answer.
+
+        Blocks as `why_nothing_is_kept` does. A manager does not say it, it closes what it has no room for. So it is
+        given one end of a pair, and when everything we told it is done the other end shows whether it let go.
+        """
         ours, given = socket.socketpair()
         with ours:
             with given:
                 self.send("FDSTORE=1", f"FDNAME={PROBE_NAME}", fds=[given.fileno()])
             if not self._done():
-                return "the service manager does not answer (BARRIER=1)"
+                return None
             ours.setblocking(False)
             try:
                 ours.recv(1)
             except BlockingIOError:
                 self.forget(PROBE_NAME)
-                return None
-        return "the service manager stores no descriptors for us (FileDescriptorStoreMax=0)"
+                return True
+        return False
 
     def _done(self) -> bool:
         """Wait until the manager has dealt with everything that it was told so far."""

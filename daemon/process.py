@@ -1,9 +1,10 @@
 """One run of the daemon: what is opened in which order, which actor feeds which, and how it all stops.
 
-Start: lock the state directory, listen, serve the API (which says "starting"), import the heavy libraries
-and recover in a thread, replaying verdicts into the alerts actor; then the actors, those that are fed
-before those that feed. Stop flows with the data: ingest stops reading, the sequencer journals what is
-under way, scoring applies it, alerts writes it, and the checkpoint actor saves the last state.
+Start: lock the state directory, listen, serve the API (which says "starting"), look through the directory for what
+the next frame must follow, and take lines: they are journaled, and wait in the backlog. Meanwhile the heavy libraries
+are imported and the state is recovered in a thread, replaying verdicts into the alerts actor. Then the actors that
+need it: those that are fed before those that feed. Stop flows with the data: ingest stops reading, the sequencer
+journals what is under way, scoring applies it, alerts writes it, and the checkpoint actor saves the last state.
 """
 
 import logging
@@ -23,6 +24,7 @@ import msgspec
 import trio
 
 from actors.alerts import Alerts, Outlet, Record, id_key, run_alerts
+from actors.backlog import Backlog, run_backlog
 from actors.checkpoint import CheckpointError, Checkpoints, run_checkpoint
 from actors.ingest import Counters, run_ingest
 from actors.kept import marks_work
@@ -30,6 +32,7 @@ from actors.scoring import Scoring, Verdicts, run_scoring
 from actors.sequencer import Request, Sequencer, run_sequencer, submit
 from actors.training import TrainingStatus, run_training
 from daemon.api.app import create_app
+from daemon.finding import Found, find
 from daemon.listeners import ListenError, Listeners, inherit, open_listeners
 from daemon.memory import keep_freed_buffers
 from daemon.notify import Notifier
@@ -55,7 +58,10 @@ ALIVE_SECONDS = 2.0  # how often recovery tells the service manager that it goes
 ALIVE_GRACE_SECONDS = 30.0
 DRAIN_SECONDS = 20.0
 DEGRADED_DRAIN_SECONDS = 5.0  # what cannot be journaled now was never confirmed; a disk gets one more chance
-QUEUED_FRAMES = 4
+# What may be journaled before the state is there to apply it to: it is all to be replayed if we are killed again. And
+# a daemon that does not get through its start must not fill the disk: with so much to replay, it takes nothing more.
+EARLY_BYTES = 1 << 20
+MAX_EARLY_REPLAY_BYTES = 16 << 20
 QUEUED_REQUESTS = 64
 QUEUED_VERDICTS = 4
 QUEUED_SKIPS = 64  # more than there are frames on their way to scoring
@@ -157,31 +163,102 @@ class _Daemon:
                     self._stop.set()
 
     async def _work(self) -> None:
-        """Recover, then run the actors until the stop has flowed through all of them."""
+        """Take lines and recover, then run the other actors until the stop has flowed through all of them."""
         alerts, last_line = self._alerts()
         verdicts_in, verdicts = trio.open_memory_channel[Verdicts](QUEUED_VERDICTS)
         async with trio.open_nursery() as flow:
             await flow.start(run_alerts, alerts, verdicts)
             with verdicts_in:
-                recovered = await self._recover(verdicts_in, last_line)
-                requests_in, requests = trio.open_memory_channel[Request](QUEUED_REQUESTS)
-                alerts.begin_after(recovered.snapshot_seq, recovered.line)
+                found = await self._find(last_line)
+                alerts.begin_after(found.snapshot_seq, found.line)
+                store, counters, backlog = self._store, Counters(), Backlog(EARLY_BYTES)
+                sequencer = Sequencer(store.append, store.rotate, seq=found.seq, line=found.line, now=time.time)
+                requests_in, frames = await self._journal(flow, sequencer, backlog)
                 with requests_in:
-                    skips_in, skips = trio.open_memory_channel[Frame](QUEUED_SKIPS)
-                    running = await self._running(recovered, alerts, requests_in, skips_in)
-                    self._service.run(running)
-                    await self._flow(flow, running, verdicts_in, requests)
                     async with trio.open_nursery() as background:
                         background.start_soon(self._cancel_at_stop, background.cancel_scope)
+                        up_to_date, listening = trio.Event(), trio.Event()
+                        background.start_soon(
+                            self._listen, flow, found, requests_in.clone(), counters, up_to_date, listening
+                        )
+                        skips_in, skips = trio.open_memory_channel[Frame](QUEUED_SKIPS)
                         background.start_soon(_journal_skips, skips, requests_in.clone())
+                        # A stop does not end it: what is journaled already is to be applied and saved.
+                        with trio.CancelScope(shield=True):
+                            recovered = await self._recover(verdicts_in, found)
+                            running = await self._running(
+                                found, recovered, sequencer, alerts, counters, requests_in, skips_in
+                            )
+                            self._service.run(running)
+                            await flow.start(run_checkpoint, running.checkpoints)
+                            await flow.start(
+                                run_scoring, running.scoring, frames, verdicts_in.clone(), self._notifier.watchdog
+                            )
+                            backlog.room = 0
                         background.start_soon(self._ask_for_patience)
-                        await self._bring_up_to_date(recovered, running)
-                        await self._serve(flow, background, running, recovered)
+                        await self._bring_up_to_date(found, recovered, running)
+                        up_to_date.set()
+                        await self._serve(background, running, listening)
             patience = DRAIN_SECONDS if running.sequencer.trouble is None else DEGRADED_DRAIN_SECONDS
             flow.cancel_scope.deadline = trio.current_time() + patience
         if running.sequencer.trouble is not None:
             log.warning("stopped while lines waited, which were never confirmed: %s", running.sequencer.trouble.error)
         log.info("stopped at line %d", running.scoring.published.summary.line)
+
+    async def _journal(
+        self, flow: trio.Nursery, sequencer: Sequencer, backlog: Backlog
+    ) -> "tuple[trio.MemorySendChannel[Request], trio.MemoryReceiveChannel[Sequenced]]":
+        """Begin to journal: where to hand in requests, and where the frames come out that are to be applied."""
+        requests_in, requests = trio.open_memory_channel[Request](QUEUED_REQUESTS)
+        journaled_in, journaled = trio.open_memory_channel[Sequenced](0)
+        frames_in, frames = trio.open_memory_channel[Sequenced](0)
+        await flow.start(run_backlog, backlog, journaled, frames_in)
+        idle_seconds = self._settings.session.idle_seconds
+        await flow.start(partial(run_sequencer, sequencer, requests, journaled_in, idle_seconds=idle_seconds))
+        return requests_in, frames
+
+    async def _listen(
+        self,
+        flow: trio.Nursery,
+        found: Found,
+        requests: "trio.MemorySendChannel[Request]",
+        counters: Counters,
+        up_to_date: trio.Event,
+        listening: trio.Event,
+    ) -> None:
+        """Take lines, as soon as the settings that are to judge them are journaled: the state may come later.
+
+        Only what is too much to hold, or needs a model before its first line, waits until the state is `up_to_date`.
+        """
+        from detection.formats.kinds import recognise
+
+        settings = SettingsFrame(self._settings.detection, self._rules)
+        with requests:
+            if found.settings != settings:
+                await submit(requests, settings)
+            if found.only_models_left or found.replay_bytes > MAX_EARLY_REPLAY_BYTES:
+                await up_to_date.wait()
+            stored = self._listeners.stored
+            reason = await trio.to_thread.run_sync(_why_not_exactly_once, self._notifier, stored)
+            counters.exactly_once, counters.exactly_once_reason = reason is None, reason
+            await flow.start(
+                partial(
+                    run_ingest,
+                    self._listeners.log,
+                    requests.clone(),
+                    stop=self._stop,
+                    salt=secrets.token_hex(4),
+                    recognise=recognise,
+                    kind=self._settings.format.kind,
+                    max_line_bytes=self._settings.ingest.max_line_bytes,
+                    living=found.living,
+                    stored=stored,
+                    keeper=None if reason else self._notifier,
+                    counters=counters,
+                )
+            )
+        log.info("taking lines from %d on", found.line + 1)
+        listening.set()
 
     async def _cancel_at_stop(self, scope: trio.CancelScope) -> None:
         await self._stop.wait()
@@ -195,8 +272,11 @@ class _Daemon:
 
     async def _running(
         self,
+        found: Found,
         recovered: "Recovered",
+        sequencer: Sequencer,
         alerts: Alerts,
+        counters: Counters,
         requests: "trio.MemorySendChannel[Request]",
         skips: "trio.MemorySendChannel[Frame]",
     ) -> Running:
@@ -206,7 +286,6 @@ class _Daemon:
         from detection.state import digest
 
         store, detector, checkpoint = self._store, recovered.detector, self._settings.checkpoint
-        sequencer = Sequencer(store.append, store.rotate, seq=recovered.seq, line=recovered.line, now=time.time)
 
         def skipped(seq: int) -> None:
             try:
@@ -225,7 +304,7 @@ class _Daemon:
             alerts,
             models=lambda columns: [name] if (name := model_in(columns).name) else [],
             now=time.time,
-            seq=recovered.snapshot_seq,
+            seq=found.snapshot_seq,
             line=recovered.report.snapshot_line,
             every_lines=checkpoint.every_lines,
             every_seconds=checkpoint.every_seconds,
@@ -236,35 +315,18 @@ class _Daemon:
             alerts=alerts,
             checkpoints=checkpoints,
             training=TrainingStatus(),
-            ingest=Counters(),
+            ingest=counters,
             requests=requests,
             store=store,
             recovery=recovered.report,
             loaded_digest=await trio.to_thread.run_sync(lambda: digest(detector.export())),
             loaded_line=detector.line,
-            recovered_line=recovered.line,
+            recovered_line=found.line,
         )
 
-    async def _flow(
-        self,
-        flow: trio.Nursery,
-        running: Running,
-        verdicts: "trio.MemorySendChannel[Verdicts]",
-        requests: "trio.MemoryReceiveChannel[Request]",
-    ) -> None:
-        """Start what ends by itself when its input does."""
-        frames_in, frames = trio.open_memory_channel[Sequenced](QUEUED_FRAMES)
-        await flow.start(run_checkpoint, running.checkpoints)
-        await flow.start(run_scoring, running.scoring, frames, verdicts.clone(), self._notifier.watchdog)
-        idle_seconds = self._settings.session.idle_seconds
-        await flow.start(partial(run_sequencer, running.sequencer, requests, frames_in, idle_seconds=idle_seconds))
-
-    async def _serve(
-        self, flow: trio.Nursery, background: trio.Nursery, running: Running, recovered: "Recovered"
-    ) -> None:
-        """Take lines, train, answer. Who waits here is cancelled at the stop, as is `background`."""
+    async def _serve(self, background: trio.Nursery, running: Running, listening: trio.Event) -> None:
+        """Train, answer. Who waits here is cancelled at the stop, as is `background`."""
         from daemon.recovery import adopt_model
-        from detection.formats.kinds import recognise
 
         await background.start(
             partial(
@@ -280,63 +342,50 @@ class _Daemon:
                 pause_seconds=self._settings.learning.retrain_seconds,
             )
         )
-        stored = self._listeners.stored
-        reason = await trio.to_thread.run_sync(_why_not_exactly_once, self._notifier, stored)
-        running.ingest.exactly_once, running.ingest.exactly_once_reason = reason is None, reason
-        await flow.start(
-            partial(
-                run_ingest,
-                self._listeners.log,
-                running.requests.clone(),
-                stop=self._stop,
-                salt=secrets.token_hex(4),
-                recognise=recognise,
-                kind=self._settings.format.kind,
-                max_line_bytes=self._settings.ingest.max_line_bytes,
-                living=recovered.detector.living_sources(),
-                stored=stored,
-                keeper=None if reason else self._notifier,
-                counters=running.ingest,
-            )
-        )
+        await listening.wait()
         self._service.started.set()
-        log.info("serving from line %d on; %s", recovered.line, recovered.report.sentence())
+        log.info("serving from line %d on; %s", running.recovered_line, running.recovery.sentence())
         self._notifier.ready(self._sentence())
         background.start_soon(self._tell)
         await self._stop.wait()
 
-    async def _recover(self, verdicts: "trio.MemorySendChannel[Verdicts]", last_line: int) -> "Recovered":
-        """The state, in a thread; replayed verdicts go to alerts, which writes those it has not.
+    async def _find(self, last_line: int) -> Found:
+        """What is there, in a thread, and a new segment of the journal behind it.
 
         `last_line` is the last line that a record was written about: the journal went that far at least.
         """
+        found = await trio.to_thread.run_sync(find, self._store, last_line)
+        try:
+            await trio.to_thread.run_sync(self._store.start_journal, found.seq, found.line)
+        except JournalError as exc:
+            # There is a state to ask; the sequencer tries again with the first frame, and says that lines wait.
+            log.error("%s", exc)
+        return found
+
+    async def _recover(self, verdicts: "trio.MemorySendChannel[Verdicts]", found: Found) -> "Recovered":
+        """The state, in a thread; replayed verdicts go to alerts, which writes those it has not."""
         tell = _every(ALIVE_SECONDS, lambda: self._notifier.extend(ALIVE_GRACE_SECONDS))
 
         def recover() -> "Recovered":
-            import torch  # 1.5 s, while the sockets listen already
+            import torch  # a second and more, while lines are taken already
 
             torch.set_num_threads(1)
             from daemon.recovery import recover
 
-            return recover(self._store, lambda v: trio.from_thread.run(verdicts.send, v), tell, last_line)
+            return recover(self._store, found, lambda v: trio.from_thread.run(verdicts.send, v), tell)
 
         recovered = await trio.to_thread.run_sync(recover)
         recovered.report.notes.extend(writer.note for writer in self._outlets if writer.note)
         for note in recovered.report.notes:
             log.warning("recovery: %s", note)
-        try:
-            await trio.to_thread.run_sync(self._store.start_journal, recovered.seq, recovered.line)
-        except JournalError as exc:
-            # There is a state to ask; the sequencer tries again with the first frame, and says that lines wait.
-            log.error("%s", exc)
         return recovered
 
-    async def _bring_up_to_date(self, recovered: "Recovered", running: Running) -> None:
-        """Apply what this start changes: other settings or rules, a model that is lost or found."""
-        detector, settings = recovered.detector, self._settings.detection
+    async def _bring_up_to_date(self, found: Found, recovered: "Recovered", running: Running) -> None:
+        """Apply what this start changes: a model lost or found, settings whose own frame could not be applied."""
+        detector, settings = recovered.detector, SettingsFrame(self._settings.detection, self._rules)
         changes: list[tuple[Frame, Model | None]] = [(SkipFrame(seq), None) for seq in recovered.unsaid]
-        if detector.settings != settings or detector.rule_texts != self._rules:
-            changes.append((SettingsFrame(settings, self._rules), None))
+        if found.settings == settings and SettingsFrame(detector.settings, detector.rule_texts) != settings:
+            changes.append((settings, None))
         if recovered.withdraw is not None:
             changes.append((ModelFrame(recovered.withdraw.generation, "", ""), None))
         if recovered.model is not None:

@@ -1,5 +1,7 @@
 """From a state directory to a detector: the newest sound snapshot, then the frames after it.
 
+`daemon.finding` has looked through the directory before, and lines may be journaled behind what is replayed here.
+
     full      the state is exactly what one process applying the same journal would hold
     partial   something of it is missing (its model file, or everything but a model file): what is intact
               is used, the rest is learned again
@@ -13,19 +15,20 @@ must not come to another state, nor say again, or at last, what was said or left
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from detection.detector import Detector, NewerStateError, model_in
-from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, Sequenced, SkipFrame, decode
+from daemon.finding import Found
+from detection.detector import Detector, model_in
+from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, Sequenced, decode
 from detection.model import Model, from_columns
-from detection.state import Columns
+from detection.state import Columns, NewerStateError
 from detection.verdicts import Verdicts
 from persistence.directory import StoreError
+from persistence.disk import UnreadableError
 from persistence.model_file import ModelError
 from persistence.preamble import NewerFormatError
-from persistence.recovery import Recovery
 from persistence.segment import Entry
 from persistence.snapshot import SnapshotError
 from persistence.store import Store
@@ -56,15 +59,12 @@ class Report:
 
 @dataclass(frozen=True)
 class Recovered:
-    """`seq` and `line` are the place that the next frame follows. `model` is one to install because the
-    state that used it, or any, is lost; `withdraw` names a model in the state whose file is lost. `skipped` are
-    the frames left out, `unsaid` those of them that no skip frame tells of yet."""
+    """`model` is one to install because the state that used it, or any, is lost; `withdraw` names a model in the
+    state whose file is lost. `skipped` are the frames left out, `unsaid` those of them that no skip frame tells of
+    yet."""
 
     detector: Detector
     report: Report
-    snapshot_seq: int
-    seq: int
-    line: int
     model: tuple[ModelFrame, Model] | None
     withdraw: ModelFrame | None
     skipped: set[int]
@@ -79,19 +79,16 @@ class Poison(Exception):
         self.entry = entry
 
 
-def recover(
-    store: Store, deliver: Callable[[Verdicts], None], alive: Callable[[], None], last_line: int = 0
-) -> Recovered:
-    """Blocking. `deliver` gets the verdicts of replayed frames, some of which were delivered before;
-    `alive` is called between frames; `last_line` is known to have been accepted, whatever the files say.
-    Raises StoreError and JournalError when the disk fails, and StoreError for
-    files of a later version, which are left untouched."""
+def recover(store: Store, found: Found, deliver: Callable[[Verdicts], None], alive: Callable[[], None]) -> Recovered:
+    """Blocking: the state as of what was `found`. `deliver` gets the verdicts of replayed frames, some of which were
+    delivered before; `alive` is called between frames. Frames that follow may be journaled meanwhile. Raises
+    StoreError and JournalError when the disk fails, and StoreError for files of a later version."""
     began = time.monotonic()
     poisoned: dict[int, Entry] = {}
     try:
         while True:
             try:
-                recovered = _recover(store, deliver, alive, last_line, poisoned)
+                recovered = _recover(store, found, deliver, alive, poisoned)
                 break
             except Poison as poison:
                 log.error(
@@ -100,7 +97,7 @@ def recover(
                     exc_info=poison.__cause__,
                 )
                 poisoned[poison.entry.seq] = poison.entry
-    except (NewerFormatError, NewerStateError) as exc:
+    except (NewerFormatError, NewerStateError, UnreadableError) as exc:
         raise StoreError(str(exc)) from exc
     for entry in poisoned.values():
         set_aside(store, entry, recovered.report)
@@ -139,77 +136,53 @@ def load_model(store: Store, name: str, sha256: str | None) -> Model:
 def load_knowledge(store: Store, name: str, sha256: str | None = None) -> tuple[str, Knowledge]:
     """Blocking: the SHA-256 of snapshot `name`, and what it knows. Raises SnapshotError, ModelError for its model,
     FileNotFoundError, ValueError for what is no name of a snapshot, NewerFormatError."""
-    found, columns = store.load_snapshot(name, sha256)
-    reference = model_in(columns)
-    model = load_model(store, reference.name, reference.sha256) if reference.name else None
+    try:
+        found, columns = store.load_snapshot(name, sha256)
+        reference = model_in(columns)
+        model = load_model(store, reference.name, reference.sha256) if reference.name else None
+    except UnreadableError as exc:
+        raise SnapshotError(str(exc)) from exc
     return found, Knowledge(columns, model)
 
 
 def _recover(
     store: Store,
+    found: Found,
     deliver: Callable[[Verdicts], None],
     alive: Callable[[], None],
-    last_line: int,
     poisoned: dict[int, Entry],
 ) -> Recovered:
-    found = store.recover()
-    said = _skips_in(found.ahead)
-    report = Report(set_aside=found.set_aside, notes=found.notes)
-    snapshot = found.snapshot
-    fold = Fold(store, report, snapshot and snapshot[2])
-    for entry in found.entries:
-        if entry.seq in said or entry.seq in poisoned:
-            fold.skip(entry)
-            if entry.seq in said:
-                report.notes.append(f"frame {entry.seq} is left out, as it was when it came")
-            continue
-        deliver(fold.apply(entry))
-        report.replayed_lines += entry.count
-        alive()
+    report = Report(lost_lines=found.lost_lines, set_aside=found.set_aside, notes=found.notes)
+    with store.reading_back(found.seq + 1) as (columns, entries):
+        fold = Fold(store, report, columns)
+        for entry in entries:
+            if entry.seq in found.skipped or entry.seq in poisoned:
+                fold.skip(entry)
+                if entry.seq in found.skipped:
+                    fold.note(f"frame {entry.seq} is left out, as it was when it came")
+                continue
+            deliver(fold.apply(entry))
+            report.replayed_lines += entry.count
+            alive()
     detector = fold.detector
-    line = max(found.last_line, detector.line)
-    report.lost_lines = found.lost_lines
-    if last_line > line:
-        report.lost_lines += last_line - line
-        report.notes.append(f"records were written up to line {last_line}, the journal ends at line {line}")
-        line = last_line
     model_to_use = None
-    incomplete = report.lost_lines > 0 or found.journal_missing
-    if snapshot is None and not detector.model.name and found.models and (incomplete or not detector.seq):
+    incomplete = found.lost_lines > 0 or found.journal_missing
+    if found.only_models_left and not detector.model.name and (incomplete or not detector.seq):
         model_to_use = _any_model(store, found, report)
-    if snapshot is None and not detector.seq and not found.last_seq and model_to_use is None:
+    if columns is None and not detector.seq and not found.seq and model_to_use is None:
         report.tier = "fresh"
-    elif fold.lost or incomplete or poisoned or (snapshot is None and not detector.seq):
+    elif fold.lost or incomplete or poisoned or (columns is None and not detector.seq):
         report.tier = "partial" if detector.seq or model_to_use else "fresh"
     else:
         report.tier = "full"
     return Recovered(
         detector=detector,
         report=report,
-        snapshot_seq=snapshot[0] if snapshot is not None else 0,
-        seq=max(found.last_seq, detector.seq),
-        line=line,
         model=model_to_use,
         withdraw=fold.withdraw,
-        skipped=said | poisoned.keys(),
+        skipped=found.skipped | poisoned.keys(),
         unsaid=sorted(poisoned),
     )
-
-
-def _skips_in(entries: Iterable[Entry]) -> set[int]:
-    """The frames that skip frames among `entries` name."""
-    skips = set()
-    for entry in entries:
-        if entry.count:
-            continue
-        try:
-            frame = decode(entry.payload)
-        except ValueError:
-            # It will not be applied either: it is met again, and dealt with, as one of the entries.
-            continue
-        if isinstance(frame, SkipFrame):
-            skips.add(frame.seq)
-    return skips
 
 
 class Fold:
@@ -268,7 +241,7 @@ class Fold:
         except ModelError as exc:
             self.withdraw, self.lost = reference, True
             generation = reference.generation
-            self._note(f"model generation {generation} is lost, only rules judge until retrained: {exc}")
+            self.note(f"model generation {generation} is lost, only rules judge until retrained: {exc}")
             return None
 
     def _knowledge(self, frame: RestoreFrame) -> Knowledge | None:
@@ -276,16 +249,16 @@ class Fold:
             _, columns = self._store.load_snapshot(frame.name, frame.sha256)
         except (SnapshotError, FileNotFoundError, ValueError) as exc:
             self.lost = True
-            self._note(f"what {frame.name} held was restored and is lost, newer knowledge is used instead: {exc}")
+            self.note(f"what {frame.name} held was restored and is lost, newer knowledge is used instead: {exc}")
             return None
         return Knowledge(columns, self._model(model_in(columns)))
 
-    def _note(self, note: str) -> None:
+    def note(self, note: str) -> None:
         if note not in self._report.notes:
             self._report.notes.append(note)
 
 
-def _any_model(store: Store, found: Recovery, report: Report) -> tuple[ModelFrame, Model] | None:
+def _any_model(store: Store, found: Found, report: Report) -> tuple[ModelFrame, Model] | None:
     """The newest sound model file, for want of a state."""
     for file in found.models:
         try:

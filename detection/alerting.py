@@ -17,10 +17,12 @@ from detection.causes import (
     value_what,
 )
 from detection.ensemble import Ensemble
-from detection.explaining import LINES_SHOWN, explained
+from detection.explaining import LINES_SHOWN, evidence_shown, explained
 from detection.incidents import Incidents
+from detection.intake import MatchedIn
 from detection.judging import Judged
 from detection.recent import RecentLines
+from detection.rules.engine import RuleSet
 from detection.templates import TemplateTable
 from detection.verdicts import Alerted, Rows, shown, shown_key
 
@@ -38,14 +40,15 @@ class Alerting:
         recent: RecentLines,
         templates: TemplateTable,
         ensemble: Ensemble | None,
+        rules: RuleSet,
         per_day: float,
     ) -> None:
         self.batches: list[tuple[Rows, Alerted]] = []
         self.flagged = 0
         self._incidents, self._recent, self._templates = incidents, recent, templates
-        self._ensemble, self._per_day = ensemble, per_day
+        self._ensemble, self._rules, self._per_day = ensemble, rules, per_day
 
-    def add(self, rows: Rows, judged: Judged, alpha: float) -> None:
+    def add(self, rows: Rows, judged: Judged, alpha: float, matched_in: MatchedIn) -> None:
         """Group what is flagged of `rows`, in the order of ids, and explain some of it."""
         order = rows.in_order()
         order = order[rows.flagged[order]]
@@ -67,7 +70,7 @@ class Alerting:
             what=what.__getitem__,
         )
         early = np.flatnonzero(grouped.count <= EXPLAINED_OF_AN_INCIDENT)[:EXPLAINED_OF_A_BATCH]
-        reasons = {int(order[number]): self._explained(rows, judged, int(order[number]), alpha) for number in early}
+        reasons = {int(row): self._explained(rows, judged, int(row), alpha, matched_in) for row in order[early]}
         self.batches.append((rows, Alerted(order, grouped, what, reasons)))
 
     def _what(self, rows: Rows, row: int) -> str:
@@ -81,7 +84,7 @@ class Alerting:
             return rule_what(rows.matched(row)[0].name, template)
         return new_what(template) if kind == NEW else value_what(template)
 
-    def _explained(self, rows: Rows, judged: Judged, row: int, alpha: float) -> dict[str, Any]:
+    def _explained(self, rows: Rows, judged: Judged, row: int, alpha: float, matched_in: MatchedIn) -> dict[str, Any]:
         lines = len(judged.row_of_line)
         closing = row >= lines
         serial = int(judged.closings.serial[row - lines] if closing else judged.states.serial[row])
@@ -93,6 +96,11 @@ class Alerting:
             reasons = explained(
                 self._ensemble, judged.view, judged.standing, judged.judgement, view_row, alpha, self._templates.text
             )
+        if not closing:
+            target, agent = matched_in[row]
+            reasons["rules"] = [
+                evidence_shown(self._rules.evidence(rule, target, agent, rows.texts[row])) for rule in rows.hit_by(row)
+            ]
         reasons["lines"] = [
             {"line": number, "text": shown(self._recent.text(number) or b""), "odd": number == odd}
             for number in self._recent.of_session(serial, through, LINES_SHOWN)

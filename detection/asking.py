@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from detection.causes import new_causes, rule_causes
 from detection.ensemble import Ensemble, Judgement
-from detection.explaining import LINES_SHOWN, explained
+from detection.explaining import LINES_SHOWN, evidence_shown, explained
 from detection.formats.kinds import parse, recognise
 from detection.intake import KeyPattern, match_rules, session_key
 from detection.known import KnownCauses
@@ -97,7 +97,10 @@ class Opinion:
             fields = parse(kind, texts, clock=clock)
             ids = self.templates.match(fields.family, fields.contents)
             hits, targets, web = match_rules(self.rules, fields, texts)
-            kept = ~self.known.normal(rule_causes([r.name for r in self.rules.rules], hits.rules, ids[hits.lines]))
+            surest = self.rules.surest(hits)
+            lines_hit = hits.lines[surest]
+            normal = self.known.normal(rule_causes(self.rules.names, hits.rules[surest], ids[lines_hit]))
+            kept = ~np.isin(hits.lines, lines_hit[normal])
             keys = fields.keys if self.pattern is None else self.pattern.keys(texts)
             values = values_of(targets, web)
             odd = self.values.scores(values, len(where)) if self.values is not None else np.zeros(len(where))
@@ -178,19 +181,7 @@ class Opinion:
             "is_attack": bool(evidence),
             "attack_types": sorted({found.rule.attack_type for found in evidence}),
             "confidence": confidence,
-            "rules": [
-                {
-                    "name": found.rule.name,
-                    "severity": found.rule.severity,
-                    "field": found.field,
-                    "start": found.start,
-                    "end": found.end,
-                    "text": found.text,
-                    "before": found.before,
-                    "after": found.after,
-                }
-                for found in evidence
-            ],
+            "rules": [evidence_shown(found) for found in evidence],
         }
         active = ensemble.voices if ensemble is not None else ()
         models = {

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from detection.alerting import Alerting
 from detection.asking import Opinion
 from detection.calibration import alpha_for
-from detection.causes import rule_causes
+from detection.causes import rule_causes, shape_causes
 from detection.clock import LogClock
 from detection.ensemble import Ensemble
 from detection.frames import (
@@ -39,34 +39,32 @@ from detection.frames import (
     count_lines,
 )
 from detection.generations import Generations
-from detection.history import VOUCHED, History
+from detection.history import VOUCHED, History, Sequences
 from detection.incidents import Incidents
-from detection.intake import Intake, KeyPattern, Reading, read_lines, take_in
+from detection.intake import Intake, KeyPattern, MatchedIn, Reading, read_lines, take_in
 from detection.judging import Batch, Closings, Judged, closed_as_they_are, judge
 from detection.known import KnownCauses
 from detection.members.sources import SourceCounters
 from detection.members.values import ValueModel
+from detection.members.view import COUNT_BUCKETS, counted
 from detection.model import Model
 from detection.rate import SessionRate
 from detection.recent import RecentLines
 from detection.rules.engine import Hits, RuleSet
+from detection.segments import repeat_per_row
 from detection.sessions import SessionTable, cut
 from detection.settings import DetectionSettings, RuleText
 from detection.sources import LivingSource, LivingSources
-from detection.state import Columns, State, joined, part
+from detection.state import FORMAT, Columns, State, check_format, joined, part
 from detection.summary import Summary
 from detection.templates import TemplateTable
 from detection.training_set import TrainingSet
 from detection.verdicts import Verdicts, rows_of
 from detection.vouching import Vouching
 
-FORMAT = 1  # of the columns of `Detector.export`; a change that `load` must know of raises it
 CHUNK_LINES = 4096
+REFRESH_LINES = 1000  # between two trainings because something new was admitted
 FEWEST_VALUES = 500  # lines with parameter values, before the model of them is asked: all are odd at first
-
-
-class NewerStateError(ValueError):
-    """A state that a later version of the program exported. The message says so."""
 
 
 @dataclass(slots=True)
@@ -116,6 +114,7 @@ class Detector:
         self._generations = 0  # the highest that was ever trained
         self._trained_at = 0  # how much had been learned (`_learned`) when the last training set was taken
         self._vouched_for = False  # since then a vouched file has ended: learn from it now
+        self._admissions_at = 0  # how many causes had been admitted then
         self._restored = 0  # seq of the last restore
 
     def apply(self, item: Sequenced) -> Verdicts:
@@ -125,9 +124,10 @@ class Detector:
         """
         frame, lines = item.frame, count_lines(item.frame)
         self._lose_before(item, lines)
-        alerting = Alerting(
-            self._incidents, self._recent, self._templates, self._ensemble, self.settings.alarms.per_day
-        )
+        alarms = self.settings.alarms
+        # Who says how sure to be, and not how many to see, has no budget.
+        per_day = alarms.per_day if alarms.alpha is None else math.inf
+        alerting = Alerting(self._incidents, self._recent, self._templates, self._ensemble, self._rules, per_day)
         match frame:
             case LinesFrame():
                 self._take(frame, alerting)
@@ -162,6 +162,8 @@ class Detector:
         self._lose_before(Sequenced(seq, line, SkipFrame(seq)), 0)
         if isinstance(frame, LinesFrame):
             self._living.pass_over(frame.segments)
+        if isinstance(frame, VouchedFrame) and self._vouching is not None:
+            self._vouching.living.pass_over((frame.segment,))
         self.seq = seq
 
     def _lose_before(self, item: Sequenced, lines: int) -> None:
@@ -203,11 +205,12 @@ class Detector:
     def _install(self, frame: ModelFrame, model: Model | None) -> None:
         """Let `model` judge from here on; without one (withdrawn, or its file is lost) only rules are left."""
         self.model = frame
-        self._generations = max(self._generations, frame.generation)
         self._trained_at = self._learned
-        if model is not None:
+        if model is not None and frame.generation > self._generations:
             self._trained_at -= max(self.line - model.line, 0)  # what came while it was trained
+        self._generations = max(self._generations, frame.generation)
         self._vouched_for = False
+        self._admissions_at = self._known.admissions
         self._use(model)
         self._history.set_mark()
         members = self._ensemble.voices if self._ensemble is not None else ()
@@ -221,6 +224,7 @@ class Detector:
         self._generations = max(self._generations, frame.generation)
         self._trained_at = self._learned
         self._vouched_for = False
+        self._admissions_at = self._known.admissions
         self._models.was_refused(frame.generation, frame.name, self.line, frame.reason)
 
     def _use(self, model: Model | None) -> None:
@@ -257,7 +261,7 @@ class Detector:
         self._counters.value_lines = then._counters.value_lines
         self._generations = max(self._generations, then._generations)
         self._trained_at = then._trained_at + learned - then._learned
-        self._vouched_for = then._vouched_for
+        self._vouched_for, self._admissions_at = then._vouched_for, then._admissions_at
         self._rate = replace(then._rate, clock=self._rate.clock)
 
     def _adopt(self, frame: SettingsFrame, alerting: Alerting) -> None:
@@ -339,12 +343,14 @@ class Detector:
     # --- lines and closings -------------------------------------------------------------------------
 
     def _without_known(self, reading: Reading) -> Hits:
-        """The hits that the operator has not called normal for that rule and template."""
+        """The hits on lines that the operator has not called normal: for their surest rule and their template."""
         hits = reading.hits
         if not len(hits.lines) or not self._known.any_normal:
             return hits
-        names = [rule.name for rule in self._rules.rules]
-        kept = ~self._known.normal(rule_causes(names, hits.rules, reading.ids[hits.lines]))
+        surest = self._rules.surest(hits)
+        lines = hits.lines[surest]
+        causes = rule_causes(self._rules.names, hits.rules[surest], reading.ids[lines])
+        kept = ~np.isin(hits.lines, lines[self._known.normal(causes)])
         return Hits(hits.lines[kept], hits.rules[kept])
 
     def _odd_values(self, reading: Reading) -> NDArray[np.float64]:
@@ -400,7 +406,7 @@ class Detector:
         self._recent.append(first_line, texts, judged.states.serial)
         self._move_to(first_line + n - 1)
         shown_times = np.where(np.isnan(times), clock, times)
-        self._say(batch, judged, shown_times, texts, hits, alpha, alerting)
+        self._say(batch, judged, shown_times, texts, hits, alpha, alerting, reading.fields_of(chunk))
         clean: NDArray[np.bool_] = (batch.hit == 0.0) & (judged.states.verdict == 0)
         return clean
 
@@ -435,30 +441,29 @@ class Detector:
         hits: Hits,
         alpha: float,
         alerting: Alerting,
+        matched_in: MatchedIn = (),
     ) -> None:
-        """Turn a judged batch into verdicts, and what is flagged of it into alerts."""
+        """Turn a judged batch into verdicts, and what is flagged of it into alerts.
+
+        `matched_in` are the target and the agent of each line, which rules were matched against.
+        """
         closings, rules = judged.closings, self._rules.rules
         causes = np.zeros(len(batch.ids), dtype=np.uint64)
         if len(hits.lines):
-            surest = _surest(hits, self._certainty())
-            causes[hits.lines[surest]] = rule_causes(
-                [rule.name for rule in rules], hits.rules[surest], batch.ids[hits.lines[surest]]
-            )
+            surest = self._rules.surest(hits)
+            lines = hits.lines[surest]
+            causes[lines] = rule_causes(self._rules.names, hits.rules[surest], batch.ids[lines])
         rows = rows_of(
             batch, judged.states, closings, alpha, self._number(closings), times,
             texts + self._texts_of(closings), hits, causes, rules, self._templates, self._ensemble,
         )  # fmt: skip
-        alerting.add(rows, judged, alpha)
-
-    def _certainty(self) -> NDArray[np.float64]:
-        """The confidence of each rule."""
-        return np.array([rule.confidence for rule in self._rules.rules])
+        alerting.add(rows, judged, alpha, matched_in)
 
     def _confidence(self, hits: Hits, lines: int) -> NDArray[np.float64]:
         """Of each line the confidence of the surest rule that hit it, 0 where none did."""
         hit = np.zeros(lines)
         if len(hits.lines):
-            np.maximum.at(hit, hits.lines, self._certainty()[hits.rules])
+            np.maximum.at(hit, hits.lines, self._rules.confidence[hits.rules])
         return hit
 
     def _move_to(self, line: int) -> None:
@@ -520,6 +525,7 @@ class Detector:
     def training_set(self) -> TrainingSet:
         """What the next generation is to learn from; a copy."""
         found = self._history.sequences()
+        normal = self._known.normal(found.causes) | self._known.normal(_final_shapes(found))
         generation = self._generations + 1
         return TrainingSet(
             generation=generation,
@@ -536,7 +542,7 @@ class Detector:
             starts=found.starts,
             ends=found.ends,
             tainted=found.tainted | (found.flagged & self._known.bad(found.causes)),
-            flagged=found.flagged & ~self._known.normal(found.causes),
+            flagged=found.flagged & ~normal,
             vouched=found.vouched,
             fresh=found.fresh,
             keys=found.keys,
@@ -552,10 +558,15 @@ class Detector:
     def _has_all_members(self) -> bool:
         return self._ensemble is not None and "transformer" in self._ensemble.voices
 
+    def _training_urgent(self) -> bool:
+        """Something has been called normal that the model in force does not know: by the operator, or by the stream."""
+        admitted = self._ensemble is not None and self._known.admissions > self._admissions_at
+        return self._vouched_for or (admitted and self._learned - self._trained_at >= REFRESH_LINES)
+
     def _training_due(self) -> bool:
         """Time for the quick members, for all of them for the first time, or for all of them again."""
         learning, learned = self.settings.learning, self._learned
-        if self._vouched_for:
+        if self._training_urgent():
             return True
         if self._has_all_members():
             return learned - self._trained_at >= learning.retrain_lines
@@ -581,6 +592,7 @@ class Detector:
             warmup_lines=learning.warmup_lines,
             lines_since_training=self._learned - self._trained_at,
             training_due=self._training_due(),
+            training_urgent=self._training_urgent(),
             generation=ensemble.generation if ensemble else 0,
             model_line=ensemble.line if ensemble else 0,
             members=ensemble.voices if ensemble else (),
@@ -632,6 +644,7 @@ class Detector:
             "restored": self._restored,
             "trained_at": self._trained_at,
             "vouched_for": self._vouched_for,
+            "admissions_at": self._admissions_at,
             "settings": msgspec.json.encode(self.settings),
             "rules": msgspec.json.encode(self.rule_texts),
             "model": msgspec.json.encode(self.model),
@@ -658,11 +671,7 @@ class Detector:
         Raises KeyError, TypeError or ValueError when `state` is not an export, `NewerStateError` when it is one of
         a later version of the program.
         """
-        found = int(state["format"])  # type: ignore[arg-type]
-        if found > FORMAT:
-            raise NewerStateError(
-                f"the state has format {found}, this program knows formats up to {FORMAT}; use a newer vigild"
-            )
+        check_format(state)
         detector = cls()
         detector.seq, detector.line = int(state["seq"]), int(state["line"])  # type: ignore[arg-type]
         detector._received = float(state["received"])  # type: ignore[arg-type]
@@ -671,6 +680,7 @@ class Detector:
         detector._restored = int(state["restored"])  # type: ignore[arg-type]
         detector._trained_at = int(state["trained_at"])  # type: ignore[arg-type]
         detector._vouched_for = bool(state["vouched_for"])
+        detector._admissions_at = int(state["admissions_at"])  # type: ignore[arg-type]
         detector._counters = Counters(**part("counters", state))  # type: ignore[arg-type]
         detector._rate = SessionRate(**part("rate", state))  # type: ignore[arg-type]
         detector._living = LivingSources.load(part("sources", state))
@@ -719,8 +729,8 @@ def _clock_at(
     return now
 
 
-def _surest(hits: Hits, certainty: NDArray[np.float64]) -> NDArray[np.int64]:
-    """For each line that was hit, which hit is its surest rule's (the first of equals)."""
-    order = np.lexsort((np.arange(len(hits.lines)), -certainty[hits.rules], hits.lines))
-    lines = hits.lines[order]
-    return order[np.concatenate(([True], lines[1:] != lines[:-1]))]
+def _final_shapes(sessions: Sequences) -> NDArray[np.uint64]:
+    """The cause that each session's shape was when it was over: uint64 [S]."""
+    none = np.zeros((len(sessions.starts), COUNT_BUCKETS), dtype=np.uint8)
+    counts = counted(none, sessions.tokens, repeat_per_row(sessions.offsets))
+    return shape_causes(counts, np.ones(len(counts), dtype=np.bool_))

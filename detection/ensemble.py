@@ -11,7 +11,7 @@ from detection.calibration import Ring, across, combined
 from detection.members.forest import FEATURES, features
 from detection.members.member import Member
 from detection.members.ngram import Ngram
-from detection.members.registry import MEMBERS, VOICES
+from detection.members.registry import IN_NATS, MEMBERS, VOICES
 from detection.members.transformer import Transformer
 from detection.members.view import CLOSING, Floats, Standing, View
 from detection.model import Model
@@ -62,7 +62,7 @@ class Ensemble:
         """`reached` float64 [n, M]: what sessions have come to (`Standing.reached`)."""
         members = np.full(reached.shape, np.nan)
         for voice, column in zip(self.voices, self._columns, strict=True):
-            members[:, column] = self._rings[voice].p(reached[:, column])
+            members[:, column] = p_of(voice, self._rings[voice], reached[:, column])
         strangeness = across(
             np.stack(
                 [
@@ -117,6 +117,15 @@ class Ensemble:
         at = np.minimum(at, len(self.vocabulary) - 1)
         known: NDArray[np.bool_] = self.vocabulary[at] == template_ids
         return known
+
+
+def p_of(voice: str, ring: Ring, scores: Floats) -> Floats:
+    """p-values by the ring; of a voice that speaks in nats never less than exp(-score).
+
+    Where nearly all sessions score 0 (a source that does nothing odd), anything more would be without precedent.
+    """
+    p = ring.p(scores)
+    return np.maximum(p, np.exp(-scores)) if voice in IN_NATS else p
 
 
 def families(members: Sequence[Member] | Sequence[type[Member]]) -> dict[str, list[int]]:

@@ -13,9 +13,20 @@ from typing import Any
 from detection.ensemble import Ensemble, Judgement
 from detection.members.registry import VOICES
 from detection.members.view import CLOSING, Standing, View
+from detection.rules.engine import Evidence
 from detection.segments import repeat_per_row
 
 LINES_SHOWN = 10
+
+
+def evidence_shown(evidence: Evidence) -> dict[str, Any]:
+    """Where a rule matched, for JSON."""
+    shown = ("field", "start", "end", "text", "before", "after")
+    return {
+        "name": evidence.rule.name,
+        "severity": evidence.rule.severity,
+        **{name: getattr(evidence, name) for name in shown},
+    }
 
 
 def explained(

@@ -36,6 +36,9 @@ class Intake:
     ended: list[bytes]  # keys of the windows of sources that have ended
 
 
+MatchedIn = Sequence[tuple[bytes, bytes]]
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What n lines say, columns [n]: template ids, rule hits, and for the members that need no model: the odd-value
@@ -44,9 +47,13 @@ class Reading:
     ids: NDArray[np.int32]
     hits: Hits
     values: list[tuple[NDArray[np.int64], Values]]  # which lines, and their values
+    matched_in: list[tuple[bytes, bytes]]  # the target and the agent that rules were matched against
     origins: list[bytes]
     troubles: NDArray[np.bool_]
     things: NDArray[np.uint64]
+
+    def fields_of(self, chunk: slice) -> MatchedIn:
+        return self.matched_in[chunk]
 
     def odd_values(self, model: ValueModel) -> NDArray[np.float64]:
         """What `model` says of each line's values: float64 [n]."""
@@ -63,7 +70,15 @@ class Reading:
 def read_lines(intake: Intake, templates: TemplateTable, rules: RuleSet) -> Reading:
     """Read the fields of all lines; new templates get their ids."""
     n = len(intake.lines)
-    reading = Reading(np.empty(n, np.int32), Hits.none(), [], [b""] * n, np.zeros(n, np.bool_), np.zeros(n, np.uint64))
+    reading = Reading(
+        np.empty(n, np.int32),
+        Hits.none(),
+        [],
+        [(b"", b"")] * n,
+        [b""] * n,
+        np.zeros(n, np.bool_),
+        np.zeros(n, np.uint64),
+    )
     everything = np.arange(n)
     found = []
     for where, fields in intake.fields:
@@ -75,12 +90,12 @@ def read_lines(intake: Intake, templates: TemplateTable, rules: RuleSet) -> Read
             reading.values.append((at, values_of(targets, web)))
         reading.troubles[at] = troubles(fields)
         reading.things[at] = things_of(fields.contents)
-        origins = sources_of(fields)
+        origins, matched_in = sources_of(fields), list(zip(targets, fields.agents, strict=True))
         if len(intake.fields) == 1:
-            reading.origins[:] = origins
+            reading.origins[:], reading.matched_in[:] = origins, matched_in
         else:
-            for i, origin in zip(at.tolist(), origins, strict=True):
-                reading.origins[i] = origin
+            for j, i in enumerate(at.tolist()):
+                reading.origins[i], reading.matched_in[i] = origins[j], matched_in[j]
     return replace(reading, hits=in_order(found))
 
 

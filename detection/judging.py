@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection import history as flag
-from detection.causes import source_causes
+from detection.causes import SHAPE, source_causes
 from detection.ensemble import Ensemble, Judgement
 from detection.history import History
 from detection.known import KnownCauses
@@ -294,8 +294,8 @@ def _score(
         )
     standing = ensemble.score(view)
     judgement = ensemble.judge(standing.reached)
-    windowed = sessions.column["windowed"][pieces.slot]
-    reasons = Reasons(ensemble, known, view, standing, judgement, sessions.column["key"][pieces.slot], windowed)
+    key, windowed = sessions.column["key"][pieces.slot], sessions.column["windowed"][pieces.slot]
+    reasons = Reasons(ensemble, known, view, standing, judgement, key, windowed, serial, pieces.row_line)
     reasons.report_new_templates(brought("counts"), sessions.next_serial)
     excused = brought("excused")
     row_piece = repeat_per_row(pieces.offsets)
@@ -314,6 +314,11 @@ def _score(
         done = np.ones(len(excused), dtype=np.bool_)
         done[row_piece[first[explained]]] = False
         strange &= ~done[row_piece] & (judgement.p < np.where(excused > 0.0, excused, alpha)[row_piece])
+    crossed = (brought("verdict") > 0) | (excused > 0.0)
+    crossed[row_piece[crossing]] = True
+    tail = pieces.offsets[1:] - 1
+    named_there = (reasons.kind[tail] == SHAPE) & (view.templates[tail] == CLOSING_TEMPLATE)
+    reasons.report_finished(np.flatnonzero(crossed & view.complete & ~named_there), sessions.next_serial)
     return _Scored(standing, judgement, crossing, excused, reasons)
 
 

@@ -40,14 +40,16 @@ class Reasons:
         judgement: Judgement,
         keys: NDArray[np.bytes_],
         windowed: NDArray[np.bool_],
+        serials: Ints,
+        lines: Ints,
     ) -> None:
-        """`keys` and `windowed` [P] are the pieces' sessions'."""
+        """`keys`, `windowed` and `serials` [P] are the pieces' sessions'; `lines` [R] the rows' places in the log."""
         rows = len(view)
         self.cause = np.zeros(rows, dtype=np.uint64)
         self.kind = np.zeros(rows, dtype=np.uint8)
         self.verdict = np.zeros(rows, dtype=np.uint8)
         self._known, self._view, self._members = known, view, judgement.members
-        self._keys, self._windowed = keys, windowed
+        self._keys, self._windowed, self._serials, self._lines = keys, windowed, serials, lines
         self._piece = repeat_per_row(view.offsets)
         unknown = (view.templates != CLOSING) & ~ensemble.knows(view.templates)
         self._unknown = unknown & ~view.muted_rows()
@@ -72,8 +74,17 @@ class Reasons:
         piece, template = self._piece[rows], self._view.templates[rows]
         fresh = counts[piece, template % COUNT_BUCKETS] == 0
         _, first = np.unique(np.stack([piece[fresh], template[fresh]]), axis=1, return_index=True)
-        rows, piece, template = (column[fresh][np.sort(first)] for column in (rows, piece, template))
-        self._report(new_causes(template), piece, begun)
+        rows, template = (column[fresh][np.sort(first)] for column in (rows, template))
+        self._report(new_causes(template), rows, begun)
+
+    def report_finished(self, pieces: NDArray[np.int64], begun: int) -> None:
+        """Tell `known` which shapes these pieces' sessions had when they were over.
+
+        For sessions that were strange on the way: an open session shows a shape at every line, and only the one at
+        the end is the same for all that did the same.
+        """
+        counts = self._view.counts[pieces]
+        self._report(shape_causes(counts, np.ones(len(pieces), dtype=np.bool_)), pieces, begun)
 
     def name(self, rows: Ints, begun: int, report: NDArray[np.bool_]) -> None:
         """Find the causes of these rows, at most one a piece; `known` is told the shapes of those in `report`."""
@@ -98,9 +109,12 @@ class Reasons:
         self.cause[rows], self.kind[rows] = cause, kind
         self.verdict[rows] = np.where(kind == NEW, NOVEL, ANOMALY)
         told = report & (kind == SHAPE)
-        self._report(cause[told], piece[told], begun)
+        self._report(cause[told], rows[told], begun)
 
-    def _report(self, causes: Causes, piece: Ints, begun: int) -> None:
+    def _report(self, causes: Causes, rows: Ints, begun: int) -> None:
+        """In the order of the log: that of the rows is one of slots, which another run of the same log need not have."""
+        order = np.lexsort((self._serials[self._piece[rows]], self._lines[rows]))
+        causes, piece = causes[order], self._piece[rows[order]]
         keys = np.where(self._windowed[piece], np.uint64(0), source_causes(self._keys[piece]))
         self._known.seen(causes, np.full(len(causes), begun, dtype=np.int64), keys)
 

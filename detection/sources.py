@@ -44,6 +44,10 @@ class LivingSources:
         """
         before = self._living.pop(segment.source, None)
         data = before.tail + segment.data if before else segment.data
+        if segment.last and not segment.data and bool(data) != bool(segment.lines):
+            # What came between is lost: the unfinished line had its end there, or its beginning. Then it is judged by
+            # what is left of it, which is nothing.
+            data = b"\n" if segment.lines else b""
         unterminated = segment.last and data != b"" and not data.endswith(b"\n")
         if unterminated:
             data += b"\n"

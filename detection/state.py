@@ -16,6 +16,21 @@ Value = NDArray[np.generic] | Scalar
 State = dict[str, Value]
 Columns = Mapping[str, Value]
 
+FORMAT = 1  # of the columns of `Detector.export`; a change that `Detector.load` must know of raises it
+
+
+class NewerStateError(ValueError):
+    """A state that a later version of the program exported. The message says so."""
+
+
+def check_format(state: Columns) -> None:
+    """Raises NewerStateError, KeyError or TypeError when `state` is no export of a detector."""
+    found = int(state["format"])  # type: ignore[arg-type]
+    if found > FORMAT:
+        raise NewerStateError(
+            f"the state has format {found}, this program knows formats up to {FORMAT}; use a newer vigild"
+        )
+
 
 def joined(prefix: str, columns: Columns) -> State:
     """`columns` with every name put under `prefix`."""

@@ -11,6 +11,7 @@ class Summary:
     warmup_lines: int = 0
     lines_since_training: int = 0
     training_due: bool = False
+    training_urgent: bool = False  # due, and not to wait for `retrain_seconds`
     generation: int = 0
     model_line: int = 0
     members: tuple[str, ...] = ()  # the voices of the model in force

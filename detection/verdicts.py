@@ -61,11 +61,15 @@ class Rows:
 
     def matched(self, row: int) -> list[Rule]:
         """The rules that hit the line of a row, the surest first."""
+        return [self.rules[rule] for rule in self.hit_by(row)]
+
+    def hit_by(self, row: int) -> list[int]:
+        """As `matched`, their numbers."""
         if self.k[row]:
             return []
         low, high = np.searchsorted(self.hits.lines, [row, row + 1])
-        found = [self.rules[rule] for rule in self.hits.rules[low:high].tolist()]
-        return sorted(found, key=lambda rule: -rule.confidence)
+        found: list[int] = self.hits.rules[low:high].tolist()
+        return sorted(found, key=lambda rule: -self.rules[rule].confidence)
 
     def record(self, row: int) -> dict[str, Any]:
         """Row `row` as the contract's JSON object."""

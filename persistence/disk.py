@@ -8,16 +8,49 @@ inherited by children; symbolic links are never followed.
 import errno
 import io
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
 Buffer = bytes | bytearray | memoryview
 
-# What a medium says when it cannot give back what it was given: treated like a bad checksum.
-UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
+# What a medium says when it cannot give back what it was given.
+_UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
+_READ_TRIES = 4
+_READ_PAUSE_SECONDS = 0.1
 
 _BATCH_BYTES = 1 << 20
+T = TypeVar("T")
+
+
+class UnreadableError(OSError):
+    """The medium did not give back a file that is there, however often it was asked.
+
+    That is no damage: a controller, a cable or the storage behind a network may be well again in a minute, and then
+    every byte is there. So nothing is decided on it: the file stays as it is, under its name.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
+
+
+def read_with_patience(path: Path, read: Callable[[], T]) -> T:
+    """What `read`, which reads `path`, returns; a failing medium is asked again a few times. Blocks for that long.
+
+    Raises UnreadableError when it goes on failing, and what else `read` raises.
+    """
+    for tries_left in reversed(range(_READ_TRIES)):
+        try:
+            return read()
+        except OSError as exc:
+            if exc.errno not in _UNREADABLE:
+                raise
+            if not tries_left:
+                why = f"cannot be read: {os.strerror(exc.errno or 0)}; it was left as it is"
+                raise UnreadableError(exc.errno, why, str(path)) from exc
+            time.sleep(_READ_PAUSE_SECONDS)
+    raise AssertionError("unreachable")
 
 
 class File(Protocol):

@@ -3,6 +3,7 @@
 What holds at every instant:
 
 - An entry whose `append` returned is durable. One whose `append` raised may or may not be found later.
+- A segment has its name from when its header is durable: a crash before leaves `<name>.tmp`, which never held a frame.
 - A segment holds nothing from the first seq of the next one on. So whatever a failed write left in an
   old segment is superseded by the segment that was opened after it, even when that one is damaged.
 - A segment exists durably before its predecessor is closed by a frame that announces it, so a segment
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from persistence.disk import REAL, UNREADABLE, Disk, File, discard
+from persistence.disk import REAL, Disk, File, discard, read_with_patience, unlink_if_there
 from persistence.segment import (
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -163,15 +164,7 @@ class JournalWriter:
         attempt = max((name.attempt for name in siblings), default=-1) + 1
         path = self._directory / segment_name(first, attempt)
         header = Header(self._new_salt(), first, self.line)
-        file = self._disk.create(path)
-        try:
-            file.write(pack_header(header))
-            file.sync()
-            self._disk.sync(self._directory)
-        except BaseException:
-            _close(file)
-            discard(self._disk, path)
-            raise
+        file = self._born(path, header)
         for name in siblings:
             # Starts that brought nothing must not pile up files.
             if not name.bad and name.path.stat().st_size <= HEADER_BYTES:
@@ -182,6 +175,28 @@ class JournalWriter:
             tail, self._tail = self._tail, None
             self._close_tail(tail)
         return opened
+
+    def _born(self, path: Path, header: Header) -> File:
+        """A new segment at `path`, durably. It gets its name when its header is whole: under a segment's name there
+        never was less, so less is damage."""
+        temp = path.with_name(path.name + ".tmp")
+        unlink_if_there(self._disk, temp)
+        file = self._disk.create(temp)
+        try:
+            file.write(pack_header(header))
+            file.sync()
+            self._disk.rename(temp, path)
+        except BaseException:
+            _close(file)
+            discard(self._disk, temp)
+            raise
+        try:
+            self._disk.sync(self._directory)
+        except BaseException:
+            _close(file)
+            discard(self._disk, path)
+            raise
+        return file
 
     def _abandon(self) -> None:
         segment, self._segment = self._segment, None
@@ -210,7 +225,9 @@ class JournalWriter:
 class JournalReading:
     """The entries after `seq` and `line`, in order: iterate it once, to the end.
 
-    Only what was made durable first is given. What cannot be read is passed to `set_aside` with the
+    With `before` only those before that seq; segments that begin there or later may be written meanwhile.
+
+    Only what was made durable first is given. What is damaged throughout is passed to `set_aside` with the
     reason; a hole is passed over and its lines are counted. The attributes are settled at the end:
     `lost_lines`; `last_seq` and `last_line`, the highest numbers seen anywhere, which new frames must
     follow; `notes`, one sentence for each thing that was not as it should be; `tail` for the writer.
@@ -223,6 +240,7 @@ class JournalReading:
         seq: int,
         line: int,
         *,
+        before: int | None = None,
         set_aside: Callable[[Path, str], None],
         disk: Disk = REAL,
     ) -> None:
@@ -234,6 +252,7 @@ class JournalReading:
         self.done = False
         self._given = (seq, line)
         self._directory = directory
+        self._before = before
         self._set_aside = set_aside
         self._disk = disk
 
@@ -242,14 +261,14 @@ class JournalReading:
         self.last_seq, self.last_line = max(self.last_seq, seq), max(self.last_line, line)
 
     def __iter__(self) -> Iterator[Entry]:
-        names = _names(self._directory)
+        names = [name for name in _names(self._directory) if self._before is None or name.first < self._before]
         present = [name for name in names if not name.bad]
         begins = {name.first for name in present}
         for name in names:
             self.saw(name.first - 1, 0)
         for position, name in enumerate(present):
             later = (other.first for other in names if (other.first, other.attempt) > (name.first, name.attempt))
-            stop = min(later, default=None)
+            stop = min(later, default=self._before)
             is_last = position == len(present) - 1
             if stop is not None and stop <= self._given[0] + 1 and not is_last:
                 continue
@@ -279,13 +298,14 @@ class JournalReading:
         except OSError as exc:
             # Not damage: set aside, frames that are there would be lost. The next start tries again.
             raise JournalError(f"{name.path}: {exc.strerror}") from exc
-        try:
+
+        def read() -> bytes:
             with self._disk.read(name.path) as file:
-                data = file.read(_MAX_SEGMENT_BYTES + 1)
+                return file.read(_MAX_SEGMENT_BYTES + 1)
+
+        try:
+            data = read_with_patience(name.path, read)
         except OSError as exc:
-            if exc.errno in UNREADABLE:
-                self._set_aside(name.path, f"cannot be read: {exc.strerror}")
-                return None
             raise JournalError(f"{name.path}: {exc.strerror}") from exc
         try:
             if len(data) > _MAX_SEGMENT_BYTES:

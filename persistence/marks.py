@@ -15,7 +15,7 @@ import re
 import zlib
 from pathlib import Path
 
-from persistence.disk import REAL, UNREADABLE, Disk, File, replace_file
+from persistence.disk import REAL, Disk, File, read_with_patience, replace_file
 
 _LINE = re.compile(rb"([^ \n]+(?: [^ \n]+)?) ([0-9a-f]{8})\n")
 _NONE = "-"
@@ -85,14 +85,13 @@ class Mark:
         self._durable = durable
 
     def _read(self) -> None:
-        try:
+        def read() -> bytes:
             with self._disk.read(self._path) as file:
-                data = file.read()
+                return file.read()
+
+        try:
+            data = read_with_patience(self._path, read)
         except FileNotFoundError:
-            return
-        except OSError as exc:
-            if exc.errno not in UNREADABLE:
-                raise
             return
         first, *entries = _whole_lines(data) or [""]
         durable, _, boot = first.partition(" ")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persistence.columns import Columns, Value, array_bytes, empty_array, writable_bytes
-from persistence.disk import REAL, UNREADABLE, Disk, replace_file
+from persistence.disk import REAL, Disk, read_with_patience, replace_file
 from persistence.preamble import NewerFormatError
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def write_model(directory: Path, columns: Columns, *, disk: Disk = REAL) -> Mode
 def read_model(path: Path, sha256: str | None = None, *, disk: Disk = REAL) -> dict[str, Value]:
     """The columns in the model file at `path`, checked against `sha256` and the name.
 
-    Raises `ModelError` on any damage, `NewerFormatError` for a later format, OSError when the file
-    cannot be opened.
+    Raises `ModelError` on any damage, `NewerFormatError` for a later format, OSError (`UnreadableError` when the
+    medium fails).
     """
     data = _verified(path, sha256, disk)
     try:
@@ -110,13 +110,12 @@ def _verified(path: Path, sha256: str | None, disk: Disk) -> bytes:
     match = NAME.fullmatch(path.name)
     if match is None:
         raise ModelError(f"{path}: is not named like a model file")
-    try:
+
+    def read() -> bytes:
         with disk.read(path) as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as exc:
-        if exc.errno in UNREADABLE:
-            raise ModelError(f"{path}: cannot be read: {exc.strerror}") from exc
-        raise
+            return file.read(MAX_BYTES + 1)
+
+    data = read_with_patience(path, read)
     if len(data) > MAX_BYTES:
         raise ModelError(f"{path}: is larger than {MAX_BYTES} bytes")
     found = hashlib.sha256(data).hexdigest()

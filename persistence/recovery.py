@@ -12,7 +12,7 @@ from pathlib import Path
 from persistence import model_file, segment, snapshot
 from persistence.columns import Value
 from persistence.directory import PIN_SUFFIX, SNAPSHOT
-from persistence.disk import Disk
+from persistence.disk import Disk, UnreadableError
 from persistence.journal import JournalReading, segments
 from persistence.model_file import ModelError, ModelFile
 from persistence.preamble import NewerFormatError, check_preamble
@@ -33,8 +33,7 @@ class Recovery:
     """What is left, and what is not.
 
     `snapshot` is the seq, line and columns of the newest sound one. `entries` is lazy and to be
-    iterated once, to the end; the numbers below and `notes` are settled then. `ahead` gives the same
-    entries, to be looked through beforehand; it leaves no trace. `models` are sound, newest
+    iterated once, to the end; the numbers below and `notes` are settled then. `models` are sound, newest
     generation first. New frames must follow `last_seq` and `last_line`, the highest seen anywhere: they
     lie beyond the last entry when what came after it is lost.
     """
@@ -42,7 +41,6 @@ class Recovery:
     snapshot: tuple[int, int, dict[str, Value]] | None
     snapshot_name: str | None
     entries: Iterator[Entry]
-    ahead: Iterator[Entry]
     models: list[ModelFile]
     set_aside: list[str]
     notes: list[str]
@@ -92,7 +90,6 @@ def recover(directory: Path, disk: Disk, losses: Losses, *, was_journaled: bool)
         snapshot=None if found is None else found[1:],
         snapshot_name=None if found is None else found[0],
         entries=_entries(reading, losses),
-        ahead=iter(JournalReading(directory, seq, line, set_aside=lambda path, why: None, disk=disk)),
         models=models,
         set_aside=losses.set_aside,
         notes=losses.notes,
@@ -173,15 +170,28 @@ def _reached_by_snapshots(directory: Path, disk: Disk) -> list[tuple[int, int]]:
 
 
 def newest_snapshot(directory: Path, disk: Disk, losses: Losses) -> tuple[str, int, int, dict[str, Value]] | None:
-    """The name, seq, line and columns of the newest snapshot that is sound; those that are not are set aside."""
+    """The name, seq, line and columns of the newest snapshot that is sound; those that are not are set aside.
+
+    One that cannot be read now stays as it is; an older one takes its place if the journal goes back to it, so that
+    nothing is lost. Otherwise raises its UnreadableError.
+    """
+    unreadable: list[UnreadableError] = []
     for named, path in snapshot_paths(directory):
         try:
             seq, line, columns = snapshot.read_snapshot(path, disk=disk)
             if seq != named:
                 raise SnapshotError(f"{path}: is of frame {seq}")
-            return path.name, seq, line, columns
         except SnapshotError as exc:
             set_aside(path, bare_reason(path, exc), disk, losses)
+        except UnreadableError as exc:
+            unreadable.append(exc)
+        else:
+            if unreadable and not any(first <= seq + 1 for first, _ in segments(directory)):
+                break
+            _say_unreadable(unreadable, losses)
+            return path.name, seq, line, columns
+    if unreadable:
+        raise unreadable[0]
     return None
 
 
@@ -192,10 +202,18 @@ def _sound_models(directory: Path, disk: Disk, losses: Losses) -> list[ModelFile
             models.append(model_file.hash_model(path, disk=disk))
         except ModelError as exc:
             set_aside(path, bare_reason(path, exc), disk, losses)
+        except UnreadableError as exc:
+            # If the state needs it, whoever loads it meets this again, and then it matters.
+            _say_unreadable([exc], losses)
     return models
+
+
+def _say_unreadable(errors: list[UnreadableError], losses: Losses) -> None:
+    notes = [f"{Path(exc.filename).name}: {exc.strerror}" for exc in errors]
+    losses.notes += [note for note in notes if note not in losses.notes]
 
 
 def _is_leftover(name: str) -> bool:
     base = name.removesuffix(".tmp").removesuffix(PIN_SUFFIX)
-    ours = SNAPSHOT.fullmatch(base) or model_file.NAME.fullmatch(base)
+    ours = SNAPSHOT.fullmatch(base) or model_file.NAME.fullmatch(base) or segment.NAME.fullmatch(base)
     return bool(ours) or name.endswith((".bad.tmp", ".mark.tmp"))

@@ -29,7 +29,7 @@ import msgpack
 import numpy as np
 
 from persistence.columns import Columns, Value, array_bytes, empty_array, writable_bytes
-from persistence.disk import REAL, UNREADABLE, Buffer, Disk, replace_file
+from persistence.disk import REAL, Buffer, Disk, read_with_patience, replace_file
 from persistence.preamble import check_preamble, pack_preamble
 
 MAGIC = b"VIGILSNP"
@@ -77,8 +77,8 @@ def write_snapshot(
 def read_snapshot(path: Path, *, disk: Disk = REAL) -> tuple[int, int, dict[str, Value]]:
     """The seq, line and columns that `write_snapshot` was given.
 
-    Raises `SnapshotError` on any damage, `NewerFormatError` for a later format; OSError when the file
-    cannot be opened.
+    Raises `SnapshotError` on any damage, `NewerFormatError` for a later format, OSError (`UnreadableError` when
+    the medium fails).
     """
     header, _, columns = _load(path, disk, _read_columns)
     return header.seq, header.line, columns
@@ -95,13 +95,15 @@ def check_snapshot(path: Path, *, disk: Disk = REAL) -> tuple[Header, tuple[str,
 
 def read_header(path: Path, *, disk: Disk = REAL) -> Header:
     """Only the header, verified; the body may still be damaged. Raises as `read_snapshot` does."""
-    try:
+
+    def read() -> Header:
         with disk.read(path) as file:
             return _read_header(file, path)
+
+    try:
+        return read_with_patience(path, read)
     except ValueError as exc:
         raise SnapshotError(f"{path}: {exc}") from exc
-    except OSError as exc:
-        raise _translated(path, exc) from exc
 
 
 def _body(columns: Columns, models: Collection[str]) -> Iterator[Buffer]:
@@ -156,6 +158,10 @@ _ReadColumns = Callable[["msgpack.Unpacker", _Body, int], dict[str, Value]]
 
 
 def _load(path: Path, disk: Disk, read_columns: _ReadColumns) -> tuple[Header, tuple[str, ...], dict[str, Value]]:
+    return read_with_patience(path, lambda: _load_once(path, disk, read_columns))
+
+
+def _load_once(path: Path, disk: Disk, read_columns: _ReadColumns) -> tuple[Header, tuple[str, ...], dict[str, Value]]:
     try:
         with disk.read(path) as file:
             header = _read_header(file, path)
@@ -187,8 +193,6 @@ def _load(path: Path, disk: Disk, read_columns: _ReadColumns) -> tuple[Header, t
                 raise ValueError(f"checksum mismatch over {body.length} bytes")
     except (ValueError, msgpack.UnpackException) as exc:
         raise SnapshotError(f"{path}: {exc or type(exc).__name__}") from exc
-    except OSError as exc:
-        raise _translated(path, exc) from exc
     return header, tuple(str(name) for name in models), columns
 
 
@@ -257,7 +261,3 @@ def _map(item: object) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise ValueError("a map was expected")
     return item
-
-
-def _translated(path: Path, exc: OSError) -> Exception:
-    return SnapshotError(f"{path}: cannot be read: {exc.strerror}") if exc.errno in UNREADABLE else exc

@@ -24,13 +24,13 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 
 from persistence import model_file, snapshot
 from persistence.columns import Columns, Value
 from persistence.directory import PIN_SUFFIX, SNAPSHOT, Lock, StoreError, open_directory
-from persistence.disk import REAL, Disk, replace_file, unlink_if_there
+from persistence.disk import REAL, Disk, UnreadableError, replace_file, unlink_if_there
 from persistence.journal import JournalReading, JournalWriter, segments
 from persistence.model_file import ModelError, ModelFile
 from persistence.preamble import NewerFormatError
@@ -91,7 +91,7 @@ class Store:
         self._disk = disk
         self._lock = lock
         self._journal: JournalWriter | None = None
-        self._recovery: Recovery | None = None
+        self._reading: JournalReading | None = None  # of the recovery
         # One account for the life of the process: a second recovery must not hide what the first one did.
         self._losses = Losses()
         # What is known of files that never change, so that pruning does not read them every time.
@@ -117,7 +117,7 @@ class Store:
             raise StoreError(f"{exc.filename or self.directory}: {exc.strerror}") from exc
         self._sound = {model.name: model for model in found.models}
         self._needed.clear()
-        self._recovery = found
+        self._reading = found.reading
         return found
 
     def start_journal(self, seq: int, line: int) -> None:
@@ -126,13 +126,13 @@ class Store:
         Raises RuntimeError before the recovered entries were read to the end, ValueError when `seq` or
         `line` would go back. On `JournalError` there is no segment yet, and every `append` tries for one.
         """
-        found = self._recovery
-        if found is None or not found.reading.done:
+        found = self._reading
+        if found is None or not found.done:
             raise RuntimeError("the journal starts after recovery, and after its entries were read")
         if seq < found.last_seq or line < found.last_line:
             raise ValueError(f"frame {seq}, line {line} go back behind {found.last_seq}, {found.last_line}")
         self.close()
-        self._journal = JournalWriter(self.directory, seq, line, tail=found.reading.tail, disk=self._disk)
+        self._journal = JournalWriter(self.directory, seq, line, tail=found.tail, disk=self._disk)
         self._journal.rotate()
         if not self._lock.was_journaled:
             try:
@@ -185,7 +185,7 @@ class Store:
         for seq, path in snapshot_paths(self.directory):
             try:
                 line = snapshot.read_header(path, disk=self._disk).line
-            except (SnapshotError, NewerFormatError):
+            except (SnapshotError, NewerFormatError, UnreadableError):
                 line = 0
             found = path.stat()
             infos.append(SnapshotInfo(path.name, seq, line, found.st_size, found.st_mtime, _is_pinned(path)))
@@ -229,14 +229,19 @@ class Store:
     def reading_back(self, before: int) -> Iterator[tuple[dict[str, Value] | None, Iterator[Entry]]]:
         """The columns of the newest sound snapshot, and the entries from there to frame `before`, exclusive.
 
-        For a running daemon whose state is spoilt: the journal stays open and may be appended to meanwhile.
-        Iterating may raise `JournalError`.
+        For replaying, and for a running daemon whose state is spoilt: the journal stays open and may be appended to
+        meanwhile. Raises `StoreError` when the disk fails; iterating may raise `JournalError`.
         """
         with self._files:
-            found = newest_snapshot(self.directory, self._disk, self._losses)
+            try:
+                found = newest_snapshot(self.directory, self._disk, self._losses)
+            except OSError as exc:
+                raise StoreError(f"{exc.filename or self.directory}: {exc.strerror}") from exc
             _, seq, line, columns = found if found is not None else ("", 0, 0, None)
-            reading = JournalReading(self.directory, seq, line, set_aside=self._set_aside, disk=self._disk)
-            yield columns, takewhile(lambda entry: entry.seq < before, iter(reading))
+            reading = JournalReading(
+                self.directory, seq, line, before=before, set_aside=self._set_aside, disk=self._disk
+            )
+            yield columns, iter(reading)
 
     def pin(self, name: str) -> None:
         """Keep snapshot `name` for ever; it does not count among the last ones kept. Raises OSError,
@@ -299,8 +304,8 @@ class Store:
                 if path.name not in self._sound:
                     self._sound[path.name] = model_file.hash_model(path, disk=self._disk)
                 models.append(self._sound[path.name])
-            except ModelError:
-                # Damaged since recovery: `load_model` says so, and sets it aside.
+            except (ModelError, UnreadableError):
+                # Since recovery: `load_model` says so, and sets aside what is damaged.
                 continue
         return models
 
@@ -330,6 +335,9 @@ class Store:
                 sound.append((seq, path))
             except SnapshotError as exc:
                 set_aside(path, bare_reason(path, exc), self._disk, losses)
+            except UnreadableError as exc:
+                # Neither counted nor taken away, as long as nobody knows what is in it.
+                losses.notes.append(str(exc))
         return sound
 
     def _checked(self, seq: int, path: Path) -> tuple[str, ...]:
@@ -386,7 +394,7 @@ class Store:
     def _reached(self) -> int:
         if self._journal is not None:
             return self._journal.seq
-        return self._recovery.last_seq if self._recovery is not None else 0
+        return self._reading.last_seq if self._reading is not None else 0
 
     def _empty_training(self) -> None:
         try:

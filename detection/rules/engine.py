@@ -68,6 +68,8 @@ class RuleSet:
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         """Raises `RuleError` when a pattern does not compile or a rule fails one of its own tests."""
         self.rules = rules
+        self.names = [rule.name for rule in rules]
+        self.confidence = np.array([rule.confidence for rule in rules], dtype=np.float64)
         self._patterns = [_Pattern(rule) for rule in rules]
         for rule, pattern in zip(rules, self._patterns, strict=True):
             _try_out(rule, pattern)
@@ -101,6 +103,14 @@ class RuleSet:
         found.sort()
         rows = np.array(found, np.int32).reshape(-1, 2)
         return Hits(np.ascontiguousarray(rows[:, 0]), np.ascontiguousarray(rows[:, 1]))
+
+    def surest(self, hits: Hits) -> NDArray[np.int64]:
+        """For each line that was hit, in order, which hit is that of its surest rule (the first of equals)."""
+        if not len(hits.lines):
+            return np.zeros(0, dtype=np.int64)
+        order = np.lexsort((np.arange(len(hits.lines)), -self.confidence[hits.rules], hits.lines))
+        lines = hits.lines[order]
+        return order[np.concatenate(([True], lines[1:] != lines[:-1]))]
 
     def _match_one(self, field: str, value: bytes) -> list[int]:
         text = decode(value, query=field == "target")

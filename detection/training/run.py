@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from detection.calibration import Ring, across, combined
-from detection.ensemble import families
+from detection.ensemble import families, p_of
 from detection.members.member import Lesson, Member
 from detection.members.member import Progress as Fitting
-from detection.members.registry import MEMBERS, VOICES
+from detection.members.registry import MEMBERS, OFTEN_SILENT, VOICES
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
 from detection.model import Model
 from detection.segments import repeat_per_row
@@ -30,6 +30,7 @@ from detection.training_set import TrainingSet
 from detection.transformer import LARGEST_VOCABULARY
 
 FEWEST_SESSIONS = 20
+FEWEST_TO_CALIBRATE = 200  # sessions in which a member spoke that is often silent
 TRIMMED_SHARE = 0.05
 LARGEST_SHARE = 0.05  # of the sessions learned from, of one key
 MANY_KEYS = 20  # from this many on one key's templates need a second one to be known
@@ -68,13 +69,15 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
     view = whole_sessions(pool, len(VOICES))
     learned = ~pool.flagged
     vocabulary = _vocabulary(pool.only(learned))
-    quick = [member for member in MEMBERS if member.early]
+    quick = [member for member in MEMBERS if member.early and member.folds]
     run = _Run(pool, view, vocabulary, report)
     if data.previous is None or not _has_transformer(data.previous):
         learned &= ~_strangest(run.cross_fitted(quick, learned), view, quick, ~pool.vouched & learned)
         vocabulary = _vocabulary(pool.only(learned))
         run = _Run(pool, view, vocabulary, report)
-    members = [member for member in MEMBERS if member.early or data.full]
+    members = [
+        member for member in MEMBERS if (member.early or data.full) and _has_enough_to_say(member, view, learned)
+    ]
     standing = run.cross_fitted(members, learned)
     parts = {
         member.name: run.fit(member, learned, standing, share=1.0 / (member.folds + 1))
@@ -266,10 +269,14 @@ def _rings(
     columns = [VOICES.index(voice) for voice in voices]
     calibration = ~pool.flagged
     while True:
-        rings = {voice: np.sort(reached[calibration, column]) for voice, column in zip(voices, columns, strict=True)}
+        rings = {
+            voice: _ring_of(voice, reached[calibration, column]) for voice, column in zip(voices, columns, strict=True)
+        }
         by_family = []
         for family, some in families(members).items():
-            p = np.stack([Ring(rings[VOICES[column]]).p(reached[:, column]) for column in some], axis=1)
+            p = np.stack(
+                [p_of(VOICES[column], Ring(rings[VOICES[column]]), reached[:, column]) for column in some], axis=1
+            )
             if len(some) > 1:
                 together = combined(p)
                 rings[f"family/{family}"] = np.sort(together[calibration])
@@ -280,6 +287,20 @@ def _rings(
         if not back.any() or calibration[pool.flagged].any():
             return rings | {"ensemble": np.sort(strangeness[calibration])}
         calibration = calibration | back
+
+
+def _ring_of(voice: str, scores: Floats) -> NDArray[np.float64]:
+    """`scores` ascending; of a voice that mostly has nothing to say only what it said."""
+    return np.sort(scores[scores > 0.0] if voice in OFTEN_SILENT else scores)
+
+
+def _has_enough_to_say(member: type[Member], view: View, learned: Bools) -> bool:
+    """Whether a member that is often silent spoke in enough sessions to be calibrated."""
+    if not OFTEN_SILENT.intersection(member.voices):
+        return True
+    standing = Standing(view, VOICES)
+    (said,) = member({}, np.zeros(0, np.int32)).scores(view, standing)
+    return int(np.count_nonzero(np.maximum.reduceat(said, view.offsets[:-1])[learned])) >= FEWEST_TO_CALIBRATE
 
 
 def _without_cause(strangeness: Floats, pool: TrainingSet) -> Bools:

@@ -16,7 +16,7 @@ from detection.transformer import CONTEXT, FIRST, UNSEEN, Plan, tokenised
 
 STEP_TOKENS = 2048
 LINES_PER_STEP = 60
-FEWEST_STEPS, MOST_STEPS = 200, 800
+FEWEST_STEPS, MOST_STEPS = 200, 500
 FINE_TUNING = 0.5  # of the steps, at a third of the rate, when there are weights to go on from
 REPORTS = 20  # in a run
 PEAK_RATE, FINE_RATE = 3e-3, 1e-3

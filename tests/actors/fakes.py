@@ -21,6 +21,7 @@ class FakeSummary:
     seq: int = 0
     line: int = 0
     training_due: bool = False
+    training_urgent: bool = False
     restored: int = 0
 
 
@@ -49,6 +50,7 @@ def record(number: int, *, flagged: bool = True, **more: Any) -> dict[str, Any]:
 class FakeTrainingSet:
     generation: int
     line: int
+    full: bool = True
 
     def to_columns(self) -> State:
         return {"generation": self.generation, "line": self.line}
@@ -126,7 +128,8 @@ class FakeDetector:
 
     def summary(self) -> FakeSummary:
         due = self.line >= self.warmup_lines and not self.model
-        return FakeSummary(self.seq, self.line, due, self.restored if self.restored <= self.seq else 0)
+        restored = self.restored if self.restored <= self.seq else 0
+        return FakeSummary(self.seq, self.line, due, restored=restored)
 
 
 def _about(frame: FeedbackFrame) -> dict[str, Any]:

@@ -22,7 +22,13 @@ class Flow:
     """Sequencer, scoring, alerts and checkpoints, wired as the daemon does it."""
 
     def __init__(
-        self, store: FakeStore, *, every_lines: int = 10**9, every_seconds: float = 1e9, final_seconds: float = 20.0
+        self,
+        store: FakeStore,
+        *,
+        every_lines: int = 10**9,
+        every_seconds: float = 1e9,
+        final_seconds: float = 20.0,
+        worked: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.store = store
         self.detector = FakeDetector()
@@ -32,7 +38,7 @@ class Flow:
         self.alerts = Alerts(Outlet("alerts", self.writer), seq=0)
         self.checkpoints = Checkpoints(
             store, self.sequencer, self.scoring, self.alerts, models=_models, now=wall_clock,
-            every_lines=every_lines, every_seconds=every_seconds,
+            every_lines=every_lines, every_seconds=every_seconds, worked=worked,
         )  # fmt: skip
         self.final_seconds = final_seconds
         self.requests, self._requests = trio.open_memory_channel[Request](64)
@@ -121,23 +127,29 @@ async def test_lines_seconds_and_the_stop_each_bring_a_snapshot(mock_clock: Mock
     assert lines() == [10, 11, 12]
 
 
-async def test_periodic_snapshots_take_a_twentieth_of_the_time_requested_ones_what_they_need(
+async def test_periodic_snapshots_take_a_twentieth_of_a_processor_requested_ones_what_they_need(
     mock_clock: MockClock,
 ) -> None:
     class Slow(FakeStore):
+        """Works for two seconds and waits for five: what it waits for costs nobody anything."""
+
+        worked = 0.0
+
         def write_snapshot(self, seq: int, line: int, columns: Columns, models: object = ()) -> SnapshotInfo:
-            trio.from_thread.run_sync(mock_clock.jump, 2)
+            self.worked += 2.0
+            trio.from_thread.run_sync(mock_clock.jump, 5)
             return super().write_snapshot(seq, line, columns)
 
-    async with flowing(Flow(Slow(), every_lines=1)) as flow:
+    slow = Slow()
+    async with flowing(Flow(slow, every_lines=1, worked=lambda: slow.worked)) as flow:
         await flow.log(b"x")
         await until(lambda: flow.store.rotations == [1])
         await flow.log(b"x")
         await flow.applied()
-        for seconds in (0, 30, 7.9):
+        for seconds in (0, 30, 4.9):
             mock_clock.jump(seconds)
             await wait_all_tasks_blocked()
-        assert len(flow.store.snapshots) == 1, "2 s of 40"
+        assert len(flow.store.snapshots) == 1, "2 s of 40, of which 5 are over when it is written"
         mock_clock.jump(0.2)
         await until(lambda: flow.store.rotations == [1, 2])
         await flow.log(b"x")

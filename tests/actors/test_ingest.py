@@ -281,16 +281,22 @@ async def test_sources_whose_connections_died_end_before_anyone_is_served(tmp_pa
 
 
 class Store:
-    """A service manager's: a second reference to each connection, for as long as it is kept."""
+    """A service manager's: a second reference to each connection, for as long as it is kept; `places` at most."""
 
     def __init__(self) -> None:
         self.kept: dict[str, socket.socket] = {}
+        self.places = 1000
 
     def keep(self, name: str, descriptor: int) -> None:
-        self.kept[name] = socket.socket(fileno=os.dup(descriptor))
+        if name not in self.kept and len(self.kept) < self.places:
+            self.kept[name] = socket.socket(fileno=os.dup(descriptor))
 
     def forget(self, name: str) -> None:
-        self.kept.pop(name).close()
+        if name in self.kept:
+            self.kept.pop(name).close()
+
+    def has_room(self) -> bool | None:
+        return len(self.kept) < self.places
 
     def pass_on(self) -> dict[str, socket.socket]:
         """The connections for the next process, which are still kept."""
@@ -422,6 +428,31 @@ async def test_more_kept_connections_than_places_wait_for_one(tmp_path: Path, st
             writer.close()
         rest = [await ingest.commit() for _ in range(4)]
         assert first | {segment.data for segment in rest} == {b"0\n", b"1\n", b"2\n", b""}
+
+
+async def test_connections_that_found_no_room_in_the_store_are_told_of_and_kept_when_there_is(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.keeping.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("actors.keeping.RETRY_SECONDS", 0.01)
+    store.places = 3
+    async with ingesting(tmp_path, keeper=store) as ingest:
+        counters = ingest.counters
+        first, second, third = [await ingest.connect() for _ in range(3)]
+        await until(lambda: counters.connections_unkept > 0)
+        # The question needs a place, too.
+        unkept = counters.connections_unkept
+        assert unkept <= 3 and len(store.kept) == 3
+        fourth = await ingest.connect()
+        await fourth.send_all(b"all the same\n")
+        assert (await ingest.commit()).data == b"all the same\n"
+        await until(lambda: counters.connections_unkept == unkept + 1)
+        assert not counters.exactly_once and "no room" in str(counters.exactly_once_reason)
+        store.places = 5
+        await until(lambda: counters.connections_unkept == 0)
+        assert counters.exactly_once and counters.exactly_once_reason is None and len(store.kept) == 4
+        for each in (first, second, third, fourth):
+            await each.aclose()
 
 
 def test_this_kernel_keeps_marks() -> None:

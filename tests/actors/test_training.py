@@ -72,7 +72,7 @@ class Training:
             self.bad_models -= 1
             raise KeyError("weights")
         none = np.zeros(0)
-        return Model(1, 2, none.astype(np.int32), {}, {}, {}, {"ensemble": none}, {})
+        return Model(1, 2, none.astype(np.int32), {}, {}, {"ensemble": none}, {})
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         with self.scope:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.running import vigild
-from detection.detector import FORMAT
+from detection.state import FORMAT
 from persistence import model_file, segment, snapshot
 from persistence.preamble import SIZE, pack_preamble
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.finding import Found, find
 from daemon.poison import LeaveOut
 from daemon.recovery import Recovered, recover
 from detection.detector import Detector
@@ -54,9 +55,12 @@ class Process:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.delivered: list[Verdicts] = []
-        self.recovered: Recovered = recover(store, self.delivered.append, lambda: None)
+        self.found: Found = find(store)
+        self.recovered: Recovered = recover(store, self.found, self.delivered.append, lambda: None)
         self.detector: Detector = self.recovered.detector
-        self.seq, self.line = self.recovered.seq, self.recovered.line
+        # Known before anything was applied, poison or not.
+        assert self.found.living == self.detector.living_sources()
+        self.seq, self.line = self.found.seq, self.found.line
         self.skips = list(self.recovered.unsaid)
         self._leave_out = LeaveOut(store, self.recovered, self.skips.append, lambda: None)
         store.start_journal(self.seq, self.line)

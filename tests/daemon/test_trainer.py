@@ -7,33 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from daemon.trainer import ORPHANED
 from detection.model import from_columns
-from detection.training_set import TrainingSet
 from persistence.model_file import read_model
 from persistence.snapshot import write_snapshot
+from tests.detection.streams import stream
 
 SECONDS = 120
 
 
-def _input(path: Path, sessions: int) -> Path:
-    lines = sessions * 3
-    data = TrainingSet(
-        generation=1,
-        line=lines,
-        seed=1,
-        tokens=np.tile(np.array([1, 2, 3], np.int32), sessions),
-        errors=np.zeros(lines, np.bool_),
-        times=np.arange(lines, dtype=np.float64),
-        offsets=np.arange(0, lines + 1, 3, dtype=np.int64),
-        starts=np.ones(sessions, np.bool_),
-        ends=np.ones(sessions, np.bool_),
-        tainted=np.zeros(sessions, np.bool_),
-        templates={},
-    )
-    write_snapshot(path, 1, lines, data.to_columns())
+def _input(path: Path, sessions: int, *, full: bool = False) -> Path:
+    data = stream([[1, 2, 3]] * sessions, full=full)
+    write_snapshot(path, 1, data.line, data.to_columns())
     return path
 
 
@@ -85,9 +70,10 @@ def test_a_damaged_input_is_an_error_in_one_line(tmp_path: Path) -> None:
 
 
 def test_it_dies_when_its_parent_lets_go(tmp_path: Path) -> None:
-    with _trainer(_input(tmp_path / "set", 2000), tmp_path) as process:
+    with _trainer(_input(tmp_path / "set", 2000, full=True), tmp_path) as process:
         assert process.stdin is not None and process.stdout is not None
-        assert "transformer" in process.stdout.readline()  # in the middle of the work
+        while "transformer" not in process.stdout.readline():  # until it is in the middle of the work
+            assert process.poll() is None
         process.stdin.close()
         assert process.wait(10) == ORPHANED
     assert not list(tmp_path.glob("model-*"))

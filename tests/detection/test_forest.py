@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest
 
 from detection.forest import Forest
-from detection.training import forest_columns
+from detection.training.forest import forest_columns
 
 
 def _rows(n: int, seed: int) -> NDArray[np.float64]:

@@ -1,20 +1,35 @@
 """What is known to be normal: answers that can be taken back, and shapes that the stream itself makes usual."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from detection import known as module
 from detection.causes import NEW, SHAPE
-from detection.known import ANSWERS, NOTE_BYTES, RING, KnownCauses
+from detection.known import ADMITTED_KEYS, ANSWERS, LONGEST_RING, NOTE_BYTES, RING, KnownCauses
 from detection.state import digest
 
 
 def causes(*numbers: int) -> NDArray[np.uint64]:
     return np.array(numbers, dtype=np.uint64)
+
+
+class Stream:
+    """Sessions one after another, each the place of one key; `show` says what the next ones show."""
+
+    def __init__(self, known: KnownCauses) -> None:
+        self.known = known
+        self.begun = 0
+
+    def show(self, *numbers: int, keys: int = 100) -> None:
+        """A session a number, 0: it shows nothing; they are of `keys` keys in turn."""
+        for number in numbers:
+            self.begun += 1
+            if number:
+                key = self.begun % keys + 1 if keys else 0
+                self.known.seen(causes(number), np.array([self.begun]), causes(key))
 
 
 def answer(known: KnownCauses, alert: str, cause: int, *, normal: bool, note: str = "", line: int = 1) -> None:
@@ -98,68 +113,105 @@ def _many_answers(count: int) -> bytes:
 
 def test_a_cause_of_25_in_1000_sessions_is_admitted_and_of_fewer_is_not() -> None:
     known = KnownCauses()
-    known.closed(causes(*([0] * RING)))
-    known.closed(causes(*([7] + [0] * 41) * 40))  # one in 42: never more than 24 of 1,000
+    stream = Stream(known)
+    stream.show(*[0] * RING)
+    stream.show(*([7] + [0] * 41) * 40)  # one in 42: never more than 24 of 1,000
     assert standing(known, 7) == "-"
-    known.closed(causes(*([8] + [0] * 39) * 25))
+    stream.show(*([8] + [0] * 39) * 25)
     assert standing(known, 7, 8, 0) == "-n-" and (known.admitted, known.admissions) == (1, 1)
 
 
 @pytest.mark.parametrize("others", [0, 175])
 def test_a_young_stream_asks_for_as_many_sessions_as_an_old_one(others: int) -> None:
     known = KnownCauses()
-    known.closed(causes(*[0] * others, *[7] * 24))
+    stream = Stream(known)
+    stream.show(*[0] * others, *[7] * 24)
     assert standing(known, 7) == "-"
-    known.closed(causes(7))
+    stream.show(7)
+    assert standing(known, 7) == "n"
+
+
+def test_one_source_does_not_admit_itself_by_coming_back() -> None:
+    known = KnownCauses()
+    stream = Stream(known)
+    stream.show(*[7] * 500, keys=1)
+    stream.show(*[8] * 500, keys=4)
+    stream.show(*[9] * 500, keys=5)
+    assert standing(known, 7, 8, 9) == "--n"
+
+
+def test_without_that_protection_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ADMITTED_KEYS", 1)
+    known = KnownCauses()
+    Stream(known).show(*[7] * 500, keys=1)
+    assert standing(known, 7) == "n"
+
+
+def test_sessions_without_a_key_speak_each_for_itself() -> None:
+    known = KnownCauses()
+    Stream(known).show(*[7] * 25, keys=0)
     assert standing(known, 7) == "n"
 
 
 def test_what_is_admitted_stays_so_when_it_grows_rare() -> None:
     known = KnownCauses()
-    known.closed(causes(*[7] * 25, *[0] * 3000))
+    Stream(known).show(*[7] * 25, *[0] * 3000)
     assert standing(known, 7) == "n"
 
 
 def test_a_cause_answered_anomaly_is_never_admitted_and_no_longer_if_it_was() -> None:
     known = KnownCauses()
+    stream = Stream(known)
     answer(known, "1", 7, normal=False)
-    known.closed(causes(*[7] * 500, *[8] * 500))
+    stream.show(*[7] * 500, *[8] * 400)
     assert standing(known, 7, 8) == "bn"
     answer(known, "2", 8, normal=False)
     assert standing(known, 7, 8) == "bb" and known.admitted == 0
     known.undo("1")
     assert standing(known, 7) == "-"
-    known.closed(causes(7))  # it still is that frequent
+    stream.show(7)  # it still is that frequent
     assert standing(known, 7) == "n"
 
 
 def test_what_was_admitted_first_makes_room() -> None:
     known = KnownCauses(admitted=2)
-    known.closed(causes(*[1] * 25, *[2] * 25, *[3] * 25))
+    stream = Stream(known)
+    stream.show(*[1] * 25, *[2] * 25, *[3] * 25)
     assert standing(known, 1, 2, 3) == "-nn" and (known.admitted, known.admitted_dropped) == (2, 1)
-    known.closed(causes(1))
+    stream.show(1)
     assert standing(known, 1, 2, 3) == "n-n"
 
 
+def test_a_flood_of_causes_takes_bounded_room() -> None:
+    known = KnownCauses()
+    for start in range(1, 20_001, 4000):
+        numbers = np.arange(start, start + 4000, dtype=np.uint64)
+        known.seen(numbers, np.full(4000, 1), numbers)
+    state = known.export()
+    assert all(len(state[name]) == LONGEST_RING for name in ("ring.cause", "ring.place", "ring.key"))  # type: ignore[arg-type]
+    assert known.admitted == 0
+
+
 class Plain:
-    """Admission, a session at a time."""
+    """Admission, a session at a time: a cause and a key each, when it was the n-th to begin."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.ring: list[int] = []
+        self.ring: list[tuple[int, int, int]] = []
         self.admitted: list[int] = []
 
-    def closed(self, numbers: list[int], bad: set[int]) -> None:
-        for number in numbers:
-            self.ring = [*self.ring, number][-RING:]
-            frequent = Counter(self.ring)[number] >= 25
-            if number and frequent and number not in bad and number not in self.admitted:
-                self.admitted = [*self.admitted, number][-self.capacity :]
+    def seen(self, cause: int, place: int, key: int, bad: set[int]) -> None:
+        self.ring = [each for each in (*self.ring, (cause, place, key)) if each[1] > place - RING]
+        keys = [k for c, _, k in self.ring if c == cause]
+        of_many = len({k for k in keys if k}) + keys.count(0) >= ADMITTED_KEYS
+        if len(keys) >= 25 and of_many and cause not in bad and cause not in self.admitted:
+            self.admitted = [*self.admitted, cause][-self.capacity :]
 
 
-sessions = st.lists(
-    st.tuples(st.integers(0, 5), st.integers(1, 60)).map(lambda run: [run[0]] * run[1]), max_size=8
-).map(lambda runs: [number for run in runs for number in run])
+# A run of sessions: what each shows, how many they are, of how many keys, how many that show nothing between two.
+sessions = st.tuples(st.integers(1, 5), st.integers(1, 60), st.integers(0, 6), st.sampled_from([0, 1, 30, 45])).map(
+    list
+)
 steps = st.lists(
     st.one_of(
         sessions,
@@ -173,21 +225,24 @@ steps = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(steps, st.integers(1, 3))
-def test_it_knows_what_it_was_told_however_it_is_told_and_however_often_it_restarts(
+def test_it_knows_what_it_was_told_however_often_it_restarts(
     told: list[list[int] | tuple[str, int, str]], capacity: int
 ) -> None:
-    together, piecewise = (KnownCauses(admitted=capacity) for _ in range(2))
-    plain, answers, said = Plain(capacity), dict[str, tuple[int, bool]](), dict[int, bool]()
+    straight, broken = (KnownCauses(admitted=capacity) for _ in range(2))
+    plain, answers, said, begun = Plain(capacity), dict[str, tuple[int, bool]](), dict[int, bool](), 0
     for step in told:
         if isinstance(step, list):
-            together.closed(causes(*step))
-            for number in step:
-                piecewise.closed(causes(number))
-            plain.closed(step, {cause for cause, normal in said.items() if not normal})
+            cause, count, keys, apart = step
+            for number in range(count):
+                begun += 1 + apart
+                key = number % keys + 1 if keys else 0
+                for known in (straight, broken):
+                    known.seen(causes(cause), np.array([begun]), causes(key))
+                plain.seen(cause, begun, key, {bad for bad, normal in said.items() if not normal})
         else:
             alert, cause, what = step
             answers.pop(alert, None)
-            for known in (together, piecewise):
+            for known in (straight, broken):
                 if what == "undo":
                     known.undo(alert)
                 else:
@@ -195,9 +250,9 @@ def test_it_knows_what_it_was_told_however_it_is_told_and_however_often_it_resta
                     answer(known, alert, cause, normal=what == "normal")
             said = {cause: normal for cause, normal in answers.values() if cause}
             plain.admitted = [cause for cause in plain.admitted if said.get(cause, True)]
-        state = piecewise.export()
-        piecewise = KnownCauses.load(state, admitted=capacity)
-        assert digest(piecewise.export()) == digest(state) == digest(together.export())
+        state = broken.export()
+        broken = KnownCauses.load(state, admitted=capacity)
+        assert digest(broken.export()) == digest(state) == digest(straight.export())
         expected = {cause: "n" for cause in plain.admitted} | {cause: "bn"[normal] for cause, normal in said.items()}
-        assert standing(together, *range(6)) == "".join(expected.get(cause, "-") for cause in range(6))
-        assert [each.alert for each in together.answers()] == list(answers)
+        assert standing(straight, *range(6)) == "".join(expected.get(cause, "-") for cause in range(6))
+        assert [each.alert for each in straight.answers()] == list(answers)

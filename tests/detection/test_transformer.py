@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from detection import network
-from detection.model import Model
 from detection.transformer import (
     CONTINUED,
     END,
@@ -22,15 +21,20 @@ from detection.transformer import (
 VOCABULARY = np.arange(0, 240, 2, dtype=np.int32)
 
 
-def _model() -> Model:
+def _weights() -> dict[str, NDArray[np.float32]]:
     weights = network.initial(FIRST + len(VOCABULARY), seed=7)
     # Wider than a fresh network's, so that every token, position and marker moves the result.
-    arrays = {name: (tensor * (2.0 if tensor.ndim == 2 else 1.0)).numpy() for name, tensor in weights.items()}
-    return Model(1, 1, VOCABULARY, arrays, {}, {}, {}, {})
+    return {name: (tensor * (2.0 if tensor.ndim == 2 else 1.0)).numpy() for name, tensor in weights.items()}
 
 
-MODEL = _model()
-WARM = SequenceModel(MODEL)
+WEIGHTS = _weights()
+
+
+def _scorer(blocks: int = 4096) -> SequenceModel:
+    return SequenceModel(WEIGHTS, VOCABULARY, blocks=blocks)
+
+
+WARM = _scorer()
 
 # A session: how many templates, its seed, whether it starts where it began, whether it ends.
 sessions = st.lists(
@@ -64,7 +68,7 @@ def test_windows_keep_at_least_31_templates_of_context_and_fit_the_network() -> 
 def test_surprises_are_those_of_a_plain_reading_token_by_token() -> None:
     asked = [(_tokens(n, n), 0, n % 2 == 0, n % 3 == 0) for n in (1, 5, 62, 63, 64, 95, 130)]
     expected = []
-    weights = {name: torch.from_numpy(array) for name, array in MODEL.weights.items()}
+    weights = {name: torch.from_numpy(array) for name, array in WEIGHTS.items()}
     for templates, _, starts, ends in asked:
         tokens = [int(t) for t in tokenised(templates, VOCABULARY)] + ([END] if ends else [])
         for place, token in enumerate(tokens):
@@ -73,7 +77,7 @@ def test_surprises_are_those_of_a_plain_reading_token_by_token() -> None:
             with torch.inference_mode():
                 states = network.hidden(weights, torch.tensor([[marker, *tokens[begin:place]]]))
                 expected.append(-network.logits(weights, states[0, -1:]).log_softmax(1)[0, token].item())
-    np.testing.assert_allclose(_ask(SequenceModel(MODEL), asked), expected, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(_ask(_scorer(), asked), expected, rtol=0, atol=2e-4)
 
 
 def test_the_known_part_is_context_and_is_not_scored() -> None:
@@ -105,12 +109,12 @@ def test_bits_do_not_depend_on_the_memo_or_on_the_rest_of_the_batch(
     drawn: list[tuple[int, int, bool, bool]],
 ) -> None:
     asked = [(_tokens(n, seed), 0, starts, ends) for n, seed, starts, ends in drawn]
-    cold = _ask(SequenceModel(MODEL, blocks=1), asked)
+    cold = _ask(_scorer(1), asked)
     assert np.array_equal(_ask(WARM, asked), cold)
     assert np.array_equal(_ask(WARM, asked), cold)
-    alone = [_ask(SequenceModel(MODEL, blocks=1), [session]) for session in asked]
+    alone = [_ask(_scorer(1), [session]) for session in asked]
     assert np.array_equal(np.concatenate(alone), cold)
-    backwards = _ask(SequenceModel(MODEL, blocks=64), asked[::-1] * 3)[: len(cold)]
+    backwards = _ask(_scorer(64), asked[::-1] * 3)[: len(cold)]
     assert np.array_equal(backwards, np.concatenate(alone[::-1]))
 
 
@@ -120,14 +124,14 @@ def test_bits_do_not_depend_on_how_a_session_is_cut_into_frames(
     length: int, starts: bool, ends: bool, data: st.DataObject
 ) -> None:
     tokens = _tokens(length, length)
-    whole = _ask(SequenceModel(MODEL, blocks=1), [(tokens, 0, starts, ends)])
+    whole = _ask(_scorer(1), [(tokens, 0, starts, ends)])
     parts, done = [], 0
     while done < length:
         new = data.draw(st.integers(1, min(20, length - done)))
         begin = int(window_start(np.array(done)))
         piece = tokens[begin : done + new]
         last = ends and done + new == length
-        parts.append(_ask(SequenceModel(MODEL, blocks=1), [(piece, done - begin, starts and begin == 0, last)]))
+        parts.append(_ask(_scorer(1), [(piece, done - begin, starts and begin == 0, last)]))
         done += new
     assert np.array_equal(np.concatenate(parts), whole)
 
@@ -138,7 +142,7 @@ def test_bits_do_not_depend_on_which_blocks_are_remembered(
     drawn: list[tuple[int, int, bool, bool]], step: int, blocks: int
 ) -> None:
     asked = [(_tokens(n, seed), starts, ends) for n, seed, starts, ends in drawn if n]
-    scorer = SequenceModel(MODEL, blocks=blocks)
+    scorer = _scorer(blocks)
     parts: list[list[NDArray[np.float32]]] = [[] for _ in asked]
     for done in range(0, 170, step):  # all sessions grow together, and with few blocks they rob each other
         growing = [number for number, (tokens, _, _) in enumerate(asked) if done < len(tokens)]
@@ -153,27 +157,27 @@ def test_bits_do_not_depend_on_which_blocks_are_remembered(
             for number, part in zip(growing, np.split(_ask(scorer, frame), np.cumsum(sizes)[:-1]), strict=True):
                 parts[number].append(part)
     for (tokens, starts, ends), grown in zip(asked, parts, strict=True):
-        whole = _ask(SequenceModel(MODEL, blocks=1), [(tokens, 0, starts, ends)])
+        whole = _ask(_scorer(1), [(tokens, 0, starts, ends)])
         assert np.array_equal(np.concatenate(grown), whole)
 
 
 def test_sessions_that_begin_alike_share_their_blocks_and_go_on_apart() -> None:
     common = _tokens(40, 5)
     tails = [_tokens(20, seed) for seed in (6, 7, 8)]
-    scorer = SequenceModel(MODEL, blocks=256)
+    scorer = _scorer(256)
     _ask(scorer, [(common, 0, True, False)])
     for tail in tails:
         tokens = np.concatenate([common, tail])
-        expected = _ask(SequenceModel(MODEL, blocks=1), [(tokens, 0, True, True)])[40:]
+        expected = _ask(_scorer(1), [(tokens, 0, True, True)])[40:]
         assert np.array_equal(_ask(scorer, [(tokens, 40, True, True)]), expected)
         # The same templates behind the other marker are another beginning.
-        expected = _ask(SequenceModel(MODEL, blocks=1), [(tokens, 0, False, True)])[40:]
+        expected = _ask(_scorer(1), [(tokens, 0, False, True)])[40:]
         assert np.array_equal(_ask(scorer, [(tokens, 40, False, True)]), expected)
 
 
 def _walk(tokens: torch.Tensor, rows: list[int], asked: list[int], spread: int) -> list[torch.Tensor]:
     """States of the positions `asked` of each block, of the given rows of `tokens`; pages `spread` apart."""
-    weights = {name: torch.from_numpy(array) for name, array in MODEL.weights.items()}
+    weights = {name: torch.from_numpy(array) for name, array in WEIGHTS.items()}
     blocks = tokens.shape[1] // network.BLOCK
     pages = network.new_pages(spread * len(rows) * blocks)
     table = spread * torch.arange(len(rows) * blocks).flip(0).view(-1, blocks)
@@ -198,7 +202,7 @@ def test_a_walk_by_blocks_has_the_same_bits_for_any_rows_places_and_questions() 
 
 def test_a_walk_by_blocks_agrees_with_reading_whole_rows() -> None:
     tokens = torch.from_numpy(np.random.default_rng(4).integers(0, FIRST + len(VOCABULARY), (3, 64)))
-    weights = {name: torch.from_numpy(array) for name, array in MODEL.weights.items()}
+    weights = {name: torch.from_numpy(array) for name, array in WEIGHTS.items()}
     with torch.inference_mode():
         whole = network.hidden(weights, tokens)
     walked = torch.cat([states.view(3, 16, -1) for states in _walk(tokens, [0, 1, 2], list(range(48)), 1)], dim=1)
@@ -208,5 +212,5 @@ def test_a_walk_by_blocks_agrees_with_reading_whole_rows() -> None:
 def test_building_a_scorer_and_scoring_draw_no_global_randomness() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    _ask(SequenceModel(_model()), [(_tokens(9, 9), 0, True, True)])
+    _ask(SequenceModel(_weights(), VOCABULARY), [(_tokens(9, 9), 0, True, True)])
     assert torch.equal(torch.get_rng_state(), before)

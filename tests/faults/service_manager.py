@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.running import START_SECONDS, Vigild
+from daemon.notify import PROBE_NAME
 
 SETTINGS = """
 [learning]
@@ -36,16 +37,16 @@ _HIGH_FD = 400
 class Managed(Vigild):
     """One daemon that is started with the log socket and everything in `stored`.
 
-    `program` is Python that runs the daemon, by default as its own entry point does. Without `stores` the manager
-    closes what it is given to store, as systemd does with FileDescriptorStoreMax=0.
+    `program` is Python that runs the daemon, by default as its own entry point does. The manager stores `places`
+    descriptors and closes what it is given beyond, as systemd does by its FileDescriptorStoreMax.
     """
 
-    def __init__(self, home: Path, *, settings: str, stores: bool = True, program: str = "") -> None:
+    def __init__(self, home: Path, *, settings: str, places: int = 1100, program: str = "") -> None:
         super().__init__(home, settings=settings)
-        self._stores = stores
+        self._places = places
         entry = ["-c", program] if program else ["-m", "daemon.main"]
-        places = ["--config", str(home / "vigild.toml"), "--state-dir", str(self.state)]
-        self._start = [sys.executable, *entry, *places]
+        paths = ["--config", str(home / "vigild.toml"), "--state-dir", str(self.state)]
+        self._start = [sys.executable, *entry, *paths]
         self._output = home / "log"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self.runtime / "log.sock"))
@@ -144,17 +145,17 @@ class Managed(Vigild):
         self._caught_up |= message == b"CATCH UP"
         if "FDSTOREREMOVE" in said and name in self.stored:
             return [self.stored.pop(name)]
-        if "FDSTORE" in said and self._stores:
+        if "FDSTORE" in said and name not in self.stored and len(self.stored) < self._places:
             (self.stored[name],) = fds
-            self.ever_stored += 1
+            self.ever_stored += name != PROBE_NAME
             return []
         return fds
 
 
 @contextmanager
-def managed(home: Path, *, stores: bool = True, program: str = "") -> Iterator[Managed]:
+def managed(home: Path, *, places: int = 1100, program: str = "") -> Iterator[Managed]:
     """A daemon that writes every verdict and saves often, not started; whatever happens it is dead afterwards."""
-    daemon = Managed(home, settings=SETTINGS, stores=stores, program=program)
+    daemon = Managed(home, settings=SETTINGS, places=places, program=program)
     try:
         yield daemon
     finally:

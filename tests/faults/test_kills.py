@@ -22,7 +22,7 @@ from tests.faults.senders import Senders, Sending
 from tests.faults.witness import Account, Witness, account_of, records_in
 
 KILLS = int(os.environ.get("VIGILD_KILLS", "14"))
-KILLS_A_ROUND = 20
+KILLS_A_ROUND = 50
 ROUNDS = -(-KILLS // KILLS_A_ROUND)
 WARMUP = 1000
 EVERY_LINES = 300

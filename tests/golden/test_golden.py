@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.finding import find
 from daemon.recovery import load_knowledge, recover
 from detection.detector import Detector
 from detection.state import digest
@@ -32,13 +33,15 @@ def test_there_is_one() -> None:
 def test_it_recovers_in_full(golden: tuple[Path, dict[str, object]]) -> None:
     directory, expected = golden
     with open_store(directory) as store:
-        recovered = recover(store, lambda _: None, lambda: None)
+        found = find(store)
+        recovered = recover(store, found, lambda _: None, lambda: None)
         report = recovered.report
         assert (report.tier, report.lost_lines, report.set_aside, report.notes) == ("full", 0, [], [])
-        assert (report.snapshot_line, recovered.line) == (expected["line"], expected["last_line"])
+        assert (report.snapshot_line, found.line) == (expected["line"], expected["last_line"])
         assert recovered.detector.summary().generation == 1
         assert all(error is None for _, error in store.verify())
-        store.start_journal(recovered.seq, recovered.line)
+        store.start_journal(found.seq, found.line)
+        assert found.living == recovered.detector.living_sources()
 
 
 def test_its_snapshots_hold_the_state_they_were_made_of(golden: tuple[Path, dict[str, object]]) -> None:

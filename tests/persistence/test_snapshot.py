@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from persistence.columns import Value
+from persistence.disk import UnreadableError
 from persistence.preamble import NewerFormatError, pack_preamble
 from persistence.snapshot import CHUNK_BYTES, SnapshotError, check_snapshot, read_header, read_snapshot, write_snapshot
 from tests.persistence.disks import FaultyDisk, fail_nth
@@ -193,10 +194,13 @@ def test_a_failed_write_leaves_a_whole_snapshot_and_no_litter(tmp_path: Path, ca
     assert read_snapshot(tmp_path / "s") == ((2, 20, {"a": 2}) if call == "sync path" else (1, 10, {"a": 1}))
 
 
-def test_a_medium_that_cannot_be_read_is_damage_and_a_missing_file_is_not(tmp_path: Path) -> None:
+def test_neither_a_medium_that_fails_nor_a_missing_file_is_damage(tmp_path: Path) -> None:
     write_snapshot(tmp_path / "s", 1, 10, {"a": 1})
-    with pytest.raises(SnapshotError, match="cannot be read"):
-        read_snapshot(tmp_path / "s", disk=FaultyDisk(fail_nth("read", 1, errno.EIO)))
+    assert read_snapshot(tmp_path / "s", disk=FaultyDisk(fail_nth("read", 1, errno.EIO))) == (1, 10, {"a": 1})
+    with pytest.raises(UnreadableError, match="s: cannot be read: Input/output error; it was left as it is"):
+        read_snapshot(
+            tmp_path / "s", disk=FaultyDisk(lambda _number, name, _path: errno.EIO if name == "read" else None)
+        )
     with pytest.raises(FileNotFoundError):
         read_snapshot(tmp_path / "other")
     (tmp_path / "link").symlink_to(tmp_path / "s")

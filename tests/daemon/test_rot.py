@@ -1,0 +1,66 @@
+"""Rot in the journal costs the lines of the frame that it hit, whatever sources were in the middle of then."""
+
+from pathlib import Path
+
+import pytest
+
+from daemon.finding import find
+from daemon.recovery import recover
+from detection.frames import LinesFrame, Segment, count_lines, encode
+from detection.verdicts import Verdicts
+from persistence.segment import Entry
+from persistence.store import open_store
+
+NOW = 1_700_000_000.0
+
+
+def told(source: str, data: bytes, *, parity: int = 0, last: bool = False, lines: int | None = None) -> Segment:
+    count = data.count(b"\n") if lines is None else lines
+    return Segment(source, "plain", data, count, last=last, parity=parity)
+
+
+def end(source: str, lines: int) -> Segment:
+    return told(source, b"", last=True, lines=lines)
+
+
+@pytest.mark.parametrize(
+    ("before", "lost", "texts"),
+    [
+        # All that was there of its last line was in the lost frame: the line is there by its number, and empty.
+        (b"one\n", b"two\nbegun", ["one", "t1", "", "t3"]),
+        # Of an unfinished line that is known only the beginning is left.
+        (b"one\nhalf ", b"a line\nbegun", ["one", "t1", "half ", "t3"]),
+        # It had no unfinished line any more when it ended.
+        (b"one\nhalf ", b"a line\n", ["one", "t1", "t3"]),
+    ],
+)
+def test_a_source_that_ends_after_it_costs_no_other_frame(
+    before: bytes, lost: bytes, texts: list[str], tmp_path: Path
+) -> None:
+    frames = [
+        LinesFrame(NOW, (told("s", before), told("t", b"t1\n"))),
+        LinesFrame(NOW, (told("s", lost, parity=1), told("t", b"t2\n", parity=1))),
+        LinesFrame(NOW, (end("s", int(not lost.endswith(b"\n"))), told("t", b"t3\n"))),
+    ]
+    with open_store(tmp_path / "state") as store:
+        list(store.recover().entries)
+        store.start_journal(0, 0)
+        line = 0
+        for seq, frame in enumerate(frames, 1):
+            line += count_lines(frame)
+            store.append([Entry(seq, line, count_lines(frame), encode(frame))])
+    (segment,) = (tmp_path / "state").glob("journal-*.log")
+    data = bytearray(segment.read_bytes())
+    data[data.index(b"t2")] ^= 1
+    segment.write_bytes(data)
+
+    delivered: list[Verdicts] = []
+    with open_store(tmp_path / "state") as store:
+        found = find(store)
+        recovered = recover(store, found, delivered.append, lambda: None)
+    assert recovered.report.lost_lines == 2 and recovered.unsaid == []
+    records = [record for verdicts in delivered for record in verdicts.records() if not record["closed"]]
+    assert [record["text"] for record in records] == texts
+    assert recovered.detector.line == found.line == line
+    assert found.living == recovered.detector.living_sources()
+    assert not list((tmp_path / "state").glob("frame-*.bad"))

@@ -1,0 +1,37 @@
+"""What many tests here need and takes seconds to make."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from detection.frames import LinesFrame
+from detection.model import Model
+from detection.training import transformer
+from detection.training.run import train
+from tests.detection.journal import RECEIVED, WARMUP, sample, segment, started
+
+
+@pytest.fixture(scope="session")
+def lines() -> list[bytes]:
+    """Lines of a real web server."""
+    return sample()
+
+
+@pytest.fixture(scope="session")
+def model(lines: list[bytes]) -> Model:
+    """All members, trained for a short while on the first WARMUP lines."""
+    journal = started()
+    for start in range(0, WARMUP, 500):
+        journal.apply(LinesFrame(RECEIVED, (segment(lines[start : start + 500]),)))
+    assert journal.detector.summary().training_due
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformer, "FEWEST_STEPS", 10)
+        patch.setattr(transformer, "LINES_PER_STEP", WARMUP)
+        return train(journal.detector.training_set(), progress=lambda _: None)
+
+
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs of few steps, for what does not depend on how well a transformer has learned."""
+    monkeypatch.setattr(transformer, "FEWEST_STEPS", 8)
+    yield

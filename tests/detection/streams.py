@@ -1,0 +1,65 @@
+"""Training sets made of sessions with known habits."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from detection.ensemble import Ensemble
+from detection.members.registry import VOICES
+from detection.members.view import Floats, Standing, whole_sessions
+from detection.model import Model
+from detection.training.run import Progress, train
+from detection.training_set import TrainingSet
+
+
+def stream(sessions: Sequence[Sequence[int]], *, ends: bool = True, **changes: Any) -> TrainingSet:
+    """A set of these sessions of templates, each of a key of its own."""
+    sizes = [len(session) for session in sessions]
+    lines, count = sum(sizes), len(sessions)
+    columns: dict[str, Any] = {
+        "generation": 3,
+        "line": lines,
+        "seed": 1,
+        "full": True,
+        "alpha": 0.0,
+        "tokens": np.array([t for session in sessions for t in session], dtype=np.int32),
+        "errors": np.zeros(lines, dtype=np.bool_),
+        "times": np.arange(lines, dtype=np.float64),
+        "values": np.zeros(lines, dtype=np.float32),
+        "sources": np.zeros(lines, dtype=np.float32),
+        "offsets": np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
+        "starts": np.full(count, ends),
+        "ends": np.full(count, ends),
+        "tainted": np.zeros(count, dtype=np.bool_),
+        "flagged": np.zeros(count, dtype=np.bool_),
+        "vouched": np.zeros(count, dtype=np.bool_),
+        "fresh": np.ones(count, dtype=np.bool_),
+        "keys": np.arange(1, count + 1, dtype=np.uint64),
+        "templates": {"next": 9},
+    }
+    return TrainingSet(**(columns | changes))
+
+
+def habits(count: int, seed: int) -> list[list[int]]:
+    """Open (1), some reads (2 or 3), close (4); now and then a retry (5)."""
+    rng = np.random.default_rng(seed)
+    return [[1, *rng.choice([2, 3, 5], int(rng.integers(1, 6)), p=[0.6, 0.35, 0.05]).tolist(), 4] for _ in range(count)]
+
+
+def trained(data: TrainingSet) -> Model:
+    return train(data, progress=quietly)
+
+
+def quietly(step: Progress) -> None:
+    assert 0.0 < step.fraction <= 1.0
+
+
+def reached(model: Model, data: TrainingSet) -> Floats:
+    """What each voice has come to at the end of each session: float64 [S, M]."""
+    view = whole_sessions(data, len(VOICES))
+    return standing(model, data).reached[view.final_rows()]
+
+
+def standing(model: Model, data: TrainingSet) -> Standing:
+    return Ensemble(model).score(whole_sessions(data, len(VOICES)))
