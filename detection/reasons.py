@@ -112,7 +112,7 @@ class Reasons:
         self._report(cause[told], rows[told], begun)
 
     def _report(self, causes: Causes, rows: Ints, begun: int) -> None:
-        """In the order of the log: that of the rows is one of slots, which another run of the same log need not have."""
+        """In the order of the log: that of the rows is one of slots, which another run of it need not have."""
         order = np.lexsort((self._serials[self._piece[rows]], self._lines[rows]))
         causes, piece = causes[order], self._piece[rows[order]]
         keys = np.where(self._windowed[piece], np.uint64(0), source_causes(self._keys[piece]))
