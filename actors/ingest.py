@@ -192,6 +192,8 @@ class _Ingest:
     async def accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while not self._stopped:
             with self._until_stop() as scope:
+                # A place is taken when somebody comes, not before: connections that were kept for us need them.
+                await trio.lowlevel.wait_readable(listener)
                 await self._places.acquire()
             if scope.cancelled_caught:
                 return
