@@ -209,11 +209,10 @@ class _Ingest:
             nursery.start_soon(self._serve, trio.socket.from_stdlib_socket(connection), self._source(name, None))
 
     async def _accepted(self, listener: socket.socket) -> socket.socket | None:
-        """The next connection, or None when there is none for us: at stop, or after an error to live with."""
+        """The connection that waits, or None when there is none for us after all, or an error to live with."""
         connection: socket.socket | None = None
         with self._until_stop():
             try:
-                await trio.lowlevel.wait_readable(listener)
                 # Not trio's accept: it lets other tasks run before it returns.
                 connection, _ = listener.accept()
             except BlockingIOError:

@@ -136,10 +136,10 @@ async def test_slow_scoring_holds_the_sources_back() -> None:
         chunks = [chunk(f"s{n}", b"x" * FRAME_BYTES) for n in range(40)]
         for item in chunks:
             run.requests.send_nowait(item)
-        await chunks[3].committed.wait()
+        await chunks[1].committed.wait()
         await wait_all_tasks_blocked()
         durable = sum(item.committed.is_set() for item in chunks)
-        assert 4 <= durable <= 5, "one append of 1 MB, waiting for room"
+        assert 2 <= durable <= 3, "one append of half a megabyte, waiting for room"
         for _ in chunks:
             await run.frames.receive()
         assert all(item.committed.is_set() for item in chunks)
