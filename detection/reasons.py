@@ -83,8 +83,8 @@ class Reasons:
         For sessions that were strange on the way: an open session shows a shape at every line, and only the one at
         the end is the same for all that did the same.
         """
-        counts = self._view.counts[pieces]
-        self._report(shape_causes(counts, np.ones(len(pieces), dtype=np.bool_)), pieces, begun)
+        shapes = shape_causes(self._view.counts[pieces], np.ones(len(pieces), dtype=np.bool_))
+        self._report(shapes, self._view.offsets[1:][pieces] - 1, begun)
 
     def name(self, rows: Ints, begun: int, report: NDArray[np.bool_]) -> None:
         """Find the causes of these rows, at most one a piece; `known` is told the shapes of those in `report`."""

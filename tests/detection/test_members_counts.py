@@ -21,7 +21,8 @@ def fitted(*templates: list[int]) -> Counts:
 
 def scores(member: Counts, *templates: list[int], ends: bool = True, muted: tuple[int, ...] = ()) -> list[float]:
     view = whole(sessions(*templates, ends=ends), 1, muted)
-    return member.scores(view, Standing(view, ["counts"]))[0].tolist()
+    found: list[float] = member.scores(view, Standing(view, ["counts"]))[0].tolist()
+    return found
 
 
 def test_the_distance_is_bray_and_curtiss_to_the_nearest_that_came_twice() -> None:
