@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detection import known
-from detection.causes import new_causes
+from detection.causes import KINDS, new_causes
 from detection.detector import Detector
 from detection.frames import FeedbackFrame, SettingsFrame
 from detection.model import Model
@@ -76,7 +76,7 @@ def test_a_session_with_a_line_nobody_knows_is_novel_and_one_of_a_new_shape_is_a
 def answered(journal: Journal, record: dict[str, object], answer: str) -> None:
     """Say it of the alert `record`."""
     cause = int(str(record["cause"]), 16)
-    kind = known.KINDS.index(str(record["cause_kind"]))
+    kind = KINDS.index(str(record["cause_kind"]))
     journal.apply(FeedbackFrame(str(record["id"]), cause, kind, str(record["what"]), answer, ""))  # type: ignore[arg-type]
 
 
@@ -115,7 +115,7 @@ def test_without_asking_for_several_sources_one_would_be(journal: Journal, monke
 def test_a_shape_that_one_source_finishes_again_and_again_is_not_admitted_either(journal: Journal) -> None:
     """All in one frame with many sessions of others: each shape must be told with the key of its own session."""
     shape = [OPEN, *[RETRY] * 6, CLOSE]
-    lines = []
+    lines = usual(200, 5, prefix="before", at=1800)
     for number in range(60):
         lines += session("x", shape, 2000 + number * 100)
         lines += usual(3, number, prefix=f"u{number}-", at=2000 + number * 100)
