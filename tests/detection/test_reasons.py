@@ -112,9 +112,11 @@ def test_without_asking_for_several_sources_one_would_be(journal: Journal, monke
     assert flagged[0] and not any(flagged[26:])
 
 
-def test_a_shape_that_one_source_finishes_again_and_again_is_not_admitted_either(journal: Journal) -> None:
+@pytest.mark.parametrize("shape", [[OPEN, *[RETRY] * 6, CLOSE], [OPEN, NEW, CLOSE]], ids=["at the end", "on the way"])
+def test_a_shape_that_one_source_finishes_again_and_again_is_not_admitted_either(
+    journal: Journal, shape: list[bytes]
+) -> None:
     """All in one frame with many sessions of others: each shape must be told with the key of its own session."""
-    shape = [OPEN, *[RETRY] * 6, CLOSE]
     lines = usual(200, 5, prefix="before", at=1800)
     for number in range(60):
         lines += session("x", shape, 2000 + number * 100)
