@@ -2,6 +2,7 @@
 # make test   everything that CI checks
 # make faults the tests of tests/faults in their long form (hours; as root, for the power cuts)
 # make bench  print the benchmarks' tables
+# make quality measure the verdicts on every labelled set (an hour or two) and rewrite the table in docs/detection.md
 # make lint   only the checks of format, style, types and cancellation
 # make setup  only prepare .venv
 
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 # function without await (the web framework asks for them), httpx's name.
 OPTIONAL := ASYNC9,ASYNC114,ASYNC124,ASYNC127
 
-.PHONY: run test faults lint bench setup clean
+.PHONY: run test faults lint bench quality setup clean
 
 run: $(VENV)/.installed
 	@$(BIN)/python -m daemon.demo
@@ -43,6 +44,9 @@ bench: $(VENV)/.installed
 	@for each in $$(ls benchmarks/*.py | grep -v running); do \
 	  name=$$(basename $$each .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; \
 	done
+
+quality: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.quality --write docs/detection.md
 
 setup: $(VENV)/.installed-dev
 

@@ -192,6 +192,8 @@ class _Ingest:
     async def accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while not self._stopped:
             with self._until_stop() as scope:
+                # A place is taken when somebody comes, not before: connections that were kept for us need them.
+                await trio.lowlevel.wait_readable(listener)
                 await self._places.acquire()
             if scope.cancelled_caught:
                 return
@@ -207,11 +209,10 @@ class _Ingest:
             nursery.start_soon(self._serve, trio.socket.from_stdlib_socket(connection), self._source(name, None))
 
     async def _accepted(self, listener: socket.socket) -> socket.socket | None:
-        """The next connection, or None when there is none for us: at stop, or after an error to live with."""
+        """The connection that waits, or None when there is none for us after all, or an error to live with."""
         connection: socket.socket | None = None
         with self._until_stop():
             try:
-                await trio.lowlevel.wait_readable(listener)
                 # Not trio's accept: it lets other tasks run before it returns.
                 connection, _ = listener.accept()
             except BlockingIOError:

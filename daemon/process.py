@@ -186,6 +186,9 @@ class _Daemon:
                         # A stop does not end it: what is journaled already is to be applied and saved.
                         with trio.CancelScope(shield=True):
                             recovered = await self._recover(verdicts_in, found)
+                            if found.only_models_left:
+                                # Not before: a model may turn out to be of a later version, whose directory this is.
+                                await self._start_journal(found)
                             running = await self._running(
                                 found, recovered, sequencer, alerts, counters, requests_in, skips_in
                             )
@@ -234,9 +237,11 @@ class _Daemon:
 
         settings = SettingsFrame(self._settings.detection, self._rules)
         with requests:
+            if found.only_models_left:
+                await up_to_date.wait()
             if found.settings != settings:
                 await submit(requests, settings)
-            if found.only_models_left or found.replay_bytes > MAX_EARLY_REPLAY_BYTES:
+            if found.replay_bytes > MAX_EARLY_REPLAY_BYTES:
                 await up_to_date.wait()
             stored = self._listeners.stored
             reason = await trio.to_thread.run_sync(_why_not_exactly_once, self._notifier, stored)
@@ -355,12 +360,16 @@ class _Daemon:
         `last_line` is the last line that a record was written about: the journal went that far at least.
         """
         found = await trio.to_thread.run_sync(find, self._store, last_line)
+        if not found.only_models_left:
+            await self._start_journal(found)
+        return found
+
+    async def _start_journal(self, found: Found) -> None:
         try:
             await trio.to_thread.run_sync(self._store.start_journal, found.seq, found.line)
         except JournalError as exc:
             # There is a state to ask; the sequencer tries again with the first frame, and says that lines wait.
             log.error("%s", exc)
-        return found
 
     async def _recover(self, verdicts: "trio.MemorySendChannel[Verdicts]", found: Found) -> "Recovered":
         """The state, in a thread; replayed verdicts go to alerts, which writes those it has not."""

@@ -83,8 +83,8 @@ class Reasons:
         For sessions that were strange on the way: an open session shows a shape at every line, and only the one at
         the end is the same for all that did the same.
         """
-        shapes = shape_causes(self._view.counts[pieces], np.ones(len(pieces), dtype=np.bool_))
-        self._report(shapes, self._view.offsets[1:][pieces] - 1, begun)
+        counts, last = self._view.counts[pieces], self._view.offsets[1:][pieces] - 1
+        self._report(shape_causes(counts, np.ones(len(pieces), dtype=np.bool_)), last, begun)
 
     def name(self, rows: Ints, begun: int, report: NDArray[np.bool_]) -> None:
         """Find the causes of these rows, at most one a piece; `known` is told the shapes of those in `report`."""
@@ -112,7 +112,7 @@ class Reasons:
         self._report(cause[told], rows[told], begun)
 
     def _report(self, causes: Causes, rows: Ints, begun: int) -> None:
-        """In the order of the log: that of the rows is one of slots, which another run of the same log need not have."""
+        """In the order of the log: that of the rows is one of slots, which another run of it need not have."""
         order = np.lexsort((self._serials[self._piece[rows]], self._lines[rows]))
         causes, piece = causes[order], self._piece[rows[order]]
         keys = np.where(self._windowed[piece], np.uint64(0), source_causes(self._keys[piece]))

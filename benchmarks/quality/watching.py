@@ -1,0 +1,200 @@
+"""The daemon under test: fed over its sockets like any other, asked over its API, judged by what it wrote.
+
+A log of days runs through in minutes here, so we wait where a real day would have given the time: for a
+training that has begun, before the lines after it are sent. `retrain_seconds` is 0 for the same reason.
+Everything else is as shipped unless a set says otherwise.
+"""
+
+import json
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.records import Records, read_records
+from benchmarks.running import Vigild
+
+BATCH_LINES = 2000
+RETRAIN_LINES = 50_000  # as shipped
+NEVER = 1_000_000_000  # lines: a daemon that trains no more
+VOUCHED_BYTES = 256 * 1024
+TRAINING_SECONDS = 1800.0
+APPLIED_SECONDS = 300.0
+DUE_SECONDS = 20.0
+_POLL_SECONDS = 0.05
+_SAY_SECONDS = 10.0
+
+_SETTINGS = """
+[session]
+key = {key}
+[learning]
+warmup_lines = {warmup}
+retrain_lines = {retrain}
+retrain_seconds = 0
+[alarms]
+verdicts = "all"
+{alarms}
+[checkpoint]
+every_lines = 1000000000
+[admin]
+bind = ["unix:admin.sock"]
+"""
+
+
+def settings(
+    *, warmup: int = 50_000, retrain: int = RETRAIN_LINES, key: str = "auto", alpha: float | None = None
+) -> str:
+    """The settings of a run. Without `alpha` the alarm budget is the daemon's own default."""
+    return _SETTINGS.format(
+        key=json.dumps(key),
+        warmup=max(warmup, 100),
+        retrain=retrain,
+        alarms="" if alpha is None else f"alpha = {alpha}",
+    )
+
+
+@contextmanager
+def watched(about: str, settings: str) -> Iterator["Watched"]:
+    """A running daemon in a temporary directory; dead afterwards, whatever happens."""
+    with tempfile.TemporaryDirectory(prefix="vigild-quality-") as home:
+        daemon = Vigild(Path(home), settings=settings)
+        try:
+            yield Watched(about, daemon.start())
+        finally:
+            daemon.close()
+
+
+class Watched:
+    """One run. `line` is the number of the last line sent; `notes` what the daemon could not do.
+
+    `alpha`, known when it is finished, is the level at which sessions were tested in the end.
+    """
+
+    def __init__(self, about: str, daemon: Vigild) -> None:
+        self.about = about
+        self.daemon = daemon
+        self.line = 0
+        self.notes: list[str] = []
+        self.alpha = float("nan")
+        self._connection: socket.socket | None = None
+        self._progress = Progress(about)
+
+    def vouch(self, lines: Sequence[bytes]) -> None:
+        """Have the daemon learn from lines that somebody vouches for, and return when its model is in force.
+
+        A daemon that cannot be told so gets them as ordinary lines: `line` moves on, and `notes` says it.
+        """
+        chunks = list(_chunks(lines))
+        for i, chunk in enumerate(chunks):
+            last = i == len(chunks) - 1
+            path = f"/train-from?source=vouched&last={int(last)}"
+            answer = self.daemon.api.post(path, content=chunk, headers={"content-type": "text/plain"})
+            if answer.status_code in (404, 405) and i == 0:
+                self.notes.append("no POST /train-from: vouched lines went in as ordinary ones")
+                self.stream(lines)
+                self.flush()
+                self.settle(wanted=True)
+                return
+            assert answer.status_code == 200, f"train-from: {answer.status_code} {answer.text}"
+            self._progress.say("vouching", i + 1, len(chunks))
+        self.settle(wanted=True)
+
+    def stream(
+        self, lines: Sequence[bytes], *, batch: int = BATCH_LINES, after: Callable[[], None] | None = None
+    ) -> None:
+        """Send the lines in order, `batch` at a time; after each wait until it is judged, and for a training begun."""
+        if self._connection is None:
+            self._connection = self.daemon.connect()
+            self._connection.settimeout(APPLIED_SECONDS)
+        for start in range(0, len(lines), batch):
+            part = lines[start : start + batch]
+            self._connection.sendall(b"".join(line + b"\n" for line in part))
+            self.line += len(part)
+            self.daemon.wait(lambda: self.daemon.status()["logs_processed"] >= self.line, APPLIED_SECONDS)
+            self.settle()
+            if after is not None:
+                after()
+            self._progress.say("lines", start + len(part), len(lines))
+
+    def settle(self, *, wanted: bool = False) -> None:
+        """Return when no training is under way or due; with `wanted` when a full model is in force, too."""
+        due_until = time.monotonic() + DUE_SECONDS
+        deadline = time.monotonic() + TRAINING_SECONDS
+        while True:
+            status = self.daemon.status()
+            training = status["training"]
+            if training["error"]:
+                raise RuntimeError(f"{self.about}: training failed: {training['error']}\n{self.daemon.log[-2000:]}")
+            missing = wanted and not status["transformer_ready"]
+            if not status["training_in_progress"] and not missing:
+                if not _due(status) or time.monotonic() > due_until:
+                    return
+            elif time.monotonic() > deadline:
+                raise RuntimeError(f"{self.about}: no model after {TRAINING_SECONDS:.0f} s\n{self.daemon.log[-2000:]}")
+            if status["training_in_progress"]:
+                due_until = time.monotonic() + DUE_SECONDS
+                self._progress.say("training", int(training.get("percent") or 0), 100)
+            time.sleep(_POLL_SECONDS)
+
+    def alerts_after(self, last: str | None) -> list[dict[str, Any]]:
+        """The flagged records since the id `last`."""
+        found: list[dict[str, Any]] = self.daemon.api.get(
+            "/anomalies", params={"limit": 1000, **({"after": last} if last else {})}
+        ).json()
+        return found["anomalies"] if isinstance(found, dict) else found
+
+    def flush(self) -> None:
+        """End every open session. The connection ends as well: a stream's last window closes with it."""
+        if self._connection is not None:
+            self._connection.shutdown(socket.SHUT_WR)
+            assert self._connection.recv(1) == b"", "the daemon did not confirm the last lines"
+            self._connection.close()
+            self._connection = None
+        self.daemon.post("/flush")
+
+    def finish(self) -> Records:
+        """Flush, stop, and give what was said of every line and every session closed."""
+        self.alpha = float(self.daemon.status()["alarms"]["alpha"])
+        self.flush()
+        assert self.daemon.stop() == 0, self.daemon.log[-2000:]
+        return read_records(self.daemon.state / "verdicts.jsonl")
+
+
+def _due(status: dict[str, Any]) -> bool:
+    """A training that the state asks for and that has not begun: the moment before it begins."""
+    if "due" in status["training"]:
+        return bool(status["training"]["due"])
+    if not status["transformer_ready"]:
+        return bool(status["logs_processed"] >= status["warmup_target"])
+    return bool(status["phase"] == "training")
+
+
+def _chunks(lines: Sequence[bytes]) -> Iterator[bytes]:
+    """Whole lines, at most VOUCHED_BYTES at once."""
+    held: list[bytes] = []
+    size = 0
+    for line in lines:
+        if held and size + len(line) + 1 > VOUCHED_BYTES:
+            yield b"\n".join(held) + b"\n"
+            held, size = [], 0
+        held.append(line)
+        size += len(line) + 1
+    yield b"\n".join(held) + b"\n"
+
+
+class Progress:
+    """A line on stderr now and then: what is being done, and how far it is."""
+
+    def __init__(self, about: str) -> None:
+        self._about = about
+        self._last = time.monotonic()
+
+    def say(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= _SAY_SECONDS:
+            self._last = now
+            print(f"  {self._about}: {what} {done:,} of {total:,} ({done / max(total, 1):.0%})", file=sys.stderr)
