@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from detection.alerting import Alerting
 from detection.asking import Opinion
 from detection.calibration import alpha_for
-from detection.causes import rule_causes, shape_causes
+from detection.causes import rule_causes, shape_causes, value_causes
 from detection.clock import LogClock
 from detection.ensemble import Ensemble
 from detection.frames import (
@@ -532,7 +532,8 @@ class Detector:
     def training_set(self) -> TrainingSet:
         """What the next generation is to learn from; a copy."""
         found = self._history.sequences()
-        normal = self._known.normal(found.causes) | self._known.normal(_final_shapes(found))
+        normal = self._known.normal(found.causes)
+        normal |= self._known.normal(_final_shapes(found)) & ~_by_value_or_source(found)
         generation = self._generations + 1
         return TrainingSet(
             generation=generation,
@@ -744,3 +745,11 @@ def _final_shapes(sessions: Sequences) -> NDArray[np.uint64]:
     none = np.zeros((len(sessions.starts), COUNT_BUCKETS), dtype=np.uint8)
     counts = counted(none, sessions.tokens, repeat_per_row(sessions.offsets))
     return shape_causes(counts, np.ones(len(counts), dtype=np.bool_))
+
+
+def _by_value_or_source(sessions: Sequences) -> NDArray[np.bool_]:
+    """Which were flagged for odd values or for what their source does, so that no shape makes them normal: bool [S]."""
+    session = repeat_per_row(sessions.offsets)
+    by_value = session[value_causes(sessions.tokens) == sessions.causes[session]]
+    found: NDArray[np.bool_] = np.bincount(by_value, minlength=len(sessions.starts)) > 0
+    return found | (sessions.causes == sessions.keys)

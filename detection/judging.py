@@ -318,7 +318,7 @@ def _score(
     crossed[row_piece[crossing]] = True
     tail = pieces.offsets[1:] - 1
     named_there = (reasons.kind[tail] == SHAPE) & (view.templates[tail] == CLOSING_TEMPLATE)
-    reasons.report_finished(np.flatnonzero(crossed & view.complete & ~named_there), sessions.next_serial)
+    reasons.report_finished(np.flatnonzero(crossed & view.complete & ~named_there), sessions.next_serial, alpha)
     return _Scored(standing, judgement, crossing, excused, reasons)
 
 

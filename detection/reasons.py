@@ -77,21 +77,24 @@ class Reasons:
         rows, template = (column[fresh][np.sort(first)] for column in (rows, template))
         self._report(new_causes(template), rows, begun)
 
-    def report_finished(self, pieces: NDArray[np.int64], begun: int) -> None:
+    def report_finished(self, pieces: NDArray[np.int64], begun: int, alpha: float) -> None:
         """Tell `known` which shapes these pieces' sessions had when they were over.
 
         For sessions that were strange on the way: an open session shows a shape at every line, and only the one at
-        the end is the same for all that did the same.
+        the end is the same for all that did the same. Not of those whose values or source are strange, at `alpha` or
+        more than all else: an attack from many sources has a most usual shape, and must not make itself normal by it.
         """
-        counts, last = self._view.counts[pieces], self._view.offsets[1:][pieces] - 1
-        self._report(shape_causes(counts, np.ones(len(pieces), dtype=np.bool_)), last, begun)
+        p = self._likelihoods(self._view.offsets[1:][pieces] - 1)
+        elsewhere = p[:, [_VALUES, _SOURCES]].min(axis=1) <= np.maximum(p.min(axis=1), alpha)
+        pieces = pieces[~elsewhere]
+        shapes = shape_causes(self._view.counts[pieces], np.ones(len(pieces), dtype=np.bool_))
+        self._report(shapes, self._view.offsets[1:][pieces] - 1, begun)
 
     def name(self, rows: Ints, begun: int, report: NDArray[np.bool_]) -> None:
         """Find the causes of these rows, at most one a piece; `known` is told the shapes of those in `report`."""
         piece, view = self._piece[rows], self._view
         closing = view.templates[rows] == CLOSING
-        with np.errstate(invalid="ignore"):
-            p = np.where(np.isnan(self._members[rows]), 1.0, self._members[rows])
+        p = self._likelihoods(rows)
         least = p.min(axis=1)
         by_value, by_source = p[:, _VALUES] <= least, p[:, _SOURCES] <= least
         new = self._unknown[rows]
@@ -117,6 +120,10 @@ class Reasons:
         causes, piece = causes[order], self._piece[rows[order]]
         keys = np.where(self._windowed[piece], np.uint64(0), source_causes(self._keys[piece]))
         self._known.seen(causes, np.full(len(causes), begun, dtype=np.int64), keys)
+
+    def _likelihoods(self, rows: Ints) -> NDArray[np.float64]:
+        """The members' p-values, 1 of those that are not ready: float64 [n, M]."""
+        return np.where(np.isnan(self._members[rows]), 1.0, self._members[rows])
 
     def _counts_at(self, rows: Ints) -> NDArray[np.uint8]:
         """The sessions' counts as of these rows: those after the batch without what came later in it."""

@@ -56,7 +56,8 @@ def bounded(ring: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[n
     """`ring` with no quantile further than LARGEST_MOVE from that of the ring `before`: float64 [n] ascending."""
     if not len(before):
         return ring
-    same = np.quantile(before, (np.arange(len(ring)) + 0.5) / len(ring))
+    # By Hazen's rule, by which a ring of the same length is its own quantiles, the largest included.
+    same = np.quantile(before, (np.arange(len(ring)) + 0.5) / len(ring), method="hazen")
     return np.clip(ring, same * (1.0 - LARGEST_MOVE), same * (1.0 + LARGEST_MOVE))
 
 

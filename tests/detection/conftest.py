@@ -9,6 +9,7 @@ from detection.model import Model
 from detection.training import transformer
 from detection.training.run import train
 from tests.detection.journal import RECEIVED, WARMUP, sample, segment, started
+from tests.detection.streams import habits, stream, trained
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +36,11 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs of few steps, for what does not depend on how well a transformer has learned."""
     monkeypatch.setattr(transformer, "FEWEST_STEPS", 8)
     yield
+
+
+@pytest.fixture(scope="session")
+def habitual() -> Model:
+    """All members, trained for a while on 300 sessions of `streams.habits`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformer, "FEWEST_STEPS", 60)
+        return trained(stream(habits(300, 1)))

@@ -11,7 +11,6 @@ from detection.members.forest import features
 from detection.members.registry import MEMBERS, VOICES
 from detection.model import Model, to_columns
 from detection.state import digest
-from detection.training import transformer
 from detection.training.run import Progress, TrainingError, train
 from detection.training_set import from_columns
 from tests.detection.streams import habits, reached, standing, stream, trained
@@ -19,35 +18,28 @@ from tests.detection.streams import habits, reached, standing, stream, trained
 TRANSFORMER = VOICES.index("transformer")
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformer, "FEWEST_STEPS", 60)
-        return trained(stream(habits(300, 1)))
-
-
-def test_what_was_never_done_surprises_more_than_anything_habitual(model: Model) -> None:
-    normal = reached(model, stream(habits(50, 2)))[:, TRANSFORMER].max()
-    stops_early, out_of_order, new = reached(model, stream([[1, 2, 3], [4, 2, 1], [1, 77, 4]]))[:, TRANSFORMER]
+def test_what_was_never_done_surprises_more_than_anything_habitual(habitual: Model) -> None:
+    normal = reached(habitual, stream(habits(50, 2)))[:, TRANSFORMER].max()
+    stops_early, out_of_order, new = reached(habitual, stream([[1, 2, 3], [4, 2, 1], [1, 77, 4]]))[:, TRANSFORMER]
     assert min(stops_early, out_of_order, new) > normal
 
 
-def test_rings_hold_one_ascending_score_a_session_for_each_voice_each_family_and_all_together(model: Model) -> None:
+def test_rings_hold_one_ascending_score_a_session_for_each_voice_each_family_and_all_together(habitual: Model) -> None:
     several = [f"family/{family}" for family, columns in families(MEMBERS).items() if len(columns) > 1]
-    silent = {"values"}  # these sessions have none, so that member is not part of the model
-    assert set(model.rings) == {*VOICES, *several, "ensemble"} - silent
-    for ring in model.rings.values():
+    spoke = set(VOICES) - {"values"}  # there were none to judge
+    assert set(habitual.rings) == {*spoke, *several, "ensemble"}
+    for ring in habitual.rings.values():
         assert ring.dtype == np.float64
-        assert len(ring) == 300 == model.meta["sessions"]
+        assert len(ring) == 300 == habitual.meta["sessions"]
         assert (np.diff(ring) >= 0).all()
-    assert (model.generation, model.line, model.templates) == (3, model.meta["lines"], {"next": 9})
+    assert (habitual.generation, habitual.line, habitual.templates) == (3, habitual.meta["lines"], {"next": 9})
 
 
-def test_the_forest_finds_a_flood_strange(model: Model) -> None:
+def test_the_forest_finds_a_flood_strange(habitual: Model) -> None:
     flood = [1] + [2] * 200 + [4]
-    forest = Forest(model.parts["isolation_forest"])
+    forest = Forest(habitual.parts["isolation_forest"])
     ordinary, strange = (
-        forest.scores(features(standing(model, stream([session])))).max() for session in ([1, 2, 2, 3, 4], flood)
+        forest.scores(features(standing(habitual, stream([session])))).max() for session in ([1, 2, 2, 3, 4], flood)
     )
     assert strange > ordinary
 

@@ -1,0 +1,153 @@
+"""The operator's answers: what they change on the next line, and that they last."""
+
+from typing import Any, Literal
+
+import pytest
+
+from detection.causes import KINDS
+from detection.detector import Detector
+from detection.frames import FeedbackFrame, LinesFrame, RefusedFrame, Sequenced
+from detection.model import Model
+from detection.state import digest
+from tests.detection.journal import RECEIVED, Journal, segment, started
+from tests.detection.simple import CLOSE, OPEN, fed, finished, learn, session, simple, taught, usual
+
+NEW = [OPEN, b"dropping all tables now", CLOSE]
+
+
+@pytest.fixture(scope="module")
+def knowing() -> tuple[dict[str, object], Model]:
+    journal = simple()
+    fed(journal, usual(1000, 1))
+    finished(journal)
+    model = learn(journal)
+    return dict(journal.detector.export()), model
+
+
+@pytest.fixture
+def journal(knowing: tuple[dict[str, object], Model]) -> Journal:
+    state, model = knowing
+    return Journal(Detector.load(state, model))  # type: ignore[arg-type]
+
+
+def answer(journal: Journal, record: dict[str, Any], what: Literal["normal", "anomaly", "undo"]) -> None:
+    kind = KINDS.index(record["cause_kind"])
+    journal.apply(FeedbackFrame(record["id"], int(record["cause"], 16), kind, record["what"], what, "seen it"))
+
+
+def flags(journal: Journal, number: int, texts: list[bytes]) -> list[dict[str, Any]]:
+    return fed(journal, session(f"x{number}", texts, 2000 + 100 * number)) + finished(journal)
+
+
+def test_normal_takes_effect_on_the_next_line_and_undo_takes_it_back(journal: Journal) -> None:
+    (alert,) = flags(journal, 1, NEW)
+    answer(journal, alert, "normal")
+    assert flags(journal, 2, NEW) == []
+    assert [(a["id"], a["answer"], a["note"]) for a in journal.detector.answers()] == [
+        (alert["id"], "normal", "seen it")
+    ]
+    answer(journal, alert, "undo")
+    (again,) = flags(journal, 3, NEW)
+    assert again["cause"] == alert["cause"] and journal.detector.answers() == []
+
+
+def test_an_answer_survives_a_restart_and_a_new_model(
+    journal: Journal, knowing: tuple[dict[str, object], Model]
+) -> None:
+    (alert,) = flags(journal, 1, NEW)
+    answer(journal, alert, "normal")
+    loaded = Journal(Detector.load(journal.detector.export(), knowing[1]))
+    assert digest(loaded.detector.export()) == digest(journal.detector.export())
+    assert flags(loaded, 2, NEW) == []
+    model = learn(loaded)
+    assert alert["template_id"] not in model.vocabulary, "too rare to be learned: it is the answer that still holds"
+    assert flags(loaded, 3, NEW) == []
+    assert [each["id"] for each in loaded.detector.answers()] == [alert["id"]]
+
+
+def test_what_was_called_normal_is_learned_from_and_what_was_called_an_anomaly_never(journal: Journal) -> None:
+    (alert,) = flags(journal, 1, NEW)
+    assert journal.detector.training_set().flagged.sum() == 1
+    answer(journal, alert, "normal")
+    assert journal.detector.training_set().flagged.sum() == 0
+    answer(journal, alert, "anomaly")
+    data = journal.detector.training_set()
+    assert data.flagged.sum() == data.tainted.sum() == 1
+
+
+def test_an_anomaly_stays_one_however_often_it_comes(journal: Journal) -> None:
+    (alert,) = flags(journal, 1, NEW)
+    answer(journal, alert, "anomaly")
+    assert all(flags(journal, number, NEW) for number in range(2, 50))
+    assert journal.detector.training_set().tainted.sum() == 49
+
+
+def test_without_the_answer_it_would_have_been_admitted(journal: Journal) -> None:
+    found = [bool(flags(journal, number, NEW)) for number in range(1, 50)]
+    assert found[0] and not any(found[27:])
+
+
+ATTACK = b'203.0.113.9 - - [17/May/2015:10:05:03 +0000] "GET /x?id=1%27%20UNION%20SELECT%201-- HTTP/1.1" 200 1 "-" "-"'
+OTHER = ATTACK.replace(b"GET /x?id", b"POST /x/y/z?id")
+
+
+def test_a_rule_is_called_normal_for_one_template_and_only_there() -> None:
+    journal = started()
+    attack = LinesFrame(RECEIVED, (segment([ATTACK]),))
+    (alert,) = journal.apply(attack).flagged()
+    assert alert["cause_kind"] == "rule"
+    answer(journal, alert, "normal")
+    (record,) = journal.apply(attack).records()
+    assert (record["verdict"], record["flagged"], record["rules"]) == ("normal", False, [])
+    asked = journal.detector.ask([ATTACK], None)
+    assert not asked[0]["is_anomaly"] and asked[0]["rule_based"]["rules"] == []
+    (elsewhere,) = journal.apply(LinesFrame(RECEIVED, (segment([OTHER]),))).flagged()
+    assert elsewhere["verdict"] == "attack" and elsewhere["cause"] != alert["cause"]
+    answer(journal, alert, "undo")
+    assert len(journal.apply(attack).flagged()) == 1
+
+
+def test_an_answer_to_an_alert_that_is_gone_from_the_table_holds_for_its_cause_all_the_same(journal: Journal) -> None:
+    (alert,) = flags(journal, 1, NEW)
+    answer(journal, {**alert, "id": "999999.7"}, "normal")
+    assert flags(journal, 2, NEW) == []
+
+
+def test_a_refused_model_is_listed_with_its_reason_changes_no_verdict_and_counts_as_a_training(
+    journal: Journal,
+) -> None:
+    fed(journal, usual(100, 2, prefix="u", at=3000))
+    before = journal.detector.summary()
+    assert before.lines_since_training > 0
+    generation = journal.detector.training_set().generation
+    journal.apply(RefusedFrame(generation, "model-2-b.pt", "at new sessions it is worse: 3 nats"))
+    after = journal.detector.summary()
+    assert (after.generation, after.models_refused, after.refusal) == (1, 1, "at new sessions it is worse: 3 nats")
+    assert after.lines_since_training == 0 and not after.training_due
+    assert journal.detector.training_set().generation == generation + 1, "its number is not given again"
+    (refused, in_force) = journal.detector.generations()
+    assert (refused["promoted"], refused["in_force"], in_force["in_force"]) == (False, False, True)
+    again = Detector.load(journal.detector.export(), learned_by(journal))
+    assert again.generations() == journal.detector.generations()
+
+
+def learned_by(journal: Journal) -> Model:
+    ensemble = journal.detector._ensemble
+    assert ensemble is not None
+    return ensemble.model
+
+
+def test_a_replay_of_answers_comes_to_the_same_state() -> None:
+    straight = taught(400)
+    state, model = straight.detector.export(), learned_by(straight)
+    seq = straight.detector.seq
+    (alert,) = flags(straight, 1, NEW)
+    answer(straight, alert, "normal")
+    flags(straight, 2, NEW)
+    answer(straight, alert, "undo")
+    flags(straight, 3, NEW)
+    loaded = Detector.load(state, model)
+    for item in straight.items:
+        if item.seq > seq:
+            loaded.apply(Sequenced(item.seq, item.line, item.frame))
+    assert digest(loaded.export()) == digest(straight.detector.export())

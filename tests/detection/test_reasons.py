@@ -1,0 +1,166 @@
+"""What a session is flagged for, once, and what makes it not be: an answer, or the stream's own share."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from detection import known
+from detection.causes import KINDS, new_causes
+from detection.detector import Detector
+from detection.frames import FeedbackFrame, SettingsFrame
+from detection.model import Model
+from detection.reasons import Reasons
+from detection.settings import AlarmSettings
+from tests.detection.journal import Journal, replace_settings
+from tests.detection.simple import (
+    CLOSE,
+    KEY,
+    OPEN,
+    READ,
+    RETRY,
+    WRITE,
+    fed,
+    finished,
+    learn,
+    line,
+    said,
+    session,
+    simple,
+    usual,
+)
+
+NEW = b"dropping all tables now"
+
+
+@pytest.fixture(scope="module")
+def knowing() -> tuple[dict[str, object], Model]:
+    """The state of a detector that knows the usual sessions, and its model."""
+    journal = simple()
+    fed(journal, usual(1500, 1))
+    finished(journal)
+    model = learn(journal)
+    return dict(journal.detector.export()), model
+
+
+@pytest.fixture
+def journal(knowing: tuple[dict[str, object], Model]) -> Journal:
+    state, model = knowing
+    return Journal(Detector.load(state, model))  # type: ignore[arg-type]
+
+
+def deployed(count: int, keys: int, at: float) -> Iterator[list[bytes]]:
+    """Sessions of `keys` keys in turn, 100 seconds apart, that all show a line nobody knew."""
+    for number in range(count):
+        yield session(f"d{number % keys}", [OPEN, NEW, CLOSE], at + number * 100)
+
+
+def test_a_session_is_flagged_where_it_gets_strange_and_never_again(journal: Journal) -> None:
+    texts = [OPEN, READ, NEW, *[WRITE, OPEN] * 8, NEW, CLOSE]
+    records = [r for text in session("x", texts, 2000) for r in said(journal, [text])]
+    flagged = [r["line"] for r in records if r["flagged"]] + [r["line"] for r in finished(journal)]
+    assert len(flagged) == 1
+    verdicts = [r["verdict"] for r in records]
+    at = [r["line"] for r in records].index(flagged[0])
+    assert set(verdicts[at:]) == {verdicts[at]} != {"normal"}, "what it was flagged as it stays"
+
+
+def test_a_session_with_a_line_nobody_knows_is_novel_and_one_of_a_new_shape_is_an_anomaly(journal: Journal) -> None:
+    (novel,) = fed(journal, session("x", [OPEN, NEW, CLOSE], 2000)) + finished(journal)
+    assert (novel["verdict"], novel["cause_kind"], novel["closed"]) == ("novel", "new", False)
+    assert novel["what"] == f"new template: {novel['template']}"
+    (shape,) = fed(journal, session("y", [OPEN, *[RETRY] * 5, CLOSE], 2000)) + finished(journal)
+    assert (shape["verdict"], shape["cause_kind"]) == ("anomaly", "shape")
+
+
+def answered(journal: Journal, record: dict[str, object], answer: str) -> None:
+    """Say it of the alert `record`."""
+    cause = int(str(record["cause"]), 16)
+    kind = KINDS.index(str(record["cause_kind"]))
+    journal.apply(FeedbackFrame(str(record["id"]), cause, kind, str(record["what"]), answer, ""))  # type: ignore[arg-type]
+
+
+def test_a_cause_called_normal_explains_a_p_and_only_a_smaller_one_is_a_reason_to_flag(journal: Journal) -> None:
+    journal.apply(SettingsFrame(replace_settings(session=KEY, alarms=AlarmSettings(alpha=0.01)), ()))
+    odd = [OPEN, READ, CLOSE, READ, CLOSE, OPEN, READ]
+    (open_still,) = fed(journal, session("x1", odd, 2000)) + finished(journal)
+    assert open_still["cause_kind"] == "shape" and not open_still["closed"]
+    answered(journal, open_still, "normal")
+    assert fed(journal, session("x2", odd, 2100)) == []
+    (at_its_end,) = finished(journal)
+    assert at_its_end["p"] < open_still["p"] and at_its_end["cause"] != open_still["cause"]
+    answered(journal, at_its_end, "normal")
+    assert fed(journal, session("x3", odd, 2200)) + finished(journal) == []
+
+
+def test_what_nobody_knew_is_admitted_once_25_sessions_of_several_sources_show_it(journal: Journal) -> None:
+    flagged = [bool(fed(journal, lines)) for lines in deployed(40, 8, 2000)]
+    # The 25th itself may still be found strange when it ends: its line was judged when nobody knew it.
+    assert flagged[0] and flagged[23] and not flagged[24] and not any(flagged[26:])
+    assert journal.detector.summary().admitted >= 1
+
+
+def test_one_source_does_not_get_itself_admitted(journal: Journal) -> None:
+    flagged = [bool(fed(journal, lines)) for lines in deployed(60, 1, 2000)]
+    assert all(flagged)
+    assert journal.detector.summary().admitted == 0
+
+
+def test_without_asking_for_several_sources_one_would_be(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "ADMITTED_KEYS", 1)
+    flagged = [bool(fed(journal, lines)) for lines in deployed(60, 1, 2000)]
+    assert flagged[0] and not any(flagged[26:])
+
+
+@pytest.mark.parametrize("shape", [[OPEN, *[RETRY] * 6, CLOSE], [OPEN, NEW, CLOSE]], ids=["at the end", "on the way"])
+def test_a_shape_that_one_source_finishes_again_and_again_is_not_admitted_either(
+    journal: Journal, shape: list[bytes]
+) -> None:
+    """All in one frame with many sessions of others: each shape must be told with the key of its own session."""
+    lines = usual(200, 5, prefix="before", at=1800)
+    for number in range(60):
+        lines += session("x", shape, 2000 + number * 100)
+        lines += usual(3, number, prefix=f"u{number}-", at=2000 + number * 100)
+    flagged = fed(journal, lines, batch=4000) + finished(journal)
+    assert len([r for r in flagged if r["session"] == "x"]) == 60
+    assert journal.detector.summary().admitted == 0
+
+
+def test_the_same_shape_of_many_sources_is_admitted(journal: Journal) -> None:
+    shape = [OPEN, *[RETRY] * 6, CLOSE]
+    flagged = [
+        len(fed(journal, session(f"x{number}", shape, 2000 + number * 100)) + finished(journal)) for number in range(40)
+    ]
+    assert flagged[0] == 1 and flagged[25:] == [0] * 15
+
+
+def test_a_template_admitted_since_is_not_held_against_a_session_nor_is_what_follows_it(journal: Journal) -> None:
+    lines = session("x", [OPEN, NEW, READ], 9000)
+    before = said(journal, lines)[-1]["p"]
+    finished(journal)
+    for each in deployed(30, 8, 10_000):
+        fed(journal, each)
+    finished(journal)
+    after = said(journal, session("y", [OPEN, NEW, READ], 19_000))[-1]["p"]
+    plain = said(journal, session("z", [OPEN], 19_000))[-1]["p"]
+    assert before < 0.01 and after == plain
+
+
+def test_an_anomaly_among_sessions_of_a_deploy_is_still_found(journal: Journal) -> None:
+    for each in deployed(30, 8, 2000):
+        fed(journal, each)
+    odd = session("bad", [OPEN, NEW, READ, CLOSE, OPEN, CLOSE, WRITE, OPEN], 9000)
+    assert [r["session"] for r in fed(journal, odd) + finished(journal)] == ["bad"]
+
+
+def test_a_session_reports_a_line_that_nobody_knew_once_however_often_it_comes(journal: Journal) -> None:
+    for number in range(10):
+        fed(journal, [line("same", NEW, 2000 + number)] * 3)
+    reported = np.asarray(journal.detector.export()["known.ring.cause"])
+    (template,) = {r["template_id"] for r in said(journal, [line("other", NEW, 2010)]) if not r["closed"]}
+    assert np.count_nonzero(reported == new_causes(np.array([template]))[0]) == 1
+
+
+def test_a_batch_in_which_nothing_is_asked_has_no_reasons() -> None:
+    reasons = Reasons.none(3)
+    assert not (reasons.cause.any() or reasons.kind.any() or reasons.verdict.any())

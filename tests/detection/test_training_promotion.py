@@ -1,0 +1,142 @@
+"""When a new model is refused, and how far a promotion may move a threshold."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detection import network
+from detection.members.registry import VOICES
+from detection.members.transformer import Transformer
+from detection.members.view import Floats, Standing, View, whole_sessions
+from detection.model import Model
+from detection.training import promotion, run
+from detection.training.promotion import (
+    ANCHOR_LINES,
+    ANCHOR_SESSIONS,
+    LARGEST_MOVE,
+    RefusedError,
+    anchor_of,
+    bounded,
+    refuse_worse,
+)
+from detection.transformer import FIRST
+from tests.detection.streams import habits, quietly, stream, trained
+
+ALL = np.ones(60, np.bool_)
+
+
+def seen(sessions: list[list[int]]) -> View:
+    return whole_sessions(stream(sessions), len(VOICES))
+
+
+def surprises(model: Model, view: View) -> Floats:
+    return Transformer(model.parts["transformer"], model.vocabulary).scores(view, Standing(view, VOICES))[0]
+
+
+def without_anchor(model: Model) -> Model:
+    return replace(model, parts={name: part for name, part in model.parts.items() if name != "anchor"})
+
+
+def untrained(model: Model) -> Model:
+    """The same vocabulary, and weights that learned nothing."""
+    weights = network.initial(FIRST + len(model.vocabulary), seed=3)
+    return replace(model, parts={**model.parts, "transformer": {name: t.numpy() for name, t in weights.items()}})
+
+
+def test_a_challenger_that_is_worse_at_new_sessions_is_refused_and_one_as_good_is_not(habitual: Model) -> None:
+    champion, view = without_anchor(habitual), seen(habits(60, 5))
+    theirs = surprises(champion, view)
+    refuse_worse(champion, champion, view, theirs * 1.005, ALL)
+    with pytest.raises(RefusedError, match=r"at new sessions it is worse: \d+\.\d+ nats a line, the model in force"):
+        refuse_worse(champion, champion, view, theirs * 1.05, ALL)
+
+
+def test_sessions_that_the_champion_learned_from_do_not_count(habitual: Model) -> None:
+    champion, view = without_anchor(habitual), seen(habits(60, 5))
+    theirs = surprises(champion, view)
+    old = np.arange(60) < 30
+    worse_at_old = np.where(np.repeat(old, np.diff(view.offsets)), theirs * 9, theirs)
+    refuse_worse(champion, champion, view, worse_at_old, ~old)
+    refuse_worse(champion, champion, view, theirs * 9, ~ALL)
+    with pytest.raises(RefusedError):
+        refuse_worse(champion, champion, view, worse_at_old, old)
+
+
+def test_templates_that_the_champion_does_not_know_do_not_count(
+    habitual: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them are one to it, and so no great surprise; telling them apart must not look worse."""
+    champion, view = without_anchor(habitual), seen([[1, 70 + number % 9, 4] for number in range(60)])
+    mine = np.where(view.templates >= 70, 9.0, surprises(champion, view))
+    refuse_worse(champion, champion, view, mine, ALL)
+    monkeypatch.setattr(promotion, "_known_to", lambda model, view: np.ones(len(view), np.bool_))
+    with pytest.raises(RefusedError):
+        refuse_worse(champion, champion, view, mine, ALL)
+
+
+def test_one_that_forgot_what_was_normal_at_first_is_refused_however_good_it_is_now(habitual: Model) -> None:
+    view = seen(habits(60, 5))
+    better = surprises(habitual, view) * 0.5
+    refuse_worse(habitual, habitual, view, better, ALL)
+    with pytest.raises(RefusedError, match="it forgot what was normal at first"):
+        refuse_worse(untrained(habitual), habitual, view, better, ALL)
+    refuse_worse(untrained(habitual), without_anchor(habitual), view, better, ALL)
+
+
+def test_the_anchor_is_made_of_the_first_sessions_and_handed_on_unchanged(habitual: Model) -> None:
+    data = stream(habits(400, 5))
+    first = anchor_of(None, data)
+    assert len(first["starts"]) == ANCHOR_SESSIONS
+    assert first["tokens"].tolist() == data.tokens[: data.offsets[ANCHOR_SESSIONS]].tolist()
+    assert anchor_of(without_anchor(habitual), data)["tokens"].tolist() == first["tokens"].tolist()
+    assert anchor_of(habitual, data)["tokens"].tolist() == habitual.parts["anchor"]["tokens"].tolist()
+    long = anchor_of(None, stream([[1] * 900] * 20))
+    assert len(long["tokens"]) == 9 * 900 <= ANCHOR_LINES
+
+
+rings_drawn = st.lists(st.floats(0.01, 50), min_size=1, max_size=80).map(lambda ring: np.sort(np.array(ring)))
+
+
+@given(rings_drawn, rings_drawn)
+def test_no_threshold_moves_by_more_than_a_quarter(ring: Floats, before: Floats) -> None:
+    result = bounded(ring, before)
+    assert len(result) == len(ring) and (np.diff(result) >= 0).all()
+    places = (np.arange(len(ring)) + 0.5) / len(ring)
+    ratio = result / np.quantile(before, places, method="hazen")
+    assert (ratio >= 1 - LARGEST_MOVE - 1e-9).all() and (ratio <= 1 + LARGEST_MOVE + 1e-9).all()
+    np.testing.assert_array_equal(bounded(before * 1.2, before), before * 1.2)
+
+
+def test_a_ring_like_the_one_before_is_left_as_it_is_and_a_first_one_too() -> None:
+    ring = np.linspace(1.0, 9.0, 500)
+    np.testing.assert_array_equal(bounded(ring * 1.1, ring), ring * 1.1)
+    np.testing.assert_array_equal(bounded(ring, np.zeros(0)), ring)
+
+
+@pytest.mark.usefixtures("briefly")
+@pytest.mark.parametrize(
+    ("allowed", "said"), [("WORSE_ALLOWED", "at new sessions"), ("ANCHOR_WORSE_ALLOWED", "it forgot")]
+)
+def test_a_training_run_ends_with_the_refusal(
+    habitual: Model, monkeypatch: pytest.MonkeyPatch, allowed: str, said: str
+) -> None:
+    monkeypatch.setattr(promotion, "WORSE_ALLOWED", 9.0)
+    monkeypatch.setattr(promotion, "ANCHOR_WORSE_ALLOWED", 9.0)
+    monkeypatch.setattr(promotion, allowed, 0.0)
+    with pytest.raises(RefusedError, match=said):
+        run.train(stream(habits(60, 2), previous=habitual), progress=quietly)
+
+
+@pytest.mark.usefixtures("briefly")
+def test_a_training_run_moves_the_thresholds_of_the_model_in_force_by_no_more_than_it_may(
+    habitual: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "refuse_worse", lambda *rest: None)
+    far = replace(habitual, rings={**habitual.rings, "ensemble": habitual.rings["ensemble"] * 10})
+    data = stream(habits(80, 2))
+    free, held = (trained(replace(data, previous=each)).rings["ensemble"] for each in (None, far))
+    least = np.quantile(far.rings["ensemble"], (np.arange(80) + 0.5) / 80, method="hazen") * (1 - LARGEST_MOVE)
+    assert (free < least).all() and (held >= least - 1e-9).all()

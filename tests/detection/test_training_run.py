@@ -1,0 +1,210 @@
+"""What a training run learns from and what it leaves out: each protection, and what would happen without it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from detection.members.member import Lesson, Part
+from detection.members.registry import VOICES
+from detection.members.transformer import Transformer
+from detection.members.view import Bools, Floats, Standing, View, whole_sessions
+from detection.model import Model
+from detection.training import run, transformer
+from detection.training.run import _Report, _Run
+from detection.training.transformer import fit_transformer
+from detection.training_set import TrainingSet
+from detection.transformer import FIRST, UNSEEN
+from tests.detection.streams import habits, lesson, quietly, stream, trained
+
+
+class Recognising:
+    """A member that says 1 of every line of a session it was fitted on: sessions here have a template each."""
+
+    name: ClassVar[str] = "ngram"
+    voices: ClassVar[Mapping[str, bool]] = {"ngram": False}
+    family: ClassVar[str] = "sequence"
+    folds: ClassVar[int] = 3
+    early: ClassVar[bool] = True
+
+    def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
+        self._seen = part["seen"]
+
+    def scores(self, view: View, standing: Standing) -> tuple[Floats, ...]:
+        return (np.isin(view.templates, self._seen).astype(np.float64),)
+
+    @classmethod
+    def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
+        return {"seen": np.unique(lesson.data.tokens)}
+
+
+def recognised(learned: Bools) -> list[bool]:
+    """Which of ten sessions are scored by a fit that saw them; only `learned` ones are learned from at all."""
+    data = stream([[number] * 3 for number in range(10)])
+    view = whole_sessions(data, len(VOICES))
+    crossing = _Run(data, view, np.arange(10, dtype=np.int32), _Report(lambda step: None, False))
+    standing = crossing.cross_fitted([Recognising], learned)
+    return [bool(x) for x in standing.reached[view.final_rows(), VOICES.index("ngram")]]
+
+
+def test_no_session_is_scored_by_a_fit_that_saw_it() -> None:
+    assert recognised(np.ones(10, np.bool_)) == [False] * 10
+    assert recognised(np.arange(10) < 5) == [False] * 10
+
+
+def test_fitted_on_everything_they_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = _Run.fit
+    monkeypatch.setattr(_Run, "fit", lambda self, member, sessions, *rest, **more: fit(
+        self, member, np.ones_like(sessions), *rest, **more))  # fmt: skip
+    assert recognised(np.ones(10, np.bool_)) == [True] * 10
+
+
+def test_scores_of_sessions_that_were_learned_would_be_too_low(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions that are all different: what a fit has seen it finds usual, what it has not it does not."""
+    rng = np.random.default_rng(1)
+    data = stream([rng.integers(1, 30, 8).tolist() for _ in range(60)], full=False)
+    crossed = trained(data).rings["ngram_mean"]
+    fit = _Run.fit
+    monkeypatch.setattr(_Run, "fit", lambda self, member, sessions, *rest, **more: fit(
+        self, member, np.ones_like(sessions), *rest, **more))  # fmt: skip
+    assert trained(data).rings["ngram_mean"].max() < 0.5 * crossed.min()
+
+
+def unclean() -> TrainingSet:
+    """291 usual sessions and 9 in which somebody tries things out, three in a hundred."""
+    rng = np.random.default_rng(4)
+    odd = [[1, 66, *rng.choice([67, 68, 2, 3, 5], size).tolist()] for size in range(5, 14)]
+    sessions = habits(291, 1)
+    for number, each in enumerate(odd):
+        sessions.insert(30 * number, each)
+    return stream(sessions, full=False)
+
+
+def test_the_strangest_of_a_first_warm_up_are_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(unclean())
+    assert not np.isin([66, 67, 68], model.vocabulary).any()
+    assert model.meta["fitted_sessions"] == 300 - 15
+    assert len(model.rings["ensemble"]) == 300, "calibrated on all of them: the highest are normal, too"
+    monkeypatch.setattr(run, "TRIMMED_SHARE", 0.0)
+    assert np.isin([66, 67, 68], trained(unclean()).vocabulary).all()
+
+
+def test_sessions_that_somebody_vouches_for_are_never_left_out() -> None:
+    data = unclean()
+    data.vouched[:] = True
+    model = trained(data)
+    assert np.isin([66, 67, 68], model.vocabulary).all() and model.meta["fitted_sessions"] == 300
+
+
+def test_one_source_does_not_make_up_what_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = stream([*habits(200, 1), *[[8, 9, 8, 9]] * 300], full=False)
+    data.keys[200:] = 7777
+    model = trained(data)
+    assert len(model.rings["ensemble"]) == 200 + 25, "five in a hundred of 500"
+    assert not np.isin([8, 9], model.vocabulary).any(), "and nobody else ever sent those"
+    data.keys[220] = 8888
+    assert np.isin([8, 9], trained(data).vocabulary).all()
+    data.keys[220] = 7777
+    monkeypatch.setattr(run, "MANY_KEYS", 10_000)
+    model = trained(data)
+    assert len(model.rings["ensemble"]) == 500 and np.isin([8, 9], model.vocabulary).all()
+
+
+def test_a_stream_of_few_keys_is_learned_as_it_is() -> None:
+    data = stream(habits(200, 1), full=False)
+    data.keys[:] = 5
+    assert len(trained(data).rings["ensemble"]) == 200
+
+
+def flagged(alpha: float) -> TrainingSet:
+    """290 usual sessions, ten that were flagged: eight like the others, and two that are strange indeed."""
+    data = stream([*habits(298, 1), [4, 3, 2, 1, 66], [66, 67, 66, 4]], full=False, alpha=alpha)
+    data.flagged[290:] = True
+    return data
+
+
+def test_flagged_sessions_are_not_learned_from_but_as_many_as_alpha_flags_without_cause_stay_in_the_rings() -> None:
+    survivors, calibrated = trained(flagged(0.0)), trained(flagged(0.01))
+    assert not np.isin([66, 67], calibrated.vocabulary).any()
+    assert len(survivors.rings["ensemble"]) == 290, "survivors only: the highest of them would be the whole"
+    assert len(calibrated.rings["ensemble"]) == 290 + 3
+    assert calibrated.rings["ensemble"][-1] <= trained(flagged(0.03)).rings["ensemble"][-1]
+    worst = trained(flagged(1.0)).rings["ngram"][-1]
+    assert calibrated.rings["ngram"][-1] < worst, "the least strange come back, not the two at the end"
+
+
+def test_before_the_warm_up_is_over_there_are_the_quick_members_only() -> None:
+    model = trained(stream(habits(60, 1), full=False))
+    assert set(model.parts) == {"ngram", "counts"}
+    assert set(model.rings) == {"ngram", "ngram_mean", "counts", "sources", "family/sequence", "ensemble"}
+    assert model.meta["full"] == 0
+
+
+def test_values_are_judged_from_when_they_were_seen_often_enough_and_among_the_times_they_spoke() -> None:
+    data = stream(habits(600, 1), full=False)
+    assert "values" not in trained(data).rings
+    speaking = np.arange(600) % 2 == 0
+    data.values[data.offsets[:-1][speaking]] = 3.0
+    assert len(trained(data).rings["values"]) == 300
+    few = stream(habits(600, 1), full=False)
+    few.values[few.offsets[:-1][:100]] = 3.0
+    assert "values" not in trained(few).rings
+
+
+def test_a_later_generation_goes_on_from_the_one_before(monkeypatch: pytest.MonkeyPatch, habitual: Model) -> None:
+    monkeypatch.setattr(transformer, "FEWEST_STEPS", 1)
+    monkeypatch.setattr(transformer, "LINES_PER_STEP", 10**9)
+    data = stream([*habits(80, 2), *[[1, 6, 4]] * 20])
+    vocabulary = np.array([1, 2, 3, 4, 5, 6], dtype=np.int32)
+    before = habitual.parts["transformer"]
+    begun = fit_transformer(replace(lesson(data), vocabulary=vocabulary))
+    gone_on = fit_transformer(replace(lesson(data), vocabulary=vocabulary, previous=(before, habitual.vocabulary)))
+    for name, array in before.items():
+        carried = (
+            gone_on[name][: len(array)] if name in ("embedding", "output.weight", "output.bias") else gone_on[name]
+        )
+        np.testing.assert_allclose(carried, array, atol=1e-3, err_msg=name)
+    assert np.abs(begun["output.weight"][: len(before["output.weight"])] - before["output.weight"]).max() > 0.05
+    new, unseen = gone_on["output.weight"][FIRST + 5], before["output.weight"][UNSEEN]
+    np.testing.assert_allclose(new, unseen, atol=1e-3, err_msg="a template begins as the unseen ones left off")
+
+
+def test_a_later_generation_sees_old_sessions_as_often_as_new_ones(
+    monkeypatch: pytest.MonkeyPatch, habitual: Model
+) -> None:
+    drawn: list[str] = []
+
+    class Sampler(transformer._Sampler):
+        def __init__(self, fit: TrainingSet, *rest: Any) -> None:
+            super().__init__(fit, *rest)
+            self.of = "fresh" if fit.fresh.all() else "old" if not fit.fresh.any() else "mixed"
+
+        def batch(self) -> Any:
+            drawn.append(self.of)
+            return super().batch()
+
+    monkeypatch.setattr(transformer, "_Sampler", Sampler)
+    monkeypatch.setattr(transformer, "FEWEST_STEPS", 8)
+    data = stream(habits(80, 2))
+    data.fresh[:76] = False
+    given = replace(lesson(data), previous=(habitual.parts["transformer"], habitual.vocabulary))
+    fit_transformer(given)
+    assert drawn == ["fresh", "old"] * 2, "half the steps of a first run"
+    drawn.clear()
+    fit_transformer(replace(given, previous=None))
+    assert drawn == ["mixed"] * 8
+
+
+@pytest.mark.usefixtures("briefly")
+def test_one_like_the_one_before_takes_its_place_with_its_anchor(habitual: Model) -> None:
+    data = stream(habits(100, 2), previous=habitual)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detection.training.promotion.WORSE_ALLOWED", 2.0)
+        model = run.train(data, progress=quietly)
+    assert set(model.parts) >= {"anchor", "transformer"}
+    for name, array in habitual.parts["anchor"].items():
+        np.testing.assert_array_equal(model.parts["anchor"][name], array)
+    assert Transformer(model.parts["transformer"], model.vocabulary)
