@@ -752,4 +752,5 @@ def _by_value_or_source(sessions: Sequences) -> NDArray[np.bool_]:
     session = repeat_per_row(sessions.offsets)
     by_value = session[value_causes(sessions.tokens) == sessions.causes[session]]
     found: NDArray[np.bool_] = np.bincount(by_value, minlength=len(sessions.starts)) > 0
-    return found | (sessions.causes == sessions.keys)
+    found |= sessions.causes == sessions.keys
+    return found
