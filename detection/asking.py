@@ -27,6 +27,7 @@ from detection.settings import DetectionSettings
 from detection.templates import TemplateTable
 from detection.verdicts import finite, shown
 
+NO_TEMPLATE = np.iinfo(np.int32).max  # of a line that fits none: asking makes no new ones, and it ends no session
 CLASSIC = ("isolation_forest", "transformer")  # the members that the answer names one by one, ready or not
 
 
@@ -128,7 +129,7 @@ class Opinion:
         n, table = len(read), self.sessions.column
         held = 0 if slot is None else int(table["held"][slot])
         clock = 0.0 if np.isnan(self.clock) else self.clock
-        ids = np.array([line.template_id for line in read], dtype=np.int32)
+        ids = np.array([line.template_id if line.template_id >= 0 else NO_TEMPLATE for line in read], dtype=np.int32)
         tokens = np.empty((n, held + 1), dtype=np.int32)
         tokens[:, :held] = table["tokens"][slot, :held] if slot is not None else 0
         tokens[:, held] = ids
@@ -240,6 +241,9 @@ class Opinion:
             "threshold": finite(self.ensemble.threshold(voice, self.alpha)),
         }
 
+    def _text_of(self, template: int) -> str:
+        return "<a template never seen>" if template == NO_TEMPLATE else self.templates.text(template)
+
     def _explained(
         self,
         text: bytes,
@@ -252,7 +256,7 @@ class Opinion:
     ) -> dict[str, Any]:
         reasons: dict[str, Any] = {}
         if self.ensemble is not None and judgement is not None:
-            reasons = explained(self.ensemble, view, standing, judgement, row, self.alpha, self.templates.text)
+            reasons = explained(self.ensemble, view, standing, judgement, row, self.alpha, self._text_of)
         if line.strangest is not None:
             odd = line.strangest
             reasons["value"] = {

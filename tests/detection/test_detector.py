@@ -140,6 +140,20 @@ def test_asking_changes_nothing_and_answers_alike_after_a_recovery(lines: list[b
     assert answer["transformer"]["sequence_length"] > 1
 
 
+def test_a_line_of_no_known_template_is_asked_about_as_a_line_and_not_as_an_end(
+    lines: list[bytes], model: Model
+) -> None:
+    journal = started()
+    journal.apply(ModelFrame(1, "model", "sha"), model)
+    journal.apply(LinesFrame(RECEIVED, (segment(lines[:500]),)))
+    strange = b'192.0.2.9 - - [17/May/2015:10:05:03 +0000] "PROPFIND /never/seen/any/of/this.x HTTP/1.1" 207 1 "-" "-"'
+    (answer,) = journal.detector.ask([strange], None, explain=True)
+    assert answer["details"]["log_data"]["template_id"] == -1
+    assert answer["explain"]["found"]["template"] == "<a template never seen>"
+    assert {feature["name"]: feature["value"] for feature in answer["explain"]["features"]}.get("log_length") != 0.0
+    assert answer["verdict"] == "novel"
+
+
 def test_a_line_may_come_in_pieces_and_from_many_sources_at_once(lines: list[bytes]) -> None:
     whole, pieces = started(), started()
     data = b"".join(line + b"\n" for line in lines[:50])
