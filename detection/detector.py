@@ -742,5 +742,6 @@ def _by_value_or_source(sessions: Sequences) -> NDArray[np.bool_]:
     """Which were flagged for odd values or for what their source does, so that no shape makes them normal: bool [S]."""
     session = repeat_per_row(sessions.offsets)
     by_value = session[value_causes(sessions.tokens) == sessions.causes[session]]
-    found: NDArray[np.bool_] = np.bincount(by_value, minlength=len(sessions.starts)) > 0
-    return found | (sessions.causes == sessions.keys)
+    found: NDArray[np.bool_] = sessions.causes == sessions.keys
+    found[by_value] = True
+    return found
