@@ -63,6 +63,7 @@ from detection.verdicts import Verdicts, rows_of
 from detection.vouching import Vouching
 
 CHUNK_LINES = 4096
+UPLOAD_GONE_LINES = 5000  # when so many lines came since a vouched one, the rest of the file is not waited for
 REFRESH_LINES = 1000  # between two trainings because something new was admitted
 FEWEST_VALUES = 500  # lines with parameter values, before the model of them is asked: all are odd at first
 
@@ -207,9 +208,13 @@ class Detector:
         self.model = frame
         self._trained_at = self._learned
         if model is not None and frame.generation > self._generations:
-            self._trained_at -= max(self.line - model.line, 0)  # what came while it was trained
+            # As of when its training set was taken: what came while it was trained is still to be learned.
+            vouched = int(model.meta.get("vouched_lines", 0))
+            self._trained_at = min(model.line + vouched, self._learned)
+            self._vouched_for = self._vouched_for and vouched < self._counters.vouched_lines
+        else:
+            self._vouched_for = False
         self._generations = max(self._generations, frame.generation)
-        self._vouched_for = False
         self._admissions_at = self._known.admissions
         self._use(model)
         self._history.set_mark()
@@ -282,6 +287,7 @@ class Detector:
         if self._vouching is None:
             self._vouching = Vouching(self._counters.vouched_sessions)
         vouching, clock = self._vouching, self._vouching.clock
+        vouching.at_line = self.line
         segments: tuple[Segment, ...] = (frame.segment,)
         intake = take_in(segments, vouching.living, self._pattern, clock=clock.now, received=frame.received)
         reading = read_lines(intake, self._templates, self._rules)
@@ -533,6 +539,7 @@ class Detector:
             generation=generation,
             line=self.line,
             seed=generation,
+            vouched_lines=self._counters.vouched_lines,
             full=self._learned >= self.settings.learning.warmup_lines or self._has_all_members(),
             alpha=self.alpha()[0],
             tokens=found.tokens,
@@ -570,6 +577,8 @@ class Detector:
         learning, learned = self.settings.learning, self._learned
         if self._training_urgent():
             return True
+        if self._vouching is not None and self.line - self._vouching.at_line < UPLOAD_GONE_LINES:
+            return False  # more is on its way, and there is a better moment than in the middle of it
         if self._has_all_members():
             return learned - self._trained_at >= learning.retrain_lines
         # `_trained_at` reaches it when a first full model was refused or lost: then as after any other.
@@ -742,6 +751,6 @@ def _by_value_or_source(sessions: Sequences) -> NDArray[np.bool_]:
     """Which were flagged for odd values or for what their source does, so that no shape makes them normal: bool [S]."""
     session = repeat_per_row(sessions.offsets)
     by_value = session[value_causes(sessions.tokens) == sessions.causes[session]]
-    found: NDArray[np.bool_] = sessions.causes == sessions.keys
-    found[by_value] = True
+    found: NDArray[np.bool_] = np.bincount(by_value, minlength=len(sessions.starts)) > 0
+    found |= sessions.causes == sessions.keys
     return found

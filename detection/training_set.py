@@ -28,6 +28,7 @@ class TrainingSet:
     """T lines of S sessions; session s is tokens[offsets[s]:offsets[s+1]].
 
     generation  the one the model will have; `line` the last log line of the set; `seed` of all randomness
+    vouched_lines  how many lines had been vouched for by then
     full        fit every member; else only those that learn from a few thousand lines
     alpha       the level at which sessions were flagged, 0 when none could be
     tokens      int32 [T] template ids; errors bool [T]; times float64 [T] seconds
@@ -46,6 +47,7 @@ class TrainingSet:
     generation: int
     line: int
     seed: int
+    vouched_lines: int
     full: bool
     alpha: float
     tokens: NDArray[np.int32]
@@ -77,7 +79,7 @@ class TrainingSet:
 
     def to_columns(self) -> State:
         """The set as flat columns for a file."""
-        scalars = ("generation", "line", "seed", "full", "alpha")
+        scalars = ("generation", "line", "seed", "vouched_lines", "full", "alpha")
         return {
             **{name: getattr(self, name) for name in (*scalars, "offsets", *_PER_LINE, *_PER_SESSION)},
             **joined("templates", self.templates),
@@ -93,10 +95,10 @@ def from_columns(columns: Columns) -> TrainingSet:
         if not isinstance(value, np.ndarray) or value.dtype != dtype:
             raise TypeError(f"training set: {name} is not an array of {np.dtype(dtype)}")
         arrays[name] = value
-    whole = {name: columns[name] for name in ("generation", "line", "seed")}
+    whole = {name: columns[name] for name in ("generation", "line", "seed", "vouched_lines")}
     full, alpha = columns["full"], columns["alpha"]
     if not all(isinstance(value, int) for value in whole.values()):
-        raise TypeError("training set: generation, line and seed are integers")
+        raise TypeError("training set: generation, line, seed and vouched_lines are integers")
     if not isinstance(full, bool) or not isinstance(alpha, float):
         raise TypeError("training set: full is a truth value and alpha a number")
     offsets, lines, sessions = arrays["offsets"], len(arrays["tokens"]), len(arrays["starts"])

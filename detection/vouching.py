@@ -24,6 +24,7 @@ class Vouching:
         self.sessions = SessionTable(CAPACITY)
         self.sessions.next_serial = _FIRST_SERIAL + before
         self.counters = SourceCounters()
+        self.at_line = 0  # the stream's line when the last vouched lines came
 
     @property
     def begun(self) -> int:
@@ -32,6 +33,7 @@ class Vouching:
 
     def export(self) -> State:
         return {
+            "at_line": self.at_line,
             **joined("living", self.living.export()),
             **joined("clock", self.clock.export()),
             **joined("sessions", self.sessions.export()),
@@ -41,6 +43,7 @@ class Vouching:
     @classmethod
     def load(cls, columns: Columns) -> "Vouching":
         vouching = cls(0)
+        vouching.at_line = int(columns["at_line"])  # type: ignore[arg-type]
         vouching.living = LivingSources.load(part("living", columns))
         vouching.clock = LogClock.load(part("clock", columns))
         vouching.sessions = SessionTable.load(part("sessions", columns), CAPACITY)

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
+
 from benchmarks.quality import deploy, hdfs, honesty, own, sessions, web
 from benchmarks.quality.report import BEGIN, Row, as_markdown, as_text, load, merged, rewrite, save
 
@@ -58,6 +60,7 @@ def main() -> None:
     if options.log is not None:
         print(as_text(own.measure(options.log, options.labels, options.key, options.warmup)))
         return
+    failed: list[str] = []
     for name, run, folders, chance in SETS:
         if name not in (options.set or NAMES):
             continue
@@ -65,9 +68,18 @@ def main() -> None:
         if absent:
             print(f"\n{name}: left out, no {', '.join(absent)} in {options.data}")
             continue
-        measure(name, run, options.data, options.seeds if chance else 1, options.keep)
+        try:
+            measure(name, run, options.data, options.seeds if chance else 1, options.keep)
+        except (RuntimeError, AssertionError, OSError, httpx.HTTPError) as exc:
+            # What a daemon that fails, hangs or dies looks like from here. One set that cannot be measured must not
+            # cost the hours of the others; an older figure of it must not stand for it, and the exit status tells.
+            (options.keep / f"{name}.json").unlink(missing_ok=True)
+            print(f"\n{name}: NOT MEASURED: {exc}", flush=True)
+            failed.append(name)
     if options.write is not None:
         write(options.write, options.keep)
+    if failed:
+        raise SystemExit(f"not measured: {', '.join(failed)}")
 
 
 def measure(name: str, run: Run, data: Path, seeds: int, keep: Path) -> None:

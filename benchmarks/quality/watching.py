@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from benchmarks.quality.records import Records, read_records
 from benchmarks.running import Vigild
@@ -121,24 +121,33 @@ class Watched:
             self._progress.say("lines", start + len(part), len(lines))
 
     def settle(self, *, wanted: bool = False) -> None:
-        """Return when no training is under way or due; with `wanted` when a full model is in force, too."""
-        due_until = time.monotonic() + DUE_SECONDS
+        """Return when no training is under way or due; with `wanted` a full model must be in force then.
+
+        A training that fails, takes too long, or is not even due although a model is wanted ends the run: RuntimeError.
+        """
         deadline = time.monotonic() + TRAINING_SECONDS
+        quiet_until = time.monotonic() + DUE_SECONDS
         while True:
             status = self.daemon.status()
             training = status["training"]
-            if training["error"]:
-                raise RuntimeError(f"{self.about}: training failed: {training['error']}\n{self.daemon.log[-2000:]}")
             missing = wanted and not status["transformer_ready"]
-            if not status["training_in_progress"] and not missing:
-                if not _due(status) or time.monotonic() > due_until:
-                    return
-            elif time.monotonic() > deadline:
-                raise RuntimeError(f"{self.about}: no model after {TRAINING_SECONDS:.0f} s\n{self.daemon.log[-2000:]}")
+            if training["error"]:
+                self._give_up(f"training failed: {training['error']}")
+            if time.monotonic() > deadline:
+                self._give_up(f"no model after {TRAINING_SECONDS:.0f} s")
             if status["training_in_progress"]:
-                due_until = time.monotonic() + DUE_SECONDS
+                quiet_until = time.monotonic() + DUE_SECONDS
                 self._progress.say("training", int(training.get("percent") or 0), 100)
+            elif not missing and not _due(status):
+                return
+            elif time.monotonic() > quiet_until:
+                if missing:
+                    self._give_up(f"no full model is in force, and no training begins: {training}")
+                return  # due, but held back by the daemon: the lines go on, as they would
             time.sleep(_POLL_SECONDS)
+
+    def _give_up(self, why: str) -> NoReturn:
+        raise RuntimeError(f"{self.about}: {why}\n{self.daemon.log[-2000:]}")
 
     def alerts_after(self, last: str | None) -> list[dict[str, Any]]:
         """The flagged records since the id `last`."""

@@ -8,6 +8,7 @@ questions need nothing in there.
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -138,6 +139,9 @@ class Container:
             time.sleep(0.02)
 
     def close(self) -> None:
+        if self._leader:
+            # The machine would outlive the program that started it; with its first process all of it ends.
+            os.kill(self._leader, signal.SIGKILL)
         self._nspawn.kill()
         self._nspawn.wait(30.0)
 
