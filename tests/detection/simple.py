@@ -79,3 +79,10 @@ def taught(sessions: int = 1500, **changes: Any) -> Journal:
     finished(journal)
     learn(journal)
     return journal
+
+
+def learned_by(journal: Journal) -> Model:
+    """The model in force."""
+    ensemble = journal.detector._ensemble
+    assert ensemble is not None
+    return ensemble.model

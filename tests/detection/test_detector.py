@@ -244,7 +244,7 @@ hostile = st.one_of(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(hostile, min_size=1, max_size=30),
     st.sampled_from(["access", "syslog", "json", "logfmt", "container", "timestamped", "plain"]),

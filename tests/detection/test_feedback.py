@@ -10,7 +10,7 @@ from detection.frames import FeedbackFrame, LinesFrame, RefusedFrame, Sequenced
 from detection.model import Model
 from detection.state import digest
 from tests.detection.journal import RECEIVED, Journal, segment, started
-from tests.detection.simple import CLOSE, OPEN, fed, finished, learn, session, simple, taught, usual
+from tests.detection.simple import CLOSE, OPEN, fed, finished, learn, learned_by, session, simple, taught, usual
 
 NEW = [OPEN, b"dropping all tables now", CLOSE]
 
@@ -129,12 +129,6 @@ def test_a_refused_model_is_listed_with_its_reason_changes_no_verdict_and_counts
     assert (refused["promoted"], refused["in_force"], in_force["in_force"]) == (False, False, True)
     again = Detector.load(journal.detector.export(), learned_by(journal))
     assert again.generations() == journal.detector.generations()
-
-
-def learned_by(journal: Journal) -> Model:
-    ensemble = journal.detector._ensemble
-    assert ensemble is not None
-    return ensemble.model
 
 
 def test_a_replay_of_answers_comes_to_the_same_state() -> None:

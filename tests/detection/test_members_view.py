@@ -39,7 +39,7 @@ def table(numbers: list[float]) -> NDArray[np.float64]:
 
 
 @given(drawn_sessions, scores_drawn)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_where_sessions_stand_is_what_a_plain_reading_says(drawn: list[Session], numbers: list[float]) -> None:
     view, scores = whole(drawn, 2, MUTED), table(numbers)
     standing = said(view, np.arange(len(view)), scores)
@@ -62,7 +62,7 @@ def test_where_sessions_stand_is_what_a_plain_reading_says(drawn: list[Session],
 
 
 @given(drawn_sessions, scores_drawn, st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_session_in_batches_has_the_bits_of_one_in_one_go(
     drawn: list[Session], numbers: list[float], data: st.DataObject
 ) -> None:

@@ -12,7 +12,7 @@ from detection.state import digest
 from detection.training.run import train
 from detection.verdicts import Verdicts
 from tests.detection.journal import RECEIVED, Journal, started
-from tests.detection.simple import KEY, OPEN, fed, finished, said, session, simple, taught, usual
+from tests.detection.simple import KEY, OPEN, fed, finished, learn, said, session, simple, taught, usual
 
 
 def vouch(
@@ -56,8 +56,6 @@ def test_vouched_lines_count_for_nothing_and_are_learned_from_when_the_file_ends
 def test_the_models_first_word_or_a_refusal_ends_the_need_to_train() -> None:
     journal = simple()
     vouch(journal, usual(200, 1))
-    from tests.detection.simple import learn
-
     learn(journal)
     assert not journal.detector.summary().training_due
 

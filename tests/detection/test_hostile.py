@@ -1,0 +1,228 @@
+"""What whoever sends lines may try: to make itself normal, to fill memory, to upset the clock."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from detection import detector as detector_module
+from detection import known
+from detection.causes import shape_causes
+from detection.detector import Detector
+from detection.frames import FlushFrame, Segment, VouchedFrame
+from detection.reasons import Reasons
+from detection.sessions import LONGEST_SESSION, SessionTable
+from detection.settings import AlarmSettings, SessionSettings
+from detection.state import digest
+from detection.training import run
+from detection.training.run import train
+from tests.detection.journal import RECEIVED, Journal, started
+from tests.detection.simple import (
+    BEGAN,
+    CLOSE,
+    OPEN,
+    READ,
+    RETRY,
+    WRITE,
+    fed,
+    finished,
+    learn,
+    learned_by,
+    line,
+    said,
+    session,
+    simple,
+    taught,
+    usual,
+)
+
+WORDS = (b"apple", b"pear", b"plum", b"cherry", b"melon", b"grape", b"fig", b"lemon")
+
+
+def get(ip: str, at: int, target: bytes) -> bytes:
+    when = b"17/May/2015:%02d:%02d:%02d +0000" % (10 + at // 3600, at // 60 % 60, at % 60)
+    return b'%s - - [%s] "GET %s HTTP/1.1" 200 512 "-" "-"' % (ip.encode(), when, target)
+
+
+def searches(count: int, at: int, seed: int) -> list[bytes]:
+    """Each of another address: one to three searches, and away."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for number in range(count):
+        ip = f"10.{seed}.{number // 250}.{number % 250}"
+        for _ in range(int(rng.integers(1, 4))):
+            lines.append(get(ip, at + number, b"/search?q=%s%d" % (WORDS[rng.integers(8)], rng.integers(100))))
+        lines.append(get(ip, at + number, b"/done"))
+    return lines
+
+
+def injections(count: int, at: int, network: int) -> list[bytes]:
+    """As ordinary a session as any but for the value: no rule knows these."""
+    lines = []
+    for number in range(count):
+        ip, value = f"66.{network}.0.{number}", b"~~%25%25~~!!" + bytes([97 + number % 20]) + b"$$^^"
+        lines += [get(ip, at + number, b"/search?q=" + value), get(ip, at + number, b"/done")]
+    return lines
+
+
+def flagged(journal: Journal, lines: list[bytes]) -> list[dict[str, Any]]:
+    return journal.feed(lines) + journal.apply(FlushFrame(RECEIVED)).flagged()
+
+
+def left_out_after_a_campaign() -> int:
+    """How many of 120 sessions with injections, all of them flagged, the next model is not to learn from."""
+    journal = started(alarms=AlarmSettings(alpha=0.003))
+    flagged(journal, searches(900, 0, 1) + searches(900, 900, 2))
+    learn(journal)
+    for network in (1, 2):
+        assert len(flagged(journal, injections(60, 1800 + 100 * network, network))) == 60
+    return int(journal.detector.training_set().flagged.sum())
+
+
+def test_a_campaign_from_many_sources_does_not_become_normal_by_its_ordinary_shape() -> None:
+    assert left_out_after_a_campaign() == 120
+
+
+def test_reporting_its_shape_like_any_other_would_make_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def report_finished(self: Reasons, pieces: NDArray[np.int64], begun: int, alpha: float) -> None:
+        shapes = shape_causes(self._view.counts[pieces], np.ones(len(pieces), dtype=np.bool_))
+        self._report(shapes, self._view.offsets[1:][pieces] - 1, begun)
+
+    monkeypatch.setattr(Reasons, "report_finished", report_finished)
+    monkeypatch.setattr(
+        detector_module, "_by_value_or_source", lambda found: np.zeros(len(found.starts), dtype=np.bool_)
+    )
+    assert left_out_after_a_campaign() == 0
+
+
+PATIENT = SessionSettings(key=r"id=(\S+)", idle_seconds=2.0)
+EXPORT = b"exporting the whole table"
+PHASES = 8
+
+
+def slowly_turning_bad() -> list[bool]:
+    """One source sends every fifth session; those of its last phase, all bad: which are flagged.
+
+    At first it does what all do; then, a little more often in each phase, and each time more, it does what nobody
+    does. A new model comes after each phase.
+    """
+    journal = simple(session=PATIENT)
+    rng, at = np.random.default_rng(1), 0
+    found: list[bool] = []
+    for phase in range(PHASES):
+        lines, bad = [], 0
+        for number in range(300):
+            at += 1
+            if number % 5 == 0:
+                turned = rng.random() < phase / (PHASES - 1)
+                bad += turned
+                lines += session("mallory", [OPEN, *([EXPORT] * phase if turned else [READ, READ]), CLOSE], at)
+            else:
+                lines += usual(1, 1000 * phase + number, prefix=f"p{phase}-{number}-", at=at)
+        records = fed(journal, lines) + finished(journal)
+        found = [r["session"] == "mallory" for r in records]
+        learn(journal)
+    assert bad == 60
+    return found
+
+
+def test_a_source_of_a_fifth_of_the_traffic_that_slowly_turns_bad_is_still_flagged_at_the_end() -> None:
+    assert sum(slowly_turning_bad()) == 60
+
+
+def test_without_a_cap_and_other_sources_word_it_would_have_made_itself_normal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "LARGEST_SHARE", 1.0)
+    monkeypatch.setattr(run, "MANY_KEYS", 10**9)
+    monkeypatch.setattr(known, "ADMITTED_KEYS", 1)
+    assert sum(slowly_turning_bad()) < 6
+
+
+def sizes(journal: Journal) -> int:
+    """Bytes of the state."""
+    return sum(np.asarray(value).nbytes for value in journal.detector.export().values())
+
+
+def test_a_flood_of_templates_and_keys_takes_bounded_room_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small table instead of a million lines: what is bounded is the same."""
+    for makes_one in (SessionTable.__init__, getattr(SessionTable.load, "__func__")):  # noqa: B009
+        monkeypatch.setattr(makes_one, "__defaults__", (2048,))
+    journal = taught(300, alarms=AlarmSettings(per_day=20.0))
+    words = [bytes(97 + number // 26**place % 26 for place in range(4)) for number in range(12_000)]
+    flood = [line(f"k{number}", b"%s was %s" % (word, word[::-1]), 2000 + number / 1000)
+             for number, word in enumerate(words)]  # fmt: skip
+    fed(journal, flood[:6000], batch=2000)
+    half, summary = sizes(journal), journal.detector.summary()
+    fed(journal, flood[6000:], batch=2000)
+    after = journal.detector.summary()
+    assert after.sessions_open <= 2048 and after.sessions_evicted > summary.sessions_evicted > 0
+    assert after.templates < 200, "what differs everywhere is not one template each"
+    assert after.incidents_opened - after.incidents_digest <= 20 and 0 < after.incidents_digest < 100
+    rows = 6000 * 40 + 4096 * 400  # of the history, and of incidents until their table is full
+    assert sizes(journal) < half + rows
+    again = Detector.load(journal.detector.export(), learned_by(journal))
+    assert digest(again.export()) == digest(journal.detector.export())
+
+
+def test_the_stream_goes_on_being_judged_after_a_flood() -> None:
+    journal = taught(1000)
+    fed(journal, [line(f"k{number}", b"x%d" % number, 2000) for number in range(3000)])
+    finished(journal)
+    normal = fed(journal, usual(50, 8, prefix="after", at=3000)) + finished(journal)
+    bad = fed(journal, session("bad", [OPEN, *[RETRY] * 9, CLOSE], 3100)) + finished(journal)
+    assert len(normal) <= 2 and [r["session"] for r in bad] == ["bad"]
+
+
+def test_one_endless_session_is_cut_and_takes_bounded_room() -> None:
+    journal = taught(300)
+    endless = [line("x", (READ, WRITE)[number % 2], 2000) for number in range(5000)]
+    records = said(journal, endless[:2500])
+    before = sizes(journal)
+    records += said(journal, endless[2500:])
+    closed = [r for r in records if r["closed"]]
+    assert [(r["first_line"], r["last_line"]) for r in closed] == [
+        (r["first_line"], r["first_line"] + LONGEST_SESSION - 1) for r in closed
+    ]
+    assert len(closed) == 5 and journal.detector.summary().sessions_open <= 1
+    assert sizes(journal) < before + 200_000, "what is kept of it is bounded"
+    flagged_rows = [r for r in records if r["flagged"]]
+    assert len(flagged_rows) <= 6, "each of its pieces once at most"
+
+
+TIMES: list[Callable[[int], bytes]] = [
+    lambda n: b"%.3f " % (BEGAN + 3000 - n * 10),  # backwards
+    lambda n: b"%.3f " % (BEGAN + 3000 + (n % 2) * 4e8),  # years ahead and back, in turn
+    lambda n: b"%.3f " % ((BEGAN + 3000 - 7e8) if n % 3 else BEGAN + 3000),
+    lambda n: b"",  # none
+    lambda n: b"99999999999999999999 ",
+    lambda n: b"-1 ",
+]
+
+
+@pytest.mark.parametrize("stamp", TIMES, ids=["back", "jumps", "long ago", "none", "endless", "negative"])
+def test_whatever_the_times_say_each_line_is_judged_and_the_stream_finds_back(stamp: Callable[[int], bytes]) -> None:
+    journal = taught(1000)
+    mad = [stamp(number) + b"INFO id=m%d %s" % (number // 4, (OPEN, READ, WRITE, CLOSE)[number % 4])
+           for number in range(400)]  # fmt: skip
+    records = said(journal, mad)
+    assert len([r for r in records if not r["closed"]]) == 400
+    assert all(r["time"] is None or np.isfinite(r["time"]) for r in records)
+    loaded = Journal(Detector.load(journal.detector.export(), learned_by(journal)))
+    for each in (journal, loaded):
+        finished(each)
+    assert digest(loaded.detector.export()) == digest(journal.detector.export())
+    (bad,) = fed(journal, session("bad", [OPEN, *[RETRY] * 9, CLOSE], 5000)) + finished(journal)
+    assert bad["session"] == "bad"
+
+
+def test_a_vouched_file_full_of_attacks_teaches_nothing() -> None:
+    journal = started()
+    attacks = [get(f"203.0.113.{n % 250}", 60 * n, b"/x?id=1%%27%%20UNION%%20SELECT%%20%d--" % n) for n in range(500)]
+    data = b"".join(attack + b"\n" for attack in attacks)
+    journal.apply(VouchedFrame(RECEIVED, Segment("file", "access", data, 500, last=True), True))
+    summary = journal.detector.summary()
+    assert (summary.vouched_lines, summary.vouched_rule_hits, summary.rule_hits) == (500, 500, 0)
+    assert journal.detector.training_set().tainted.all()
+    with pytest.raises(run.TrainingError, match="0 clean sessions"):
+        train(journal.detector.training_set(), progress=lambda step: None)
