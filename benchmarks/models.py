@@ -151,6 +151,7 @@ def _training_set(sessions: list[list[int]], seed: int) -> TrainingSet:
         vouched=np.ones(count, dtype=np.bool_),
         fresh=np.ones(count, dtype=np.bool_),
         keys=np.arange(count, dtype=np.uint64),
+        causes=np.zeros(count, dtype=np.uint64),
         templates={},
     )
 

@@ -555,6 +555,7 @@ class Detector:
             vouched=found.vouched,
             fresh=found.fresh,
             keys=found.keys,
+            causes=found.causes,
             templates=self._templates.export(),
             previous=self._ensemble.model if self._ensemble is not None else None,
         )

@@ -20,6 +20,7 @@ _PER_SESSION = {
     "vouched": np.bool_,
     "fresh": np.bool_,
     "keys": np.uint64,
+    "causes": np.uint64,
 }
 
 
@@ -39,7 +40,8 @@ class TrainingSet:
     flagged     bool [S]: the members found it strange, and nobody has called it normal since
     vouched     bool [S]: the operator says it is normal
     fresh       bool [S]: it ended after the model in force was made
-    keys        uint64 [S]: a hash of the session's key
+    keys        uint64 [S]: a hash of the session's key; causes uint64 [S]: what it was flagged for (`causes`), 0: it
+                was not
     templates   `TemplateTable.export()`, passed through into the model
     previous    the model in force, to go on from; None at the first time
     """
@@ -63,6 +65,7 @@ class TrainingSet:
     vouched: NDArray[np.bool_]
     fresh: NDArray[np.bool_]
     keys: NDArray[np.uint64]
+    causes: NDArray[np.uint64]
     templates: Mapping[str, Value]
     previous: Model | None = None
 

@@ -102,5 +102,6 @@ def _sessions(anchor: Mapping[str, NDArray[Any]]) -> TrainingSet:
         vouched=np.zeros(sessions, np.bool_),
         fresh=np.zeros(sessions, np.bool_),
         keys=np.zeros(sessions, np.uint64),
+        causes=np.zeros(sessions, np.uint64),
         templates={},
     )

@@ -305,9 +305,14 @@ def _has_enough_to_say(member: type[Member], view: View, learned: Bools) -> bool
 
 
 def _without_cause(strangeness: Floats, pool: TrainingSet) -> Bools:
-    """Of the flagged sessions as many as were to be expected without cause, the least strange ones: bool [S]."""
-    order = np.argsort(np.where(pool.flagged, strangeness, np.inf), kind="stable")
-    expected = min(math.ceil(pool.alpha * len(strangeness)), int(pool.flagged.sum()))
+    """Of the flagged sessions as many as were to be expected without cause, the least strange ones: bool [S].
+
+    One of each cause at most: false alarms have as many causes as there are, an attack has one. Else a campaign would
+    fill the top of the rings with itself, and never be found again.
+    """
+    flagged = np.flatnonzero(pool.flagged)
+    flagged = flagged[np.argsort(strangeness[flagged], kind="stable")]
+    _, first = np.unique(pool.causes[flagged], return_index=True)
     chosen = np.zeros(len(strangeness), dtype=np.bool_)
-    chosen[order[:expected]] = True
+    chosen[flagged[np.sort(first)][: math.ceil(pool.alpha * len(strangeness))]] = True
     return chosen

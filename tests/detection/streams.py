@@ -38,6 +38,7 @@ def stream(sessions: Sequence[Sequence[int]], *, ends: bool = True, **changes: A
         "vouched": np.zeros(count, dtype=np.bool_),
         "fresh": np.ones(count, dtype=np.bool_),
         "keys": np.arange(1, count + 1, dtype=np.uint64),
+        "causes": np.arange(1, count + 1, dtype=np.uint64),
         "templates": {"next": 9},
     }
     return TrainingSet(**(columns | changes))
