@@ -136,6 +136,16 @@ def test_flagged_sessions_are_not_learned_from_but_as_many_as_alpha_flags_withou
     assert calibrated.rings["ngram"][-1] < worst, "the least strange come back, not the two at the end"
 
 
+def test_a_campaign_does_not_fill_the_top_of_the_rings_with_itself() -> None:
+    data = stream([*habits(400, 1), *[[1, 66, 66, 4]] * 40], full=False, alpha=0.05)
+    data.flagged[400:] = True
+    of_many_causes = trained(data)
+    data.causes[400:] = 4242
+    of_one = trained(data)
+    assert len(of_many_causes.rings["ensemble"]) == 400 + 22, "the control: the campaign is the top 5 % of it"
+    assert len(of_one.rings["ensemble"]) == 400 + 1
+
+
 def test_before_the_warm_up_is_over_there_are_the_quick_members_only() -> None:
     model = trained(stream(habits(60, 1), full=False))
     assert set(model.parts) == {"ngram", "counts"}
