@@ -434,6 +434,18 @@ async def test_train_from_tells_what_became_of_the_training(
         assert (found, (out + err).endswith(said)) == (status, True), (out, err)
 
 
+async def test_train_from_ends_what_it_has_begun_when_the_file_is_damaged(tmp_path: Path) -> None:
+    damaged = gzip.compress(b"".join(b"line %d\n" % n for n in range(100_000)))[:-8]
+    async with daemon(tmp_path) as (control, env):
+        status, _, err = await ask("train-from", "-", stdin=damaged, env=env)
+        assert status == 1 and "the gzip data is damaged" in err
+        assert len({name for _, name, *_ in control.asked}) == 1 and len(control.asked) > 1
+        assert control.asked[-1][2:] == (0, True), "or the next file would be refused for a minute"
+        asked = len(control.asked)
+        assert (await ask("train-from", "-", stdin=damaged[:20], env=env))[0] == 1
+        assert len(control.asked) == asked, "nothing was begun"
+
+
 async def test_train_from_does_not_hide_that_it_was_broken_off(tmp_path: Path) -> None:
     async with daemon(tmp_path) as (control, env):
         control.error_after = 1, ControlError(503, "degraded", "nothing can be changed now: disk full")
