@@ -30,7 +30,7 @@ from actors.checkpoint import CheckpointError, Checkpoints
 from actors.published import Published
 from actors.scoring import Scoring
 from actors.sequencer import Request, submit
-from detection.frames import ModelFrame, RefusedFrame
+from detection.frames import ModelFrame, RefusedFrame, Studied
 from detection.model import Model
 from detection.state import State
 from persistence.snapshot import write_snapshot
@@ -57,6 +57,9 @@ class TrainingSet(Protocol):
 
     @property
     def full(self) -> bool: ...
+
+    @property
+    def studied(self) -> Studied: ...
 
     def to_columns(self) -> State: ...
 
@@ -247,7 +250,8 @@ async def _attempt(
         await trio.to_thread.run_sync(write)
         trained = await _train([*command, str(source), str(models)], status)
         if isinstance(trained, str):
-            return RefusedFrame(data.generation, f"model-{data.generation}", trained), None, data.full
+            refused = RefusedFrame(data.generation, f"model-{data.generation}", trained, data.studied)
+            return refused, None, data.full
         model = await trio.to_thread.run_sync(load, trained.name, trained.sha256)
     except Exception as exc:
         # Whatever it was cost one run of a child process; the state it came from is untouched.
@@ -258,7 +262,7 @@ async def _attempt(
         return None
     finally:
         source.unlink(missing_ok=True)
-    return ModelFrame(model.generation, trained.name, trained.sha256), model, data.full
+    return ModelFrame(model.generation, trained.name, trained.sha256, data.studied), model, data.full
 
 
 async def _train(command: Sequence[str], status: TrainingStatus) -> _Trained | str:

@@ -1,11 +1,12 @@
 """What a training run learns from: recent sessions as columns, handed to the trainer's process in a file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.frames import Studied
 from detection.model import Model
 from detection.model import from_columns as model_from_columns
 from detection.model import to_columns as model_to_columns
@@ -41,6 +42,7 @@ class TrainingSet:
     keys        uint64 [S]: a hash of the session's key
     templates   `TemplateTable.export()`, passed through into the model
     previous    the model in force, to go on from; None at the first time
+    studied     for the frame of the model, when it is there; the trainer is not told
     """
 
     generation: int
@@ -63,6 +65,7 @@ class TrainingSet:
     keys: NDArray[np.uint64]
     templates: Mapping[str, Value]
     previous: Model | None = None
+    studied: Studied = field(default_factory=Studied)
 
     def only(self, sessions: NDArray[np.bool_]) -> "TrainingSet":
         """The same set with none but the marked sessions (bool [S])."""

@@ -9,7 +9,16 @@ from typing import Any
 import trio
 
 from detection.causes import KINDS, shown
-from detection.frames import FeedbackFrame, LinesFrame, ModelFrame, Sequenced, VouchedFrame, count_lines, decode
+from detection.frames import (
+    FeedbackFrame,
+    LinesFrame,
+    ModelFrame,
+    Sequenced,
+    Studied,
+    VouchedFrame,
+    count_lines,
+    decode,
+)
 from detection.state import Columns, State
 from persistence.journal import JournalError
 from persistence.segment import Entry
@@ -51,6 +60,7 @@ class FakeTrainingSet:
     generation: int
     line: int
     full: bool = True
+    studied: Studied = field(default_factory=lambda: Studied(seq=2, learned=2))
 
     def to_columns(self) -> State:
         return {"generation": self.generation, "line": self.line}

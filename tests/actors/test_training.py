@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from actors.training import TrainingStatus, run_training
-from detection.frames import ModelFrame, decode
+from detection.frames import ModelFrame, Studied, decode
 from detection.model import Model
 from persistence.snapshot import read_snapshot
 from tests.actors.fakes import FakeStore
@@ -119,7 +119,7 @@ async def test_a_model_is_trained_when_due_and_takes_effect_as_a_frame(
         await case.flow.log(b"two")
         await installed(case)
 
-        assert case.model_frames() == [ModelFrame(1, "model-1-0123456789abcdef.pt", "ab" * 32)]
+        assert case.model_frames() == [ModelFrame(1, "model-1-0123456789abcdef.pt", "ab" * 32, Studied(2, 2))]
         assert case.flow.detector.model == "model-1-0123456789abcdef.pt"
         assert case.flow.store.snapshots[-1][3] == ("model-1-0123456789abcdef.pt",)
         seq, line, columns = read_snapshot(tmp_path / "models" / "input")
