@@ -210,6 +210,7 @@ class Service:
                 "lines": summary.vouched_lines,
                 "rule_hits": summary.vouched_rule_hits,
                 "sessions": summary.vouched_sessions,
+                "waiting": summary.vouched_waiting,
             },
             "templates": {
                 "live": summary.templates,

@@ -636,6 +636,7 @@ class Detector:
             vouched_lines=counters.vouched_lines,
             vouched_rule_hits=counters.vouched_rule_hits,
             vouched_sessions=counters.vouched_sessions,
+            vouched_waiting=self._vouched_at > 0,
         )
 
     # --- the state as columns -----------------------------------------------------------------------

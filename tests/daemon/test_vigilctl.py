@@ -434,6 +434,25 @@ async def test_train_from_tells_what_became_of_the_training(
         assert (found, (out + err).endswith(said)) == (status, True), (out, err)
 
 
+async def test_train_from_waits_for_the_model_that_knows_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with daemon(tmp_path) as (control, env):
+        control.trains = False
+        status = control.status()
+        early = {"generation_in_force": 8, "due": True}, {"waiting": True}
+        later: tuple[dict[str, Any], dict[str, Any]] = {"generation_in_force": 9}, {}
+        answers = iter([({}, {}), early, early, later])
+
+        def told() -> dict[str, Any]:
+            training, vouched = next(answers)
+            return {**status, "training": status["training"] | training, "vouched": status["vouched"] | vouched}
+
+        monkeypatch.setattr(control, "status", told)
+        found, out, err = await ask("train-from", "-", stdin=b"one\n", env=env)
+        assert (found, err) == (0, "") and out.endswith("model generation 9 is in force\n")
+
+
 async def test_train_from_ends_what_it_has_begun_when_the_file_is_damaged(tmp_path: Path) -> None:
     damaged = gzip.compress(b"".join(b"line %d\n" % n for n in range(100_000)))[:-8]
     async with daemon(tmp_path) as (control, env):

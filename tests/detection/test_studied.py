@@ -28,6 +28,7 @@ def test_a_vouched_file_that_ends_while_a_model_is_trained_is_learned_from_next(
     ended(journal, begun, model, refused)
     summary = journal.detector.summary()
     assert (summary.training_due, summary.training_urgent, summary.lines_since_training) == (True, True, 100)
+    assert summary.vouched_waiting
     assert Detector.load(journal.detector.export(), None).summary().training_urgent
 
     ended(journal, journal.detector.training_set().studied, model, refused)
