@@ -5,7 +5,8 @@
 The child owns nothing and may die at any moment: until the model frame is journaled nothing has changed, and
 what was in the training set is still in the state. A run that fails is logged with its cause and begun again
 after a pause that doubles. A model that is worse than the one in force is refused, by a frame as well: then the
-state knows that it was tried, and when the next one is due. The child writes one JSON object a line on its standard
+state knows that it was tried, and when the next one is due. So is one that was trained while somebody put another
+in force, by a rollback or by restoring a snapshot. The child writes one JSON object a line on its standard
 output:
 
     {"stage", "epoch", "epochs", "loss", "fraction", "seconds_left"}     progress
@@ -237,11 +238,13 @@ async def _attempt(
 
     None when it failed, which is logged and kept in `status`.
     """
+    published = scoring.published
     data = await scoring.training_set()
+    in_force = published.summary.generation
     status.begin(data.generation)
     log.info("training generation %d: started, lines through %d", data.generation, data.line)
     source = scratch / f"training-{data.generation}.msgpack"
-    seq = scoring.published.summary.seq
+    seq = published.summary.seq
 
     def write() -> None:
         write_snapshot(source, seq, data.line, data.to_columns())
@@ -262,6 +265,10 @@ async def _attempt(
         return None
     finally:
         source.unlink(missing_ok=True)
+    if published.summary.generation != in_force:
+        # It goes on from a model that somebody has turned away from, and would undo that.
+        reason = "another model was put in force while it was trained"
+        return RefusedFrame(data.generation, trained.name, reason, data.studied), None, data.full
     return ModelFrame(model.generation, trained.name, trained.sha256, data.studied), model, data.full
 
 
