@@ -5,7 +5,8 @@
 The child owns nothing and may die at any moment: until the model frame is journaled nothing has changed, and
 what was in the training set is still in the state. A run that fails is logged with its cause and begun again
 after a pause that doubles. A model that is worse than the one in force is refused, by a frame as well: then the
-state knows that it was tried, and when the next one is due. The child writes one JSON object a line on its standard
+state knows that it was tried, and when the next one is due. So is one that was trained while somebody put another
+in force, by a rollback or by restoring a snapshot. The child writes one JSON object a line on its standard
 output:
 
     {"stage", "epoch", "epochs", "loss", "fraction", "seconds_left"}     progress
@@ -30,7 +31,7 @@ from actors.checkpoint import CheckpointError, Checkpoints
 from actors.published import Published
 from actors.scoring import Scoring
 from actors.sequencer import Request, submit
-from detection.frames import ModelFrame, RefusedFrame
+from detection.frames import ModelFrame, RefusedFrame, Studied
 from detection.model import Model
 from detection.state import State
 from persistence.snapshot import write_snapshot
@@ -57,6 +58,9 @@ class TrainingSet(Protocol):
 
     @property
     def full(self) -> bool: ...
+
+    @property
+    def studied(self) -> Studied: ...
 
     def to_columns(self) -> State: ...
 
@@ -234,11 +238,13 @@ async def _attempt(
 
     None when it failed, which is logged and kept in `status`.
     """
+    published = scoring.published
     data = await scoring.training_set()
+    in_force = published.summary.generation
     status.begin(data.generation)
     log.info("training generation %d: started, lines through %d", data.generation, data.line)
     source = scratch / f"training-{data.generation}.msgpack"
-    seq = scoring.published.summary.seq
+    seq = published.summary.seq
 
     def write() -> None:
         write_snapshot(source, seq, data.line, data.to_columns())
@@ -247,7 +253,8 @@ async def _attempt(
         await trio.to_thread.run_sync(write)
         trained = await _train([*command, str(source), str(models)], status)
         if isinstance(trained, str):
-            return RefusedFrame(data.generation, f"model-{data.generation}", trained), None, data.full
+            refused = RefusedFrame(data.generation, f"model-{data.generation}", trained, data.studied)
+            return refused, None, data.full
         model = await trio.to_thread.run_sync(load, trained.name, trained.sha256)
     except Exception as exc:
         # Whatever it was cost one run of a child process; the state it came from is untouched.
@@ -258,7 +265,11 @@ async def _attempt(
         return None
     finally:
         source.unlink(missing_ok=True)
-    return ModelFrame(model.generation, trained.name, trained.sha256), model, data.full
+    if published.summary.generation != in_force:
+        # It goes on from a model that somebody has turned away from, and would undo that.
+        reason = "another model was put in force while it was trained"
+        return RefusedFrame(data.generation, trained.name, reason, data.studied), None, data.full
+    return ModelFrame(model.generation, trained.name, trained.sha256, data.studied), model, data.full
 
 
 async def _train(command: Sequence[str], status: TrainingStatus) -> _Trained | str:

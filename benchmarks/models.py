@@ -135,7 +135,6 @@ def _training_set(sessions: list[list[int]], seed: int) -> TrainingSet:
         generation=1,
         line=lines,
         seed=seed,
-        vouched_lines=0,
         full=True,
         alpha=0.0,
         tokens=np.concatenate([np.array(session, dtype=np.int32) for session in sessions]),

@@ -47,7 +47,7 @@ class Control(Protocol):
             ingest      connections, bytes, lines_truncated
             alarms      flagged, per_day, alpha, floor_binding, incidents {opened, open, digest, evicted},
                         answers, admitted
-            vouched     lines, rule_hits, sessions
+            vouched     lines, rule_hits, sessions, waiting (a file has ended that no model has learned from)
         """
 
     async def detect(

@@ -210,6 +210,7 @@ class Service:
                 "lines": summary.vouched_lines,
                 "rule_hits": summary.vouched_rule_hits,
                 "sessions": summary.vouched_sessions,
+                "waiting": summary.vouched_waiting,
             },
             "templates": {
                 "live": summary.templates,
@@ -362,7 +363,7 @@ class Service:
         record: Mapping[str, Any] | None = running.alerts.find(alert_id)
         if record is None:
             record = await trio.to_thread.run_sync(find_record, path, alert_id)
-        alert = about(record)
+        alert, alert_id = about(record), str(record["id"])  # as it is written there: 0701 is no other alert than 701
         said: Literal["normal", "anomaly"] = "normal" if answer == "normal" else "anomaly"
         line = await self._answer(FeedbackFrame(alert_id, alert.cause, alert.kind, alert.what, said, note))
         return {"id": alert_id, "answer": said, "kind": KINDS[alert.kind], "what": alert.what, "line": line}

@@ -34,6 +34,7 @@ from detection.frames import (
     Sequenced,
     SettingsFrame,
     SkipFrame,
+    Studied,
     TickFrame,
     VouchedFrame,
     count_lines,
@@ -114,7 +115,7 @@ class Detector:
         self._closings_at_line = 0  # so that ids of sessions closed at one line never repeat
         self._generations = 0  # the highest that was ever trained
         self._trained_at = 0  # how much had been learned (`_learned`) when the last training set was taken
-        self._vouched_for = False  # since then a vouched file has ended: learn from it now
+        self._vouched_at = 0  # seq at which a vouched file ended that is to be learned from now, 0: there is none
         self._admissions_at = 0  # how many causes had been admitted then
         self._restored = 0  # seq of the last restore
 
@@ -145,7 +146,7 @@ class Detector:
             case FeedbackFrame():
                 self._hear(frame)
             case VouchedFrame():
-                self._vouch(frame)
+                self._vouch(item.seq, frame)
             case RefusedFrame():
                 self._refuse(frame)
             case SkipFrame():
@@ -205,17 +206,11 @@ class Detector:
 
     def _install(self, frame: ModelFrame, model: Model | None) -> None:
         """Let `model` judge from here on; without one (withdrawn, or its file is lost) only rules are left."""
-        self.model = frame
-        self._trained_at = self._learned
-        if model is not None and frame.generation > self._generations:
-            # As of when its training set was taken: what came while it was trained is still to be learned.
-            vouched = int(model.meta.get("vouched_lines", 0))
-            self._trained_at = min(model.line + vouched, self._learned)
-            self._vouched_for = self._vouched_for and vouched < self._counters.vouched_lines
-        else:
-            self._vouched_for = False
+        self.model = ModelFrame(frame.generation, frame.name, frame.sha256)
+        self._have_studied(frame.studied)
+        if frame.studied is None and model is not None and frame.generation > self._generations:
+            self._trained_at -= max(self.line - model.line, 0)  # what came while it was trained
         self._generations = max(self._generations, frame.generation)
-        self._admissions_at = self._known.admissions
         self._use(model)
         self._history.set_mark()
         members = self._ensemble.voices if self._ensemble is not None else ()
@@ -227,10 +222,16 @@ class Detector:
 
     def _refuse(self, frame: RefusedFrame) -> None:
         self._generations = max(self._generations, frame.generation)
-        self._trained_at = self._learned
-        self._vouched_for = False
-        self._admissions_at = self._known.admissions
+        self._have_studied(frame.studied)
         self._models.was_refused(frame.generation, frame.name, self.line, frame.reason)
+
+    def _have_studied(self, studied: Studied | None) -> None:
+        """Count from there to the next training; what came while the model was trained is still to be learned from."""
+        if studied is None:
+            studied = Studied(self.seq, self._learned, self._known.admissions)
+        self._trained_at, self._admissions_at = min(studied.learned, self._learned), studied.admissions
+        if self._vouched_at <= studied.seq:
+            self._vouched_at = 0
 
     def _use(self, model: Model | None) -> None:
         self._ensemble = None  # the old one's memory first: each holds some 80 MB
@@ -267,7 +268,8 @@ class Detector:
         self._counters.value_lines = then._counters.value_lines
         self._generations = max(self._generations, then._generations)
         self._trained_at = then._trained_at + learned - then._learned
-        self._vouched_for, self._admissions_at = then._vouched_for, then._admissions_at
+        self._vouched_at = seq if then._vouched_at else 0  # no training under way has seen it
+        self._admissions_at = then._admissions_at
         self._rate = replace(then._rate, clock=self._rate.clock)
 
     def _adopt(self, frame: SettingsFrame, alerting: Alerting) -> None:
@@ -282,7 +284,7 @@ class Detector:
 
     # --- vouched lines ------------------------------------------------------------------------------
 
-    def _vouch(self, frame: VouchedFrame) -> None:
+    def _vouch(self, seq: int, frame: VouchedFrame) -> None:
         """Learn from the lines of `frame`, but not from sessions in which a rule matched; say nothing of them."""
         if self._vouching is None:
             self._vouching = Vouching(self._counters.vouched_sessions)
@@ -315,7 +317,7 @@ class Detector:
         self._counters.vouched_lines += n
         self._counters.vouched_rule_hits += int(np.count_nonzero(confidence))
         if frame.done:
-            self._end_vouching()
+            self._end_vouching(seq)
         self._counters.vouched_sessions = vouching.begun
 
     def _judge_vouched(
@@ -338,14 +340,14 @@ class Detector:
         )
         judge(sessions, self._history, None, self._known, 0.0, batch, pieces, closing_flags=VOUCHED)
 
-    def _end_vouching(self) -> None:
+    def _end_vouching(self, seq: int) -> None:
         assert self._vouching is not None
         self._judge_vouched(Batch.empty(1), [], [], np.zeros(0))
         if self.line == 0:
             self._origins = self._vouching.counters  # of a stream that has not begun these are all there is
         self._counters.vouched_sessions = self._vouching.begun
         self._vouching = None
-        self._vouched_for = True
+        self._vouched_at = seq
 
     # --- lines and closings -------------------------------------------------------------------------
 
@@ -539,7 +541,6 @@ class Detector:
             generation=generation,
             line=self.line,
             seed=generation,
-            vouched_lines=self._counters.vouched_lines,
             full=self._learned >= self.settings.learning.warmup_lines or self._has_all_members(),
             alpha=self.alpha()[0],
             tokens=found.tokens,
@@ -558,6 +559,7 @@ class Detector:
             causes=found.causes,
             templates=self._templates.export(),
             previous=self._ensemble.model if self._ensemble is not None else None,
+            studied=Studied(self.seq, self._learned, self._known.admissions),
         )
 
     @property
@@ -571,7 +573,7 @@ class Detector:
     def _training_urgent(self) -> bool:
         """Something has been called normal that the model in force does not know: by the operator, or by the stream."""
         admitted = self._ensemble is not None and self._known.admissions > self._admissions_at
-        return self._vouched_for or (admitted and self._learned - self._trained_at >= REFRESH_LINES)
+        return self._vouched_at > 0 or (admitted and self._learned - self._trained_at >= REFRESH_LINES)
 
     def _training_due(self) -> bool:
         """Time for the quick members, for all of them for the first time, or for all of them again."""
@@ -640,6 +642,7 @@ class Detector:
             vouched_lines=counters.vouched_lines,
             vouched_rule_hits=counters.vouched_rule_hits,
             vouched_sessions=counters.vouched_sessions,
+            vouched_waiting=self._vouched_at > 0,
         )
 
     # --- the state as columns -----------------------------------------------------------------------
@@ -655,7 +658,7 @@ class Detector:
             "generations": self._generations,
             "restored": self._restored,
             "trained_at": self._trained_at,
-            "vouched_for": self._vouched_for,
+            "vouched_at": self._vouched_at,
             "admissions_at": self._admissions_at,
             "settings": msgspec.json.encode(self.settings),
             "rules": msgspec.json.encode(self.rule_texts),
@@ -691,7 +694,7 @@ class Detector:
         detector._generations = int(state["generations"])  # type: ignore[arg-type]
         detector._restored = int(state["restored"])  # type: ignore[arg-type]
         detector._trained_at = int(state["trained_at"])  # type: ignore[arg-type]
-        detector._vouched_for = bool(state["vouched_for"])
+        detector._vouched_at = int(state["vouched_at"])  # type: ignore[arg-type]
         detector._admissions_at = int(state["admissions_at"])  # type: ignore[arg-type]
         detector._counters = Counters(**part("counters", state))  # type: ignore[arg-type]
         detector._rate = SessionRate(**part("rate", state))  # type: ignore[arg-type]

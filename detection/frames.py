@@ -5,7 +5,7 @@ before it is applied, so this module's encoding is a file format:
 
     payload := msgpack map, tagged by "type"
     lines    {"type": "lines", "received": seconds since the epoch, "segments": [segment, ...]}
-    model    {"type": "model", "generation", "name", "sha256"}      name "" withdraws the model in force
+    model    {"type": "model", "generation", "name", "sha256", "studied"}      name "" withdraws the model in force
     settings {"type": "settings", "settings": {...}, "rules": [{"name", "text"}, ...]}   always in full
     tick     {"type": "tick", "received"}        silence: the log clock moves though no line came
     flush    {"type": "flush", "received"}       every open session closes
@@ -15,7 +15,7 @@ before it is applied, so this module's encoding is a file format:
     feedback {"type": "feedback", "alert", "cause", "kind", "what", "answer", "note"}
                                                  the operator's answer to alert `alert`, which is about `cause`
     vouched  {"type": "vouched", "received", "segment", "done"}     lines that somebody says are clean
-    refused  {"type": "refused", "generation", "name", "reason"}    a model that does not take effect
+    refused  {"type": "refused", "generation", "name", "reason", "studied"}    a model that does not take effect
 
 A new type of frame, or a field that an older program must not overlook, raises `persistence.segment.VERSION`: to
 an older program a frame it does not know would be one that cannot be applied, and its lines would be lost.
@@ -63,12 +63,28 @@ class LinesFrame(msgspec.Struct, frozen=True, tag="lines"):
     segments: tuple[Segment, ...]
 
 
-class ModelFrame(msgspec.Struct, frozen=True, tag="model"):
-    """Model `generation` takes effect; its arrays are in the immutable file `name`."""
+class Studied(msgspec.Struct, frozen=True):
+    """Up to where the state was known when a training set was taken of it: what came since is not in the model.
+
+    `seq` is the last frame applied, `learned` how many lines there were to learn from, those vouched for included,
+    and `admissions` how many causes had been admitted.
+    """
+
+    seq: int = 0
+    learned: int = 0
+    admissions: int = 0
+
+
+class ModelFrame(msgspec.Struct, frozen=True, tag="model", omit_defaults=True):
+    """Model `generation` takes effect; its arrays are in the immutable file `name`.
+
+    `studied` is None where it was not trained just now: when an earlier one takes effect again, or none.
+    """
 
     generation: int
     name: str
     sha256: str
+    studied: Studied | None = None
 
 
 class SettingsFrame(msgspec.Struct, frozen=True, tag="settings"):
@@ -117,12 +133,13 @@ class VouchedFrame(msgspec.Struct, frozen=True, tag="vouched"):
     done: bool
 
 
-class RefusedFrame(msgspec.Struct, frozen=True, tag="refused"):
+class RefusedFrame(msgspec.Struct, frozen=True, tag="refused", omit_defaults=True):
     """Model `generation` in the file `name` was trained and does not take effect."""
 
     generation: int
     name: str
     reason: str
+    studied: Studied | None = None
 
 
 Frame = (

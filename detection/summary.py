@@ -47,3 +47,4 @@ class Summary:
     vouched_lines: int = 0
     vouched_rule_hits: int = 0  # of those lines, how many a rule matched: they are not learned from
     vouched_sessions: int = 0
+    vouched_waiting: bool = False  # a vouched file has ended that no model has learned from

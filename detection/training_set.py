@@ -1,11 +1,12 @@
 """What a training run learns from: recent sessions as columns, handed to the trainer's process in a file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.frames import Studied
 from detection.model import Model
 from detection.model import from_columns as model_from_columns
 from detection.model import to_columns as model_to_columns
@@ -29,7 +30,6 @@ class TrainingSet:
     """T lines of S sessions; session s is tokens[offsets[s]:offsets[s+1]].
 
     generation  the one the model will have; `line` the last log line of the set; `seed` of all randomness
-    vouched_lines  how many lines had been vouched for by then
     full        fit every member; else only those that learn from a few thousand lines
     alpha       the level at which sessions were flagged, 0 when none could be
     tokens      int32 [T] template ids; errors bool [T]; times float64 [T] seconds
@@ -44,12 +44,12 @@ class TrainingSet:
                 was not
     templates   `TemplateTable.export()`, passed through into the model
     previous    the model in force, to go on from; None at the first time
+    studied     for the frame of the model, when it is there; the trainer is not told
     """
 
     generation: int
     line: int
     seed: int
-    vouched_lines: int
     full: bool
     alpha: float
     tokens: NDArray[np.int32]
@@ -68,6 +68,7 @@ class TrainingSet:
     causes: NDArray[np.uint64]
     templates: Mapping[str, Value]
     previous: Model | None = None
+    studied: Studied = field(default_factory=Studied)
 
     def only(self, sessions: NDArray[np.bool_]) -> "TrainingSet":
         """The same set with none but the marked sessions (bool [S])."""
@@ -82,7 +83,7 @@ class TrainingSet:
 
     def to_columns(self) -> State:
         """The set as flat columns for a file."""
-        scalars = ("generation", "line", "seed", "vouched_lines", "full", "alpha")
+        scalars = ("generation", "line", "seed", "full", "alpha")
         return {
             **{name: getattr(self, name) for name in (*scalars, "offsets", *_PER_LINE, *_PER_SESSION)},
             **joined("templates", self.templates),
@@ -98,10 +99,10 @@ def from_columns(columns: Columns) -> TrainingSet:
         if not isinstance(value, np.ndarray) or value.dtype != dtype:
             raise TypeError(f"training set: {name} is not an array of {np.dtype(dtype)}")
         arrays[name] = value
-    whole = {name: columns[name] for name in ("generation", "line", "seed", "vouched_lines")}
+    whole = {name: columns[name] for name in ("generation", "line", "seed")}
     full, alpha = columns["full"], columns["alpha"]
     if not all(isinstance(value, int) for value in whole.values()):
-        raise TypeError("training set: generation, line, seed and vouched_lines are integers")
+        raise TypeError("training set: generation, line and seed are integers")
     if not isinstance(full, bool) or not isinstance(alpha, float):
         raise TypeError("training set: full is a truth value and alpha a number")
     offsets, lines, sessions = arrays["offsets"], len(arrays["tokens"]), len(arrays["starts"])

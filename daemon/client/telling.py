@@ -5,7 +5,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -103,10 +103,20 @@ def _hand_over(admin: Admin, source: str, shown: bool) -> dict[str, int]:
     path = f"/train-from?source=train-{secrets.token_hex(8)}"
     taken = {"lines": 0, "rule_hits": 0, "sessions": 0}
 
+    begun = False
+
     def hand_over(data: bytes, last: bool) -> None:
+        nonlocal begun
+        begun = True
         answer = admin.post(f"{path}&last={last:d}", data).body
         for name in taken:
             taken[name] += answer[name]
+
+    def give_up() -> None:
+        """End what was begun, or the daemon waits a minute for its rest, and takes no other file before that."""
+        with suppress(Failure):  # told is why we end; a daemon that is gone ends it by itself
+            if begun:
+                hand_over(b"", True)
 
     with open_source(source) as raw:
         with progress_bar(os.fstat(raw.fileno()).st_size or None) if shown else _no_bar() as progress:
@@ -120,8 +130,10 @@ def _hand_over(admin: Admin, source: str, shown: bool) -> dict[str, int]:
                     progress(read, taken["lines"], False)
                 hand_over(waiting, True)
             except KeyboardInterrupt:
-                raise Failure(f"interrupted; {taken['lines']:,} lines were taken until then") from None
+                give_up()
+                raise Failure(f"interrupted; at least {taken['lines']:,} lines were taken until then") from None
             except Failure as exc:
+                give_up()
                 raise Failure(f"{exc}; {taken['lines']:,} lines were taken until then") from exc
     return taken
 
@@ -146,7 +158,9 @@ def _trained(admin: Admin, before: Mapping[str, Any], told: Told) -> int | None:
             status = admin.get("/status").body
             training, under_way = status.get("training") or {}, bool(status.get("training_in_progress"))
             generation = training.get("generation_in_force")
-            if generation is not None and generation != before.get("generation_in_force"):
+            # A model whose training had begun before the file was handed over comes first, and does not know it.
+            waiting = (status.get("vouched") or {}).get("waiting", False)
+            if not waiting and generation is not None and generation != before.get("generation_in_force"):
                 return int(generation)
             if (training.get("refused") or 0) > (before.get("refused") or 0):
                 raise Failure(f"the new model was refused, the old one stays: {training.get('refusal')}")

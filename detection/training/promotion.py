@@ -86,7 +86,6 @@ def _sessions(anchor: Mapping[str, NDArray[Any]]) -> TrainingSet:
         generation=0,
         line=0,
         seed=0,
-        vouched_lines=0,
         full=True,
         alpha=0.0,
         tokens=anchor["tokens"],

@@ -101,7 +101,6 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
             "threads": torch.get_num_threads(),
             "last_loss": report.loss,
             "lines": len(data.tokens),
-            "vouched_lines": data.vouched_lines,
             "sessions": len(data.starts),
             "fitted_sessions": int(learned.sum()),
             "full": int(data.full),

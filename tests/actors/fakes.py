@@ -9,7 +9,16 @@ from typing import Any
 import trio
 
 from detection.causes import KINDS, shown
-from detection.frames import FeedbackFrame, LinesFrame, ModelFrame, Sequenced, VouchedFrame, count_lines, decode
+from detection.frames import (
+    FeedbackFrame,
+    LinesFrame,
+    ModelFrame,
+    Sequenced,
+    Studied,
+    VouchedFrame,
+    count_lines,
+    decode,
+)
 from detection.state import Columns, State
 from persistence.journal import JournalError
 from persistence.segment import Entry
@@ -23,6 +32,7 @@ class FakeSummary:
     training_due: bool = False
     training_urgent: bool = False
     restored: int = 0
+    generation: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class FakeTrainingSet:
     generation: int
     line: int
     full: bool = True
+    studied: Studied = field(default_factory=lambda: Studied(seq=2, learned=2))
 
     def to_columns(self) -> State:
         return {"generation": self.generation, "line": self.line}
@@ -66,6 +77,7 @@ class FakeDetector:
     tails: dict[str, bytes] = field(default_factory=dict)
     warmup_lines: int = 1_000_000
     model: str = ""
+    generation: int = 0
     restored: int = 0
     gate: threading.Event | None = None
     calls: list[str] = field(default_factory=list)
@@ -89,7 +101,7 @@ class FakeDetector:
                 assert len(whole) == segment.lines
                 lines += whole
         if isinstance(item.frame, ModelFrame):
-            self.model = item.frame.name
+            self.model, self.generation = item.frame.name, item.frame.generation
         if isinstance(item.frame, FeedbackFrame):
             self.answered.pop(item.frame.alert, None)
             if item.frame.answer != "undo":
@@ -129,7 +141,7 @@ class FakeDetector:
     def summary(self) -> FakeSummary:
         due = self.line >= self.warmup_lines and not self.model
         restored = self.restored if self.restored <= self.seq else 0
-        return FakeSummary(self.seq, self.line, due, restored=restored)
+        return FakeSummary(self.seq, self.line, due, restored=restored, generation=self.generation)
 
 
 def _about(frame: FeedbackFrame) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from actors.sequencer import submit
 from actors.training import TrainingStatus, run_training
-from detection.frames import ModelFrame, decode
+from detection.frames import ModelFrame, RefusedFrame, Studied, decode
 from detection.model import Model
 from persistence.snapshot import read_snapshot
 from tests.actors.fakes import FakeStore
@@ -35,6 +36,13 @@ import json, os, pathlib, sys
 print(json.dumps({"stage": "transformer", "fraction": 0.4}), flush=True)
 pathlib.Path(sys.argv[2], "pid").write_text(str(os.getpid()))
 sys.stdin.read()
+"""
+WAITS = """
+import json, pathlib, sys, time
+models = pathlib.Path(sys.argv[2])
+while not (models / "go").exists():
+    time.sleep(0.01)
+print(json.dumps({"done": {"name": "model-1-0123456789abcdef.pt", "sha256": "ab" * 32}}))
 """
 SAYS_NO = 'print(\'{"error": "3 sessions are too few"}\'); raise SystemExit(1)'
 CRASHES = 'raise RuntimeError("out of cheese")'
@@ -119,7 +127,7 @@ async def test_a_model_is_trained_when_due_and_takes_effect_as_a_frame(
         await case.flow.log(b"two")
         await installed(case)
 
-        assert case.model_frames() == [ModelFrame(1, "model-1-0123456789abcdef.pt", "ab" * 32)]
+        assert case.model_frames() == [ModelFrame(1, "model-1-0123456789abcdef.pt", "ab" * 32, Studied(2, 2))]
         assert case.flow.detector.model == "model-1-0123456789abcdef.pt"
         assert case.flow.store.snapshots[-1][3] == ("model-1-0123456789abcdef.pt",)
         seq, line, columns = read_snapshot(tmp_path / "models" / "input")
@@ -180,6 +188,21 @@ async def test_a_model_that_does_not_load_is_never_journaled(tmp_path: Path, aut
         await installed(case)
         assert len(case.loaded) == 2
         assert len(case.model_frames()) == 1
+
+
+async def test_a_model_does_not_undo_a_rollback_that_came_while_it_was_trained(tmp_path: Path) -> None:
+    async with training(Training(tmp_path, WAITS)) as case:
+        await case.flow.log(b"one", b"two")
+        await until(lambda: case.status.in_progress)
+        older = ModelFrame(7, "older.pt", "cd" * 32)
+        seq, _ = await submit(case.flow.requests, older)
+        await case.flow.scoring.published.wait_for(seq)
+        (tmp_path / "models" / "go").touch()
+        await until(lambda: not case.status.in_progress)
+        assert (case.model_frames(), case.flow.detector.model) == ([older], "older.pt")
+        refused = decode(case.flow.store.entries[-1].payload)
+        assert isinstance(refused, RefusedFrame) and refused.name == "model-1-0123456789abcdef.pt"
+        assert refused.reason == "another model was put in force while it was trained"
 
 
 async def test_lines_go_on_being_scored_while_a_child_trains(tmp_path: Path) -> None:

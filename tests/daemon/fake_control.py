@@ -81,7 +81,7 @@ class FakeControl:
             "ingest": {"connections": 3, "bytes": 9_000_000, "lines_truncated": 1},
             "alarms": {"flagged": 17, "per_day": 20.0, "alpha": 0.001, "floor_binding": False}
             | {"incidents": {"opened": 9, "open": 2, "digest": 3, "evicted": 1}, "answers": 4, "admitted": 5},
-            "vouched": {"lines": 1000, "rule_hits": 3, "sessions": 90},
+            "vouched": {"lines": 1000, "rule_hits": 3, "sessions": 90, "waiting": False},
             "version": "0.1.0",
             **self.status_extra,
         }

@@ -174,6 +174,14 @@ async def test_an_answer_is_in_force_and_in_the_journal_when_it_is_confirmed(tmp
     ]
 
 
+async def test_an_alert_has_one_answer_however_its_id_is_written(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        await daemon.flag(alert(7))
+        await daemon.control.feedback("7", "normal", "")
+        assert (await daemon.control.feedback("007", "anomaly", ""))["id"] == "7"
+        assert [(one["id"], one["answer"]) for one in await daemon.control.answers()] == [("7", "anomaly")]
+
+
 async def test_an_alert_that_is_no_longer_among_the_recent_ones_is_found_in_its_file(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon:
         await daemon.flag(*(alert(2 * n) for n in range(1, RECENT_RECORDS + 500)))

@@ -434,6 +434,37 @@ async def test_train_from_tells_what_became_of_the_training(
         assert (found, (out + err).endswith(said)) == (status, True), (out, err)
 
 
+async def test_train_from_waits_for_the_model_that_knows_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with daemon(tmp_path) as (control, env):
+        control.trains = False
+        status = control.status()
+        early = {"generation_in_force": 8, "due": True}, {"waiting": True}
+        later: tuple[dict[str, Any], dict[str, Any]] = {"generation_in_force": 9}, {}
+        answers = iter([({}, {}), early, early, later])
+
+        def told() -> dict[str, Any]:
+            training, vouched = next(answers)
+            return {**status, "training": status["training"] | training, "vouched": status["vouched"] | vouched}
+
+        monkeypatch.setattr(control, "status", told)
+        found, out, err = await ask("train-from", "-", stdin=b"one\n", env=env)
+        assert (found, err) == (0, "") and out.endswith("model generation 9 is in force\n")
+
+
+async def test_train_from_ends_what_it_has_begun_when_the_file_is_damaged(tmp_path: Path) -> None:
+    damaged = gzip.compress(b"".join(b"line %d\n" % n for n in range(100_000)))[:-8]
+    async with daemon(tmp_path) as (control, env):
+        status, _, err = await ask("train-from", "-", stdin=damaged, env=env)
+        assert status == 1 and "the gzip data is damaged" in err
+        assert len({name for _, name, *_ in control.asked}) == 1 and len(control.asked) > 1
+        assert control.asked[-1][2:] == (0, True), "or the next file would be refused for a minute"
+        asked = len(control.asked)
+        assert (await ask("train-from", "-", stdin=damaged[:20], env=env))[0] == 1
+        assert len(control.asked) == asked, "nothing was begun"
+
+
 async def test_train_from_does_not_hide_that_it_was_broken_off(tmp_path: Path) -> None:
     async with daemon(tmp_path) as (control, env):
         control.error_after = 1, ControlError(503, "degraded", "nothing can be changed now: disk full")

@@ -22,7 +22,6 @@ def stream(sessions: Sequence[Sequence[int]], *, ends: bool = True, **changes: A
         "generation": 3,
         "line": lines,
         "seed": 1,
-        "vouched_lines": 0,
         "full": True,
         "alpha": 0.0,
         "tokens": np.array([t for session in sessions for t in session], dtype=np.int32),
