@@ -33,7 +33,7 @@ from daemon.listeners import PATH_BYTES
 from daemon.places import make_private
 
 WARMUP_LINES = 4_000
-LEARNED_FIRST = 6_000  # lines sent before the training is waited for; the others meet all three detectors
+LEARNED_FIRST = 6_000  # lines sent before the training is waited for; the others meet all of them
 COMPARED_LINES = 100
 PORTS = range(8765, 8785)
 START_SECONDS = 120.0
@@ -156,7 +156,7 @@ def tell_story(daemon: Daemon, lines: Sequence[bytes], say: Say) -> None:
     if known < len(lines):
         _await_ensemble(daemon, say)
         begin = max(known, LEARNED_FIRST)
-        say(f"\nSending lines {begin + 1:,} to {len(lines):,}, which meet all three detectors:")
+        say(f"\nSending lines {begin + 1:,} to {len(lines):,}, which meet all detectors:")
         daemon.send("second.log", lines[begin:])
         # The end of a file is the end of its sessions; a stream would simply go on.
         _answer(daemon.api.post("/flush"))
