@@ -24,7 +24,8 @@ from persistence.store import Store
 
 @dataclass(frozen=True)
 class Found:
-    """`seq` and `line` are the place that the next frame follows, `lost_lines` how many of those before are gone.
+    """`seq` and `line` are the place that the next frame follows, `lost_lines` how many of those before are gone;
+    `frames_missing` says whether frames are, which may have held no line: an answer, a model.
 
     `living` are the sources that have not ended, `settings` what is in force (None before the first settings),
     `skipped` the frames that skip frames tell of, `replay_bytes` how much there is to apply after the snapshot at
@@ -35,6 +36,7 @@ class Found:
     seq: int
     line: int
     lost_lines: int
+    frames_missing: bool
     living: list[LivingSource]
     settings: SettingsFrame | None
     skipped: set[int]
@@ -77,6 +79,7 @@ def _found(recovery: Recovery, last_line: int) -> Found:
         seq=recovery.last_seq,
         line=line,
         lost_lines=lost_lines,
+        frames_missing=recovery.frames_missing,
         living=seen.living.sources(),
         settings=settings[-1] if settings else None,
         skipped=seen.skipped,

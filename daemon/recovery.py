@@ -166,7 +166,7 @@ def _recover(
             alive()
     detector = fold.detector
     model_to_use = None
-    incomplete = found.lost_lines > 0 or found.journal_missing
+    incomplete = found.lost_lines > 0 or found.frames_missing or found.journal_missing
     if found.only_models_left and not detector.model.name and (incomplete or not detector.seq):
         model_to_use = _any_model(store, found, report)
     if columns is None and not detector.seq and not found.seq and model_to_use is None:

@@ -229,8 +229,9 @@ class JournalReading:
 
     Only what was made durable first is given. What is damaged throughout is passed to `set_aside` with the
     reason; a hole is passed over and its lines are counted. The attributes are settled at the end:
-    `lost_lines`; `last_seq` and `last_line`, the highest numbers seen anywhere, which new frames must
-    follow; `notes`, one sentence for each thing that was not as it should be; `tail` for the writer.
+    `lost_lines`; `frames_missing`, whether any frame is, be there lines in it or not; `last_seq` and
+    `last_line`, the highest numbers seen anywhere, which new frames must follow; `notes`, one sentence for
+    each thing that was not as it should be; `tail` for the writer.
     Iterating raises `JournalError` when the disk fails, `NewerFormatError` for a later format.
     """
 
@@ -245,6 +246,7 @@ class JournalReading:
         disk: Disk = REAL,
     ) -> None:
         self.lost_lines = 0
+        self.frames_missing = False
         self.last_seq = seq
         self.last_line = line
         self.notes: list[str] = []
@@ -281,6 +283,7 @@ class JournalReading:
             if found.closing is not None:
                 self.saw(found.closing.seq, found.closing.line)
                 if found.closing.seq + 1 not in begins:
+                    self.frames_missing = True
                     self.notes.append(
                         f"{name.path.name}: the segment after it, from frame {found.closing.seq + 1} "
                         f"and line {found.closing.line + 1} on, is missing; how much it held is not known"
@@ -341,6 +344,7 @@ class JournalReading:
         lost = max(line - given_line, 0)
         if next_seq > seq + 1 or lost:
             self.lost_lines += lost
+            self.frames_missing = True
             self.notes.append(f"frames {seq + 1} to {next_seq - 1} are lost, {lost} lines with them")
 
 

@@ -52,6 +52,10 @@ class Recovery:
         return self.reading.lost_lines
 
     @property
+    def frames_missing(self) -> bool:
+        return self.reading.frames_missing
+
+    @property
     def last_seq(self) -> int:
         return self.reading.last_seq
 

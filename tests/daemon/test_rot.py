@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from daemon.finding import find
-from daemon.recovery import recover
-from detection.frames import LinesFrame, Segment, count_lines, encode
+from daemon.recovery import Report, recover
+from detection.frames import FeedbackFrame, Frame, LinesFrame, Segment, count_lines, encode
 from detection.verdicts import Verdicts
 from persistence.segment import Entry
 from persistence.store import open_store
@@ -64,3 +64,41 @@ def test_a_source_that_ends_after_it_costs_no_other_frame(
     assert recovered.detector.line == found.line == line
     assert found.living == recovered.detector.living_sources()
     assert not list((tmp_path / "state").glob("frame-*.bad"))
+
+
+def test_a_lost_frame_without_lines_is_a_part_missing_too(tmp_path: Path) -> None:
+    answer = FeedbackFrame("1", 7, 0, "rule", "normal", "a note of its own")
+    append(tmp_path / "state", [LinesFrame(NOW, (told("s", b"one\n"),)), answer, LinesFrame(NOW, (end("s", 0),))])
+    assert (report(tmp_path / "state").tier, report(tmp_path / "state").notes) == ("full", [])
+    segment = min((tmp_path / "state").glob("journal-*.log"))
+    data = bytearray(segment.read_bytes())
+    data[data.index(b"a note")] ^= 1
+    segment.write_bytes(data)
+    found = report(tmp_path / "state")
+    assert (found.tier, found.lost_lines) == ("partial", 0)
+    assert "frames 2 to 2 are lost, 0 lines with them" in found.notes
+
+
+def test_a_lost_segment_that_nothing_tells_the_size_of_is_a_part_missing_too(tmp_path: Path) -> None:
+    append(tmp_path / "state", [LinesFrame(NOW, (told("s", b"one\n"),))])
+    append(tmp_path / "state", [LinesFrame(NOW, (told("s", b"two\n", parity=1),))])
+    assert report(tmp_path / "state").tier == "full"
+    max((tmp_path / "state").glob("journal-*.log")).unlink()
+    found = report(tmp_path / "state")
+    assert found.tier == "partial" and "how much it held is not known" in found.notes[0]
+
+
+def append(directory: Path, frames: list[Frame]) -> None:
+    """One life of the daemon: recover, journal `frames` in a segment of their own."""
+    with open_store(directory) as store:
+        found = find(store)
+        seq, line = found.seq, found.line
+        store.start_journal(seq, line)
+        for frame in frames:
+            seq, line = seq + 1, line + count_lines(frame)
+            store.append([Entry(seq, line, count_lines(frame), encode(frame))])
+
+
+def report(directory: Path) -> Report:
+    with open_store(directory) as store:
+        return recover(store, find(store), lambda verdicts: None, lambda: None).report
