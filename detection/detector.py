@@ -415,7 +415,7 @@ class Detector:
         self._recent.append(first_line, texts, judged.states.serial)
         self._move_to(first_line + n - 1)
         shown_times = np.where(np.isnan(times), clock, times)
-        self._say(batch, judged, shown_times, texts, hits, alpha, alerting, reading.fields_of(chunk))
+        self._say(batch, judged, shown_times, texts, hits, alpha, alerting, reading.matched_in[chunk])
         clean: NDArray[np.bool_] = (batch.hit == 0.0) & (judged.states.verdict == 0)
         return clean
 

@@ -52,9 +52,6 @@ class Reading:
     troubles: NDArray[np.bool_]
     things: NDArray[np.uint64]
 
-    def fields_of(self, chunk: slice) -> MatchedIn:
-        return self.matched_in[chunk]
-
     def odd_values(self, model: ValueModel) -> NDArray[np.float64]:
         """What `model` says of each line's values: float64 [n]."""
         scores = np.zeros(len(self.ids))

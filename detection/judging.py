@@ -86,6 +86,7 @@ class LineStates:
     session: NDArray[np.bytes_]
     p: Floats
     reached: Floats  # [n, M]
+    members: Floats  # [n, M] their p-values
     verdict: NDArray[np.uint8]  # what the session is flagged as by now, 0: it is not
     flagged: Bools  # it was, here
     cause: NDArray[np.uint64]  # of that
@@ -164,6 +165,7 @@ def judge(
         session=key[piece_of_line],
         p=scored.judgement.p[row_of_line],
         reached=scored.standing.reached[row_of_line],
+        members=scored.judgement.members[row_of_line],
         verdict=_verdicts_so_far(pieces, brought, scored)[row_of_line],
         flagged=scored.crossing[row_of_line],
         cause=scored.reasons.cause[row_of_line],

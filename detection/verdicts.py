@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes import KINDS
+from detection.causes import KINDS, RULE
 from detection.causes import shown as shown_cause
 from detection.ensemble import Ensemble
 from detection.incidents import Grouped
@@ -124,8 +124,6 @@ def rows_of(
     on, and flagged there once; so is a line novel whose template the model in force never saw. `rule_causes`
     uint64 [n]: the cause of each line that a rule hit, else 0.
     """
-    from detection.causes import RULE
-
     n, m = len(batch.ids), len(closings.line)
     p = np.concatenate((states.p, closings.p))
     hit = np.concatenate((batch.hit, closings.hit))
@@ -159,7 +157,7 @@ def rows_of(
         cause=cause,
         kind=np.where(by_rule, RULE, np.concatenate((states.kind, closings.kind))).astype(np.uint8),
         reached=reached,
-        member_ps=ensemble.judge(reached).members if ensemble is not None else np.full(reached.shape, np.nan),
+        member_ps=np.concatenate((states.members, _members_at(closings, ensemble))),
         texts=texts,
         hits=hits,
         rules=rules,
@@ -170,6 +168,13 @@ def rows_of(
 
 
 _JUST_BELOW = 0.499
+
+
+def _members_at(closings: Closings, ensemble: Ensemble | None) -> NDArray[np.float64]:
+    """The members' p-values of closings [m, M]: those that were crowded out are judged here first."""
+    if ensemble is None or not len(closings.line):
+        return np.full(closings.reached.shape, np.nan)
+    return ensemble.judge(closings.reached).members
 
 
 @dataclass(frozen=True, slots=True)
