@@ -23,7 +23,7 @@ from sklearn.metrics import average_precision_score
 from detection.ensemble import Ensemble
 from detection.forest import Forest
 from detection.members.forest import FEATURES, features
-from detection.members.registry import VOICES
+from detection.members.registry import NAMES
 from detection.members.view import whole_sessions
 from detection.model import Model
 from detection.training.run import Progress, train
@@ -102,7 +102,7 @@ def speed(path: Path) -> None:
             f"frames of {FRAME_LINES} lines"
         )
     forest = Forest({name: array for name, array in model.parts["isolation_forest"].items() if name != "usual"})
-    rows = features(Ensemble(model).score(whole_sessions(data, len(VOICES))))[:50_000]
+    rows = features(Ensemble(model).score(whole_sessions(data, len(NAMES))))[:50_000]
     assert rows.shape[1] == len(FEATURES)
     started = time.perf_counter()
     for start in range(0, len(rows), FRAME_LINES):
@@ -112,10 +112,10 @@ def speed(path: Path) -> None:
 
 def _reached(model: Model, data: TrainingSet) -> dict[str, NDArray[np.float64]]:
     ensemble = Ensemble(model)
-    view = whole_sessions(data, len(VOICES))
+    view = whole_sessions(data, len(NAMES))
     reached = ensemble.score(view).reached[view.final_rows()]
-    by_voice = {voice: reached[:, VOICES.index(voice)] for voice in ensemble.voices}
-    return by_voice | {"ensemble": ensemble.judge(reached).strangeness}
+    by_member = {name: reached[:, NAMES.index(name)] for name in ensemble.members}
+    return by_member | {"ensemble": ensemble.judge(reached).strangeness}
 
 
 def _timed_training(data: TrainingSet) -> tuple[Model, float]:

@@ -13,7 +13,7 @@ from detection.explaining import LINES_SHOWN, evidence_shown, explained
 from detection.formats.kinds import parse, recognise
 from detection.intake import KeyPattern, match_rules, session_key
 from detection.known import KnownCauses
-from detection.members.registry import VOICES
+from detection.members.registry import NAMES
 from detection.members.source_lines import sources_of, things_of, troubles
 from detection.members.sources import SourceCounters
 from detection.members.values import Strangest, ValueModel, values_of
@@ -74,7 +74,7 @@ class Opinion:
         read = self._read(lines)
         slot = None if session is None else self.sessions.find(session_key(session.encode("utf-8", "surrogatepass")))
         view = self._view(read, slot)
-        standing, judgement = Standing(view, VOICES), None
+        standing, judgement = Standing(view, NAMES), None
         if self.ensemble is not None:
             standing = self.ensemble.score(view)
             judgement = self.ensemble.judge(standing.reached)
@@ -184,11 +184,9 @@ class Opinion:
             "confidence": confidence,
             "rules": [evidence_shown(found) for found in evidence],
         }
-        active = ensemble.voices if ensemble is not None else ()
+        active = ensemble.members if ensemble is not None else ()
         models = {
-            voice: self._said(voice, standing, judgement, row)
-            for voice in VOICES
-            if voice in active or voice in CLASSIC
+            name: self._said(name, standing, judgement, row) for name in NAMES if name in active or name in CLASSIC
         }
         held = 0 if slot is None else int(self.sessions.column["held"][slot])
         models["transformer"] |= {"sequence_length": held + 1, "context": "single_log" if slot is None else "session"}
@@ -228,17 +226,17 @@ class Opinion:
             },
         }
 
-    def _said(self, voice: str, standing: Standing, judgement: Judgement | None, row: int) -> dict[str, Any]:
+    def _said(self, name: str, standing: Standing, judgement: Judgement | None, row: int) -> dict[str, Any]:
         """What one member says of a row; zeros and nulls while it is not ready."""
-        column = VOICES.index(voice)
-        if self.ensemble is None or judgement is None or voice not in self.ensemble.voices:
+        column = NAMES.index(name)
+        if self.ensemble is None or judgement is None or name not in self.ensemble.members:
             return {"is_anomaly": 0, "score": 0.0, "p": None, "threshold": None}
         p = float(judgement.members[row, column])
         return {
             "is_anomaly": int(p < self.alpha),
             "score": float(standing.reached[row, column]),
             "p": p,
-            "threshold": finite(self.ensemble.threshold(voice, self.alpha)),
+            "threshold": finite(self.ensemble.threshold(name, self.alpha)),
         }
 
     def _text_of(self, template: int) -> str:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 SMALLEST_P = 1e-12
 # A p near 1 would weigh as much *against* an alarm as a p near 0 does for it; no member may veto.
 LARGEST_P = 0.9
-AGREEMENT_WEIGHT = 2.0
 _TAIL_SHARE = 0.05
 _MIN_EXCEEDANCES = 10
 _LARGEST_SHAPE = 0.5
@@ -92,27 +91,13 @@ def _fit_tail(excess: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def combined(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """One statistic of the p-values [n, members] of a family: float64 [n]. Larger is stranger.
+    """One statistic of the p-values [n, k], -log10 of their Cauchy combination (Liu and Xie, 2020): float64 [n].
 
-    The Cauchy combination (Liu and Xie, 2020), as -log10 p, holds under any dependence and lets one sure member speak
-    against several indifferent ones, but one member's whim is enough for it. Fisher's (the mean of the logarithms)
-    wants agreement. Their sum did better than either (measured on HDFS: .997 against .977 and .9996, and one member
-    alone still suffices); its own null distribution is not assumed, the ring of the sum gives it.
+    It holds under any dependence, and one sure member is enough however many are indifferent. Fisher's, which wants
+    them to agree, is worse where normal sessions drift: members that look at the same thing agree about those as well
+    (measured on raw HDFS: PR-AUC .83 with Cauchy's and .72 with Fisher's; on clean sessions both exceed .99).
     """
-    cauchy = _cauchy(np.clip(p_values, SMALLEST_P, LARGEST_P))
-    fisher = -np.log10(np.clip(p_values, SMALLEST_P, 1.0)).mean(axis=1)
-    together: NDArray[np.float64] = cauchy + AGREEMENT_WEIGHT * fisher
-    return together
-
-
-def across(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """One statistic of the p-values [n, families] of members that look at different things: -log10 of their Cauchy
-    combination, float64 [n]. One of them is enough: what a source does need not show in the order of its lines."""
-    return _cauchy(np.clip(p_values, SMALLEST_P, LARGEST_P))
-
-
-def _cauchy(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    statistic = (1.0 / np.tan(p * np.pi)).mean(axis=1)
+    statistic = (1.0 / np.tan(np.clip(p_values, SMALLEST_P, LARGEST_P) * np.pi)).mean(axis=1)
     # atan2(1, t)/pi is 1/2 - atan(t)/pi without the cancellation that would round small p to 0.
     together: NDArray[np.float64] = -np.log10(np.arctan2(1.0, statistic) / np.pi)
     return together

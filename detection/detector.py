@@ -213,10 +213,10 @@ class Detector:
         self._generations = max(self._generations, frame.generation)
         self._use(model)
         self._history.set_mark()
-        members = self._ensemble.voices if self._ensemble is not None else ()
+        members = self._ensemble.members if self._ensemble is not None else ()
         if frame.name:
             self._models.took_effect(frame.generation, frame.name, self.line, members)
-        for name in ("scored", "reached", "totals", "strangeness", "muted", "excused"):  # measured by another model
+        for name in ("reached", "strangeness", "muted", "excused"):  # measured by another model
             self._sessions.column[name][:] = 0
         self._sessions.column["p"][:] = np.nan
 
@@ -551,7 +551,7 @@ class Detector:
             offsets=found.offsets,
             starts=found.starts,
             ends=found.ends,
-            tainted=found.tainted | (found.flagged & self._known.bad(found.causes)),
+            tainted=found.tainted | self._known.bad(found.causes),
             flagged=found.flagged & ~normal,
             vouched=found.vouched,
             fresh=found.fresh,
@@ -568,7 +568,7 @@ class Detector:
         return self.line + self._counters.vouched_lines
 
     def _has_all_members(self) -> bool:
-        return self._ensemble is not None and "transformer" in self._ensemble.voices
+        return self._ensemble is not None and self._ensemble.complete
 
     def _training_urgent(self) -> bool:
         """Something has been called normal that the model in force does not know: by the operator, or by the stream."""
@@ -609,7 +609,7 @@ class Detector:
             training_urgent=self._training_urgent(),
             generation=ensemble.generation if ensemble else 0,
             model_line=ensemble.line if ensemble else 0,
-            members=ensemble.voices if ensemble else (),
+            members=ensemble.members if ensemble else (),
             templates=len(self._templates),
             templates_created=self._templates.created,
             templates_evicted=self._templates.evicted,

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.calibration import Ring, across, combined
+from detection.calibration import Ring, combined
 from detection.members.forest import FEATURES, features
 from detection.members.member import Member
 from detection.members.ngram import Ngram
-from detection.members.registry import IN_NATS, MEMBERS, VOICES
+from detection.members.registry import IN_NATS, MEMBERS, NAMES
 from detection.members.transformer import Transformer
 from detection.members.view import CLOSING, Floats, Standing, View
 from detection.model import Model
@@ -40,11 +40,16 @@ class Ensemble:
         self._members = [
             member(model.parts.get(member.name, {}), model.vocabulary)
             for member in MEMBERS
-            if set(member.voices) <= set(self._rings)
+            if member.name in self._rings
         ]
-        self.voices = tuple(voice for member in self._members for voice in member.voices)
-        self._columns = [VOICES.index(voice) for voice in self.voices]
+        self.members = tuple(member.name for member in self._members)
+        self._columns = [NAMES.index(name) for name in self.members]
         self._families = families(self._members)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the members that learn from the whole warm-up are among these."""
+        return "transformer" in self.members
 
     @property
     def calibration(self) -> int:
@@ -53,17 +58,17 @@ class Ensemble:
 
     def score(self, view: View) -> Standing:
         """Where each row leaves its session, by member; members that are not ready say 0."""
-        standing = Standing(view, VOICES)
+        standing = Standing(view, NAMES)
         for member in self._members:
-            standing.hear(member.voices, member.scores(view, standing))
+            standing.put(member.name, member.scores(view, standing))
         return standing
 
     def judge(self, reached: Floats) -> Judgement:
         """`reached` float64 [n, M]: what sessions have come to (`Standing.reached`)."""
         members = np.full(reached.shape, np.nan)
-        for voice, column in zip(self.voices, self._columns, strict=True):
-            members[:, column] = p_of(voice, self._rings[voice], reached[:, column])
-        strangeness = across(
+        for name, column in zip(self.members, self._columns, strict=True):
+            members[:, column] = p_of(name, self._rings[name], reached[:, column])
+        strangeness = combined(
             np.stack(
                 [
                     self._rings[f"family/{family}"].p(combined(members[:, columns]))
@@ -119,18 +124,18 @@ class Ensemble:
         return known
 
 
-def p_of(voice: str, ring: Ring, scores: Floats) -> Floats:
-    """p-values by the ring; of a voice that speaks in nats never less than exp(-score).
+def p_of(member: str, ring: Ring, scores: Floats) -> Floats:
+    """p-values by the ring; of a member that speaks in nats never less than exp(-score).
 
     Where nearly all sessions score 0 (a source that does nothing odd), anything more would be without precedent.
     """
     p = ring.p(scores)
-    return np.maximum(p, np.exp(-scores)) if voice in IN_NATS else p
+    return np.maximum(p, np.exp(-scores)) if member in IN_NATS else p
 
 
 def families(members: Sequence[Member] | Sequence[type[Member]]) -> dict[str, list[int]]:
-    """Which columns of VOICES each family's voices have."""
+    """The columns of each family's members."""
     found: dict[str, list[int]] = {}
     for member in members:
-        found.setdefault(member.family, []).extend(VOICES.index(voice) for voice in member.voices)
+        found.setdefault(member.family, []).append(NAMES.index(member.name))
     return found

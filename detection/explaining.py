@@ -1,6 +1,6 @@
 """Why: for a row of a view, what each member said, what was expected instead, and what stands out.
 
-members    [{name, score, p, threshold}]              every voice that is ready, the most sure first
+members    [{name, score, p, threshold}]              every member that is ready, the most sure first
 expected   [{template_id, template, p}]               the three likeliest instead of the row, with their probability
 found      {template_id, template, p}                 ... and the row's own
 features   [{name, value, usual, high}]               beyond what 99 % of normal sessions come to
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from detection.ensemble import Ensemble, Judgement
-from detection.members.registry import VOICES
+from detection.members.registry import NAMES
 from detection.members.view import CLOSING, Standing, View
 from detection.rules.engine import Evidence
 from detection.segments import repeat_per_row
@@ -41,13 +41,13 @@ def explained(
     """Why the session of `row` stands as it does there; `text_of` gives a template's text by its id."""
     members = [
         {
-            "name": voice,
+            "name": name,
             "score": float(standing.reached[row, column]),
             "p": float(judgement.members[row, column]),
-            "threshold": ensemble.threshold(voice, alpha),
+            "threshold": ensemble.threshold(name, alpha),
         }
-        for column, voice in enumerate(VOICES)
-        if voice in ensemble.voices
+        for column, name in enumerate(NAMES)
+        if name in ensemble.members
     ]
     members.sort(key=lambda member: (member["p"], member["name"]))
     piece = int(repeat_per_row(view.offsets)[row])

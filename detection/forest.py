@@ -40,20 +40,26 @@ class Forest:
         self._features = [feature[:, level].astype(np.intp).reshape(-1) for level in levels]
         self._thresholds = [threshold[:, level].astype(np.float32).reshape(-1) for level in levels]
 
-    def scores(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+    def scores(self, features: NDArray[np.float64], asked: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
         """How isolated each row of `features` [n, F] is: float64 [n] within (0, 1), larger is stranger.
 
-        Equal to scikit-learn's `-IsolationForest.score_samples` to 1e-12.
+        Equal to scikit-learn's `-IsolationForest.score_samples` to 1e-12. With `asked` bool [n, T] only those trees
+        are asked about a row, one at least.
         """
         values = np.ascontiguousarray(features, dtype=np.float32)
         paths = np.empty(len(values))
         for start in range(0, len(values), _ROWS_AT_ONCE):
-            paths[start : start + _ROWS_AT_ONCE] = self._paths(values[start : start + _ROWS_AT_ONCE])
+            some = slice(start, start + _ROWS_AT_ONCE)
+            by_tree = self._paths(values[some])
+            if asked is None:
+                paths[some] = by_tree.sum(axis=1)
+            else:
+                paths[some] = (by_tree * asked[some]).sum(axis=1) * (self._trees / asked[some].sum(axis=1))
         scores: NDArray[np.float64] = np.exp2(-paths / self._scale)
         return scores
 
     def _paths(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Path lengths summed over the trees, float64 [n]."""
+        """Path lengths, float64 [n, T]."""
         n, width = values.shape
         flat: NDArray[Any] = values.reshape(-1)
         row = np.repeat(np.arange(n, dtype=np.intp) * width, self._trees)
@@ -68,5 +74,5 @@ class Forest:
             thresholds.take(place, out=threshold, mode="clip")
             place += place
             place += value > threshold
-        sums: NDArray[np.float64] = self._path.take(place, mode="clip").reshape(n, self._trees).sum(axis=1)
-        return sums
+        paths: NDArray[np.float64] = self._path.take(place, mode="clip").reshape(n, self._trees)
+        return paths

@@ -15,7 +15,7 @@ from detection.causes import SHAPE, source_causes
 from detection.ensemble import Ensemble, Judgement
 from detection.history import History
 from detection.known import KnownCauses
-from detection.members.registry import VOICES
+from detection.members.registry import NAMES
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.members.view import Carry, Standing, View, counted
 from detection.reasons import Reasons, muted
@@ -152,7 +152,8 @@ def judge(
     scored = _score(ensemble, known, alpha, sessions, pieces, brought, view, serial)
     standing = _stand(batch, pieces, brought, scored, serial, first_line)
     key = sessions.column["key"][pieces.slot]
-    _remember(history, batch, pieces, standing, source_causes(key), closing_flags)
+    counts = ensemble is not None and ensemble.complete
+    _remember(history, batch, pieces, standing, source_causes(key), counts, closing_flags)
     closings = _closings(batch, pieces, scored, standing, key)
 
     line_rows = np.flatnonzero(~pieces.row_closing)
@@ -288,8 +289,8 @@ def _score(
     if ensemble is None or not rows:
         unready = np.full(rows, np.nan)
         return _Scored(
-            Standing(view, VOICES),
-            Judgement(np.full((rows, len(VOICES)), np.nan), np.zeros(rows), unready),
+            Standing(view, NAMES),
+            Judgement(np.full((rows, len(NAMES)), np.nan), np.zeros(rows), unready),
             np.zeros(rows, dtype=np.bool_),
             brought("excused"),
             Reasons.none(rows),
@@ -303,12 +304,16 @@ def _score(
     row_piece = repeat_per_row(pieces.offsets)
     level = np.where(excused > 0.0, np.minimum(excused, alpha), alpha)[row_piece]
     strange = (judgement.p < level) & (brought("verdict") == 0)[row_piece]
-    reported = excused > 0.0
+    reported, told_at_end = excused > 0.0, np.zeros(len(excused), dtype=np.bool_)
     crossing = np.zeros(rows, dtype=np.bool_)
+    tail = pieces.offsets[1:] - 1
     while strange.any():
         first = np.flatnonzero(first_true(strange, pieces.offsets))
-        reasons.name(first, sessions.next_serial, ~reported[row_piece[first]])
-        reported[row_piece[first]] = True
+        piece = row_piece[first]
+        reasons.name(first, sessions.next_serial, ~reported[piece])
+        at_end = (first == tail[piece]) & (reasons.kind[first] == SHAPE) & (view.templates[first] == CLOSING_TEMPLATE)
+        told_at_end[piece] |= at_end & ~reported[piece]
+        reported[piece] = True
         explained = known.normal(reasons.cause[first])
         crossing[first[~explained]] = True
         # What is known as normal explains this p; only a smaller one is a reason to flag.
@@ -318,9 +323,7 @@ def _score(
         strange &= ~done[row_piece] & (judgement.p < np.where(excused > 0.0, excused, alpha)[row_piece])
     crossed = (brought("verdict") > 0) | (excused > 0.0)
     crossed[row_piece[crossing]] = True
-    tail = pieces.offsets[1:] - 1
-    named_there = (reasons.kind[tail] == SHAPE) & (view.templates[tail] == CLOSING_TEMPLATE)
-    reasons.report_finished(np.flatnonzero(crossed & view.complete & ~named_there), sessions.next_serial, alpha)
+    reasons.report_finished(np.flatnonzero(crossed & view.complete & ~told_at_end), sessions.next_serial, alpha)
     return _Scored(standing, judgement, crossing, excused, reasons)
 
 
@@ -372,9 +375,19 @@ def _stand(batch: Batch, pieces: Cut, brought: _Brought, scored: _Scored, serial
 
 
 def _remember(
-    history: History, batch: Batch, pieces: Cut, standing: _Standing, keys: NDArray[np.uint64], closing_flags: int
+    history: History,
+    batch: Batch,
+    pieces: Cut,
+    standing: _Standing,
+    keys: NDArray[np.uint64],
+    flags_count: bool,
+    closing_flags: int,
 ) -> None:
-    """Add the lines, in their order, and then the closings to what the next model learns from."""
+    """Add the lines, in their order, and then the closings to what the next model learns from.
+
+    What an incomplete ensemble flags is alerted, and still learned from: it has seen little, so most of what it has
+    not seen is normal, and of all sessions together those that are strange are told better (`training.run`, trimming).
+    """
     line_rows = np.flatnonzero(~pieces.row_closing)
     row_piece = repeat_per_row(pieces.offsets)
     head = pieces.offsets[:-1]
@@ -400,7 +413,8 @@ def _remember(
     tail = pieces.offsets[1:] - 1
     closed = closed[np.lexsort((standing.serial[closed], pieces.row_line[tail[closed]]))]
     how = np.where(pieces.ends[closed], flag.ENDS, flag.SPLITS).astype(np.uint8)
-    how |= np.where(standing.verdict[closed] > 0, flag.FLAGGED, 0).astype(np.uint8) | np.uint8(closing_flags)
+    how[flags_count & (standing.verdict[closed] > 0)] |= flag.FLAGGED
+    how |= np.uint8(closing_flags)
     history.close(standing.serial[closed], pieces.row_time[tail[closed]], how, standing.cause[closed])
 
 

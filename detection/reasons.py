@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from detection.causes import NEW, SHAPE, SOURCE, VALUE, Causes, new_causes, shape_causes, source_causes, value_causes
 from detection.ensemble import Ensemble, Judgement
 from detection.known import KnownCauses
-from detection.members.registry import VOICES
+from detection.members.registry import NAMES
 from detection.members.view import CLOSING, COUNT_BUCKETS, Ints, Standing, View
 from detection.outcomes import ANOMALY, NOVEL
 from detection.segments import repeat_per_row
 
-_VALUES, _SOURCES = VOICES.index("values"), VOICES.index("sources")
+_VALUES, _SOURCES = NAMES.index("values"), NAMES.index("sources")
 
 
 def muted(known: KnownCauses, ensemble: Ensemble | None, templates: NDArray[np.int32]) -> NDArray[np.bool_]:

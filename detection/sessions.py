@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.clock import LEAP_SECONDS_ALLOWED
-from detection.members.registry import VOICES
+from detection.members.registry import NAMES
 from detection.members.view import COUNT_BUCKETS
 from detection.segments import rank_in_run
 from detection.state import Columns, State
@@ -42,10 +42,8 @@ _COLUMNS: dict[str, tuple[str, int]] = {
     "held": ("<i8", 1),  # templates in `tokens`
     "tokens": ("<i4", WINDOW_TOKENS),
     "opened": ("?", 1),  # `tokens` begins where the session truly began
-    "scored": ("<i8", 1),  # how many rows went into `totals`
     "muted": ("<i8", 1),  # lines of templates that were admitted since the model was made
-    "reached": ("<f8", len(VOICES)),  # what each member has come to, and the sum of what it said
-    "totals": ("<f8", len(VOICES)),
+    "reached": ("<f8", len(NAMES)),  # what each member has come to
     "worst_line": ("<i8", 1),  # the line that made the session strangest
     "errors": ("<i8", 1),
     "shape": ("<u8", 1),  # 64-bit map of the templates seen

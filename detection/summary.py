@@ -14,7 +14,7 @@ class Summary:
     training_urgent: bool = False  # due, and not to wait for `retrain_seconds`
     generation: int = 0
     model_line: int = 0
-    members: tuple[str, ...] = ()  # the voices of the model in force
+    members: tuple[str, ...] = ()  # of the model in force
     templates: int = 0
     templates_created: int = 0
     templates_evicted: int = 0

@@ -12,7 +12,7 @@ from detection.causes import shown as shown_cause
 from detection.ensemble import Ensemble
 from detection.incidents import Grouped
 from detection.judging import Batch, Closings, LineStates
-from detection.members.registry import VOICES
+from detection.members.registry import NAMES
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.outcomes import ATTACK, NOVEL, VERDICTS
 from detection.rules.engine import Hits
@@ -77,7 +77,7 @@ class Rows:
         template_id = int(self.template_id[row])
         reached, ps = self.reached[row].tolist(), self.member_ps[row].tolist()
         members: dict[str, Any] = {
-            voice: {"score": score, "p": p} for voice, score, p in zip(VOICES, reached, ps, strict=True) if p == p
+            name: {"score": score, "p": p} for name, score, p in zip(NAMES, reached, ps, strict=True) if p == p
         }
         matched = self.matched(row)
         if matched:

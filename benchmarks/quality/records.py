@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.metrics import Bools, Floats, ranked
-from detection.calibration import across
+from detection.calibration import combined
 from detection.members.registry import MEMBERS
 
 RULES = "rules"
-_FAMILY = {voice: member.family for member in MEMBERS for voice in member.voices}
+_FAMILY = {member.name: member.family for member in MEMBERS}
 # A rule that is so sure stands where a p-value of this daemon-wide level would give the contract's score the same.
 _NOMINAL_ALPHA = 0.001
 
@@ -159,8 +159,8 @@ class Units:
                 families.setdefault(_FAMILY.get(name, name), []).append(p)
         if not families:
             return np.zeros(len(self))
-        each = [10.0 ** -across(np.stack(ps, axis=1)) if len(ps) > 1 else ps[0] for ps in families.values()]
-        return across(np.stack(each, axis=1))
+        each = [10.0 ** -combined(np.stack(ps, axis=1)) if len(ps) > 1 else ps[0] for ps in families.values()]
+        return combined(np.stack(each, axis=1))
 
 
 def gather(records: Records, unit_of: NDArray[np.object_], names: Iterable[Any]) -> Units:

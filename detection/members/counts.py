@@ -8,7 +8,6 @@ references were made is not compared. Vectors have 64 buckets, by template id mo
 Part: `vectors` uint8 [n, 64], the commonest first, at most MOST_REFERENCES.
 """
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +26,6 @@ _WORDS = COUNT_BUCKETS // 8
 
 class Counts:
     name: ClassVar[str] = "counts"
-    voices: ClassVar[Mapping[str, bool]] = {"counts": False}
     folds: ClassVar[int] = 5
     family: ClassVar[str] = "sequence"
     early: ClassVar[bool] = True
@@ -38,14 +36,14 @@ class Counts:
         self._places = Places(_MEMO, _WORDS)
         self._known = np.zeros(_MEMO)
 
-    def scores(self, view: View, standing: Standing) -> tuple[Floats, ...]:
+    def scores(self, view: View, standing: Standing) -> Floats:
         """The distance at the last row of a complete session, 0 elsewhere."""
         scores = np.zeros(len(view))
         last = view.final_rows()
         vectors = view.counts[view.complete & (np.diff(view.offsets) > 0)]
         if len(last):
             scores[last] = np.where(standing.muted[last] > 0, 0.0, self.distances(vectors))
-        return (scores,)
+        return scores
 
     def distances(self, vectors: NDArray[np.uint8]) -> Floats:
         """Of each vector uint8 [n, 64], none all zeros, to the nearest reference: float64 [n]; 1 without any."""

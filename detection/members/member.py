@@ -42,25 +42,23 @@ class Lesson:
 class Member(Protocol):
     """A member, ready to score with one model generation.
 
-    name    names its part of a model
-    voices  what it says, by name, and whether a session has come to the *mean* of that once it is over (True) or to
-            the largest so far (False); most members have one voice, called like themselves
-    family  members that judge the same evidence are one family: together they speak with one voice to the others
+    name    names it, and its part of a model
+    family  members that judge the same evidence are one family: together they count as much as any other family
     folds   how many fits on parts of the data the trainer makes, so that each session is scored by one that did
-            not see it; 0 where there is nothing to fit
+            not see it; 0 where there is nothing to fit; 1 where one fit consists of many on parts, and `fit` gives
+            along, as `held_out` float64 [R], what those say of each row that did not see its session
     early   it can be fitted on the first few thousand lines
     """
 
     name: ClassVar[str]
-    voices: ClassVar[Mapping[str, bool]]
     family: ClassVar[str]
     folds: ClassVar[int]
     early: ClassVar[bool]
 
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None: ...
 
-    def scores(self, view: View, standing: Standing) -> tuple[Floats, ...]:
-        """For each voice how strange each row is: float64 [R], >= 0. `standing` holds the members before this one."""
+    def scores(self, view: View, standing: Standing) -> Floats:
+        """How strange each row is: float64 [R], >= 0. `standing` holds the members before this one."""
 
     @classmethod
     def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:

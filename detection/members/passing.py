@@ -4,7 +4,6 @@
 over time (`members.sources`); both are part of the detector's state and learn with every line.
 """
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,15 +16,14 @@ from detection.members.view import Floats, Standing, View
 class Values:
     name: ClassVar[str] = "values"
     family: ClassVar[str] = "values"
-    voices: ClassVar[Mapping[str, bool]] = {"values": False}
     folds: ClassVar[int] = 0
     early: ClassVar[bool] = True
 
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
         pass
 
-    def scores(self, view: View, standing: Standing) -> tuple[Floats, ...]:
-        return (view.values,)
+    def scores(self, view: View, standing: Standing) -> Floats:
+        return view.values
 
     @classmethod
     def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
@@ -35,7 +33,6 @@ class Values:
 class Sources(Values):
     name: ClassVar[str] = "sources"
     family: ClassVar[str] = "sources"
-    voices: ClassVar[Mapping[str, bool]] = {"sources": False}
 
-    def scores(self, view: View, standing: Standing) -> tuple[Floats, ...]:
-        return (view.sources,)
+    def scores(self, view: View, standing: Standing) -> Floats:
+        return view.sources

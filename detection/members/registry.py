@@ -18,4 +18,4 @@ MEMBERS: tuple[type[Member], ...] = (
 FAMILIES = tuple(dict.fromkeys(member.family for member in MEMBERS))
 OFTEN_SILENT = frozenset(("values",))  # 0 when there is nothing to judge: calibrated among the times they spoke
 IN_NATS = frozenset(("sources",))  # their scores are -ln of a probability under what is usual, by themselves
-VOICES = tuple(voice for member in MEMBERS for voice in member.voices)
+NAMES = tuple(member.name for member in MEMBERS)

@@ -1,6 +1,5 @@
 """The largest surprise of the causal transformer in the session, its end included (see `detection.transformer`)."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +12,6 @@ from detection.transformer import SequenceModel
 
 class Transformer:
     name: ClassVar[str] = "transformer"
-    voices: ClassVar[Mapping[str, bool]] = {"transformer": False}
     folds: ClassVar[int] = 2
     family: ClassVar[str] = "sequence"
     early: ClassVar[bool] = False
@@ -21,11 +19,11 @@ class Transformer:
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
         self.sequence = SequenceModel(part, vocabulary)
 
-    def scores(self, view: View, standing: Standing) -> tuple[Floats, ...]:
+    def scores(self, view: View, standing: Standing) -> Floats:
         nats = self.sequence.surprises(view.tokens, view.token_offsets, view.held, view.starts, view.ends)
         surprise = nats.astype(np.float64)
         surprise[view.muted_rows()] = 0.0
-        return (surprise,)
+        return surprise
 
     def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
         """P of each token after `context` (template ids): float64 [FIRST + V]."""

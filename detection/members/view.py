@@ -5,7 +5,7 @@ the batch. The trainer builds the same view of whole sessions that the scorer bu
 meets in service what it was fitted and calibrated on.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,6 @@ from detection.training_set import TrainingSet
 
 CLOSING = -1  # the template of a row that is a session's end and not a line
 COUNT_BUCKETS = 64  # the first 64 templates of a stream have one each: ids are given in order
-_GRAIN = 2.0**24
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # Knuth's multiplicative hash: the high bits mix all the others
 
 Floats = NDArray[np.float64]
@@ -30,30 +29,28 @@ Bools = NDArray[np.bool_]
 class Carry:
     """What each of S sessions brings along from earlier rows; all zero for a new one. M members.
 
-    lines, errors int64 [S]; scored int64 [S]: rows in `totals`; muted int64 [S]: lines of templates that were
-    admitted after the model in force was made; shape uint64 [S]: map of hashed templates; began float64 [S]: time
-    of the first line in seconds; reached float64 [S, M]: what each member has come to; totals float64 [S, M]: sums.
+    lines, errors int64 [S]; muted int64 [S]: lines of templates that were admitted after the model in force was made;
+    shape uint64 [S]: map of hashed templates; began float64 [S]: time of the first line in seconds; reached float64
+    [S, M]: what each member has come to.
     """
 
     lines: Ints
-    scored: Ints
     muted: Ints
     errors: Ints
     shape: NDArray[np.uint64]
     began: Floats
     reached: Floats
-    totals: Floats
 
     @staticmethod
     def new(sessions: int, members: int) -> "Carry":
         """The carry of `sessions` sessions that have no line yet."""
         whole, real, wide = np.zeros(sessions, np.int64), np.zeros(sessions), np.zeros((sessions, members))
-        return Carry(whole, whole, whole, whole, np.zeros(sessions, np.uint64), real, wide, wide)
+        return Carry(whole, whole, whole, np.zeros(sessions, np.uint64), real, wide)
 
     @staticmethod
     def brought(column: Callable[[str], NDArray[Any]], began: Floats) -> "Carry":
         """The carry whose columns `column` gives by name, but for `began`."""
-        names = ("lines", "scored", "muted", "errors", "reached", "totals")
+        names = ("lines", "muted", "errors", "reached")
         return Carry(**{name: column(name) for name in names}, shape=column("shape").astype(np.uint64), began=began)
 
 
@@ -117,21 +114,18 @@ class View:
 
 
 class Standing:
-    """How the sessions of a view stand after each of its rows, voice by voice as they are put in.
+    """How the sessions of a view stand after each of its rows, member by member as they are put in.
 
     `column` says which of M columns is a member's.
-    reached float64 [R, M]: the session's running maximum of the member's scores; of an averaged member its mean once
-    the session is complete, 0 before. mean float64 [R, M]: the running mean. The rest are columns [R] of the session:
-    log_length (ln(1 + lines)), distinct (occupied bits of 64, so it saturates), error_share, rate (ln(1 + lines/s)).
-    The sums are exact: scores are first rounded to multiples of 2^-24, so that any cut of a session into batches gives
-    the same bits (up to 5e8 nats).
+    reached float64 [R, M]: the session's running maximum of the member's scores. The rest are columns [R] of the
+    session: log_length (ln(1 + lines)), distinct (occupied bits of 64, so it saturates), error_share, rate (ln(1 +
+    lines/s)). Any cut of a session into batches gives the same bits.
     """
 
     def __init__(self, view: View, names: Sequence[str]) -> None:
         carry, offsets = view.carry, view.offsets
-        sizes, self._piece, self._rank = np.diff(offsets), repeat_per_row(offsets), rank_in_run(offsets)
-        piece, rank = self._piece, self._rank
-        self._view, self._sizes, self._first = view, sizes, offsets[:-1][piece]
+        sizes, piece = np.diff(offsets), repeat_per_row(offsets)
+        self._view, self._sizes, self._piece, self._first = view, sizes, piece, offsets[:-1][piece]
         is_line = view.templates != CLOSING
 
         began = carry.began.copy()
@@ -140,7 +134,6 @@ class Standing:
         began[fresh] = view.times[offsets[:-1][fresh]]
         bit = np.uint64(1) << ((view.templates.astype(np.uint64) * _SPREAD) >> np.uint64(58))
         shape = running_or(np.where(is_line, bit, np.uint64(0)), offsets) | carry.shape[piece]
-        self._scored = rank + 1 + carry.scored[piece]
         lines = self._sums(is_line.astype(np.int64)) + carry.lines[piece]
         failed = self._sums((view.errors & is_line).astype(np.int64)) + carry.errors[piece]
         muted = self._sums(view.muted_rows().astype(np.int64)) + carry.muted[piece]
@@ -151,32 +144,19 @@ class Standing:
         self.rate: Floats = np.log1p(lines / np.maximum(view.times - began[piece], 1.0))
         self.column = {name: number for number, name in enumerate(names)}
         self.reached = np.zeros((len(view), len(names)))
-        self.mean = np.zeros((len(view), len(names)))
         self.muted = muted
-        self._totals = np.zeros((len(view), len(names)))
         self._lines, self._failed, self._shape, self._began = lines, failed, shape, began
 
-    def hear(self, voices: Mapping[str, bool], scores: Sequence[Floats]) -> None:
-        """Put in what a member says (`Member.voices`, `Member.scores`)."""
-        for (voice, averaged), said in zip(voices.items(), scores, strict=True):
-            self.put(voice, said, averaged=averaged)
-
-    def put(self, name: str, scores: Floats, *, averaged: bool) -> None:
+    def put(self, name: str, scores: Floats) -> None:
         """`scores` float64 [R], >= 0: what the member says of each row."""
-        carry, offsets, piece, member = self._view.carry, self._view.offsets, self._piece, self.column[name]
-        total = self._sums(np.rint(scores * _GRAIN) / _GRAIN) + carry.totals[:, member][piece]
-        self._totals[:, member] = total
-        self.mean[:, member] = total / self._scored
-        if averaged:
-            final = self._view.final_rows()
-            scores = np.zeros(len(total))
-            scores[final] = self.mean[final, member]
-        self.reached[:, member] = np.maximum(running_max(scores, offsets), carry.reached[:, member][piece])
+        member = self.column[name]
+        before = self._view.carry.reached[:, member][self._piece]
+        self.reached[:, member] = np.maximum(running_max(scores, self._view.offsets), before)
 
     def only(self, rows: Bools) -> "Standing":
         """A copy of the marked rows' columns (bool [R]), to look at and not to be put into."""
         chosen = copy(self)
-        for name in ("reached", "mean", "log_length", "distinct", "error_share", "rate", "muted"):
+        for name in ("reached", "log_length", "distinct", "error_share", "rate", "muted"):
             setattr(chosen, name, getattr(self, name)[rows])
         return chosen
 
@@ -185,13 +165,11 @@ class Standing:
         carry = self._view.carry
         return Carry(
             lines=self._after(self._lines, carry.lines),
-            scored=self._after(self._scored, carry.scored),
             muted=self._after(self.muted, carry.muted),
             errors=self._after(self._failed, carry.errors),
             shape=self._after(self._shape, carry.shape),
             began=self._began,
             reached=self._after(self.reached, carry.reached),
-            totals=self._after(self._totals, carry.totals),
         )
 
     def _after(self, column: NDArray[Any], before: NDArray[Any]) -> NDArray[Any]:

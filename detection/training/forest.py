@@ -7,29 +7,41 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest
 
-from detection.members.forest import features
+from detection.forest import Forest
+from detection.members.forest import features, judged
 from detection.members.member import Lesson
 from detection.members.view import whole_sessions
+from detection.segments import repeat_per_row
 
 TREES = 100
-MOST_SAMPLES = 2048
+MOST_SAMPLES = 2048  # a tree; and no more than a quarter of all rows, so that most trees have not seen a session
 
 
 def fit_forest(lesson: Lesson) -> dict[str, NDArray[Any]]:
     """Two rows of every session: its last, and one at random, since open sessions are scored as well.
 
     Without the second, every session is strange while it is short, and the running maximum says nothing.
+    `held_out` float64 [R] is what the trees say of each row that did not see its session (out of bag; Breiman, 2001).
+    Other forests, fitted on halves, would not do for calibration: how high the score is of all that lies beyond what a
+    forest was fitted on differs by more from forest to forest than the highest scores do within one.
     `usual` float64 [F, 3] goes along: the 5 %, 50 % and 99 % quantiles of the features at the end of sessions.
     """
     assert lesson.standing is not None
     offsets, seed = whole_sessions(lesson.data, 0).offsets, lesson.data.seed & 0xFFFFFFFF
     sizes = np.diff(offsets)
     anywhere = np.random.default_rng(seed).random(len(sizes)) * sizes
-    found = features(lesson.standing)
+    found = judged(lesson.standing)
     rows = np.concatenate([offsets[1:] - 1, offsets[:-1] + anywhere.astype(np.int64)])
-    forest = IsolationForest(n_estimators=TREES, max_samples=min(MOST_SAMPLES, len(rows)), random_state=seed)
-    usual = np.quantile(found[offsets[1:] - 1], [0.05, 0.5, 0.99], axis=0).T
-    return {**forest_columns(forest.fit(found[rows])), "usual": np.ascontiguousarray(usual)}
+    samples = min(MOST_SAMPLES, -(-len(rows) // 4))
+    forest = IsolationForest(n_estimators=TREES, max_samples=samples, random_state=seed).fit(found[rows])
+    columns = forest_columns(forest)
+    unseen = np.ones((len(sizes), TREES), dtype=np.bool_)
+    for tree, sampled in enumerate(forest.estimators_samples_):
+        unseen[sampled % len(sizes), tree] = False
+    unseen[~unseen.any(axis=1)] = True  # in a handful of sessions one may be in every sample
+    held_out = Forest(columns).scores(found, unseen[repeat_per_row(offsets)])
+    usual = np.quantile(features(lesson.standing)[offsets[1:] - 1], [0.05, 0.5, 0.99], axis=0).T
+    return {**columns, "usual": np.ascontiguousarray(usual), "held_out": held_out}
 
 
 def forest_columns(forest: IsolationForest) -> dict[str, NDArray[np.generic]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.members.registry import VOICES
+from detection.members.registry import NAMES
 from detection.members.transformer import Transformer
 from detection.members.view import CLOSING, Bools, Floats, Standing, View, whole_sessions
 from detection.model import Model
@@ -43,7 +43,7 @@ def refuse_worse(challenger: Model, champion: Model, view: View, surprises: Floa
             raise RefusedError(f"at new sessions it is worse: {mine:.3f} nats a line, the model in force {theirs:.3f}")
     anchor = champion.parts.get("anchor")
     if anchor is not None:
-        kept = whole_sessions(_sessions(anchor), len(VOICES))
+        kept = whole_sessions(_sessions(anchor), len(NAMES))
         rows = _known_to(champion, kept)
         mine, theirs = (float(_surprises(model, kept)[rows].mean()) for model in (challenger, champion))
         if mine > theirs * ANCHOR_WORSE_ALLOWED:
@@ -77,7 +77,7 @@ def _known_to(model: Model, view: View) -> Bools:
 
 
 def _surprises(model: Model, view: View) -> Floats:
-    return Transformer(model.parts["transformer"], model.vocabulary).scores(view, Standing(view, VOICES))[0]
+    return Transformer(model.parts["transformer"], model.vocabulary).scores(view, Standing(view, NAMES))
 
 
 def _sessions(anchor: Mapping[str, NDArray[Any]]) -> TrainingSet:

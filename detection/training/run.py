@@ -17,11 +17,11 @@ import sklearn
 import torch
 from numpy.typing import NDArray
 
-from detection.calibration import Ring, across, combined
+from detection.calibration import Ring, combined
 from detection.ensemble import families, p_of
 from detection.members.member import Lesson, Member
 from detection.members.member import Progress as Fitting
-from detection.members.registry import MEMBERS, OFTEN_SILENT, VOICES
+from detection.members.registry import MEMBERS, NAMES, OFTEN_SILENT
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
 from detection.model import Model
 from detection.segments import repeat_per_row
@@ -66,7 +66,7 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
         raise TrainingError(
             f"{len(pool.starts)} clean sessions are too few to learn from: at least {FEWEST_SESSIONS} are needed"
         )
-    view = whole_sessions(pool, len(VOICES))
+    view = whole_sessions(pool, len(NAMES))
     learned = ~pool.flagged
     vocabulary = _vocabulary(pool.only(learned))
     quick = [member for member in MEMBERS if member.early and member.folds]
@@ -79,10 +79,10 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
         member for member in MEMBERS if (member.early or data.full) and _has_enough_to_say(member, view, learned)
     ]
     standing = run.cross_fitted(members, learned)
-    parts = {
+    parts = run.parts | {
         member.name: run.fit(member, learned, standing, share=1.0 / (member.folds + 1))
         for member in members
-        if member.folds
+        if member.folds > 1
     }
 
     report("calibration", 0.98)
@@ -109,7 +109,7 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
     previous = data.previous
     if data.full:
         if previous is not None and _has_transformer(previous):
-            refuse_worse(model, previous, view, run.heard["transformer"], pool.fresh)
+            refuse_worse(model, previous, view, run.said["transformer"], pool.fresh)
             rings["ensemble"] = bounded(rings["ensemble"], previous.rings["ensemble"])
         parts["anchor"] = anchor_of(previous, pool.only(learned))
     progress(Progress("done", STEPS_REPORTED, STEPS_REPORTED, report.loss, 1.0))
@@ -144,27 +144,39 @@ class _Run:
     def __init__(self, pool: TrainingSet, view: View, vocabulary: NDArray[np.int32], report: _Report) -> None:
         self._pool, self._view, self._vocabulary, self._report = pool, view, vocabulary, report
         self._row_session = repeat_per_row(view.offsets)
-        self.heard: dict[str, Floats] = {}  # the first voice of each member, cross-fitted, by row
+        self.said: dict[str, Floats] = {}  # what each member said, cross-fitted, by row
+        self.parts: dict[str, dict[str, NDArray[Any]]] = {}  # of members that were fitted once
 
     def cross_fitted(self, members: Sequence[type[Member]], learned: Bools) -> Standing:
         """Every session of the pool as `members` see it that did not learn from it (nor from any but `learned`)."""
-        standing = Standing(self._view, VOICES)
+        standing = Standing(self._view, NAMES)
         for member in members:
-            if not member.folds:
-                standing.hear(member.voices, member({}, self._vocabulary).scores(self._view, standing))
-                continue
-            scores = [np.zeros(len(self._view)) for _ in member.voices]
-            fold = _folds(len(learned), member.folds, self._pool.seed)
-            for number in range(member.folds):
-                part = self.fit(member, learned & (fold != number), standing, share=1.0 / (member.folds + 1))
-                rows = (fold == number)[self._row_session]
-                some = whole_sessions(self._pool.only(fold == number), len(VOICES))
-                found = member(part, self._vocabulary).scores(some, standing.only(rows))
-                for all_scores, said in zip(scores, found, strict=True):
-                    all_scores[rows] = said
-            standing.hear(member.voices, scores)
-            self.heard[member.name] = scores[0]
+            if member.folds == 0:
+                scores = member({}, self._vocabulary).scores(self._view, standing)
+            elif member.folds == 1:
+                scores = self._out_of_bag(member, learned, standing)
+            else:
+                scores = self._by_folds(member, learned, standing)
+            standing.put(member.name, scores)
+            self.said[member.name] = scores
         return standing
+
+    def _out_of_bag(self, member: type[Member], learned: Bools, standing: Standing) -> Floats:
+        part = self.parts[member.name] = self.fit(member, learned, standing, share=1.0)
+        held_out = part.pop("held_out")
+        scores = member(part, self._vocabulary).scores(self._view, standing)
+        scores[learned[self._row_session]] = held_out
+        return scores
+
+    def _by_folds(self, member: type[Member], learned: Bools, standing: Standing) -> Floats:
+        scores = np.zeros(len(self._view))
+        fold = _folds(len(learned), member.folds, self._pool.seed)
+        for number in range(member.folds):
+            part = self.fit(member, learned & (fold != number), standing, share=1.0 / (member.folds + 1))
+            rows = (fold == number)[self._row_session]
+            some = whole_sessions(self._pool.only(fold == number), len(NAMES))
+            scores[rows] = member(part, self._vocabulary).scores(some, standing.only(rows))
+        return scores
 
     def fit(
         self, member: type[Member], sessions: Bools, standing: Standing, *, share: float
@@ -248,7 +260,7 @@ def _vocabulary(data: TrainingSet) -> NDArray[np.int32]:
 
 def _strangest(standing: Standing, view: View, members: Sequence[type[Member]], candidates: Bools) -> Bools:
     """The TRIMMED_SHARE of `candidates` (bool [S]) that `members` find strangest; ties by place."""
-    columns = [standing.column[voice] for member in members for voice in member.voices]
+    columns = [standing.column[member.name] for member in members]
     reached = standing.reached[view.final_rows()][:, columns]
     p = np.stack([Ring(np.sort(column)).p(column) for column in reached.T], axis=1)
     strangeness = np.where(candidates, combined(p), -np.inf)
@@ -260,46 +272,44 @@ def _strangest(standing: Standing, view: View, members: Sequence[type[Member]], 
 def _rings(
     reached: Floats, members: Sequence[type[Member]], pool: TrainingSet, learned: Bools
 ) -> dict[str, NDArray[np.float64]]:
-    """What sessions come to that were not learned from: by voice, and combined as a verdict combines them.
+    """What sessions come to that were not learned from: by member, and combined as a verdict combines them.
 
     Not of survivors only: of the flagged sessions as many come in as the level they were flagged at would flag
     without cause, those that now look least strange. Else every generation would take the highest for the whole.
     """
-    voices = [voice for member in members for voice in member.voices]
-    columns = [VOICES.index(voice) for voice in voices]
     calibration = ~pool.flagged
     while True:
         rings = {
-            voice: _ring_of(voice, reached[calibration, column]) for voice, column in zip(voices, columns, strict=True)
+            member.name: _ring_of(member.name, reached[calibration, NAMES.index(member.name)]) for member in members
         }
         by_family = []
         for family, some in families(members).items():
             p = np.stack(
-                [p_of(VOICES[column], Ring(rings[VOICES[column]]), reached[:, column]) for column in some], axis=1
+                [p_of(NAMES[column], Ring(rings[NAMES[column]]), reached[:, column]) for column in some], axis=1
             )
             if len(some) > 1:
                 together = combined(p)
                 rings[f"family/{family}"] = np.sort(together[calibration])
                 p = Ring(rings[f"family/{family}"]).p(together)[:, None]
             by_family.append(p[:, 0])
-        strangeness = across(np.stack(by_family, axis=1))
+        strangeness = combined(np.stack(by_family, axis=1))
         back = _without_cause(strangeness, pool) & ~calibration
         if not back.any() or calibration[pool.flagged].any():
             return rings | {"ensemble": np.sort(strangeness[calibration])}
         calibration = calibration | back
 
 
-def _ring_of(voice: str, scores: Floats) -> NDArray[np.float64]:
-    """`scores` ascending; of a voice that mostly has nothing to say only what it said."""
-    return np.sort(scores[scores > 0.0] if voice in OFTEN_SILENT else scores)
+def _ring_of(member: str, scores: Floats) -> NDArray[np.float64]:
+    """`scores` ascending; of a member that mostly has nothing to say only what it said."""
+    return np.sort(scores[scores > 0.0] if member in OFTEN_SILENT else scores)
 
 
 def _has_enough_to_say(member: type[Member], view: View, learned: Bools) -> bool:
     """Whether a member that is often silent spoke in enough sessions to be calibrated."""
-    if not OFTEN_SILENT.intersection(member.voices):
+    if member.name not in OFTEN_SILENT:
         return True
-    standing = Standing(view, VOICES)
-    (said,) = member({}, np.zeros(0, np.int32)).scores(view, standing)
+    standing = Standing(view, NAMES)
+    said = member({}, np.zeros(0, np.int32)).scores(view, standing)
     return int(np.count_nonzero(np.maximum.reduceat(said, view.offsets[:-1])[learned])) >= FEWEST_TO_CALIBRATE
 
 

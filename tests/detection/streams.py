@@ -7,7 +7,7 @@ import numpy as np
 
 from detection.ensemble import Ensemble
 from detection.members.member import Lesson
-from detection.members.registry import VOICES
+from detection.members.registry import NAMES
 from detection.members.view import Floats, Standing, whole_sessions
 from detection.model import Model
 from detection.training.run import Progress, train
@@ -59,12 +59,12 @@ def quietly(step: Progress) -> None:
 
 def reached(model: Model, data: TrainingSet) -> Floats:
     """What each voice has come to at the end of each session: float64 [S, M]."""
-    view = whole_sessions(data, len(VOICES))
+    view = whole_sessions(data, len(NAMES))
     return standing(model, data).reached[view.final_rows()]
 
 
 def standing(model: Model, data: TrainingSet) -> Standing:
-    return Ensemble(model).score(whole_sessions(data, len(VOICES)))
+    return Ensemble(model).score(whole_sessions(data, len(NAMES)))
 
 
 def lesson(data: TrainingSet, standing: Standing | None = None) -> Lesson:

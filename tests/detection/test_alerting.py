@@ -85,7 +85,7 @@ def test_the_last_ten_lines_of_the_session_are_quoted_with_the_odd_one_marked(jo
 
 
 def test_of_a_session_flagged_at_its_end_the_strangest_line_is_marked(journal: Journal) -> None:
-    fed(journal, session("x", [OPEN, *[RETRY] * 9, CLOSE], 2000))
+    fed(journal, session("x", [OPEN, *[READ] * 20, CLOSE], 2000))
     (alert,) = finished(journal)
     marked = [each for each in alert["explain"]["lines"] if each["odd"]]
     assert [each["text"] for each in marked] == [alert["text"]]

@@ -6,6 +6,7 @@ import pytest
 
 from detection.causes import KINDS
 from detection.detector import Detector
+from detection.ensemble import Ensemble
 from detection.frames import FeedbackFrame, LinesFrame, RefusedFrame, Sequenced
 from detection.model import Model
 from detection.state import digest
@@ -65,7 +66,10 @@ def test_an_answer_survives_a_restart_and_a_new_model(
     assert [each["id"] for each in loaded.detector.answers()] == [alert["id"]]
 
 
-def test_what_was_called_normal_is_learned_from_and_what_was_called_an_anomaly_never(journal: Journal) -> None:
+def test_what_was_called_normal_is_learned_from_and_what_was_called_an_anomaly_never(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ensemble, "complete", True)
     (alert,) = flags(journal, 1, NEW)
     assert journal.detector.training_set().flagged.sum() == 1
     answer(journal, alert, "normal")
@@ -73,6 +77,16 @@ def test_what_was_called_normal_is_learned_from_and_what_was_called_an_anomaly_n
     answer(journal, alert, "anomaly")
     data = journal.detector.training_set()
     assert data.flagged.sum() == data.tainted.sum() == 1
+
+
+def test_before_the_first_full_model_what_is_flagged_is_learned_from_unless_it_was_called_an_anomaly(
+    journal: Journal,
+) -> None:
+    (alert,) = flags(journal, 1, NEW)
+    data = journal.detector.training_set()
+    assert data.flagged.sum() == data.tainted.sum() == 0
+    answer(journal, alert, "anomaly")
+    assert journal.detector.training_set().tainted.sum() == 1
 
 
 def test_an_anomaly_stays_one_however_often_it_comes(journal: Journal) -> None:

@@ -1,4 +1,4 @@
-"""The n-gram models against a slow reading of Witten and Bell, and what is left out of their judgement."""
+"""The n-gram model against a slow reading of Witten and Bell, and what is left out of their judgement."""
 
 import math
 from collections import Counter, defaultdict
@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detection.members import ngram as module
-from detection.members.ngram import ORDERS, Ngram, NgramModel, fitted
-from detection.members.view import Standing
+from detection.members.ngram import ORDERS, NgramModel, fitted
 from detection.transformer import CONTINUED, END, FIRST, START, UNSEEN
 from tests.detection.streams import habits, stream
 from tests.detection.views import Growing, Session, sessions, whole
@@ -28,14 +27,14 @@ class Plain:
         self.after: dict[tuple[object, ...], Counter[object]] = defaultdict(Counter)
         for session in learned:
             tokens = self.tokens(session)
-            for place in range(5, len(tokens)):
-                for order in range(6):
+            for place in range(2, len(tokens)):
+                for order in range(3):
                     self.after[tuple(tokens[place - order : place])][tokens[place]] += 1
 
     def tokens(self, session: Session) -> list[object]:
         before = "start" if session.starts else "continued"
         said: list[object] = [line.template if line.template in self.known else "unseen" for line in session.lines]
-        return [before] * 5 + said + (["end"] if session.ends else [])
+        return [before] * 2 + said + (["end"] if session.ends else [])
 
     def p(self, token: object, history: tuple[object, ...]) -> float:
         seen = self.after.get(history, Counter())
@@ -44,9 +43,9 @@ class Plain:
             return shorter
         return (seen[token] + len(seen) * shorter) / (seen.total() + len(seen))
 
-    def nats(self, session: Session, order: int) -> list[float]:
+    def nats(self, session: Session) -> list[float]:
         tokens = self.tokens(session)
-        return [-math.log(self.p(tokens[i], tuple(tokens[i - order + 1 : i]))) for i in range(5, len(tokens))]
+        return [-math.log(self.p(tokens[i], tuple(tokens[i - 2 : i]))) for i in range(2, len(tokens))]
 
 
 def model(learned: Sequence[Sequence[int]], *, ends: bool = True) -> NgramModel:
@@ -64,9 +63,8 @@ def test_probabilities_are_those_of_witten_and_bell(
     # Templates 6 and 7 have no token: both are UNSEEN, and so one.
     plain = Plain(sessions(*learned, ends=ended, starts=ended), VOCABULARY.tolist())
     drawn = sessions(*asked, ends=ends, starts=ends)
-    short, long = model(learned, ends=ended).nats(whole(drawn))
-    np.testing.assert_allclose(short, [n for each in drawn for n in plain.nats(each, 3)], rtol=1e-12)
-    np.testing.assert_allclose(long, [n for each in drawn for n in plain.nats(each, 6)], rtol=1e-12)
+    nats = model(learned, ends=ended).nats(whole(drawn))
+    np.testing.assert_allclose(nats, [n for each in drawn for n in plain.nats(each)], rtol=1e-12)
 
 
 @pytest.mark.parametrize("context", [[], [1], [1, 2, 2], [1, 2, 3, 2, 5, 4], [99, 99]])
@@ -78,31 +76,31 @@ def test_what_is_likely_next_sums_to_one_and_is_what_a_line_is_judged_by(context
     assert p[START] < 0.2 and p[CONTINUED] < 0.2, "markers are no outcomes: what they get is what any unknown one gets"
     for place, template in enumerate(VOCABULARY.tolist()):
         view = whole(sessions([*context, template], ends=False, starts=starts))
-        assert math.exp(-ngrams.nats(view)[0][-1]) == pytest.approx(p[FIRST + place])
+        assert math.exp(-ngrams.nats(view)[-1]) == pytest.approx(p[FIRST + place])
 
 
 def test_a_session_that_stops_in_the_middle_is_a_surprise_at_its_end() -> None:
     ngrams = model(habits(200, 1))
-    usual, cut = (ngrams.nats(whole(sessions(each)))[0][-1] for each in ([1, 2, 2, 4], [1, 2, 2]))
+    usual, cut = (ngrams.nats(whole(sessions(each)))[-1] for each in ([1, 2, 2, 4], [1, 2, 2]))
     assert cut > 3 * usual
-    still_open = ngrams.nats(whole(sessions([1, 2, 2], ends=False)))[0]
+    still_open = ngrams.nats(whole(sessions([1, 2, 2], ends=False)))
     assert len(still_open) == 3, "an open one has no end to be judged by"
 
 
 def test_a_true_beginning_is_told_from_a_continuation() -> None:
     ngrams = model(habits(200, 1))
-    begins, goes_on = (ngrams.nats(whole(sessions([2, 4], starts=starts)))[0][0] for starts in (True, False))
+    begins, goes_on = (ngrams.nats(whole(sessions([2, 4], starts=starts)))[0] for starts in (True, False))
     assert begins > goes_on, "sessions begin with 1, always"
 
 
 def test_templates_admitted_since_are_not_held_against_a_session_nor_is_what_follows_one() -> None:
     ngrams = model(habits(200, 1))
     asked = sessions([1, 77, 2, 4])
-    held_against = ngrams.nats(whole(asked))[0]
-    short, long = ngrams.nats(whole(asked, muted=[77]))
+    held_against = ngrams.nats(whole(asked))
+    admitted = ngrams.nats(whole(asked, muted=[77]))
     assert held_against[1] > 3 and held_against[2] > 1
-    assert short[[1, 2]].tolist() == long[[1, 2]].tolist() == [0.0, 0.0]
-    np.testing.assert_array_equal(short[[0, 3, 4]], held_against[[0, 3, 4]])
+    assert admitted[[1, 2]].tolist() == [0.0, 0.0]
+    np.testing.assert_array_equal(admitted[[0, 3, 4]], held_against[[0, 3, 4]])
 
 
 @given(templates, st.lists(st.integers(0, 12), min_size=8, max_size=8))
@@ -115,13 +113,10 @@ def test_bits_depend_neither_on_the_memo_nor_on_how_sessions_are_cut(asked: list
     growing, halves = Growing(drawn, 2), []
     for rows in (cuts[: len(drawn)], None):
         piece = growing.see(rows)
-        halves.append(
-            (np.split(warm.nats(piece)[0], piece.offsets[1:-1]), np.split(warm.nats(piece)[1], piece.offsets[1:-1]))
-        )
-    for voice in (0, 1):
-        np.testing.assert_array_equal(warm.nats(view)[voice], cold[voice])
-        joined = [np.concatenate(parts) for parts in zip(halves[0][voice], halves[1][voice], strict=True)]
-        np.testing.assert_array_equal(np.concatenate(joined), cold[voice])
+        halves.append(np.split(warm.nats(piece), piece.offsets[1:-1]))
+    np.testing.assert_array_equal(warm.nats(view), cold)
+    joined = [np.concatenate(parts) for parts in zip(*halves, strict=True)]
+    np.testing.assert_array_equal(np.concatenate(joined), cold)
 
 
 def test_a_memo_with_one_place_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,24 +125,10 @@ def test_a_memo_with_one_place_says_the_same(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "_MEMO", 1)
     crowded = model(habits(60, 1))
     for _ in range(2):
-        for ours, theirs in zip(crowded.nats(view), expected, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(crowded.nats(view), expected)
 
 
-def test_the_member_speaks_with_two_voices_the_worst_of_three_and_the_mean_of_six() -> None:
-    member = Ngram(fitted(stream(habits(200, 1)), VOCABULARY), VOCABULARY)
-    view = whole(sessions([1, 2, 5, 5, 4], [1, 2, 2, 4]), 2)
-    standing = Standing(view, list(Ngram.voices))
-    standing.hear(Ngram.voices, member.scores(view, standing))
-    short, long = member.scores(view, standing)
-    last = view.final_rows()
-    assert standing.reached[last].tolist() == [
-        [short[:6].max(), pytest.approx(long[:6].mean())],
-        [short[6:].max(), pytest.approx(long[6:].mean())],
-    ]
-
-
-def test_a_part_holds_no_more_than_six_templates_in_a_key() -> None:
+def test_a_part_holds_no_more_than_three_templates_in_a_key() -> None:
     part = fitted(stream([[1, 2, 3, 4, 5, 1, 2]]), VOCABULARY)
     assert set(part) == {f"{name}.{k}" for name in ("grams", "counts", "after", "total", "kinds")
                          for k in range(1, ORDERS + 1)}  # fmt: skip

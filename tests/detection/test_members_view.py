@@ -3,17 +3,15 @@
 import math
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detection.members import view as module
 from detection.members.view import CLOSING, Carry, Standing, View, whole_sessions
 from tests.detection.streams import stream
 from tests.detection.views import Growing, Line, Session, sessions, whole
 
-VOICES = {"worst": False, "mean": True}
+NAMES = ("one", "other")
 MUTED = (7, 400)
 
 lines = st.builds(Line, st.integers(0, 500), st.floats(0, 40, width=32), st.booleans())
@@ -22,8 +20,9 @@ scores_drawn = st.lists(st.floats(0, 50, width=32), min_size=2 * 31 * 6, max_siz
 
 
 def said(view: View, rows: NDArray[np.int64], scores: NDArray[np.float64]) -> Standing:
-    standing = Standing(view, list(VOICES))
-    standing.hear(VOICES, [scores[0, rows], scores[1, rows]])
+    standing = Standing(view, NAMES)
+    for name, said_of_all in zip(NAMES, scores, strict=True):
+        standing.put(name, said_of_all[rows])
     return standing
 
 
@@ -55,10 +54,7 @@ def test_where_sessions_stand_is_what_a_plain_reading_says(drawn: list[Session],
             different = len({line.template for line in seen})
             assert min(different, 1) <= standing.distinct[row] <= min(different, 64)
             for column in (0, 1):
-                mean = math.fsum(scores[column, begin : row + 1].tolist()) / (row + 1 - begin)
-                assert math.isclose(standing.mean[row, column], mean, rel_tol=1e-6, abs_tol=1e-6)
-            assert standing.reached[row, 0] == scores[0, begin : row + 1].max()
-            assert standing.reached[row, 1] == (standing.mean[row, 1] if row == stop - 1 else 0.0)
+                assert standing.reached[row, column] == scores[column, begin : row + 1].max()
 
 
 @given(drawn_sessions, scores_drawn, st.data())
@@ -92,22 +88,7 @@ def test_a_session_in_batches_has_the_bits_of_one_in_one_go(
         np.testing.assert_array_equal(getattr(growing.carry, name), getattr(expected.after(), name), err_msg=name)
 
 
-COLUMNS = ("reached", "mean", "log_length", "distinct", "error_share", "rate", "muted")
-
-
-def test_without_rounding_a_sum_would_depend_on_what_lies_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control of the test above."""
-    assert _mean_is_the_same_beside_another_session()
-    monkeypatch.setattr(module, "_GRAIN", 2.0**70)  # finer than any score: nothing is rounded
-    assert not _mean_is_the_same_beside_another_session()
-
-
-def _mean_is_the_same_beside_another_session() -> bool:
-    scores = np.array([1e6 + 0.1, 0.1, 0.2])
-    together = said(whole(sessions([1], [1, 2], ends=False), 2), np.arange(3), np.stack([scores] * 2))
-    alone = said(whole(sessions([1, 2], ends=False), 2), np.arange(2), np.stack([scores[1:]] * 2))
-    np.testing.assert_allclose(together.mean[1:], alone.mean, atol=1e-6)
-    return bool((together.mean[1:] == alone.mean).all())
+COLUMNS = ("reached", "log_length", "distinct", "error_share", "rate", "muted")
 
 
 def test_distinct_counts_different_templates_and_not_their_repetitions() -> None:

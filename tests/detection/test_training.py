@@ -8,14 +8,14 @@ import pytest
 from detection.ensemble import families
 from detection.forest import Forest
 from detection.members.forest import features
-from detection.members.registry import MEMBERS, VOICES
+from detection.members.registry import MEMBERS, NAMES
 from detection.model import Model, to_columns
 from detection.state import digest
 from detection.training.run import Progress, TrainingError, train
 from detection.training_set import from_columns
 from tests.detection.streams import habits, reached, standing, stream, trained
 
-TRANSFORMER = VOICES.index("transformer")
+TRANSFORMER = NAMES.index("transformer")
 
 
 def test_what_was_never_done_surprises_more_than_anything_habitual(habitual: Model) -> None:
@@ -26,7 +26,7 @@ def test_what_was_never_done_surprises_more_than_anything_habitual(habitual: Mod
 
 def test_rings_hold_one_ascending_score_a_session_for_each_voice_each_family_and_all_together(habitual: Model) -> None:
     several = [f"family/{family}" for family, columns in families(MEMBERS).items() if len(columns) > 1]
-    spoke = set(VOICES) - {"values"}  # there were none to judge
+    spoke = set(NAMES) - {"values"}  # there were none to judge
     assert set(habitual.rings) == {*spoke, *several, "ensemble"}
     for ring in habitual.rings.values():
         assert ring.dtype == np.float64

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detection import network
-from detection.members.registry import VOICES
+from detection.members.registry import NAMES
 from detection.members.transformer import Transformer
 from detection.members.view import Floats, Standing, View, whole_sessions
 from detection.model import Model
@@ -29,11 +29,11 @@ ALL = np.ones(60, np.bool_)
 
 
 def seen(sessions: list[list[int]]) -> View:
-    return whole_sessions(stream(sessions), len(VOICES))
+    return whole_sessions(stream(sessions), len(NAMES))
 
 
 def surprises(model: Model, view: View) -> Floats:
-    return Transformer(model.parts["transformer"], model.vocabulary).scores(view, Standing(view, VOICES))[0]
+    return Transformer(model.parts["transformer"], model.vocabulary).scores(view, Standing(view, NAMES))
 
 
 def without_anchor(model: Model) -> Model:

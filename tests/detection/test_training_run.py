@@ -1,6 +1,5 @@
 """What a training run learns from and what it leaves out: each protection, and what would happen without it."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -9,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from detection.members.member import Lesson, Part
-from detection.members.registry import VOICES
+from detection.members.registry import NAMES
 from detection.members.transformer import Transformer
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
 from detection.model import Model
@@ -25,7 +24,6 @@ class Recognising:
     """A member that says 1 of every line of a session it was fitted on: sessions here have a template each."""
 
     name: ClassVar[str] = "ngram"
-    voices: ClassVar[Mapping[str, bool]] = {"ngram": False}
     family: ClassVar[str] = "sequence"
     folds: ClassVar[int] = 3
     early: ClassVar[bool] = True
@@ -33,8 +31,8 @@ class Recognising:
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
         self._seen = part["seen"]
 
-    def scores(self, view: View, standing: Standing) -> tuple[Floats, ...]:
-        return (np.isin(view.templates, self._seen).astype(np.float64),)
+    def scores(self, view: View, standing: Standing) -> Floats:
+        return np.isin(view.templates, self._seen).astype(np.float64)
 
     @classmethod
     def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
@@ -44,10 +42,10 @@ class Recognising:
 def recognised(learned: Bools) -> list[bool]:
     """Which of ten sessions are scored by a fit that saw them; only `learned` ones are learned from at all."""
     data = stream([[number] * 3 for number in range(10)])
-    view = whole_sessions(data, len(VOICES))
+    view = whole_sessions(data, len(NAMES))
     crossing = _Run(data, view, np.arange(10, dtype=np.int32), _Report(lambda step: None, False))
     standing = crossing.cross_fitted([Recognising], learned)
-    return [bool(x) for x in standing.reached[view.final_rows(), VOICES.index("ngram")]]
+    return [bool(x) for x in standing.reached[view.final_rows(), NAMES.index("ngram")]]
 
 
 def test_no_session_is_scored_by_a_fit_that_saw_it() -> None:
@@ -66,11 +64,11 @@ def test_scores_of_sessions_that_were_learned_would_be_too_low(monkeypatch: pyte
     """Sessions that are all different: what a fit has seen it finds usual, what it has not it does not."""
     rng = np.random.default_rng(1)
     data = stream([rng.integers(1, 30, 8).tolist() for _ in range(60)], full=False)
-    crossed = trained(data).rings["ngram_mean"]
+    crossed = trained(data).rings["ngram"]
     fit = _Run.fit
     monkeypatch.setattr(_Run, "fit", lambda self, member, sessions, *rest, **more: fit(
         self, member, np.ones_like(sessions), *rest, **more))  # fmt: skip
-    assert trained(data).rings["ngram_mean"].max() < 0.5 * crossed.min()
+    assert trained(data).rings["ngram"].max() < crossed.min()
 
 
 def unclean() -> TrainingSet:
@@ -149,7 +147,7 @@ def test_a_campaign_does_not_fill_the_top_of_the_rings_with_itself() -> None:
 def test_before_the_warm_up_is_over_there_are_the_quick_members_only() -> None:
     model = trained(stream(habits(60, 1), full=False))
     assert set(model.parts) == {"ngram", "counts"}
-    assert set(model.rings) == {"ngram", "ngram_mean", "counts", "sources", "family/sequence", "ensemble"}
+    assert set(model.rings) == {"ngram", "counts", "sources", "family/sequence", "ensemble"}
     assert model.meta["full"] == 0
 
 
