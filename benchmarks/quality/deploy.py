@@ -14,10 +14,9 @@ import numpy as np
 
 from benchmarks.quality.logs import HDFS_KEY, Sessions, as_lines, halves, hdfs_sessions, hdfs_text
 from benchmarks.quality.metrics import Bools, share_interval
-from benchmarks.quality.records import Records, gather
+from benchmarks.quality.records import Records, gather, incidents
 from benchmarks.quality.report import Row
 from benchmarks.quality.watching import NEVER, RETRAIN_LINES, settings, watched
-from benchmarks.quality.web import incidents
 
 WARMUP_SESSIONS = 3000
 STREAM_SESSIONS = 4500

@@ -28,7 +28,7 @@ from benchmarks.quality.metrics import (
     found,
     share_interval,
 )
-from benchmarks.quality.records import Records, gather
+from benchmarks.quality.records import Records, gather, incidents
 from benchmarks.quality.report import Row
 from benchmarks.quality.watching import NEVER, RETRAIN_LINES, Watched, settings, watched
 from detection.formats.kinds import parse
@@ -144,6 +144,7 @@ def _judged(
     truth = np.array([blocks[block] for block in begun_later])
     everything = gather(records, records.session, seen_later)
     harmless = np.array([not blocks[block] for block in seen_later])
+    opened = incidents(records) & np.array([not blocks.get(key, True) for key in records.session])
     alarms = share_interval(everything.flagged[harmless], seed)
     flags = found(truth, units.flagged)
     rows = [
@@ -165,6 +166,13 @@ def _judged(
             1000 * alarms.high,
             digits=1,
             note=f"{int(everything.flagged[harmless].sum())} of {int(harmless.sum())} normal blocks",
+        ),
+        Row(
+            name,
+            "false incidents per 1,000 sessions",
+            1000 * float(opened.sum()) / int(harmless.sum()),
+            digits=1,
+            note=f"{int(opened.sum())} of {int(incidents(records).sum())} incidents were opened by normal blocks",
         ),
     ]
     return rows + (member_rows(name, truth, units, seed) if members else [])

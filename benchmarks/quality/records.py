@@ -196,3 +196,8 @@ def gather(records: Records, unit_of: NDArray[np.object_], names: Iterable[Any])
             name: ranked(each, largest(records.member_scores[name])) for name, each in member_ps.items()
         },
     )
+
+
+def incidents(records: Records) -> Bools:
+    """The records that open an incident; of a daemon that knows none, every flagged record."""
+    return records.flagged & records.opens if records.knows_incidents else records.flagged

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.quality.figures import member_rows
 from benchmarks.quality.logs import Log, halves, request_lines, web
 from benchmarks.quality.metrics import Bools, Interval, average_precision, recall_at, share_interval
-from benchmarks.quality.records import RULES, Records, gather
+from benchmarks.quality.records import RULES, Records, gather, incidents
 from benchmarks.quality.report import Row
 from benchmarks.quality.watching import settings, watched
 
@@ -106,11 +106,6 @@ def _streamed(name: str, log: Log) -> Records:
         run.settle(wanted=True)
         run.stream(log.lines[WARMUP_LINES:])
         return run.finish()
-
-
-def incidents(records: Records) -> Bools:
-    """The records that open an incident; of a daemon that knows none, every flagged record."""
-    return records.flagged & records.opens if records.knows_incidents else records.flagged
 
 
 def caught(records: Records, log: Log) -> Bools:

@@ -8,8 +8,8 @@ import pytest
 from benchmarks.quality.figures import member_rows
 from benchmarks.quality.honesty import poisson_interval
 from benchmarks.quality.logs import Log
-from benchmarks.quality.records import gather, read_records
-from benchmarks.quality.web import caught, incidents
+from benchmarks.quality.records import gather, incidents, read_records
+from benchmarks.quality.web import caught
 
 
 def record(line: int, session: str, first_line: int, p: float | None, **more: Any) -> dict[str, Any]:
