@@ -29,9 +29,9 @@ Run = Callable[[Path, int], list[Row]]
 
 # Name, what runs it, the folders it reads, and whether chance has a part in it (then it runs once a seed).
 SETS: tuple[tuple[str, Run, tuple[str, ...], bool], ...] = (
-    ("hdfs_raw", hdfs.vouched, ("hdfs_raw",), False),
-    ("hdfs_raw_live", hdfs.live, ("hdfs_raw",), False),
-    ("hdfs_raw_feedback", hdfs.answered, ("hdfs_raw",), False),
+    ("hdfs_raw", hdfs.vouched, ("hdfs_raw",), True),
+    ("hdfs_raw_live", hdfs.live, ("hdfs_raw",), True),
+    ("hdfs_raw_feedback", hdfs.answered, ("hdfs_raw",), True),
     ("hdfs_sessions", sessions.hdfs100k, ("hdfs_sessions",), True),
     ("hdfs_xu", sessions.hdfs_xu, ("hdfs_sessions",), True),
     ("payloads", web.payloads, ("payloads",), True),

@@ -37,11 +37,11 @@ from detection.templates import TemplateTable
 ANSWERS = 50
 ANSWER_LINES = 250
 CONTROL_ALPHA = 0.002
+LATER_LINES = 500
 
 
 def vouched(data: Path, seed: int) -> list[Row]:
-    log, blocks = hdfs_raw(data)
-    half = len(log.lines) // 2
+    log, blocks, half = _begun(data, seed)
     asked: dict[str, dict[str, Any]] = {
         "PR-AUC": {"floor": 0.80, "target": 0.90},
         "false alarms per 1,000 sessions": {"floor": 5.0, "target": 2.0, "kind": "less"},
@@ -56,6 +56,17 @@ def vouched(data: Path, seed: int) -> list[Row]:
     )
 
 
+def _begun(data: Path, seed: int) -> tuple[Log, dict[str, bool], int]:
+    """The log, its blocks, and at which line the judged half of it begins.
+
+    Chance has no part in this set, so each seed after the first begins `LATER_LINES` later: other batches, other
+    models, and another draw of what those make of the same second half.
+    """
+    log, blocks = hdfs_raw(data)
+    half, later = len(log.lines) // 2, (seed - 1) * LATER_LINES
+    return Log(log.lines[later:], log.unit[later:], log.positive[later:], log.weak[later:]), blocks, half - later
+
+
 def _vouched(about: str, log: Log, half: int, retrain: int) -> tuple[Records, str]:
     """What is said of the second half, and what the daemon could not do."""
     clean = [line for line, bad in zip(log.lines[:half], log.positive[:half], strict=True) if not bad]
@@ -68,8 +79,7 @@ def _vouched(about: str, log: Log, half: int, retrain: int) -> tuple[Records, st
 
 
 def live(data: Path, seed: int) -> list[Row]:
-    log, blocks = hdfs_raw(data)
-    half = len(log.lines) // 2
+    log, blocks, half = _begun(data, seed)
     with watched("hdfs_raw, live", settings(warmup=half, key=HDFS_KEY)) as run:
         run.stream(log.lines[:half])
         run.settle(wanted=True)
@@ -81,8 +91,7 @@ def live(data: Path, seed: int) -> list[Row]:
 
 
 def answered(data: Path, seed: int) -> list[Row]:
-    log, blocks = hdfs_raw(data)
-    half = len(log.lines) // 2
+    log, blocks, half = _begun(data, seed)
     with watched("hdfs_raw, feedback", settings(warmup=half, key=HDFS_KEY)) as run:
         run.stream(log.lines[:half])
         run.settle(wanted=True)
