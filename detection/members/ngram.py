@@ -7,7 +7,7 @@ that was followed c(h) times by T(h) different templates,
 
 down to the uniform distribution. The end of a session is a token like any other; before its beginning stand START
 tokens, CONTINUED ones where it was cut. A 6-gram beside it, by its mean or by its worst, took from the ensemble more
-than it gave (measured: PR-AUC -.03 and -.02 on raw HDFS, -.01 and +.00 on clean sessions).
+than it gave (measured: PR-AUC -.04 and -.05 on raw HDFS, -.01 on clean sessions).
 
 A part holds, for each order k, the k-grams and their histories as sorted keys with counts. A token takes 10 bits,
 so three of them are one exact key:
