@@ -22,7 +22,7 @@ from sklearn.metrics import average_precision_score
 
 from detection.ensemble import Ensemble
 from detection.forest import Forest
-from detection.members.forest import FEATURES, features
+from detection.members.features import judged
 from detection.members.registry import NAMES
 from detection.members.view import whole_sessions
 from detection.model import Model
@@ -102,8 +102,7 @@ def speed(path: Path) -> None:
             f"frames of {FRAME_LINES} lines"
         )
     forest = Forest({name: array for name, array in model.parts["isolation_forest"].items() if name != "usual"})
-    rows = features(Ensemble(model).score(whole_sessions(data, len(NAMES))))[:50_000]
-    assert rows.shape[1] == len(FEATURES)
+    rows = judged(Ensemble(model).score(whole_sessions(data, len(NAMES))))[:50_000]
     started = time.perf_counter()
     for start in range(0, len(rows), FRAME_LINES):
         forest.scores(rows[start : start + FRAME_LINES])

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.calibration import Ring, combined
-from detection.members.forest import FEATURES, features
+from detection.members.features import FEATURES, features
 from detection.members.member import Member
 from detection.members.ngram import Ngram
 from detection.members.registry import IN_NATS, MEMBERS, NAMES

@@ -11,12 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.forest import Forest
+from detection.members.features import judged
 from detection.members.member import Lesson, Part
 from detection.members.view import Floats, Standing, View
-
-_JUDGED = ("transformer", "ngram", "counts")
-_REACHED = (*_JUDGED, "values", "sources")
-FEATURES = (*_REACHED, "log_length", "distinct", "error_share", "rate")
 
 
 class IsolationForest:
@@ -36,15 +33,3 @@ class IsolationForest:
         from detection.training.forest import fit_forest  # scikit-learn stays out of the daemon's process
 
         return fit_forest(lesson)
-
-
-def judged(standing: Standing) -> Floats:
-    """What the forest sees of each row: float64 [R, 3]."""
-    return np.stack([standing.reached[:, standing.column[name]] for name in _JUDGED], axis=1)
-
-
-def features(standing: Standing) -> Floats:
-    """What can stand out in a row, for explanations: float64 [R, len(FEATURES)]."""
-    reached = [standing.reached[:, standing.column[name]] for name in _REACHED]
-    plain = [standing.log_length, standing.distinct, standing.error_share, standing.rate]
-    return np.stack([*reached, *plain], axis=1)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest
 
 from detection.forest import Forest
-from detection.members.forest import features, judged
+from detection.members.features import features, judged
 from detection.members.member import Lesson
 from detection.members.view import whole_sessions
 from detection.segments import repeat_per_row

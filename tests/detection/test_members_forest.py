@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest as SklearnForest
 
 from detection.forest import Forest
-from detection.members.forest import FEATURES, features, judged
+from detection.members.features import FEATURES, features, judged
 from detection.members.registry import MEMBERS, NAMES
 from detection.members.view import Standing, whole_sessions
 from detection.training.forest import fit_forest, forest_columns

@@ -7,7 +7,7 @@ import pytest
 
 from detection.ensemble import families
 from detection.forest import Forest
-from detection.members.forest import features
+from detection.members.features import judged
 from detection.members.registry import MEMBERS, NAMES
 from detection.model import Model, to_columns
 from detection.state import digest
@@ -39,7 +39,7 @@ def test_the_forest_finds_a_flood_strange(habitual: Model) -> None:
     flood = [1] + [2] * 200 + [4]
     forest = Forest(habitual.parts["isolation_forest"])
     ordinary, strange = (
-        forest.scores(features(standing(habitual, stream([session])))).max() for session in ([1, 2, 2, 3, 4], flood)
+        forest.scores(judged(standing(habitual, stream([session])))).max() for session in ([1, 2, 2, 3, 4], flood)
     )
     assert strange > ordinary
 
