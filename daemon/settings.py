@@ -201,7 +201,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "session.window": (2, 1000),
     "learning.early_lines": (0, 100_000_000),
     "learning.warmup_lines": (100, 100_000_000),
-    "learning.retrain_lines": (100, 1_000_000_000),
+    "learning.retrain_lines": (0, 1_000_000_000),
     "learning.retrain_seconds": (0, 31_536_000),
     "alarms.per_day": (0.001, 1_000_000),
     "alarms.alpha": (1e-9, 0.5),
@@ -289,10 +289,16 @@ def _check_bind(addresses: tuple[str, ...]) -> None:
         parse_address(address)
 
 
+def _check_retrain(lines: int) -> None:
+    if 0 < lines < 100:
+        raise ValueError(f"is {lines}, but must be 0 (learn no more) or a whole number from 100 to 1,000,000,000")
+
+
 _CHECKS: Mapping[str, Callable[[Any], None]] = {
     "ingest.socket": _check_socket,
     "format.kind": _check_kind,
     "session.key": _check_key,
+    "learning.retrain_lines": _check_retrain,
     "admin.bind": _check_bind,
 }
 

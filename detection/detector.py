@@ -238,6 +238,7 @@ class Detector:
         self._ensemble = Ensemble(model) if model is not None else None
         if model is not None and not len(self._templates):
             self._templates = TemplateTable.load(model.templates)
+        self._known.admits = not self._stays_as_it_is()
 
     def _hear(self, frame: FeedbackFrame) -> None:
         if frame.answer == "undo":
@@ -271,6 +272,7 @@ class Detector:
         self._vouched_at = seq if then._vouched_at else 0  # no training under way has seen it
         self._admissions_at = then._admissions_at
         self._rate = replace(then._rate, clock=self._rate.clock)
+        self._known.admits = not self._stays_as_it_is()
 
     def _adopt(self, frame: SettingsFrame, alerting: Alerting) -> None:
         if frame.settings.session != self.settings.session:
@@ -281,6 +283,7 @@ class Detector:
         self._rules = _compiled(rules)
         self._pattern = None if settings.session.key == "auto" else KeyPattern(settings.session.key)
         self.settings, self.rule_texts = settings, rules
+        self._known.admits = not self._stays_as_it_is()
 
     # --- vouched lines ------------------------------------------------------------------------------
 
@@ -570,9 +573,14 @@ class Detector:
     def _has_all_members(self) -> bool:
         return self._ensemble is not None and self._ensemble.complete
 
+    def _stays_as_it_is(self) -> bool:
+        """What is normal was learned once, and the settings say that it stays so. The operator is still heard."""
+        return self.settings.learning.retrain_lines == 0 and self._has_all_members()
+
     def _training_urgent(self) -> bool:
         """Something has been called normal that the model in force does not know: by the operator, or by the stream."""
         admitted = self._ensemble is not None and self._known.admissions > self._admissions_at
+        admitted &= not self._stays_as_it_is()
         return self._vouched_at > 0 or (admitted and self._learned - self._trained_at >= REFRESH_LINES)
 
     def _training_due(self) -> bool:
@@ -582,13 +590,14 @@ class Detector:
             return True
         if self._vouching is not None and self.line - self._vouching.at_line < UPLOAD_GONE_LINES:
             return False  # more is on its way, and there is a better moment than in the middle of it
+        again = 0 < learning.retrain_lines <= learned - self._trained_at
         if self._has_all_members():
-            return learned - self._trained_at >= learning.retrain_lines
+            return again
         # `_trained_at` reaches it when a first full model was refused or lost: then as after any other.
         if learned >= learning.warmup_lines and self._trained_at < learning.warmup_lines:
             return True
         if learned >= learning.warmup_lines:
-            return self._ensemble is None or learned - self._trained_at >= learning.retrain_lines
+            return self._ensemble is None or again
         return 0 < learning.early_lines <= learned and learned >= 2 * self._trained_at
 
     def living_sources(self) -> list[LivingSource]:

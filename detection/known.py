@@ -13,6 +13,8 @@ sessions, not a share of the fewer it has seen. An answer "anomaly" forbids admi
 `ADMITTED` causes are admitted; those admitted first make room, are counted, and are admitted again if they still are
 that frequent.
 
+Where nothing more is to be learned (`admits` is false) there are answers only.
+
 Rules and the behaviour of sources are never reported here: being frequent makes a shape usual, it does not make an
 attack harmless.
 
@@ -71,10 +73,14 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class KnownCauses:
-    """`answers_dropped` and `admitted_dropped` made room for others, `admissions` counts causes admitted."""
+    """`answers_dropped` and `admitted_dropped` made room for others, `admissions` counts causes admitted.
+
+    `admits` is the settings' to say, and no part of the state.
+    """
 
     def __init__(self, answers: int = ANSWERS, admitted: int = ADMITTED) -> None:
         self.answers_dropped = self.admissions = self.admitted_dropped = 0
+        self.admits = True
         self._capacity = answers, admitted
         self._answers: dict[str, Answer] = {}  # by alert, oldest first
         self._cause, self._key = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)
@@ -110,7 +116,7 @@ class KnownCauses:
 
         `keys` [m] are hashes of the sessions' keys, 0 where they have none.
         """
-        if not len(causes):
+        if not len(causes) or not self.admits:
             return
         new = np.unique(causes)
         self._cause = np.concatenate((self._cause, causes))

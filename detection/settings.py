@@ -24,7 +24,8 @@ class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The quick members learn from `early_lines` on and again whenever the lines have doubled; all of them from
-    `warmup_lines` on. 0 `early_lines`: the quick ones wait for the others."""
+    `warmup_lines` on. 0 `early_lines`: the quick ones wait for the others. 0 `retrain_lines`: what is normal stays as
+    all of them first learned it, whatever the stream does; answers and vouched lines count as ever."""
 
     early_lines: int = 5_000
     warmup_lines: int = 50_000

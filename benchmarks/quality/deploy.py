@@ -49,7 +49,7 @@ def deploy(data: Path, seed: int) -> list[Row]:
     stream = made_up(hdfs_sessions(data, "hdfs_xu"), np.random.default_rng(seed))
     rows = _figures("deploy", stream, *_through_daemon("deploy", stream, seed, RETRAIN_LINES), seed, asked=True)
     frozen = _through_daemon("deploy, frozen", stream, seed, NEVER)
-    rows += _figures("deploy, daemon that trains no more", stream, *frozen, seed, asked=False)
+    rows += _figures("deploy, daemon that learns no more", stream, *frozen, seed, asked=False)
     return rows + _unknown_templates(stream, seed)
 
 

@@ -52,7 +52,7 @@ def vouched(data: Path, seed: int) -> list[Row]:
     rows += _controls(name, log, blocks, half, seed)
     frozen, _ = _vouched(f"{name}, frozen", log, half, NEVER)
     return rows + _judged(
-        "hdfs_raw, vouched, daemon that trains no more", log, blocks, half, frozen, seed, members=False
+        "hdfs_raw, vouched, daemon that learns no more", log, blocks, half, frozen, seed, members=False
     )
 
 

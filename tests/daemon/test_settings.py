@@ -51,6 +51,14 @@ def test_given_keys_are_taken_and_the_others_keep_their_defaults() -> None:
     assert settings.detection == DetectionSettings(session=settings.session, learning=settings.learning)
 
 
+def test_retraining_is_switched_off_or_does_not_follow_at_every_step() -> None:
+    assert parse("[learning]\nretrain_lines = 0\n", Path("a.toml")).learning.retrain_lines == 0
+    assert message("[learning]\nretrain_lines = 99\n") == (
+        "vigild.toml:2: retrain_lines in [learning] is 99, but must be 0 (learn no more) or a whole number from 100 "
+        "to 1,000,000,000"
+    )
+
+
 def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one() -> None:
     text = "# first\n\n[learning]\nretrain_lines = 60_000\n\nwarmup_line = 1\n"
     assert message(text) == ("vigild.toml:6: unknown key 'warmup_line' in [learning]; did you mean 'warmup_lines'?")

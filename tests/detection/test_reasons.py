@@ -8,10 +8,11 @@ import pytest
 from detection import known
 from detection.causes import KINDS, new_causes
 from detection.detector import Detector
-from detection.frames import FeedbackFrame, SettingsFrame
+from detection.ensemble import Ensemble
+from detection.frames import FeedbackFrame, Segment, SettingsFrame, VouchedFrame
 from detection.model import Model
 from detection.reasons import Reasons
-from detection.settings import AlarmSettings
+from detection.settings import AlarmSettings, LearningSettings
 from tests.detection.journal import Journal, replace_settings
 from tests.detection.simple import (
     CLOSE,
@@ -98,6 +99,48 @@ def test_what_nobody_knew_is_admitted_once_25_sessions_of_several_sources_show_i
     # The 25th itself may still be found strange when it ends: its line was judged when nobody knew it.
     assert flagged[0] and flagged[23] and not flagged[24] and not any(flagged[26:])
     assert journal.detector.summary().admitted >= 1
+
+
+def told_not_to_learn(journal: Journal, monkeypatch: pytest.MonkeyPatch, retrain_lines: int) -> Journal:
+    """As `journal` after its first full training: the quick members stand for all of them."""
+    monkeypatch.setattr(Ensemble, "complete", True)
+    learning = LearningSettings(warmup_lines=1000, retrain_lines=retrain_lines)
+    journal.apply(
+        SettingsFrame(replace_settings(session=KEY, alarms=AlarmSettings(alpha=0.001), learning=learning), ())
+    )
+    return journal
+
+
+def test_without_retraining_nothing_is_admitted_and_no_training_due_however_much_comes(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_not_to_learn(journal, monkeypatch, 0)
+    assert all(fed(journal, lines) for lines in deployed(60, 8, 2000))
+    fed(journal, usual(2000, 3, at=9000))
+    summary = journal.detector.summary()
+    assert (summary.admitted, summary.training_due, summary.training_urgent) == (0, False, False)
+
+
+def test_with_retraining_the_same_is_admitted_and_a_training_due(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_not_to_learn(journal, monkeypatch, 100)
+    assert not all(fed(journal, lines) for lines in deployed(60, 8, 2000))
+    fed(journal, usual(2000, 3, at=9000))
+    summary = journal.detector.summary()
+    assert summary.admitted >= 1 and summary.training_due and summary.training_urgent
+
+
+def test_without_retraining_the_operator_is_heard_all_the_same(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_not_to_learn(journal, monkeypatch, 0)
+    (alert,) = fed(journal, session("x", [OPEN, NEW, CLOSE], 2000)) + finished(journal)
+    answered(journal, alert, "normal")
+    assert fed(journal, session("y", [OPEN, NEW, CLOSE], 2100)) + finished(journal) == []
+    data = b"".join(line + b"\n" for line in usual(5, 4))
+    journal.apply(VouchedFrame(2000.0, Segment("file", "timestamped", data, data.count(b"\n"), last=True), True))
+    assert journal.detector.summary().training_due
 
 
 def test_one_source_does_not_get_itself_admitted(journal: Journal) -> None:
