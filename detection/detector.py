@@ -126,6 +126,7 @@ class Detector:
         """
         frame, lines = item.frame, count_lines(item.frame)
         self._lose_before(item, lines)
+        self._known.admits = not self._stays_as_it_is()
         alarms = self.settings.alarms
         # Who says how sure to be, and not how many to see, has no budget.
         per_day = alarms.per_day if alarms.alpha is None else math.inf
@@ -238,7 +239,6 @@ class Detector:
         self._ensemble = Ensemble(model) if model is not None else None
         if model is not None and not len(self._templates):
             self._templates = TemplateTable.load(model.templates)
-        self._known.admits = not self._stays_as_it_is()
 
     def _hear(self, frame: FeedbackFrame) -> None:
         if frame.answer == "undo":
@@ -272,7 +272,6 @@ class Detector:
         self._vouched_at = seq if then._vouched_at else 0  # no training under way has seen it
         self._admissions_at = then._admissions_at
         self._rate = replace(then._rate, clock=self._rate.clock)
-        self._known.admits = not self._stays_as_it_is()
 
     def _adopt(self, frame: SettingsFrame, alerting: Alerting) -> None:
         if frame.settings.session != self.settings.session:
@@ -283,7 +282,6 @@ class Detector:
         self._rules = _compiled(rules)
         self._pattern = None if settings.session.key == "auto" else KeyPattern(settings.session.key)
         self.settings, self.rule_texts = settings, rules
-        self._known.admits = not self._stays_as_it_is()
 
     # --- vouched lines ------------------------------------------------------------------------------
 
@@ -575,7 +573,8 @@ class Detector:
 
     def _stays_as_it_is(self) -> bool:
         """What is normal was learned once, and the settings say that it stays so. The operator is still heard."""
-        return self.settings.learning.retrain_lines == 0 and self._has_all_members()
+        learning = self.settings.learning
+        return learning.retrain_lines == 0 and self._trained_at >= learning.warmup_lines
 
     def _training_urgent(self) -> bool:
         """Something has been called normal that the model in force does not know: by the operator, or by the stream."""

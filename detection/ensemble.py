@@ -1,5 +1,6 @@
 """A model generation at work: the members' scores, their p-values, and the one p they come to."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ class Ensemble:
         ]
         self.members = tuple(member.name for member in self._members)
         self._columns = [NAMES.index(name) for name in self.members]
-        self._families = families(self._members)
+        self._shares = shares(self._members)
 
     @property
     def complete(self) -> bool:
@@ -68,17 +69,7 @@ class Ensemble:
         members = np.full(reached.shape, np.nan)
         for name, column in zip(self.members, self._columns, strict=True):
             members[:, column] = p_of(name, self._rings[name], reached[:, column])
-        strangeness = combined(
-            np.stack(
-                [
-                    self._rings[f"family/{family}"].p(combined(members[:, columns]))
-                    if len(columns) > 1
-                    else members[:, columns[0]]
-                    for family, columns in self._families.items()
-                ],
-                axis=1,
-            )
-        )
+        strangeness = combined(members[:, self._columns], self._shares)
         return Judgement(members, strangeness, self._rings["ensemble"].p(strangeness))
 
     def threshold(self, member: str, alpha: float) -> float:
@@ -133,9 +124,7 @@ def p_of(member: str, ring: Ring, scores: Floats) -> Floats:
     return np.maximum(p, np.exp(-scores)) if member in IN_NATS else p
 
 
-def families(members: Sequence[Member] | Sequence[type[Member]]) -> dict[str, list[int]]:
-    """The columns of each family's members."""
-    found: dict[str, list[int]] = {}
-    for member in members:
-        found.setdefault(member.family, []).append(NAMES.index(member.name))
-    return found
+def shares(members: Sequence[Member] | Sequence[type[Member]]) -> Floats:
+    """What each member counts for: every family the same, and within a family every member: float64 [k], 1 together."""
+    of_family = Counter(member.family for member in members)
+    return np.array([1.0 / (len(of_family) * of_family[member.family]) for member in members])

@@ -1,5 +1,6 @@
 """verdicts.jsonl as columns, and what the records of one session, block or client come to together."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,19 +149,13 @@ class Units:
         )
 
     def without(self, left_out: str | None = None) -> Floats:
-        """Strangeness from the members' p-values alone, one member left out.
-
-        As the daemon does it, but with the Cauchy combination's own p-value for each family, where the daemon has a
-        ring of clean scores: without a member there is none.
-        """
-        families: dict[str, list[Floats]] = {}
-        for name, p in self.member_ps.items():
-            if name != left_out:
-                families.setdefault(_FAMILY.get(name, name), []).append(p)
-        if not families:
+        """Strangeness from the members' p-values alone, one member left out, combined as the daemon does it."""
+        names = [name for name in self.member_ps if name != left_out]
+        if not names:
             return np.zeros(len(self))
-        each = [10.0 ** -combined(np.stack(ps, axis=1)) if len(ps) > 1 else ps[0] for ps in families.values()]
-        return combined(np.stack(each, axis=1))
+        of_family = Counter(_FAMILY.get(name, name) for name in names)
+        shares = np.array([1.0 / (len(of_family) * of_family[_FAMILY.get(name, name)]) for name in names])
+        return combined(np.stack([self.member_ps[name] for name in names], axis=1), shares)
 
 
 def gather(records: Records, unit_of: NDArray[np.object_], names: Iterable[Any]) -> Units:

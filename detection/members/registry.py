@@ -15,7 +15,6 @@ MEMBERS: tuple[type[Member], ...] = (
     Transformer,
     IsolationForest,
 )
-FAMILIES = tuple(dict.fromkeys(member.family for member in MEMBERS))
 OFTEN_SILENT = frozenset(("values",))  # 0 when there is nothing to judge: calibrated among the times they spoke
 IN_NATS = frozenset(("sources",))  # their scores are -ln of a probability under what is usual, by themselves
 NAMES = tuple(member.name for member in MEMBERS)

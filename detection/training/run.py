@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from detection.calibration import Ring, combined
-from detection.ensemble import families, p_of
+from detection.ensemble import p_of, shares
 from detection.members.member import Lesson, Member
 from detection.members.member import Progress as Fitting
 from detection.members.registry import MEMBERS, NAMES, OFTEN_SILENT
@@ -263,7 +263,7 @@ def _strangest(standing: Standing, view: View, members: Sequence[type[Member]], 
     columns = [standing.column[member.name] for member in members]
     reached = standing.reached[view.final_rows()][:, columns]
     p = np.stack([Ring(np.sort(column)).p(column) for column in reached.T], axis=1)
-    strangeness = np.where(candidates, combined(p), -np.inf)
+    strangeness = np.where(candidates, combined(p, shares(members)), -np.inf)
     strangest = np.zeros(len(candidates), dtype=np.bool_)
     strangest[np.argsort(-strangeness, kind="stable")[: int(candidates.sum() * TRIMMED_SHARE)]] = True
     return strangest
@@ -282,17 +282,8 @@ def _rings(
         rings = {
             member.name: _ring_of(member.name, reached[calibration, NAMES.index(member.name)]) for member in members
         }
-        by_family = []
-        for family, some in families(members).items():
-            p = np.stack(
-                [p_of(NAMES[column], Ring(rings[NAMES[column]]), reached[:, column]) for column in some], axis=1
-            )
-            if len(some) > 1:
-                together = combined(p)
-                rings[f"family/{family}"] = np.sort(together[calibration])
-                p = Ring(rings[f"family/{family}"]).p(together)[:, None]
-            by_family.append(p[:, 0])
-        strangeness = combined(np.stack(by_family, axis=1))
+        p = [p_of(name, Ring(ring), reached[:, NAMES.index(name)]) for name, ring in rings.items()]
+        strangeness = combined(np.stack(p, axis=1), shares(members))
         back = _without_cause(strangeness, pool) & ~calibration
         if not back.any() or calibration[pool.flagged].any():
             return rings | {"ensemble": np.sort(strangeness[calibration])}

@@ -4,6 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detection.calibration import SMALLEST_P, Ring, alpha_for, combined
+from detection.ensemble import shares
+from detection.members.registry import MEMBERS
+
+EVEN = {k: np.full(k, 1 / k) for k in range(1, 7)}
 
 
 def ring(n: int, seed: int = 1) -> Ring:
@@ -43,15 +47,22 @@ def test_equal_scores_are_no_tail() -> None:
 
 
 def test_one_sure_member_speaks_against_an_indifferent_one() -> None:
-    sure, indifferent = combined(np.array([[1e-6, 1.0], [0.5, 1.0]]))
+    sure, indifferent = combined(np.array([[1e-6, 1.0], [0.5, 1.0]]), EVEN[2])
     assert sure > 5.0
     assert indifferent < 1.0
 
 
 def test_one_that_is_sure_weighs_its_share_of_all_that_are() -> None:
-    alone, agreeing = combined(np.array([[1e-6, 1.0, 0.9], [1e-6, 1e-6, 1e-6]]))
+    alone, agreeing = combined(np.array([[1e-6, 1.0, 0.9], [1e-6, 1e-6, 1e-6]]), EVEN[3])
     assert alone == pytest.approx(6 - np.log10(3), abs=0.01), "a third of the weight of three"
     assert agreeing == pytest.approx(6, abs=0.01)
+
+
+def test_those_that_look_at_the_same_together_count_as_much_as_one_that_looks_at_something_else() -> None:
+    counts_for = dict(zip((member.name for member in MEMBERS), shares(MEMBERS).tolist(), strict=True))
+    assert counts_for["values"] == counts_for["sources"] == pytest.approx(1 / 3)
+    assert counts_for["ngram"] == counts_for["transformer"] == pytest.approx(1 / 12)
+    assert sum(counts_for.values()) == pytest.approx(1.0)
 
 
 @given(st.lists(st.floats(1e-13, 1.0), min_size=1, max_size=6), st.data())
@@ -59,7 +70,7 @@ def test_a_statistic_never_falls_when_a_p_falls(p: list[float], data: st.DataObj
     place = data.draw(st.integers(0, len(p) - 1))
     smaller = list(p)
     smaller[place] *= data.draw(st.floats(1e-6, 1.0))
-    before, after = combined(np.array([p, smaller]))
+    before, after = combined(np.array([p, smaller]), EVEN[len(p)])
     assert after >= before - 1e-9
 
 

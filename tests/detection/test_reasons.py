@@ -101,20 +101,20 @@ def test_what_nobody_knew_is_admitted_once_25_sessions_of_several_sources_show_i
     assert journal.detector.summary().admitted >= 1
 
 
-def told_not_to_learn(journal: Journal, monkeypatch: pytest.MonkeyPatch, retrain_lines: int) -> Journal:
+def told(journal: Journal, retrain_lines: int) -> Journal:
     """As `journal` after its first full training: the quick members stand for all of them."""
-    monkeypatch.setattr(Ensemble, "complete", True)
     learning = LearningSettings(warmup_lines=1000, retrain_lines=retrain_lines)
-    journal.apply(
-        SettingsFrame(replace_settings(session=KEY, alarms=AlarmSettings(alpha=0.001), learning=learning), ())
-    )
+    settings = replace_settings(session=KEY, alarms=AlarmSettings(alpha=0.001), learning=learning)
+    journal.apply(SettingsFrame(settings, ()))
     return journal
 
 
+@pytest.mark.parametrize("complete", [True, False], ids=["in force", "rolled back from"])
 def test_without_retraining_nothing_is_admitted_and_no_training_due_however_much_comes(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, complete: bool
 ) -> None:
-    told_not_to_learn(journal, monkeypatch, 0)
+    monkeypatch.setattr(Ensemble, "complete", complete)
+    told(journal, 0)
     assert all(fed(journal, lines) for lines in deployed(60, 8, 2000))
     fed(journal, usual(2000, 3, at=9000))
     summary = journal.detector.summary()
@@ -124,17 +124,16 @@ def test_without_retraining_nothing_is_admitted_and_no_training_due_however_much
 def test_with_retraining_the_same_is_admitted_and_a_training_due(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told_not_to_learn(journal, monkeypatch, 100)
+    monkeypatch.setattr(Ensemble, "complete", True)
+    told(journal, 100)
     assert not all(fed(journal, lines) for lines in deployed(60, 8, 2000))
     fed(journal, usual(2000, 3, at=9000))
     summary = journal.detector.summary()
     assert summary.admitted >= 1 and summary.training_due and summary.training_urgent
 
 
-def test_without_retraining_the_operator_is_heard_all_the_same(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told_not_to_learn(journal, monkeypatch, 0)
+def test_without_retraining_the_operator_is_heard_all_the_same(journal: Journal) -> None:
+    told(journal, 0)
     (alert,) = fed(journal, session("x", [OPEN, NEW, CLOSE], 2000)) + finished(journal)
     answered(journal, alert, "normal")
     assert fed(journal, session("y", [OPEN, NEW, CLOSE], 2100)) + finished(journal) == []

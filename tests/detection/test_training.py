@@ -5,10 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detection.ensemble import families
 from detection.forest import Forest
 from detection.members.features import judged
-from detection.members.registry import MEMBERS, NAMES
+from detection.members.registry import NAMES
 from detection.model import Model, to_columns
 from detection.state import digest
 from detection.training.run import Progress, TrainingError, train
@@ -24,10 +23,9 @@ def test_what_was_never_done_surprises_more_than_anything_habitual(habitual: Mod
     assert min(stops_early, out_of_order, new) > normal
 
 
-def test_rings_hold_one_ascending_score_a_session_for_each_voice_each_family_and_all_together(habitual: Model) -> None:
-    several = [f"family/{family}" for family, columns in families(MEMBERS).items() if len(columns) > 1]
+def test_rings_hold_one_ascending_score_a_session_for_each_member_and_all_together(habitual: Model) -> None:
     spoke = set(NAMES) - {"values"}  # there were none to judge
-    assert set(habitual.rings) == {*spoke, *several, "ensemble"}
+    assert set(habitual.rings) == {*spoke, "ensemble"}
     for ring in habitual.rings.values():
         assert ring.dtype == np.float64
         assert len(ring) == 300 == habitual.meta["sessions"]

@@ -129,7 +129,7 @@ def test_flagged_sessions_are_not_learned_from_but_as_many_as_alpha_flags_withou
     assert not np.isin([66, 67], calibrated.vocabulary).any()
     assert len(survivors.rings["ensemble"]) == 290, "survivors only: the highest of them would be the whole"
     assert len(calibrated.rings["ensemble"]) == 290 + 3
-    assert calibrated.rings["ensemble"][-1] <= trained(flagged(0.03)).rings["ensemble"][-1]
+    assert calibrated.rings["ngram"][-1] <= trained(flagged(0.03)).rings["ngram"][-1]
     worst = trained(flagged(1.0)).rings["ngram"][-1]
     assert calibrated.rings["ngram"][-1] < worst, "the least strange come back, not the two at the end"
 
@@ -147,7 +147,7 @@ def test_a_campaign_does_not_fill_the_top_of_the_rings_with_itself() -> None:
 def test_before_the_warm_up_is_over_there_are_the_quick_members_only() -> None:
     model = trained(stream(habits(60, 1), full=False))
     assert set(model.parts) == {"ngram", "counts"}
-    assert set(model.rings) == {"ngram", "counts", "sources", "family/sequence", "ensemble"}
+    assert set(model.rings) == {"ngram", "counts", "sources", "ensemble"}
     assert model.meta["full"] == 0
 
 
