@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from detection.alerting import Alerting
 from detection.asking import Opinion
 from detection.calibration import alpha_for
-from detection.causes import rule_causes, shape_causes, value_causes
+from detection.causes import rule_causes
 from detection.clock import LogClock
 from detection.ensemble import Ensemble
 from detection.frames import (
@@ -40,19 +40,19 @@ from detection.frames import (
     count_lines,
 )
 from detection.generations import Generations
-from detection.history import VOUCHED, History, Sequences
+from detection.history import VOUCHED, History
 from detection.incidents import Incidents
 from detection.intake import Intake, KeyPattern, MatchedIn, Reading, read_lines, take_in
 from detection.judging import Batch, Closings, Judged, closed_as_they_are, judge
 from detection.known import KnownCauses
+from detection.labels import bad_and_flagged
 from detection.members.sources import SourceCounters
 from detection.members.values import ValueModel
-from detection.members.view import COUNT_BUCKETS, counted
 from detection.model import Model
 from detection.rate import SessionRate
 from detection.recent import RecentLines
 from detection.rules.engine import Hits, RuleSet
-from detection.segments import repeat_per_row
+from detection.schedule import Progress, Schedule
 from detection.sessions import SessionTable, cut
 from detection.settings import DetectionSettings, RuleText
 from detection.sources import LivingSource, LivingSources
@@ -65,7 +65,6 @@ from detection.vouching import Vouching
 
 CHUNK_LINES = 4096
 UPLOAD_GONE_LINES = 5000  # when so many lines came since a vouched one, the rest of the file is not waited for
-REFRESH_LINES = 1000  # between two trainings because something new was admitted
 FEWEST_VALUES = 500  # lines with parameter values, before the model of them is asked: all are odd at first
 
 
@@ -114,9 +113,7 @@ class Detector:
         self._vouching: Vouching | None = None
         self._closings_at_line = 0  # so that ids of sessions closed at one line never repeat
         self._generations = 0  # the highest that was ever trained
-        self._trained_at = 0  # how much had been learned (`_learned`) when the last training set was taken
-        self._vouched_at = 0  # seq at which a vouched file ended that is to be learned from now, 0: there is none
-        self._admissions_at = 0  # how many causes had been admitted then
+        self._schedule = Schedule()
         self._restored = 0  # seq of the last restore
 
     def apply(self, item: Sequenced) -> Verdicts:
@@ -126,7 +123,7 @@ class Detector:
         """
         frame, lines = item.frame, count_lines(item.frame)
         self._lose_before(item, lines)
-        self._known.admits = not self._stays_as_it_is()
+        self._known.admits = not self._schedule.closed(self.settings.learning)
         alarms = self.settings.alarms
         # Who says how sure to be, and not how many to see, has no budget.
         per_day = alarms.per_day if alarms.alpha is None else math.inf
@@ -210,7 +207,7 @@ class Detector:
         self.model = ModelFrame(frame.generation, frame.name, frame.sha256)
         self._have_studied(frame.studied)
         if frame.studied is None and model is not None and frame.generation > self._generations:
-            self._trained_at -= max(self.line - model.line, 0)  # what came while it was trained
+            self._schedule.trained_at -= max(self.line - model.line, 0)  # what came while it was trained
         self._generations = max(self._generations, frame.generation)
         self._use(model)
         self._history.set_mark()
@@ -227,12 +224,7 @@ class Detector:
         self._models.was_refused(frame.generation, frame.name, self.line, frame.reason)
 
     def _have_studied(self, studied: Studied | None) -> None:
-        """Count from there to the next training; what came while the model was trained is still to be learned from."""
-        if studied is None:
-            studied = Studied(self.seq, self._learned, self._known.admissions)
-        self._trained_at, self._admissions_at = min(studied.learned, self._learned), studied.admissions
-        if self._vouched_at <= studied.seq:
-            self._vouched_at = 0
+        self._schedule.studied(studied or Studied(self.seq, self._learned, self._known.admissions), self._learned)
 
     def _use(self, model: Model | None) -> None:
         self._ensemble = None  # the old one's memory first: each holds some 80 MB
@@ -268,9 +260,11 @@ class Detector:
         self._known, self._values, self._origins = then._known, then._values, then._origins
         self._counters.value_lines = then._counters.value_lines
         self._generations = max(self._generations, then._generations)
-        self._trained_at = then._trained_at + learned - then._learned
-        self._vouched_at = seq if then._vouched_at else 0  # no training under way has seen it
-        self._admissions_at = then._admissions_at
+        self._schedule = Schedule(
+            trained_at=then._schedule.trained_at + learned - then._learned,
+            admissions_at=then._schedule.admissions_at,
+            vouched_at=seq if then._schedule.vouched_at else 0,  # no training under way has seen it
+        )
         self._rate = replace(then._rate, clock=self._rate.clock)
 
     def _adopt(self, frame: SettingsFrame, alerting: Alerting) -> None:
@@ -348,7 +342,7 @@ class Detector:
             self._origins = self._vouching.counters  # of a stream that has not begun these are all there is
         self._counters.vouched_sessions = self._vouching.begun
         self._vouching = None
-        self._vouched_at = seq
+        self._schedule.vouched_at = seq
 
     # --- lines and closings -------------------------------------------------------------------------
 
@@ -535,8 +529,7 @@ class Detector:
     def training_set(self) -> TrainingSet:
         """What the next generation is to learn from; a copy."""
         found = self._history.sequences()
-        normal = self._known.normal(found.causes)
-        normal |= self._known.normal(_final_shapes(found)) & ~_by_value_or_source(found)
+        bad, flagged = bad_and_flagged(found, self._known)
         generation = self._generations + 1
         return TrainingSet(
             generation=generation,
@@ -552,8 +545,8 @@ class Detector:
             offsets=found.offsets,
             starts=found.starts,
             ends=found.ends,
-            tainted=found.tainted | self._known.bad(found.causes),
-            flagged=found.flagged & ~normal,
+            tainted=bad,
+            flagged=flagged,
             vouched=found.vouched,
             fresh=found.fresh,
             keys=found.keys,
@@ -571,33 +564,15 @@ class Detector:
     def _has_all_members(self) -> bool:
         return self._ensemble is not None and self._ensemble.complete
 
-    def _stays_as_it_is(self) -> bool:
-        """What is normal was learned once, and the settings say that it stays so. The operator is still heard."""
-        learning = self.settings.learning
-        return learning.retrain_lines == 0 and self._trained_at >= learning.warmup_lines
-
-    def _training_urgent(self) -> bool:
-        """Something has been called normal that the model in force does not know: by the operator, or by the stream."""
-        admitted = self._ensemble is not None and self._known.admissions > self._admissions_at
-        admitted &= not self._stays_as_it_is()
-        return self._vouched_at > 0 or (admitted and self._learned - self._trained_at >= REFRESH_LINES)
-
-    def _training_due(self) -> bool:
-        """Time for the quick members, for all of them for the first time, or for all of them again."""
-        learning, learned = self.settings.learning, self._learned
-        if self._training_urgent():
-            return True
-        if self._vouching is not None and self.line - self._vouching.at_line < UPLOAD_GONE_LINES:
-            return False  # more is on its way, and there is a better moment than in the middle of it
-        again = 0 < learning.retrain_lines <= learned - self._trained_at
-        if self._has_all_members():
-            return again
-        # `_trained_at` reaches it when a first full model was refused or lost: then as after any other.
-        if learned >= learning.warmup_lines and self._trained_at < learning.warmup_lines:
-            return True
-        if learned >= learning.warmup_lines:
-            return self._ensemble is None or again
-        return 0 < learning.early_lines <= learned and learned >= 2 * self._trained_at
+    def _progress(self) -> Progress:
+        vouching = self._vouching
+        return Progress(
+            learned=self._learned,
+            admissions=self._known.admissions,
+            has_model=self._ensemble is not None,
+            complete=self._has_all_members(),
+            uploading=vouching is not None and self.line - vouching.at_line < UPLOAD_GONE_LINES,
+        )
 
     def living_sources(self) -> list[LivingSource]:
         """Sources that have sent something and have not ended, by name."""
@@ -606,15 +581,15 @@ class Detector:
     def summary(self) -> Summary:
         ensemble, learning, counters = self._ensemble, self.settings.learning, self._counters
         alpha, floor_binding = self.alpha()
-        now = self._clock.now
+        progress, now = self._progress(), self._clock.now
         return Summary(
             seq=self.seq,
             line=self.line,
             log_time=None if math.isnan(now) else now,
             warmup_lines=learning.warmup_lines,
-            lines_since_training=self._learned - self._trained_at,
-            training_due=self._training_due(),
-            training_urgent=self._training_urgent(),
+            lines_since_training=self._learned - self._schedule.trained_at,
+            training_due=self._schedule.due(learning, progress),
+            training_urgent=self._schedule.urgent(learning, progress),
             generation=ensemble.generation if ensemble else 0,
             model_line=ensemble.line if ensemble else 0,
             members=ensemble.members if ensemble else (),
@@ -650,7 +625,7 @@ class Detector:
             vouched_lines=counters.vouched_lines,
             vouched_rule_hits=counters.vouched_rule_hits,
             vouched_sessions=counters.vouched_sessions,
-            vouched_waiting=self._vouched_at > 0,
+            vouched_waiting=self._schedule.vouched_at > 0,
         )
 
     # --- the state as columns -----------------------------------------------------------------------
@@ -665,13 +640,11 @@ class Detector:
             "closings_at_line": self._closings_at_line,
             "generations": self._generations,
             "restored": self._restored,
-            "trained_at": self._trained_at,
-            "vouched_at": self._vouched_at,
-            "admissions_at": self._admissions_at,
             "settings": msgspec.json.encode(self.settings),
             "rules": msgspec.json.encode(self.rule_texts),
             "model": msgspec.json.encode(self.model),
             **joined("counters", asdict(self._counters)),
+            **joined("schedule", asdict(self._schedule)),
             **joined("rate", asdict(self._rate)),
             **joined("sources", self._living.export()),
             **joined("clock", self._clock.export()),
@@ -701,10 +674,8 @@ class Detector:
         detector._closings_at_line = int(state["closings_at_line"])  # type: ignore[arg-type]
         detector._generations = int(state["generations"])  # type: ignore[arg-type]
         detector._restored = int(state["restored"])  # type: ignore[arg-type]
-        detector._trained_at = int(state["trained_at"])  # type: ignore[arg-type]
-        detector._vouched_at = int(state["vouched_at"])  # type: ignore[arg-type]
-        detector._admissions_at = int(state["admissions_at"])  # type: ignore[arg-type]
         detector._counters = Counters(**part("counters", state))  # type: ignore[arg-type]
+        detector._schedule = Schedule(**part("schedule", state))  # type: ignore[arg-type]
         detector._rate = SessionRate(**part("rate", state))  # type: ignore[arg-type]
         detector._living = LivingSources.load(part("sources", state))
         detector._clock = LogClock.load(part("clock", state))
@@ -750,19 +721,3 @@ def _clock_at(
             last = sessions.column["last_time"]
             np.minimum(last, known[0], out=last, where=sessions.open)
     return now
-
-
-def _final_shapes(sessions: Sequences) -> NDArray[np.uint64]:
-    """The cause that each session's shape was when it was over: uint64 [S]."""
-    none = np.zeros((len(sessions.starts), COUNT_BUCKETS), dtype=np.uint8)
-    counts = counted(none, sessions.tokens, repeat_per_row(sessions.offsets))
-    return shape_causes(counts, np.ones(len(counts), dtype=np.bool_))
-
-
-def _by_value_or_source(sessions: Sequences) -> NDArray[np.bool_]:
-    """Which were flagged for odd values or for what their source does, so that no shape makes them normal: bool [S]."""
-    session = repeat_per_row(sessions.offsets)
-    by_value = session[value_causes(sessions.tokens) == sessions.causes[session]]
-    found: NDArray[np.bool_] = np.bincount(by_value, minlength=len(sessions.starts)) > 0
-    found |= sessions.causes == sessions.keys
-    return found

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from detection import detector as detector_module
-from detection import known
+from detection import known, labels
 from detection.causes import shape_causes
 from detection.detector import Detector
 from detection.ensemble import Ensemble
@@ -95,9 +94,7 @@ def test_reporting_its_shape_like_any_other_would_make_it_so(monkeypatch: pytest
         self._report(shapes, self._view.offsets[1:][pieces] - 1, begun)
 
     monkeypatch.setattr(Reasons, "report_finished", report_finished)
-    monkeypatch.setattr(
-        detector_module, "_by_value_or_source", lambda found: np.zeros(len(found.starts), dtype=np.bool_)
-    )
+    monkeypatch.setattr(labels, "_by_value_or_source", lambda found: np.zeros(len(found.starts), dtype=np.bool_))
     assert left_out_after_a_campaign(monkeypatch) == 0
 
 

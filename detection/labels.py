@@ -1,0 +1,39 @@
+"""What of the history is not to be learned from: what the operator, or the detector itself, says of each session."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.causes import shape_causes, value_causes
+from detection.history import Sequences
+from detection.known import KnownCauses
+from detection.members.view import COUNT_BUCKETS, counted
+from detection.segments import repeat_per_row
+
+Bools = NDArray[np.bool_]
+
+
+def bad_and_flagged(sessions: Sequences, known: KnownCauses) -> tuple[Bools, Bools]:
+    """Sessions never to be learned from, and those that were found strange and that nobody has called normal since.
+
+    bool [S] each. A session whose shape at its end is normal now was strange on the way to it only.
+    """
+    bad = sessions.tainted | known.bad(sessions.causes)
+    normal = known.normal(sessions.causes)
+    normal |= known.normal(_final_shapes(sessions)) & ~_by_value_or_source(sessions)
+    return bad, sessions.flagged & ~normal
+
+
+def _final_shapes(sessions: Sequences) -> NDArray[np.uint64]:
+    """The cause that each session's shape was when it was over: uint64 [S]."""
+    none = np.zeros((len(sessions.starts), COUNT_BUCKETS), dtype=np.uint8)
+    counts = counted(none, sessions.tokens, repeat_per_row(sessions.offsets))
+    return shape_causes(counts, np.ones(len(counts), dtype=np.bool_))
+
+
+def _by_value_or_source(sessions: Sequences) -> Bools:
+    """Which were flagged for odd values or for what their source does, so that no shape makes them normal: bool [S]."""
+    session = repeat_per_row(sessions.offsets)
+    by_value = session[value_causes(sessions.tokens) == sessions.causes[session]]
+    found: Bools = np.bincount(by_value, minlength=len(sessions.starts)) > 0
+    found |= sessions.causes == sessions.keys
+    return found

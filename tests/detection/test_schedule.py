@@ -1,0 +1,82 @@
+"""When a training is due: as lines double, at the warm-up, at intervals; and what brings it forward or forbids it."""
+
+from dataclasses import replace
+
+import pytest
+
+from detection.frames import Studied
+from detection.schedule import REFRESH_LINES, Progress, Schedule
+from detection.settings import LearningSettings
+
+LEARNING = LearningSettings(early_lines=5_000, warmup_lines=50_000, retrain_lines=20_000)
+NOTHING = Progress(learned=0, admissions=0, has_model=False, complete=False, uploading=False)
+EARLY = replace(NOTHING, has_model=True)
+FULL = replace(EARLY, complete=True)
+
+
+def due_at(schedule: Schedule, now: Progress, lines: range) -> list[int]:
+    """Where trainings begin, each of which takes no time."""
+    found = []
+    for learned in lines:
+        now = replace(now, learned=learned, complete=schedule.trained_at >= LEARNING.warmup_lines)
+        if schedule.due(LEARNING, now):
+            found.append(learned)
+            schedule.studied(Studied(seq=learned, learned=learned, admissions=now.admissions), learned)
+            now = replace(now, has_model=True)
+    return found
+
+
+def test_quick_models_come_as_the_lines_double_then_full_ones_at_intervals() -> None:
+    assert due_at(Schedule(), NOTHING, range(0, 100_001, 1000)) == [5000, 10000, 20000, 40000, 50000, 70000, 90000]
+
+
+def test_what_came_during_a_training_counts_towards_the_next() -> None:
+    schedule = Schedule()
+    schedule.studied(Studied(seq=1, learned=50_000, admissions=0), learned=58_000)
+    assert not schedule.due(LEARNING, replace(FULL, learned=69_999))
+    assert schedule.due(LEARNING, replace(FULL, learned=70_000))
+
+
+def test_an_admission_brings_the_next_training_forward_but_not_at_every_step() -> None:
+    schedule = Schedule(trained_at=50_000, admissions_at=3)
+    admitted = replace(FULL, admissions=4, learned=50_000 + REFRESH_LINES)
+    assert schedule.urgent(LEARNING, admitted) and schedule.due(LEARNING, admitted)
+    assert not schedule.urgent(LEARNING, replace(admitted, learned=admitted.learned - 1))
+    assert not schedule.urgent(LEARNING, replace(admitted, admissions=3))
+
+
+def test_a_vouched_file_that_has_ended_is_learned_from_at_once_and_only_once() -> None:
+    schedule = Schedule(vouched_at=77)
+    assert schedule.due(LEARNING, NOTHING)
+    schedule.studied(Studied(seq=76), learned=0)
+    assert schedule.due(LEARNING, NOTHING), "the set was taken before the file ended"
+    schedule.studied(Studied(seq=77), learned=0)
+    assert not schedule.due(LEARNING, NOTHING)
+
+
+def test_while_a_file_is_on_its_way_everything_else_waits() -> None:
+    schedule = Schedule(trained_at=5_000)
+    assert schedule.due(LEARNING, replace(EARLY, learned=10_000))
+    assert not schedule.due(LEARNING, replace(EARLY, learned=10_000, uploading=True))
+
+
+@pytest.mark.parametrize("now", [EARLY, FULL], ids=["rolled back to a quick model", "a full model in force"])
+def test_with_no_retraining_nothing_is_due_after_the_first_full_training_but_a_vouched_file(now: Progress) -> None:
+    never = replace_retrain(0)
+    schedule = Schedule(trained_at=50_000)
+    later = replace(now, learned=10_000_000, admissions=9)
+    assert schedule.closed(never) and not schedule.due(never, later) and not schedule.urgent(never, later)
+    assert not schedule.closed(LEARNING) and schedule.due(LEARNING, later), "with it, it is"
+    schedule.vouched_at = 1
+    assert schedule.due(never, later)
+
+
+def test_with_no_retraining_the_first_full_training_takes_place_all_the_same() -> None:
+    never = replace_retrain(0)
+    assert not Schedule(trained_at=40_000).closed(never)
+    assert Schedule(trained_at=40_000).due(never, replace(EARLY, learned=50_000))
+    assert Schedule(trained_at=50_000).due(never, replace(NOTHING, learned=60_000)), "its model is lost"
+
+
+def replace_retrain(lines: int) -> LearningSettings:
+    return LearningSettings(early_lines=5_000, warmup_lines=50_000, retrain_lines=lines)
