@@ -79,7 +79,7 @@ class Alerting:
             return source_what(shown_key(bytes(rows.session[row])))
         if kind not in (RULE, NEW, VALUE):
             return shape_what()
-        template = rows.templates.get(int(rows.template_id[row]), "")
+        template = rows.templates.get(int(rows.about[row]), "")
         if kind == RULE:
             return rule_what(rows.matched(row)[0].name, template)
         return new_what(template) if kind == NEW else value_what(template)

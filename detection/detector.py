@@ -210,11 +210,12 @@ class Detector:
             self._schedule.trained_at -= max(self.line - model.line, 0)  # what came while it was trained
         self._generations = max(self._generations, frame.generation)
         self._use(model)
+        self._schedule.fulfilled |= self._has_all_members()
         self._history.set_mark()
         members = self._ensemble.members if self._ensemble is not None else ()
         if frame.name:
             self._models.took_effect(frame.generation, frame.name, self.line, members)
-        for name in ("reached", "strangeness", "muted", "excused"):  # measured by another model
+        for name in ("reached", "strangeness", "muted", "excused", "novel"):  # measured by another model
             self._sessions.column[name][:] = 0
         self._sessions.column["p"][:] = np.nan
 
@@ -264,6 +265,7 @@ class Detector:
             trained_at=then._schedule.trained_at + learned - then._learned,
             admissions_at=then._schedule.admissions_at,
             vouched_at=seq if then._schedule.vouched_at else 0,  # no training under way has seen it
+            fulfilled=then._schedule.fulfilled,
         )
         self._rate = replace(then._rate, clock=self._rate.clock)
 

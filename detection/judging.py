@@ -65,6 +65,7 @@ class Closings:
     flagged: Bools  # by the closing itself; a session flagged earlier is not flagged again
     cause: NDArray[np.uint64]  # of that
     kind: NDArray[np.uint8]
+    about: NDArray[np.int32]  # the template that the cause is about
     worst_line: Ints
 
     def and_also(self, other: "Closings") -> "Closings":
@@ -91,6 +92,7 @@ class LineStates:
     flagged: Bools  # it was, here
     cause: NDArray[np.uint64]  # of that
     kind: NDArray[np.uint8]
+    about: NDArray[np.int32]  # the template that the cause is about
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class _Scored:
     judgement: Judgement
     crossing: Bools
     excused: Floats  # [P] the p that known causes explain, after the batch
+    novel: NDArray[np.int32]  # [P] `Reasons.novel`, after the batch
     reasons: Reasons
 
 
@@ -129,6 +132,7 @@ class _Standing:
     verdict: NDArray[np.uint8]
     cause: NDArray[np.uint64]  # of that verdict
     excused: Floats
+    novel: NDArray[np.int32]  # the first template that nobody knew, plus 1, 0: none
 
 
 def judge(
@@ -171,6 +175,7 @@ def judge(
         flagged=scored.crossing[row_of_line],
         cause=scored.reasons.cause[row_of_line],
         kind=scored.reasons.kind[row_of_line],
+        about=scored.reasons.about[row_of_line],
     )
     _store(sessions, pieces, scored, standing, view)
     sessions.release(pieces.vacated)
@@ -197,6 +202,7 @@ def closed_as_they_are(sessions: SessionTable, slots: Ints, line: int) -> Closin
     at["session"] = table["key"][slots]
     at["flagged"] = np.zeros(len(slots), dtype=np.bool_)
     at["cause"], at["kind"] = np.zeros(len(slots), dtype=np.uint64), np.zeros(len(slots), dtype=np.uint8)
+    at["about"] = np.full(len(slots), CLOSING_TEMPLATE, dtype=np.int32)
     return Closings(**at)
 
 
@@ -293,12 +299,15 @@ def _score(
             Judgement(np.full((rows, len(NAMES)), np.nan), np.zeros(rows), unready),
             np.zeros(rows, dtype=np.bool_),
             brought("excused"),
+            brought("novel"),
             Reasons.none(rows),
         )
     standing = ensemble.score(view)
     judgement = ensemble.judge(standing.reached)
     key, windowed = sessions.column["key"][pieces.slot], sessions.column["windowed"][pieces.slot]
-    reasons = Reasons(ensemble, known, view, standing, judgement, key, windowed, serial, pieces.row_line)
+    reasons = Reasons(
+        ensemble, known, view, standing, judgement, key, windowed, serial, brought("novel"), pieces.row_line
+    )
     reasons.report_new_templates(brought("counts"), sessions.next_serial)
     excused = brought("excused")
     row_piece = repeat_per_row(pieces.offsets)
@@ -324,7 +333,7 @@ def _score(
     crossed = (brought("verdict") > 0) | (excused > 0.0)
     crossed[row_piece[crossing]] = True
     reasons.report_finished(np.flatnonzero(crossed & view.complete & ~told_at_end), sessions.next_serial, alpha)
-    return _Scored(standing, judgement, crossing, excused, reasons)
+    return _Scored(standing, judgement, crossing, excused, reasons.novel, reasons)
 
 
 def _verdicts_so_far(pieces: Cut, brought: _Brought, scored: _Scored) -> NDArray[np.uint8]:
@@ -371,6 +380,7 @@ def _stand(batch: Batch, pieces: Cut, brought: _Brought, scored: _Scored, serial
         verdict=_verdicts_so_far(pieces, brought, scored)[tail] if len(head) else np.zeros(0, dtype=np.uint8),
         cause=cause,
         excused=scored.excused,
+        novel=scored.novel,
     )
 
 
@@ -435,6 +445,7 @@ def _closings(batch: Batch, pieces: Cut, scored: _Scored, standing: _Standing, k
         flagged=scored.crossing[tail] & pieces.row_closing[tail],
         cause=scored.reasons.cause[tail],
         kind=scored.reasons.kind[tail],
+        about=scored.reasons.about[tail],
         worst_line=standing.worst_line[closed],
     )
 

@@ -1,7 +1,8 @@
 """Why a session is strange: the cause of the row at which its p fell, and the verdict that follows from it.
 
 The member with the smallest p-value there decides what is named: odd values, or how a source behaves; else a template
-that nobody knows (the session is then *novel*, not an anomaly), else the shape that the session has by now.
+that nobody knows, in that row or earlier in the session (which is then *novel*, not an anomaly: all that follows such a
+line is strange to a model that does not know it), else the shape that the session has by now.
 """
 
 import numpy as np
@@ -13,7 +14,7 @@ from detection.known import KnownCauses
 from detection.members.registry import NAMES
 from detection.members.view import CLOSING, COUNT_BUCKETS, Ints, Standing, View
 from detection.outcomes import ANOMALY, NOVEL
-from detection.segments import repeat_per_row
+from detection.segments import first_true, repeat_per_row
 
 _VALUES, _SOURCES = NAMES.index("values"), NAMES.index("sources")
 
@@ -29,7 +30,8 @@ def muted(known: KnownCauses, ensemble: Ensemble | None, templates: NDArray[np.i
 
 
 class Reasons:
-    """Columns [R] of a batch: `cause` and `kind`, 0 where none was asked for, and `verdict` of that kind."""
+    """Columns [R] of a batch: `cause` and `kind`, 0 where none was asked for, and `verdict` of that kind; `about` int32
+    is the template that a cause of kind NEW or VALUE is about."""
 
     def __init__(
         self,
@@ -41,9 +43,11 @@ class Reasons:
         keys: NDArray[np.bytes_],
         windowed: NDArray[np.bool_],
         serials: Ints,
+        novel: NDArray[np.int32],
         lines: Ints,
     ) -> None:
-        """`keys`, `windowed` and `serials` [P] are the pieces' sessions'; `lines` [R] the rows' places in the log."""
+        """`keys`, `windowed` and `serials` [P] are the pieces' sessions', `novel` [P] what each had come to before (as
+        the property of that name); `lines` [R] are the rows' places in the log."""
         rows = len(view)
         self.cause = np.zeros(rows, dtype=np.uint64)
         self.kind = np.zeros(rows, dtype=np.uint8)
@@ -53,13 +57,24 @@ class Reasons:
         self._piece = repeat_per_row(view.offsets)
         unknown = (view.templates != CLOSING) & ~ensemble.knows(view.templates)
         self._unknown = unknown & ~view.muted_rows()
+        self.about = view.templates.copy()
+        first = np.flatnonzero(first_true(self._unknown, view.offsets))
+        self._novel_at, self._novel_before = np.full(len(novel), rows), novel
+        self._novel_at[self._piece[first]] = first
+        self._novel_here = np.zeros(len(novel), dtype=np.int32)
+        self._novel_here[self._piece[first]] = view.templates[first] + 1
+
+    @property
+    def novel(self) -> NDArray[np.int32]:
+        """Of each session after the batch: the first template that nobody knew, plus 1, or 0. int32 [P]"""
+        return np.where(self._novel_before > 0, self._novel_before, self._novel_here)
 
     @classmethod
     def none(cls, rows: int) -> "Reasons":
         """For a batch in which nothing is asked for."""
         empty = cls.__new__(cls)
         empty.cause, empty.kind = np.zeros(rows, dtype=np.uint64), np.zeros(rows, dtype=np.uint8)
-        empty.verdict = np.zeros(rows, dtype=np.uint8)
+        empty.verdict, empty.about = np.zeros(rows, dtype=np.uint8), np.full(rows, CLOSING, dtype=np.int32)
         return empty
 
     def report_new_templates(self, counts: NDArray[np.uint8], begun: int) -> None:
@@ -97,15 +112,17 @@ class Reasons:
         p = self._likelihoods(rows)
         least = p.min(axis=1)
         by_value, by_source = p[:, _VALUES] <= least, p[:, _SOURCES] <= least
-        new = self._unknown[rows]
-        kind = np.select([by_value & ~closing, by_source, new], [VALUE, SOURCE, NEW], SHAPE)
+        novel = np.where((self._novel_before[piece] > 0) | (rows >= self._novel_at[piece]), self.novel[piece], 0)
+        about = np.where(self._unknown[rows], view.templates[rows], novel - 1)
+        kind = np.select([by_value & ~closing, by_source, about >= 0], [VALUE, SOURCE, NEW], SHAPE)
+        self.about[rows] = np.where(kind == NEW, about, view.templates[rows])
         shapes = shape_causes(self._counts_at(rows), closing)
         cause = np.select(
             [kind == VALUE, kind == SOURCE, kind == NEW],
             [
                 value_causes(np.maximum(view.templates[rows], 0)),
                 source_causes(self._keys[piece]),
-                new_causes(np.maximum(view.templates[rows], 0)),
+                new_causes(np.maximum(about, 0)),
             ],
             shapes,
         )

@@ -33,11 +33,13 @@ class Schedule:
     """trained_at     how much had been learned when the last training set was taken
     admissions_at  how many causes had been admitted then
     vouched_at     seq at which a vouched file ended that is to be learned from now, 0: there is none
+    fulfilled      a model of all members has been in force
     """
 
     trained_at: int = 0
     admissions_at: int = 0
     vouched_at: int = 0
+    fulfilled: bool = False
 
     def studied(self, until: Studied, learned: int) -> None:
         """Count from there to the next training; what came while the model was trained is still to be learned from."""
@@ -47,7 +49,7 @@ class Schedule:
 
     def closed(self, learning: LearningSettings) -> bool:
         """What is normal was learned once, and the settings say that it stays so. The operator is still heard."""
-        return learning.retrain_lines == 0 and self.trained_at >= learning.warmup_lines
+        return learning.retrain_lines == 0 and self.fulfilled
 
     def urgent(self, learning: LearningSettings, now: Progress) -> bool:
         """Something has been called normal that the model in force does not know: by the operator, or by the stream."""
@@ -60,7 +62,9 @@ class Schedule:
             return True
         if now.uploading:
             return False  # more is on its way, and there is a better moment than in the middle of it
-        again = 0 < learning.retrain_lines <= now.learned - self.trained_at
+        # With nothing to come after it, a first full model that was refused or lost is tried again like the first.
+        every = learning.retrain_lines or (0 if self.fulfilled else learning.warmup_lines)
+        again = 0 < every <= now.learned - self.trained_at
         if now.complete:
             return again
         if now.learned < learning.warmup_lines:

@@ -51,6 +51,7 @@ _COLUMNS: dict[str, tuple[str, int]] = {
     "strangeness": ("<f8", 1),  # the members' combined statistic
     "p": ("<f8", 1),
     "excused": ("<f8", 1),  # the p that a known cause explains: only a smaller one is a reason to flag; 0: none
+    "novel": ("<i4", 1),  # the first template that the model in force does not know, plus 1; 0: none
     "hit": ("<f8", 1),  # confidence of the surest rule that matched, 0: none
     "verdict": ("|u1", 1),  # what the session was flagged as (`outcomes`), 0: not flagged
     "cause": ("<u8", 1),  # of that (`causes`)

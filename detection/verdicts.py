@@ -43,6 +43,7 @@ class Rows:
     flagged: NDArray[np.bool_]
     cause: NDArray[np.uint64]  # of flagged rows
     kind: NDArray[np.uint8]
+    about: NDArray[np.int32]  # the template that the cause is about
     reached: NDArray[np.float64]  # [n + m, M]
     member_ps: NDArray[np.float64]  # [n + m, M]
     texts: list[bytes]  # of lines, then of the oddest line of each session closed
@@ -139,6 +140,8 @@ def rows_of(
     surprise = np.where(explained, np.minimum(surprise, _JUST_BELOW), surprise)
     surprise = np.where(flagged_now, np.maximum(surprise, 0.5), surprise)
     reached = np.concatenate((states.reached, closings.reached))
+    about = np.where(flagged_now, np.concatenate((states.about, closings.about)), CLOSING_TEMPLATE).astype(np.int32)
+    about[:n] = np.where(rule_causes > 0, batch.ids, about[:n])
     by_rule = np.concatenate((rule_causes > 0, np.zeros(m, dtype=np.bool_)))
     cause = np.concatenate((states.cause, closings.cause))
     cause[:n] = np.where(rule_causes > 0, rule_causes, cause[:n])
@@ -156,13 +159,14 @@ def rows_of(
         flagged=flagged_now | by_rule,
         cause=cause,
         kind=np.where(by_rule, RULE, np.concatenate((states.kind, closings.kind))).astype(np.uint8),
+        about=about,
         reached=reached,
         member_ps=np.concatenate((states.members, _members_at(closings, ensemble))),
         texts=texts,
         hits=hits,
         rules=rules,
         templates={CLOSING_TEMPLATE: "<end of session>"}
-        | {number: templates.text(number) for number in np.unique(batch.ids).tolist()},
+        | {number: templates.text(number) for number in np.union1d(batch.ids, about[about >= 0]).tolist()},
         generation=ensemble.generation if ensemble else 0,
     )
 

@@ -106,6 +106,7 @@ def told(journal: Journal, retrain_lines: int) -> Journal:
     learning = LearningSettings(warmup_lines=1000, retrain_lines=retrain_lines)
     settings = replace_settings(session=KEY, alarms=AlarmSettings(alpha=0.001), learning=learning)
     journal.apply(SettingsFrame(settings, ()))
+    journal.detector._schedule.fulfilled = True
     return journal
 
 
@@ -206,3 +207,46 @@ def test_a_session_reports_a_line_that_nobody_knew_once_however_often_it_comes(j
 def test_a_batch_in_which_nothing_is_asked_has_no_reasons() -> None:
     reasons = Reasons.none(3)
     assert not (reasons.cause.any() or reasons.kind.any() or reasons.verdict.any())
+
+
+@pytest.fixture(scope="module")
+def used_to_novelty() -> tuple[dict[str, object], Model]:
+    """As `knowing`, of a stream in which every tenth session shows a line that comes once: no surprise by itself."""
+    journal = simple()
+    for number in range(1000):
+        texts = [OPEN, READ, CLOSE]
+        if number % 10 == 0:
+            texts.insert(1, b"on " * (2 + number // 10))  # lines of different lengths are different templates
+        fed(journal, session(f"o{number}", texts, number))
+    finished(journal)
+    model = learn(journal)
+    return dict(journal.detector.export()), model
+
+
+RESTARTED = b"restarted by itself"
+
+
+def test_what_is_strange_after_a_line_nobody_knew_is_named_after_that_line(
+    used_to_novelty: tuple[dict[str, object], Model],
+) -> None:
+    journal = Journal(Detector.load(*used_to_novelty))  # type: ignore[arg-type]
+    (alert,) = fed(journal, session("x", [OPEN, RESTARTED, READ, READ, READ, OPEN], 2000)) + finished(journal)
+    assert not alert["text"].endswith(RESTARTED.decode())
+    assert (alert["cause_kind"], alert["verdict"]) == ("new", "novel")
+    assert alert["what"].endswith(RESTARTED.decode())
+    (known,) = fed(journal, session("y", [OPEN, READ, READ, READ, OPEN], 2100)) + finished(journal)
+    assert (known["cause_kind"], known["verdict"]) == ("shape", "anomaly")
+
+
+def test_a_session_under_way_when_its_new_line_is_admitted_is_not_flagged_for_what_followed_it(
+    used_to_novelty: tuple[dict[str, object], Model],
+) -> None:
+    journal = Journal(Detector.load(*used_to_novelty))  # type: ignore[arg-type]
+    assert fed(journal, session("x", [OPEN, RESTARTED], 2000)) == []
+    for number in range(25):
+        fed(journal, session(f"d{number}", [OPEN, RESTARTED], 2000))
+    assert journal.detector.summary().admitted == 1
+    odd = [READ, READ, READ, OPEN]
+    assert fed(journal, session("x", odd, 2001)) == []
+    begun_later = fed(journal, session("y", [OPEN, RESTARTED, *odd], 2002))
+    assert [record["cause_kind"] for record in begun_later] == ["shape"], "it does not hide behind the new line"

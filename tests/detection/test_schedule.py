@@ -63,7 +63,7 @@ def test_while_a_file_is_on_its_way_everything_else_waits() -> None:
 @pytest.mark.parametrize("now", [EARLY, FULL], ids=["rolled back to a quick model", "a full model in force"])
 def test_with_no_retraining_nothing_is_due_after_the_first_full_training_but_a_vouched_file(now: Progress) -> None:
     never = replace_retrain(0)
-    schedule = Schedule(trained_at=50_000)
+    schedule = Schedule(trained_at=50_000, fulfilled=True)
     later = replace(now, learned=10_000_000, admissions=9)
     assert schedule.closed(never) and not schedule.due(never, later) and not schedule.urgent(never, later)
     assert not schedule.closed(LEARNING) and schedule.due(LEARNING, later), "with it, it is"
@@ -75,7 +75,10 @@ def test_with_no_retraining_the_first_full_training_takes_place_all_the_same() -
     never = replace_retrain(0)
     assert not Schedule(trained_at=40_000).closed(never)
     assert Schedule(trained_at=40_000).due(never, replace(EARLY, learned=50_000))
-    assert Schedule(trained_at=50_000).due(never, replace(NOTHING, learned=60_000)), "its model is lost"
+    refused = Schedule(trained_at=50_000)
+    assert not refused.due(never, replace(EARLY, learned=99_999))
+    assert refused.due(never, replace(EARLY, learned=100_000)), "and is tried again when it was refused"
+    assert Schedule(trained_at=50_000, fulfilled=True).due(never, replace(NOTHING, learned=60_000)), "its model is lost"
 
 
 def replace_retrain(lines: int) -> LearningSettings:
