@@ -92,7 +92,7 @@ def read(data: Path, name: str, file: str) -> Log | None:
     between = time.process_time()
     errors = troubles(fields)
     ended = time.process_time()
-    clock = LogClock().advance(fields.times)
+    clock = LogClock().advance(fields.times, _JUNE_2005)
     columns = (sources, clock, errors, things_of(fields.contents))
     counters = SourceCounters()
     score, seconds = observed(counters, columns)

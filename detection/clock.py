@@ -2,6 +2,8 @@
 
 It is the only time `apply` knows. It never goes back. A time more than an hour ahead moves it only when
 20 lines in a row agree (within an hour of each other), so one line with a wrong year closes no session.
+Until a line brings a time there is only the time at which lines were received. That is provisional: the
+first time in the log, which may be of years ago, takes its place, and from then on no receive time does.
 """
 
 import math
@@ -16,23 +18,31 @@ AGREEING_LINES = 20
 
 
 class LogClock:
-    """`now` is seconds since the epoch, nan until the first line that carries a time."""
+    """`now` is seconds since the epoch, nan until the first line; `timed` whether a line brought a time."""
 
     def __init__(self) -> None:
         self.now = math.nan
+        self.timed = False
         self._ahead = math.nan  # the time that lines from the future agree on
         self._agreeing = 0
 
-    def advance(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
+    def advance(self, times: NDArray[np.float64], received: float) -> NDArray[np.float64]:
         """The clock at each line of `times` (float64 [n], nan: the line has no time), after that line.
 
-        nan only while no time was ever seen.
+        `received` is when the lines came. Goes back only with the first time in the log; the lines of `times` that
+        lie before that one are of the same moment.
         """
         if not len(times):
             return times.copy()
+        if not self.timed:
+            seen = times[~np.isnan(times)]
+            if not len(seen):
+                self.now = float(np.fmax(self.now, received))
+                return np.full(len(times), self.now)
+            self.now, self.timed = float(seen[0]), True
         known = np.where(np.isnan(times), -np.inf, times)
-        running = np.maximum.accumulate(np.concatenate(([self._floor()], known)))
-        if not math.isnan(self.now) and np.all(known - running[:-1] <= LEAP_SECONDS_ALLOWED):
+        running = np.maximum.accumulate(np.concatenate(([self.now], known)))
+        if np.all(known - running[:-1] <= LEAP_SECONDS_ALLOWED):
             if np.any(known >= running[:-1] - LEAP_SECONDS_ALLOWED):
                 self._agreeing = 0
             self.now = float(running[-1])
@@ -40,19 +50,14 @@ class LogClock:
         return np.array([self._step(time) for time in times.tolist()], dtype=np.float64)
 
     def pass_silence(self, seconds: float) -> None:
-        """Move by wall time that passed without a line."""
+        """Move by wall time that passed without a line that has a time."""
         if seconds > 0.0:
             self.now += seconds
-
-    def _floor(self) -> float:
-        return -math.inf if math.isnan(self.now) else self.now
 
     def _step(self, time: float) -> float:
         if math.isnan(time):
             return self.now
-        if math.isnan(self.now):
-            self.now = time
-        elif time <= self.now + LEAP_SECONDS_ALLOWED:
+        if time <= self.now + LEAP_SECONDS_ALLOWED:
             if time >= self.now - LEAP_SECONDS_ALLOWED:
                 self._agreeing = 0
             self.now = max(self.now, time)
@@ -65,12 +70,13 @@ class LogClock:
         return self.now
 
     def export(self) -> State:
-        return {"now": self.now, "ahead": self._ahead, "agreeing": self._agreeing}
+        return {"now": self.now, "timed": self.timed, "ahead": self._ahead, "agreeing": self._agreeing}
 
     @classmethod
     def load(cls, columns: Columns) -> "LogClock":
         clock = cls()
         clock.now = float(columns["now"])  # type: ignore[arg-type]
+        clock.timed = bool(columns["timed"])
         clock._ahead = float(columns["ahead"])  # type: ignore[arg-type]
         clock._agreeing = int(columns["agreeing"])  # type: ignore[arg-type]
         return clock

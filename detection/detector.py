@@ -180,6 +180,9 @@ class Detector:
     def _take(self, frame: LinesFrame, alerting: Alerting) -> None:
         clock = self._clock.now
         intake = take_in(frame.segments, self._living, self._pattern, clock=clock, received=frame.received)
+        if self._clock.timed and np.all(np.isnan(intake.times)):
+            # Else it would stand still once the source that brings the times has ended.
+            self._pass_by(frame.received)
         self._received = frame.received
         self._counters.cut_lines += intake.cut
         self._counters.unterminated_lines += intake.unterminated
@@ -196,11 +199,14 @@ class Detector:
         self._close(np.array(finished, dtype=np.int64), alerting)
 
     def _pass_silence(self, received: float, alerting: Alerting) -> None:
-        if not math.isnan(self._received):
-            self._clock.pass_silence(received - self._received)
+        self._pass_by(received)
         self._received = received
         now = received if math.isnan(self._clock.now) else self._clock.now
         self._close(self._sessions.silent(now, self.settings.session.idle_seconds), alerting)
+
+    def _pass_by(self, received: float) -> None:
+        if not math.isnan(self._received):
+            self._clock.pass_silence(received - self._received)
 
     def _install(self, frame: ModelFrame, model: Model | None) -> None:
         """Let `model` judge from here on; without one (withdrawn, or its file is lost) only rules are left."""
@@ -295,7 +301,10 @@ class Detector:
         confidence = self._confidence(hits, n)
         for start in range(0, n, CHUNK_LINES):
             chunk = slice(start, start + CHUNK_LINES)
-            now = _clock_at(clock, vouching.sessions, intake.times[chunk], frame.received)
+            before = clock.now
+            now = clock.advance(intake.times[chunk], frame.received)
+            if now[0] < before:
+                vouching.sessions.bring_back(float(now[0]))
             batch = Batch(
                 first_line=1,
                 ids=reading.ids[chunk],
@@ -381,7 +390,11 @@ class Detector:
         """Which of the lines are clean: no rule matched, and their sessions are not flagged."""
         keys, texts, times = intake.keys[chunk], intake.lines[chunk], intake.times[chunk]
         first_line, n = self.line + 1, len(texts)
-        clock = _clock_at(self._clock, self._sessions, times, received)
+        before = self._clock.now
+        clock = self._clock.advance(times, received)
+        if clock[0] < before:
+            self._sessions.bring_back(float(clock[0]))
+            self._incidents.bring_back(float(clock[0]))
         crowded = self._sessions.crowded_out_by(keys)
         crowded_out = closed_as_they_are(self._sessions, crowded, first_line)
         self._sessions.evict(crowded)
@@ -708,18 +721,3 @@ _compiled = lru_cache(maxsize=4)(RuleSet.compile)
 def model_in(state: Columns) -> ModelFrame:
     """Which model was in force in `state`; its name is empty when none was."""
     return msgspec.json.decode(state["model"], type=ModelFrame)  # type: ignore[arg-type]
-
-
-def _clock_at(
-    clock: LogClock, sessions: SessionTable, times: NDArray[np.float64], received: float
-) -> NDArray[np.float64]:
-    """The log clock at each line; before any time was ever seen, the receive time."""
-    unset = math.isnan(clock.now)
-    now = clock.advance(times)
-    if unset:
-        known = now[~np.isnan(now)]
-        now = np.where(np.isnan(now), known[0] if len(known) else received, now)
-        if len(known):  # sessions timed by receive time must not outlive the log's own
-            last = sessions.column["last_time"]
-            np.minimum(last, known[0], out=last, where=sessions.open)
-    return now

@@ -155,6 +155,13 @@ class Incidents:
             self._add(incident, lines[head : head + length], ks[head : head + length], float(clock[head + length - 1]))
         return _grouped(first, heads, lengths)
 
+    def bring_back(self, to: float) -> None:
+        """The clock goes back `to` a time: what was of later is of then, so that the budget is not of one moment."""
+        self._now = min(self._now, to)
+        for incident in self._table.values():
+            incident.first_time, incident.last_time = min(incident.first_time, to), min(incident.last_time, to)
+        self._shown = deque((min(time, to) for time in self._shown), maxlen=LARGEST_BUDGET)
+
     def open_count(self, now: float | None = None) -> int:
         """How many are open at log time `now`, by default that of the last alert."""
         return sum(1 for _ in self._open_ones(now))

@@ -144,8 +144,8 @@ def take_in(
 ) -> Intake:
     """Cut the segments of one frame into lines and read their fields.
 
-    `clock` is the log clock before the frame, nan when unset; `received` the frame's receive time, which
-    lines of a kind that carries no times get.
+    `clock` is the log clock before the frame, nan when unset; then `received`, the frame's receive time, tells the
+    year or the day that a time leaves out. Lines of a kind that carries no times have none.
     """
     lines: list[bytes] = []
     sources: list[bytes] = []
@@ -180,7 +180,7 @@ def take_in(
             parsed = parse(kind, [lines[i] for i in where.tolist()], clock=reference)
             for i, key in zip(where.tolist(), parsed.keys, strict=True):
                 keys[i] = key
-        times[where] = received if kind == "plain" else parsed.times
+        times[where] = parsed.times
         errors[where] = parsed.errors
         fields.append((where, parsed))
     if pattern is not None:

@@ -125,6 +125,11 @@ class SessionTable:
         self.next_serial += len(begins)
         return serials
 
+    def bring_back(self, to: float) -> None:
+        """The clock goes back `to` a time: whatever was of later is of then, so that it does not outlive what comes."""
+        for name in ("last_time", "last_event", "began"):
+            np.minimum(self.column[name], to, out=self.column[name], where=self.open)
+
     def evict(self, slots: NDArray[np.int64]) -> None:
         """Forget these sessions to make room, and count them."""
         self.evicted += len(slots)

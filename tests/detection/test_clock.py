@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 
 from detection.clock import AGREEING_LINES, LogClock
 
+RECEIVED = 1_790_000_000.0
+
 
 def advanced(clock: LogClock, *times: float) -> list[float]:
-    return list(clock.advance(np.array(times, dtype=np.float64)).tolist())
+    return list(clock.advance(np.array(times, dtype=np.float64), RECEIVED).tolist())
 
 
 def test_the_clock_is_the_largest_time_seen_and_never_goes_back() -> None:
@@ -31,9 +33,15 @@ def test_twenty_lines_that_agree_do() -> None:
 
 
 def test_lines_without_a_time_leave_it_where_it_is() -> None:
-    clock = LogClock()
-    assert all(map(math.isnan, advanced(clock, math.nan, math.nan)))
-    assert advanced(clock, 5, math.nan, 7, math.nan) == [5, 5, 7, 7]
+    assert advanced(LogClock(), 5, math.nan, 7, math.nan) == [5, 5, 7, 7]
+
+
+def test_before_the_first_time_it_is_when_lines_were_received_and_that_gives_way_to_any_time_of_the_log() -> None:
+    for first in (5.0, RECEIVED + 1e6):
+        clock = LogClock()
+        assert advanced(clock, math.nan, math.nan) == [RECEIVED, RECEIVED]
+        assert advanced(clock, math.nan, first, math.nan) == [first] * 3
+        assert advanced(clock, math.nan) == [first]
 
 
 times = st.one_of(st.just(math.nan), st.floats(0, 20_000), st.floats(0, 1e9))
@@ -42,6 +50,8 @@ times = st.one_of(st.just(math.nan), st.floats(0, 20_000), st.floats(0, 1e9))
 @given(st.lists(times, max_size=120), st.lists(st.integers(1, 30), min_size=1))
 def test_it_does_not_matter_how_lines_are_batched(lines: list[float], sizes: list[int]) -> None:
     whole, parts = LogClock(), LogClock()
+    for clock in (whole, parts):
+        advanced(clock, 1e4)  # before it the moment of receipt counts, which is one of a batch
     expected = advanced(whole, *lines)
     got: list[float] = []
     for size in sizes * len(lines):

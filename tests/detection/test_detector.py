@@ -238,6 +238,41 @@ def test_a_hole_in_the_line_numbers_is_counted_as_lost(lines: list[bytes]) -> No
         detector.apply(Sequenced(5, 120, LinesFrame(RECEIVED, (segment(lines[:10]),))))
 
 
+LATER = RECEIVED + 10 * 365 * 86_400
+UNTIMED = [b"worker %d has nothing to do" % (number % 7) for number in range(100)]
+
+
+def test_an_old_file_is_judged_by_its_own_times_when_lines_without_a_time_came_before(
+    lines: list[bytes], model: Model
+) -> None:
+    alone, behind = started(), started()
+    for journal in (alone, behind):
+        journal.apply(ModelFrame(1, "model", "sha"), model)
+    behind.apply(LinesFrame(LATER, (segment(UNTIMED, "b-1", "plain"),)))
+    assert behind.detector.summary().log_time == LATER, "there is no other time yet"
+    behind.apply(FlushFrame(LATER))
+    came = behind.detector.summary()
+    flagged = [[record["text"] for record in journal.feed(lines[:2000])] for journal in (alone, behind)]
+    there, here = alone.detector.summary(), behind.detector.summary()
+    assert flagged[0] == flagged[1]
+    assert here.log_time == there.log_time
+    assert here.sessions_closed - came.sessions_closed == there.sessions_closed > 100
+    assert here.sessions_open == there.sessions_open
+
+
+def test_lines_without_a_time_move_the_clock_by_the_time_between_them_once_the_log_has_times(
+    lines: list[bytes],
+) -> None:
+    journal = started()
+    journal.feed(lines[:100])
+    began = journal.detector.summary().log_time
+    assert began is not None
+    for seconds in (50.0, 100.0):
+        journal.apply(LinesFrame(RECEIVED + seconds, (segment(UNTIMED, "b-1", "plain"),)))
+    assert journal.detector.summary().log_time == began + 100.0
+    assert journal.detector.summary().sessions_open == 1, "theirs; the others have ended"
+
+
 hostile = st.one_of(
     st.binary(max_size=200),
     st.sampled_from([b"", b"\0" * 50, b"\xff\xfe", b'{"a":' * 50, b"GET / HTTP/1.1", b"<34>1 - - - - - -", b"\r"]),

@@ -78,6 +78,19 @@ def test_no_chains_an_alert_that_joins_brings_nothing_along() -> None:
     assert told(an(9, source=5)) == [(5, 1, False)]  # nor was that one's cause
 
 
+def test_when_the_clock_goes_back_incidents_and_budget_go_with_it() -> None:
+    told = Told(per_day=1)
+    told(an(1, time=1e9))
+    told.incidents.bring_back(1000.0)
+    again = 1000.0 + DAY_SECONDS
+    assert told(an(1, time=1001.0), an(2, time=1002.0), an(1, time=again)) == [
+        (1, 2, False),
+        (3, 1, True),
+        (4, 1, False),
+    ]
+    assert told.incidents.open_count(again + WINDOW_SECONDS) == 0
+
+
 def test_alerts_without_a_source_are_not_of_one_source() -> None:
     assert Told()(an(1), an(2)) == [(1, 1, False), (2, 1, False)]
 
