@@ -58,7 +58,8 @@ class Control(Protocol):
         With `explain` each has an object "explain", as flagged records may have; parts without anything to say are
         left out:
 
-            members   [{"name", "score", "p", "threshold"}], the surest first
+            members   [{"name", "score", "p", "threshold"}], the surest first; "threshold" is the score beyond which
+                      it alone would be reason to flag, None where no score of it is
             rules     [{"name", "severity", "field", "before", "text", "after"}]: what matched, and what is around it;
                       of an answer to a question they are in "rule_based"
             expected  [{"template_id", "template", "p"}], what would have been usual instead, likeliest first

@@ -236,7 +236,7 @@ class Opinion:
             "is_anomaly": int(p < self.alpha),
             "score": float(standing.reached[row, column]),
             "p": p,
-            "threshold": finite(self.ensemble.threshold(name, self.alpha)),
+            "threshold": self.ensemble.threshold(name, self.alpha),
         }
 
     def _text_of(self, template: int) -> str:

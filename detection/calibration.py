@@ -20,6 +20,7 @@ LARGEST_P = 0.9
 _TAIL_SHARE = 0.05
 _MIN_EXCEEDANCES = 10
 _LARGEST_SHAPE = 0.5
+_NO_SHAPE = 1e-6  # below it the tail is exponential
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,23 @@ class Ring:
                 p[beyond] *= self._survival(values[beyond]) / self._survival(np.array([top]))
         return np.clip(p, SMALLEST_P, 1.0)
 
-    def score_at(self, alpha: float) -> float:
-        """The smallest ring score whose p-value is below `alpha`; the largest one where none is."""
-        if not len(self.scores):
-            return float("inf")
-        rank = int(np.ceil((1.0 - alpha) * (len(self.scores) + 1.0)))
-        return float(self.scores[min(max(rank, 0), len(self.scores) - 1)])
+    def score_at(self, alpha: float) -> float | None:
+        """The score up to which p-values are at least `alpha`, and beyond which they are less; None where none is."""
+        n = len(self.scores)
+        reaching = int(np.count_nonzero((1.0 + n - np.arange(n + 1)) / (n + 1.0) >= alpha))  # ranks, as `p` takes them
+        if 0 < reaching <= n:
+            return float(self.scores[reaching - 1])
+        if not reaching or not n or self._scale <= 0.0 or alpha <= SMALLEST_P:
+            return None
+        top = float(self.scores[-1])
+        left = alpha * (n + 1.0) * float(self._survival(np.array([top]))[0])
+        excess = -np.log(left) if self._shape < _NO_SHAPE else (left**-self._shape - 1.0) / self._shape
+        return self._threshold + float(excess) * self._scale
 
     def _survival(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The fitted tail's P(score > value | score > threshold)."""
         excess = (values - self._threshold) / self._scale
-        if self._shape < 1e-6:
+        if self._shape < _NO_SHAPE:
             return np.exp(-np.minimum(excess, 700.0))
         return np.power(1.0 + self._shape * excess, -1.0 / self._shape)
 

@@ -1,5 +1,6 @@
 """A model generation at work: the members' scores, their p-values, and the one p they come to."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,9 +73,9 @@ class Ensemble:
         strangeness = combined(members[:, self._columns], self._shares)
         return Judgement(members, strangeness, self._rings["ensemble"].p(strangeness))
 
-    def threshold(self, member: str, alpha: float) -> float:
-        """The score at which `member` alone would have a p-value of `alpha`."""
-        return self._rings[member].score_at(alpha)
+    def threshold(self, member: str, alpha: float) -> float | None:
+        """The score beyond which `member` alone has a p-value below `alpha`; None: whatever it scores, it has not."""
+        return score_at(member, self._rings[member], alpha)
 
     def expected(self, context: NDArray[np.int32], starts: bool, found: int) -> tuple[list[tuple[int, float]], float]:
         """The three likeliest templates after `context` (CLOSING stands for the end), and the probability of `found`.
@@ -122,6 +123,12 @@ def p_of(member: str, ring: Ring, scores: Floats) -> Floats:
     """
     p = ring.p(scores)
     return np.maximum(p, np.exp(-scores)) if member in IN_NATS else p
+
+
+def score_at(member: str, ring: Ring, alpha: float) -> float | None:
+    """The score beyond which `p_of` is below `alpha`; None where there is none."""
+    score = ring.score_at(alpha)
+    return max(score, -math.log(alpha)) if score is not None and member in IN_NATS else score
 
 
 def shares(members: Sequence[Member] | Sequence[type[Member]]) -> Floats:

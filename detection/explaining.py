@@ -1,6 +1,7 @@
 """Why: for a row of a view, what each member said, what was expected instead, and what stands out.
 
-members    [{name, score, p, threshold}]              every member that is ready, the most sure first
+members    [{name, score, p, threshold}]              every member that is ready, the most sure first; beyond
+                                                      `threshold` it alone would flag, None: it never would
 expected   [{template_id, template, p}]               the three likeliest instead of the row, with their probability
 found      {template_id, template, p}                 ... and the row's own
 features   [{name, value, usual, high}]               beyond what 99 % of normal sessions come to

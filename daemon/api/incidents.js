@@ -196,7 +196,7 @@ function explained(explain) {
   const add = (title, ...nodes) => { const head = document.createElement("h3"); head.textContent = title; parts.push(head, ...nodes); };
   const list = (name) => explain[name] || [];
   if (list("members").length) add("detectors", table(["", "score", "p", "threshold"], list("members").map((member) => [
-    [memberName(member.name), short(member.score), Number.isFinite(member.p) ? shortP(member.p) : "–", short(member.threshold)],
+    [memberName(member.name), short(member.score), Number.isFinite(member.p) ? shortP(member.p) : "–", limit(member.threshold)],
     Number.isFinite(member.threshold) && member.score > member.threshold ? "over" : ""])));
   for (const rule of list("rules")) {
     const line = pre(""), match = document.createElement("mark");
@@ -226,6 +226,9 @@ function explained(explain) {
 }
 
 const short = (value) => (Number.isFinite(value) ? String(Number(value.toPrecision(3))) : "–");
+
+// Of a detector that whatever it scores is alone no reason to flag there is none.
+const limit = (threshold) => (threshold === null ? "none" : short(threshold));
 
 const share = (p) => (p > 0 && p < 0.001 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);
 

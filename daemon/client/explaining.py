@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from daemon.client.text import Style, count, member_name, printable, score
+from daemon.client.text import Style, count, member_name, printable, score, threshold
 
 
 def explanation_lines(explain: Mapping[str, Any], rules: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str]:
@@ -39,7 +39,7 @@ def _members(members: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str
         value, limit = member.get("score"), member.get("threshold")
         over = isinstance(value, (int, float)) and isinstance(limit, (int, float)) and value > limit
         name = member_name(str(member.get("name")))
-        row = f"  {name:<17} {score(value):>9} {score(member.get('p')):>9} {score(limit):>9}"
+        row = f"  {name:<17} {score(value):>9} {score(member.get('p')):>9} {threshold(limit):>9}"
         yield row + (style("  over", "bold") if over else "")
 
 

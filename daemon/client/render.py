@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from daemon.client.explaining import explanation_lines
-from daemon.client.text import MEMBERS, Style, count, duration, member_name, printable, score, size, when
+from daemon.client.text import MEMBERS, Style, count, duration, member_name, printable, score, size, threshold, when
 
 VERDICT_COLOURS = {"attack": "red", "anomaly": "yellow", "novel": "blue", "normal": "green"}
 
@@ -45,11 +45,11 @@ def judgement_lines(text: str, answer: Mapping[str, Any], style: Style) -> Itera
         yield f"  {'rules':<17} no match"
     for name in ("isolation_forest", "transformer"):
         member = answer.get(name) or {}
-        if member.get("score") is None or member.get("threshold") is None:
+        if member.get("p") is None:
             yield f"  {MEMBERS[name]:<17} not ready"
             continue
         mark = style(" anomaly", "bold") if member.get("is_anomaly") else ""
-        yield (f"  {MEMBERS[name]:<17} {score(member['score'])}, threshold {score(member.get('threshold'))}{mark}")
+        yield (f"  {MEMBERS[name]:<17} {score(member['score'])}, threshold {threshold(member.get('threshold'))}{mark}")
     if answer.get("explain"):
         yield ""
         yield from explanation_lines(answer["explain"], rules.get("rules") or (), style)

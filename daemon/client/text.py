@@ -69,6 +69,11 @@ def score(value: Any) -> str:
     return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
 
 
+def threshold(value: Any) -> str:
+    """A detector's threshold; there is none where no score of it alone is a reason to flag."""
+    return "none" if value is None else score(value)
+
+
 def member_name(name: str) -> str:
     return MEMBERS.get(name) or printable(name).replace("_", " ")
 

@@ -249,10 +249,11 @@ def judgement(line: bytes) -> dict[str, Any]:
         "attack_types": ["sql_injection"] if attack else [],
         "confidence": 0.95 if attack else 0.0,
     }
-    forest = {"is_anomaly": 0, "score": 0.41, "threshold": 0.58}
+    forest = {"is_anomaly": 0, "score": 0.41, "p": 0.2, "threshold": None}
     transformer = {
         "is_anomaly": int(attack),
         "score": 5.1057 if attack else 0.2,
+        "p": 0.0002 if attack else 0.6,
         "threshold": 3.4038,
         "sequence_length": 1,
         "context": "single_log",

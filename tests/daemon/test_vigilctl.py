@@ -237,6 +237,7 @@ async def test_detect_tells_one_line_in_full_and_many_in_rows(tmp_path: Path) ->
     async with daemon(tmp_path) as (control, env):
         out = (await ask("detect", "a UNION b", env=env))[1]
         assert out.startswith("attack ") and "sql_injection, confidence 0.95" in out and "5.11, threshold 3.40" in out
+        assert "0.41, threshold none" in out
         await ask("detect", "--session", "s1", "x", env=env)
         lines = [b"a", b"\xff UNION \x1b[2J", b"", b"x" * BATCH_BYTES, b"last"]
         status, out, _ = await ask("detect", stdin=b"\n".join(lines), env=env)
@@ -315,7 +316,7 @@ async def test_detect_explains_itself(tmp_path: Path) -> None:
         out = (await ask("detect", "--explain", "a UNION b", env=env))[1]
         for said in (
             "transformer            9.25    0.0001      6.50  over\n",
-            "source rates           1.50      0.40         -\n",
+            "source rates           1.50      0.40      none\n",
             "rule sqli-union in target\n    /item?id=1 >>union select<< password\\x1b[2J\n",
             "  expected instead\n      71.0%  GET /item 200\n", "    < 0.1%  <end of session>\n",
             "    < 0.1%  GET /item 500  came\n", "  the oddest value: 1 union select, odd in it: ' o\n",

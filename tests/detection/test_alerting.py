@@ -67,6 +67,9 @@ def test_members_stand_with_score_p_and_threshold_the_surest_first(journal: Jour
     members = alert["explain"]["members"]
     assert {each["name"] for each in members} == set(alert["members"]) == set(journal.detector.summary().members)
     assert [each["p"] for each in members] == sorted(each["p"] for each in members)
+    for each in members:
+        over = each["threshold"] is not None and each["score"] > each["threshold"]
+        assert over == (each["p"] < journal.detector.alpha()[0]), each
     surest = members[0]
     assert surest["name"] == "ngram" and surest["score"] > surest["threshold"]
     assert {each["name"]: each["score"] for each in members} == {

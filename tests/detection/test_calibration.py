@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detection.calibration import SMALLEST_P, Ring, alpha_for, combined
-from detection.ensemble import shares
-from detection.members.registry import MEMBERS
+from detection.ensemble import p_of, score_at, shares
+from detection.members.registry import MEMBERS, NAMES
 
 EVEN = {k: np.full(k, 1 / k) for k in range(1, 7)}
 
@@ -39,6 +39,28 @@ def test_a_stranger_score_never_has_a_larger_p(scores: list[float], asked: list[
 
 def test_an_empty_ring_calls_nothing_strange() -> None:
     assert Ring(np.zeros(0)).p(np.array([1e9])).tolist() == [1.0]
+
+
+@given(st.integers(0, 400), st.sampled_from(["spread", "mostly silent", "equal"]), st.sampled_from(NAMES), st.data())
+def test_a_score_beyond_the_threshold_is_below_alpha_and_one_up_to_it_is_not(
+    n: int, kind: str, member: str, data: st.DataObject
+) -> None:
+    alpha = data.draw(st.sampled_from([1e-4, 0.001, 0.005, 0.02, 0.5]))
+    drawn = np.random.default_rng(n).exponential(size=n)
+    scores = {"spread": drawn, "mostly silent": np.where(drawn > 4.0, drawn, 0.0), "equal": np.ones(n)}[kind]
+    calibrated = Ring(np.sort(scores))
+    threshold = score_at(member, calibrated, alpha)
+    if threshold is None:
+        assert p_of(member, calibrated, np.array([1e3]))[0] >= alpha
+        return
+    up_to, beyond = p_of(member, calibrated, np.array([threshold - 1e-6, threshold + 1e-6]))
+    assert up_to >= alpha > beyond
+
+
+def test_a_member_that_speaks_in_nats_and_was_always_silent_has_a_threshold_of_nats() -> None:
+    silent = Ring(np.zeros(5000))
+    assert score_at("sources", silent, 0.001) == pytest.approx(-np.log(0.001))
+    assert score_at("ngram", silent, 0.001) == 0.0
 
 
 def test_equal_scores_are_no_tail() -> None:
