@@ -24,6 +24,7 @@ from actors.alerts import Alerts
 from actors.scoring import Scoring
 from actors.sequencer import Sequencer
 from detection.state import Columns, State, digest
+from persistence.disk import failure
 from persistence.journal import JournalError
 from persistence.store import SnapshotInfo
 
@@ -217,7 +218,8 @@ class Checkpoints:
         except Exception as exc:
             # Whatever it was, it cost one snapshot; the journal holds what the snapshot would have.
             self.failures += 1
-            known, self.error = self.error, f"no snapshot: {exc or type(exc).__name__}"
+            why = failure(exc, self._store.directory) if isinstance(exc, OSError) else str(exc) or type(exc).__name__
+            known, self.error = self.error, f"no snapshot: {why}"
             if self.error != known:  # a disk may be full for hours
                 log.error("%s", self.error, exc_info=None if isinstance(exc, OSError) else exc)
             raise CheckpointError(self.error) from exc

@@ -35,6 +35,12 @@ class UnreadableError(OSError):
         return f"{self.filename}: {self.strerror}"
 
 
+def failure(exc: OSError, path: Path) -> str:
+    """For people: where (in `path`, unless `exc` names a file), what happened, and what to do about a full disk."""
+    full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{exc.filename or path}: {exc.strerror or exc}{'; free some space there' if full else ''}"
+
+
 def read_with_patience(path: Path, read: Callable[[], T]) -> T:
     """What `read`, which reads `path`, returns; a failing medium is asked again a few times. Blocks for that long.
 

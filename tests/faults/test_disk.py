@@ -220,7 +220,8 @@ def test_a_stop_on_a_full_disk_does_not_hang_and_says_what_failed(home: Path) ->
         assert daemon.stop() == 1
         assert time.monotonic() - began < STOPPED_SECONDS
         last = daemon.log.splitlines()[-1]
-        assert last.startswith("vigild: no snapshot") and "No space left" in last
+        assert last.startswith(f"vigild: no snapshot: {daemon.state}")
+        assert last.endswith("No space left on device; free some space there")
         assert "Traceback" not in daemon.log
         total = sender.finish()
         free(daemon)
