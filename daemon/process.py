@@ -173,6 +173,7 @@ class _Daemon:
                 alerts.begin_after(found.snapshot_seq, found.line)
                 store, counters, backlog = self._store, Counters(), Backlog(EARLY_BYTES)
                 sequencer = Sequencer(store.append, store.rotate, seq=found.seq, line=found.line, now=time.time)
+                self._service.journal(sequencer)
                 requests_in, frames = await self._journal(flow, sequencer, backlog)
                 with requests_in:
                     async with trio.open_nursery() as background:

@@ -80,9 +80,14 @@ class Service:
         self._version = version
         self._now = now
         self._began = now()
+        self._sequencer: Sequencer | None = None
         self._running: Running | None = None
         self._asking = trio.Lock()
         self._vouching: Vouching | None = None
+
+    def journal(self, sequencer: Sequencer) -> None:
+        """From here on lines are journaled, or wait; what comes of them is known when there is a state."""
+        self._sequencer = sequencer
 
     def run(self, running: Running) -> None:
         """From here on there is a state to ask; lines are taken when `started` is set."""
@@ -241,11 +246,12 @@ class Service:
         running = self._running
         if self.stopping:
             return "stopping", "the daemon is stopping", None
+        trouble = self._sequencer.trouble if self._sequencer is not None else None
+        waiting = f"lines wait: {trouble.error}" if trouble is not None else None
         if running is None:
-            return "starting", "the state is being recovered", self._began
-        trouble = running.sequencer.trouble
+            return "starting", "the state is being recovered" + (f"; {waiting}" if waiting else ""), self._began
         if trouble is not None:
-            return "degraded", f"lines wait: {trouble.error}", trouble.since
+            return "degraded", waiting, trouble.since
         if not self.started.is_set():
             return "starting", "the state is being brought up to date", self._began
         return "serving", None, None

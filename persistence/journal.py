@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from persistence.disk import REAL, Disk, File, discard, read_with_patience, unlink_if_there
+from persistence.disk import REAL, Disk, File, discard, failure, read_with_patience, unlink_if_there
 from persistence.segment import (
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -111,7 +111,7 @@ class JournalWriter:
                 self._write(entries)
             except OSError as again:
                 self._abandon()
-                raise JournalError(f"{self._directory}: journal not written: {again.strerror}") from again
+                raise JournalError(f"journal not written: {failure(again, self._directory)}") from again
         self.seq, self.line = entries[-1].seq, entries[-1].line
 
     def rotate(self) -> None:
@@ -122,7 +122,7 @@ class JournalWriter:
         try:
             self._segment = self._opened()
         except OSError as exc:
-            raise JournalError(f"{self._directory}: no new journal segment: {exc.strerror}") from exc
+            raise JournalError(f"no new journal segment: {failure(exc, self._directory)}") from exc
         if old is None:
             return
         self._segment.announced = True

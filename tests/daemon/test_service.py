@@ -118,6 +118,7 @@ async def served(directory: Path) -> AsyncIterator[Served]:
             await nursery.start(run_alerts, alerts, verdicts)
             await nursery.start(run_scoring, scoring, frames, verdicts_in.clone(), lambda: None)
             await nursery.start(partial(run_sequencer, sequencer, requests, frames_in, idle_seconds=1e9))
+            service.journal(sequencer)
             service.run(
                 Running(
                     scoring=scoring,

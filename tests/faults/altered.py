@@ -1,5 +1,7 @@
 """Not a test: the real daemon with a fault built in, which is no switch of the product."""
 
+from pathlib import Path
+
 from benchmarks.running import Vigild
 
 _RUN = """
@@ -7,6 +9,24 @@ import sys
 from daemon.main import main
 sys.exit(main(sys.argv[1:]))
 """
+# The state comes only when the test lets it.
+STATE_WAITS = """
+import time
+from pathlib import Path
+import daemon.process
+recover = daemon.process._Daemon._recover
+async def late(self, *args):
+    import trio
+    while not Path({gate!r}).exists():
+        await trio.sleep(0.02)
+    return await recover(self, *args)
+daemon.process._Daemon._recover = late
+"""
+
+
+def waiting(gate: Path) -> str:
+    """Code for a start that has no state before `gate` exists."""
+    return STATE_WAITS.format(gate=str(gate))
 
 
 def alter(daemon: Vigild, code: str) -> None:

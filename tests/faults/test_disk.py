@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.running import Vigild, sample_lines, vigild
-from tests.faults.altered import alter, restore
+from tests.faults.altered import alter, restore, waiting
 
 FULL_SECONDS = float(os.environ.get("VIGILD_DISK_SECONDS", "2"))
 HEALED_SECONDS = 10.0
@@ -207,6 +207,27 @@ def test_a_start_that_must_write_first_answers_heals_and_stops_while_the_disk_is
         healed(daemon, time.time())
         assert daemon.status()["alarms"]["per_day"] == 7
         assert daemon.status()["logs_processed"] == 100
+
+
+def test_before_there_is_a_state_a_full_disk_is_said_too(home: Path) -> None:
+    config, gate = home / "vigild.toml", home / "gate"
+    with vigild(home) as daemon:
+        daemon.start()
+        daemon.send_lines(sample_lines()[:100])
+        daemon.kill()
+        config.write_text(config.read_text() + "per_day = 7\n")  # a settings frame
+        fill(daemon)
+        alter(daemon, waiting(gate))
+        daemon.launch()
+        daemon.wait(lambda: "lines wait" in daemon.health().get("reason", ""))
+        health = daemon.health()
+        assert health["status"] == "starting"
+        assert str(daemon.state) in health["reason"]
+        assert health["reason"].endswith("No space left on device; free some space there")
+        free(daemon)
+        daemon.wait(lambda: daemon.health()["reason"] == "the state is being recovered")
+        gate.touch()
+        healed(daemon, time.time())
 
 
 def test_a_stop_on_a_full_disk_does_not_hang_and_says_what_failed(home: Path) -> None:

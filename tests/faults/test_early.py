@@ -9,22 +9,9 @@ from typing import Any
 
 from benchmarks.running import Vigild, sample_lines, vigild
 from daemon.process import DRAIN_SECONDS
-from tests.faults.altered import alter, restore
+from tests.faults.altered import alter, restore, waiting
 
 LINES = 300
-# The state comes only when the test lets it.
-STATE_WAITS = """
-import time
-from pathlib import Path
-import daemon.process
-recover = daemon.process._Daemon._recover
-async def late(self, *args):
-    import trio
-    while not Path({gate!r}).exists():
-        await trio.sleep(0.02)
-    return await recover(self, *args)
-daemon.process._Daemon._recover = late
-"""
 ELEPHANT = """
 [[rule]]
 name = "elephant"
@@ -40,11 +27,6 @@ TAKES_LATE = """
 import daemon.process
 daemon.process.MAX_EARLY_REPLAY_BYTES = -1
 """
-
-
-def waiting(daemon: Vigild, gate: Path) -> str:
-    """Code for a start that has no state before `gate` exists."""
-    return STATE_WAITS.format(gate=str(gate))
 
 
 def confirmed_within(daemon: Vigild, data: bytes, seconds: float) -> bool:
@@ -79,7 +61,7 @@ def test_lines_are_durable_before_the_state_is_there_and_outlive_a_kill(tmp_path
         daemon.send_lines(lines[:LINES])
         daemon.kill()
         for number in (1, 2):
-            alter(daemon, waiting(daemon, gate))
+            alter(daemon, waiting(gate))
             daemon.launch()
             assert confirmed_within(daemon, joined(lines[number * LINES : (number + 1) * LINES]), 30.0)
             assert daemon.health()["status"] == "starting"
@@ -104,7 +86,7 @@ def test_a_stop_before_the_state_is_there_applies_and_saves_what_was_taken(tmp_p
     lines = sample_lines()
     gate = tmp_path / "gate"
     with vigild(tmp_path) as daemon:
-        alter(daemon, waiting(daemon, gate))
+        alter(daemon, waiting(gate))
         daemon.launch()
         assert confirmed_within(daemon, joined(lines[:LINES]), 30.0)
         assert daemon.process is not None
@@ -123,7 +105,7 @@ def test_a_stop_before_lines_are_taken_does_not_wait_for_those_who_would_take_th
     with vigild(tmp_path) as daemon:
         daemon.start()
         daemon.kill()
-        alter(daemon, TAKES_LATE + waiting(daemon, gate))
+        alter(daemon, TAKES_LATE + waiting(gate))
         daemon.launch()
         daemon.wait(lambda: daemon.health().get("status") == "starting")
         assert daemon.process is not None
@@ -144,7 +126,7 @@ def test_settings_of_this_start_judge_the_first_line_that_it_takes(tmp_path: Pat
         daemon.send_lines([b"all is well", b"a purple elephant"])
         daemon.kill()
         rules.write_text(ELEPHANT)
-        alter(daemon, waiting(daemon, gate))
+        alter(daemon, waiting(gate))
         daemon.launch()
         assert confirmed_within(daemon, b"another purple elephant\n", 30.0)
         gate.touch()
@@ -158,7 +140,7 @@ def test_no_more_is_taken_than_there_is_room_for(tmp_path: Path) -> None:
     """A daemon that never gets through its start must neither eat memory nor fill the disk."""
     gate = tmp_path / "gate"
     with vigild(tmp_path) as daemon:
-        alter(daemon, waiting(daemon, gate))
+        alter(daemon, waiting(gate))
         daemon.launch()
         daemon.wait(lambda: "taking lines" in daemon.log)
         much = b"0123456789abcdef\n" * 1_000_000
@@ -186,7 +168,7 @@ def test_with_too_much_to_replay_nothing_is_taken_before(tmp_path: Path) -> None
     lines = sample_lines()
     gate = tmp_path / "gate"
     with vigild(tmp_path) as daemon:
-        alter(daemon, TAKES_LATE + waiting(daemon, gate))
+        alter(daemon, TAKES_LATE + waiting(gate))
         daemon.launch()
         assert not confirmed_within(daemon, joined(lines[:LINES]), 4.0)
         gate.touch()
