@@ -58,7 +58,7 @@ def quietly(step: Progress) -> None:
 
 
 def reached(model: Model, data: TrainingSet) -> Floats:
-    """What each voice has come to at the end of each session: float64 [S, M]."""
+    """What each member has come to at the end of each session: float64 [S, M]."""
     view = whole_sessions(data, len(NAMES))
     return standing(model, data).reached[view.final_rows()]
 

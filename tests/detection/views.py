@@ -37,10 +37,10 @@ def sessions(*templates: Sequence[int], ends: bool = True, starts: bool = True) 
 class Growing:
     """Sessions of which a part is seen at a time; what they bring along is kept in between."""
 
-    def __init__(self, whole: Sequence[Session], voices: int, muted: Collection[int] = ()) -> None:
+    def __init__(self, whole: Sequence[Session], members: int, muted: Collection[int] = ()) -> None:
         self._whole, self._muted = whole, muted
         self._done = [0] * len(whole)
-        self.carry = Carry.new(len(whole), voices)
+        self.carry = Carry.new(len(whole), members)
         self._counts = np.zeros((len(whole), COUNT_BUCKETS), dtype=np.uint8)
 
     def see(self, rows: Sequence[int] | None = None) -> View:
@@ -90,8 +90,8 @@ class Growing:
         return view
 
 
-def whole(drawn: Sequence[Session], voices: int = 0, muted: Collection[int] = ()) -> View:
-    return Growing(drawn, voices, muted).see()
+def whole(drawn: Sequence[Session], members: int = 0, muted: Collection[int] = ()) -> View:
+    return Growing(drawn, members, muted).see()
 
 
 def _offsets(sizes: Sequence[int]) -> NDArray[np.int64]:
