@@ -4,11 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from detection.detector import Detector
 from detection.frames import LinesFrame
 from detection.model import Model
 from detection.training import transformer
 from detection.training.run import train
-from tests.detection.journal import RECEIVED, WARMUP, sample, segment, started
+from tests.detection.journal import RECEIVED, WARMUP, Journal, sample, segment, started
+from tests.detection.simple import fed, finished, learn, simple, usual
 from tests.detection.streams import habits, stream, trained
 
 
@@ -44,3 +46,19 @@ def habitual() -> Model:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transformer, "FEWEST_STEPS", 60)
         return trained(stream(habits(300, 1)))
+
+
+@pytest.fixture(scope="session")
+def knowing() -> tuple[dict[str, object], Model]:
+    """The state of a detector that knows the sessions of `simple.usual`, and its model, of the quick members."""
+    journal = simple()
+    fed(journal, usual(1500, 1))
+    finished(journal)
+    model = learn(journal)
+    return dict(journal.detector.export()), model
+
+
+@pytest.fixture
+def journal(knowing: tuple[dict[str, object], Model]) -> Journal:
+    """One that goes on from there."""
+    return Journal(Detector.load(*knowing))  # type: ignore[arg-type]

@@ -12,29 +12,15 @@ from detection.members.view import CLOSING
 from detection.model import Model
 from detection.state import digest
 from tests.detection.journal import RECEIVED, Journal, segment, started
-from tests.detection.simple import CLOSE, OPEN, READ, RETRY, WRITE, fed, finished, learn, line, session, simple, usual
+from tests.detection.simple import CLOSE, OPEN, READ, RETRY, WRITE, fed, finished, learn, line, session, usual
 
 NEW = b"dropping all tables now"
 
 
 @pytest.fixture(scope="module")
-def quick() -> tuple[dict[str, object], Model]:
-    journal = simple()
-    fed(journal, usual(1000, 1))
-    finished(journal)
-    model = learn(journal)
-    return dict(journal.detector.export()), model
-
-
-@pytest.fixture
-def journal(quick: tuple[dict[str, object], Model]) -> Journal:
-    return Journal(Detector.load(*quick))  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def full(quick: tuple[dict[str, object], Model]) -> Journal:
+def full(knowing: tuple[dict[str, object], Model]) -> Journal:
     """All members, the transformer barely trained."""
-    journal = Journal(Detector.load(*quick))  # type: ignore[arg-type]
+    journal = Journal(Detector.load(*knowing))  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("detection.training.transformer.FEWEST_STEPS", 30)
         patch.setattr("detection.training.transformer.LINES_PER_STEP", 10**6)

@@ -11,24 +11,9 @@ from detection.frames import FeedbackFrame, LinesFrame, RefusedFrame, Sequenced
 from detection.model import Model
 from detection.state import digest
 from tests.detection.journal import RECEIVED, Journal, segment, started
-from tests.detection.simple import CLOSE, OPEN, fed, finished, learn, learned_by, session, simple, taught, usual
+from tests.detection.simple import CLOSE, OPEN, fed, finished, learn, learned_by, session, taught, usual
 
 NEW = [OPEN, b"dropping all tables now", CLOSE]
-
-
-@pytest.fixture(scope="module")
-def knowing() -> tuple[dict[str, object], Model]:
-    journal = simple()
-    fed(journal, usual(1000, 1))
-    finished(journal)
-    model = learn(journal)
-    return dict(journal.detector.export()), model
-
-
-@pytest.fixture
-def journal(knowing: tuple[dict[str, object], Model]) -> Journal:
-    state, model = knowing
-    return Journal(Detector.load(state, model))  # type: ignore[arg-type]
 
 
 def answer(journal: Journal, record: dict[str, Any], what: Literal["normal", "anomaly", "undo"]) -> None:

@@ -34,22 +34,6 @@ from tests.detection.simple import (
 NEW = b"dropping all tables now"
 
 
-@pytest.fixture(scope="module")
-def knowing() -> tuple[dict[str, object], Model]:
-    """The state of a detector that knows the usual sessions, and its model."""
-    journal = simple()
-    fed(journal, usual(1500, 1))
-    finished(journal)
-    model = learn(journal)
-    return dict(journal.detector.export()), model
-
-
-@pytest.fixture
-def journal(knowing: tuple[dict[str, object], Model]) -> Journal:
-    state, model = knowing
-    return Journal(Detector.load(state, model))  # type: ignore[arg-type]
-
-
 def deployed(count: int, keys: int, at: float) -> Iterator[list[bytes]]:
     """Sessions of `keys` keys in turn, 100 seconds apart, that all show a line nobody knew."""
     for number in range(count):
