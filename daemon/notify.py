@@ -93,6 +93,7 @@ class Notifier:
         given one end of a pair, and when everything we told it is done the other end shows whether it let go.
         """
         ours, given = socket.socketpair()
+        self.forget(PROBE_NAME)  # one that was left by a process killed right here
         with ours:
             with given:
                 self.send("FDSTORE=1", f"FDNAME={PROBE_NAME}", fds=[given.fileno()])

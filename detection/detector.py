@@ -180,7 +180,7 @@ class Detector:
     def _take(self, frame: LinesFrame, alerting: Alerting) -> None:
         clock = self._clock.now
         intake = take_in(frame.segments, self._living, self._pattern, clock=clock, received=frame.received)
-        if self._clock.timed and np.all(np.isnan(intake.times)):
+        if self._clock.timed and frame.segments and all(segment.kind == "plain" for segment in frame.segments):
             # Else it would stand still once the source that brings the times has ended.
             self._pass_by(frame.received)
         self._received = frame.received

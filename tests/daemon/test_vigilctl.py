@@ -385,22 +385,13 @@ async def test_train_from_hands_over_every_byte_and_waits_for_the_model(
         status, out, err = await ask("train-from", *arguments, stdin=stdin, env=env)
         assert (status, err) == (0, "") and control.vouched == text
         assert out.splitlines() == [
-            f"60,001 lines in {sum(_sessions(control)):,} sessions taken",
+            "60,001 lines in 60,000 sessions taken",
             "40 of them matched a rule; the sessions they are in will not be learned from",
             "model generation 4 is in force",
         ]
         assert len({name for _, name, *_ in control.asked}) == 1 and len(control.asked) > 1
         assert max(size for _, _, size, _ in control.asked) <= MAX_CHUNK_BYTES
         assert [last for *_, last in control.asked] == [False] * (len(control.asked) - 1) + [True]
-
-
-def _sessions(control: FakeControl) -> list[int]:
-    sizes = [size for _, _, size, _ in control.asked]
-    starts = [sum(sizes[:n]) for n in range(len(sizes))]
-    return [
-        (control.vouched[start : start + size].count(b"\n") + (start + size == len(control.vouched))) // 10
-        for start, size in zip(starts, sizes, strict=True)
-    ]
 
 
 async def test_train_from_says_when_the_file_looks_like_attacks_and_need_not_wait(tmp_path: Path) -> None:
