@@ -344,7 +344,7 @@ async def test_vouched_lines_are_raw_bytes_in_chunks(control: FakeControl, call:
     first = await call("POST", "/train-from?source=train-1", b"one\n\xff union\nha")
     last = await call("POST", "/train-from?source=train-1&last=1", b"lf")
     assert (first, last) == (
-        (200, {"lines": 2, "rule_hits": 1, "sessions": 0}),
+        (200, {"lines": 2, "rule_hits": 1, "sessions": 1}),
         (200, {"lines": 1, "rule_hits": 0, "sessions": 0}),
     )
     assert control.vouched == b"one\n\xff union\nhalf"
