@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from detection.calibration import Ring, combined
 from detection.members.features import FEATURES, features
-from detection.members.member import Member
 from detection.members.ngram import Ngram
 from detection.members.registry import IN_NATS, MEMBERS, NAMES
 from detection.members.transformer import Transformer
@@ -46,7 +45,7 @@ class Ensemble:
         ]
         self.members = tuple(member.name for member in self._members)
         self._columns = [NAMES.index(name) for name in self.members]
-        self._shares = shares(self._members)
+        self._shares = shares([member.family for member in self._members])
 
     @property
     def complete(self) -> bool:
@@ -131,7 +130,7 @@ def score_at(member: str, ring: Ring, alpha: float) -> float | None:
     return max(score, -math.log(alpha)) if score is not None and member in IN_NATS else score
 
 
-def shares(members: Sequence[Member] | Sequence[type[Member]]) -> Floats:
-    """What each member counts for: every family the same, and within a family every member: float64 [k], 1 together."""
-    of_family = Counter(member.family for member in members)
-    return np.array([1.0 / (len(of_family) * of_family[member.family]) for member in members])
+def shares(families: Sequence[str]) -> Floats:
+    """What each member counts for by its family: every family the same, and within one every member: float64 [k]."""
+    members = Counter(families)
+    return np.array([1.0 / (len(members) * members[family]) for family in families])

@@ -1,6 +1,5 @@
 """verdicts.jsonl as columns, and what the records of one session, block or client come to together."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.quality.metrics import Bools, Floats, ranked
 from detection.calibration import combined
+from detection.ensemble import shares
 from detection.members.registry import MEMBERS
 
 RULES = "rules"
@@ -153,9 +153,8 @@ class Units:
         names = [name for name in self.member_ps if name != left_out]
         if not names:
             return np.zeros(len(self))
-        of_family = Counter(_FAMILY.get(name, name) for name in names)
-        shares = np.array([1.0 / (len(of_family) * of_family[_FAMILY.get(name, name)]) for name in names])
-        return combined(np.stack([self.member_ps[name] for name in names], axis=1), shares)
+        counts_for = shares([_FAMILY.get(name, name) for name in names])
+        return combined(np.stack([self.member_ps[name] for name in names], axis=1), counts_for)
 
 
 def gather(records: Records, unit_of: NDArray[np.object_], names: Iterable[Any]) -> Units:

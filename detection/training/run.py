@@ -263,7 +263,7 @@ def _strangest(standing: Standing, view: View, members: Sequence[type[Member]], 
     columns = [standing.column[member.name] for member in members]
     reached = standing.reached[view.final_rows()][:, columns]
     p = np.stack([Ring(np.sort(column)).p(column) for column in reached.T], axis=1)
-    strangeness = np.where(candidates, combined(p, shares(members)), -np.inf)
+    strangeness = np.where(candidates, combined(p, shares([member.family for member in members])), -np.inf)
     strangest = np.zeros(len(candidates), dtype=np.bool_)
     strangest[np.argsort(-strangeness, kind="stable")[: int(candidates.sum() * TRIMMED_SHARE)]] = True
     return strangest
@@ -283,7 +283,7 @@ def _rings(
             member.name: _ring_of(member.name, reached[calibration, NAMES.index(member.name)]) for member in members
         }
         p = [p_of(name, Ring(ring), reached[:, NAMES.index(name)]) for name, ring in rings.items()]
-        strangeness = combined(np.stack(p, axis=1), shares(members))
+        strangeness = combined(np.stack(p, axis=1), shares([member.family for member in members]))
         back = _without_cause(strangeness, pool) & ~calibration
         if not back.any() or calibration[pool.flagged].any():
             return rings | {"ensemble": np.sort(strangeness[calibration])}

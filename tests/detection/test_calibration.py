@@ -81,7 +81,9 @@ def test_one_that_is_sure_weighs_its_share_of_all_that_are() -> None:
 
 
 def test_those_that_look_at_the_same_together_count_as_much_as_one_that_looks_at_something_else() -> None:
-    counts_for = dict(zip((member.name for member in MEMBERS), shares(MEMBERS).tolist(), strict=True))
+    counts_for = dict(
+        zip((member.name for member in MEMBERS), shares([member.family for member in MEMBERS]).tolist(), strict=True)
+    )
     assert counts_for["values"] == counts_for["sources"] == pytest.approx(1 / 3)
     assert counts_for["ngram"] == counts_for["transformer"] == pytest.approx(1 / 12)
     assert sum(counts_for.values()) == pytest.approx(1.0)

@@ -186,14 +186,19 @@ def test_killed_and_started_while_the_disk_is_full_it_has_what_was_confirmed(hom
         assert recovered_lines(daemon) == total
 
 
-def test_a_start_that_must_write_first_answers_heals_and_stops_while_the_disk_is_full(home: Path) -> None:
+def full_with_a_frame_to_write(daemon: Vigild, home: Path) -> None:
+    """100 lines taken, killed, and the disk full: the next start has a settings frame to write."""
     config = home / "vigild.toml"
+    daemon.start()
+    daemon.send_lines(sample_lines()[:100])
+    daemon.kill()
+    config.write_text(config.read_text() + "per_day = 7\n")
+    fill(daemon)
+
+
+def test_a_start_that_must_write_first_answers_heals_and_stops_while_the_disk_is_full(home: Path) -> None:
     with vigild(home) as daemon:
-        daemon.start()
-        daemon.send_lines(sample_lines()[:100])
-        daemon.kill()
-        config.write_text(config.read_text() + "per_day = 7\n")  # a settings frame
-        fill(daemon)
+        full_with_a_frame_to_write(daemon, home)
         daemon.launch()
         daemon.wait(lambda: bool(daemon.health()) and degraded(daemon))
         assert len(daemon.post("/detect/batch", {"log_lines": ["a"]})["results"]) == 1
@@ -210,13 +215,9 @@ def test_a_start_that_must_write_first_answers_heals_and_stops_while_the_disk_is
 
 
 def test_before_there_is_a_state_a_full_disk_is_said_too(home: Path) -> None:
-    config, gate = home / "vigild.toml", home / "gate"
+    gate = home / "gate"
     with vigild(home) as daemon:
-        daemon.start()
-        daemon.send_lines(sample_lines()[:100])
-        daemon.kill()
-        config.write_text(config.read_text() + "per_day = 7\n")  # a settings frame
-        fill(daemon)
+        full_with_a_frame_to_write(daemon, home)
         alter(daemon, waiting(gate))
         daemon.launch()
         daemon.wait(lambda: "lines wait" in daemon.health().get("reason", ""))
