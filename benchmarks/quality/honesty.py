@@ -1,9 +1,9 @@
 """Is the alarm budget honest? What share of harmless sessions is flagged, over the level they were tested at.
 
-From every set only what is harmless, in its order: the first half to learn from, as ordinary lines, the second half
-to be judged. Alarms by rules are exempt from the budget and counted beside it. `LEVEL` is larger than anybody's
-budget, so that there are enough false alarms to count; where a set is too small for it the daemon raises it to its
-floor, and it is that floor that is compared.
+From every set only what is harmless, in its order: the first half to learn from, as ordinary lines, the sessions that
+begin in the second half to be judged. Alarms by rules are exempt from the budget and counted beside it. `LEVEL` is
+larger than anybody's budget, so that there are enough false alarms to count; where a set is too small for it the daemon
+raises it to its floor, and it is that floor that is compared.
 """
 
 from collections.abc import Callable
@@ -60,10 +60,9 @@ def _ratio(harmless: _Harmless, seed: int) -> Row:
     with watched(f"honesty, {harmless.name}", settings(warmup=half, key=harmless.key, alpha=LEVEL)) as run:
         run.stream(harmless.lines[:half])
         run.settle(wanted=True)
-        run.daemon.post("/flush")
         run.stream(harmless.lines[half:])
         records = run.finish()
-    later = records.only(records.line > half)
+    later = records.only(records.first_line > half)
     instances = later.instances()
     sessions = len(np.unique(instances.astype(str)))
     by_rule = later.flagged & (later.verdict == "attack")

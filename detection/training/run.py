@@ -32,6 +32,7 @@ from detection.transformer import LARGEST_VOCABULARY
 FEWEST_SESSIONS = 20
 FEWEST_TO_CALIBRATE = 200  # sessions in which a member spoke that is often silent
 TRIMMED_SHARE = 0.05
+SUSPECT_LEVELS = 5.0  # times the level of a flag: from there on sessions are counted before they calibrate anything
 LARGEST_SHARE = 0.05  # of the sessions learned from, of one key
 MANY_KEYS = 20  # from this many on one key's templates need a second one to be known
 STEPS_REPORTED = 20
@@ -86,7 +87,7 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
     }
 
     report("calibration", 0.98)
-    rings = _rings(standing.reached[view.final_rows()], members, pool, learned)
+    rings = _rings(standing.reached[view.final_rows()], members, pool)
     model = Model(
         generation=data.generation,
         line=data.line,
@@ -269,25 +270,32 @@ def _strangest(standing: Standing, view: View, members: Sequence[type[Member]], 
     return strangest
 
 
-def _rings(
-    reached: Floats, members: Sequence[type[Member]], pool: TrainingSet, learned: Bools
-) -> dict[str, NDArray[np.float64]]:
+def _rings(reached: Floats, members: Sequence[type[Member]], pool: TrainingSet) -> dict[str, NDArray[np.float64]]:
     """What sessions come to that were not learned from: by member, and combined as a verdict combines them.
 
     Not of survivors only: of the flagged sessions as many come in as the level they were flagged at would flag
     without cause, those that now look least strange. Else every generation would take the highest for the whole.
+    Nor of all survivors: what was not quite strange enough to be flagged would hide the next one of its kind.
     """
+    names = [member.name for member in members]
+    reached = reached[:, [NAMES.index(name) for name in names]]
+    weights = shares([member.family for member in members])
+
+    def of(sessions: Bools) -> tuple[dict[str, NDArray[np.float64]], Floats]:
+        rings = {name: _ring_of(name, scores) for name, scores in zip(names, reached[sessions].T, strict=True)}
+        p = [p_of(name, Ring(rings[name]), scores) for name, scores in zip(names, reached.T, strict=True)]
+        return rings, combined(np.stack(p, axis=1), weights)
+
     calibration = ~pool.flagged
-    while True:
-        rings = {
-            member.name: _ring_of(member.name, reached[calibration, NAMES.index(member.name)]) for member in members
-        }
-        p = [p_of(name, Ring(ring), reached[:, NAMES.index(name)]) for name, ring in rings.items()]
-        strangeness = combined(np.stack(p, axis=1), shares([member.family for member in members]))
-        back = _without_cause(strangeness, pool) & ~calibration
-        if not back.any() or calibration[pool.flagged].any():
-            return rings | {"ensemble": np.sort(strangeness[calibration])}
-        calibration = calibration | back
+    rings, strangeness = of(calibration)
+    if pool.previous is not None and _has_transformer(pool.previous):
+        calibration &= ~_beyond_expected(strangeness, pool, calibration)
+        rings, strangeness = of(calibration)
+    back = _without_cause(strangeness, pool)
+    if back.any():
+        calibration |= back
+        rings, strangeness = of(calibration)
+    return rings | {"ensemble": np.sort(strangeness[calibration])}
 
 
 def _ring_of(member: str, scores: Floats) -> NDArray[np.float64]:
@@ -302,6 +310,24 @@ def _has_enough_to_say(member: type[Member], view: View, learned: Bools) -> bool
     standing = Standing(view, NAMES)
     said = member({}, np.zeros(0, np.int32)).scores(view, standing)
     return int(np.count_nonzero(np.maximum.reduceat(said, view.offsets[:-1])[learned])) >= FEWEST_TO_CALIBRATE
+
+
+def _beyond_expected(strangeness: Floats, pool: TrainingSet, calibration: Bools) -> Bools:
+    """The strangest sessions since the last model, as far as there are more of them than before it: bool [S].
+
+    Anomalies of a kind that is a little too common to be flagged would otherwise make themselves normal. Normal traffic
+    that has become stranger pays for it with a threshold that follows more slowly; what is vouched for does not.
+    """
+    since = calibration & pool.fresh & ~pool.vouched
+    before = calibration & ~pool.fresh
+    beyond = np.zeros(len(strangeness), dtype=np.bool_)
+    level = SUSPECT_LEVELS * pool.alpha
+    if level * before.sum() < 1.0:
+        return beyond
+    suspect = np.flatnonzero(since & (strangeness > np.quantile(strangeness[before], max(1.0 - level, 0.0))))
+    least_first = suspect[np.argsort(strangeness[suspect], kind="stable")]
+    beyond[least_first[math.ceil(level * since.sum()) :]] = True
+    return beyond
 
 
 def _without_cause(strangeness: Floats, pool: TrainingSet) -> Bools:

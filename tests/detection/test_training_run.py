@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from detection.calibration import Ring
 from detection.members.member import Lesson, Part
+from detection.members.ngram import Ngram
 from detection.members.registry import NAMES
 from detection.members.transformer import Transformer
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
 from detection.model import Model
 from detection.training import run, transformer
-from detection.training.run import _Report, _Run
+from detection.training.run import _Report, _rings, _Run
 from detection.training.transformer import fit_transformer
 from detection.training_set import TrainingSet
 from detection.transformer import FIRST, UNSEEN
@@ -142,6 +144,38 @@ def test_a_campaign_does_not_fill_the_top_of_the_rings_with_itself() -> None:
     of_one = trained(data)
     assert len(of_many_causes.rings["ensemble"]) == 400 + 22, "the control: the campaign is the top 5 % of it"
     assert len(of_one.rings["ensemble"]) == 400 + 1
+
+
+def with_a_kind_of_their_own(previous: Model | None) -> tuple[Floats, TrainingSet]:
+    """1,000 sessions before the model in force, 1,000 since; 30 of those come to one high score. None is flagged."""
+    pool = stream([[1, 4]] * 2000, alpha=0.002, previous=previous)
+    pool.fresh[:1000] = False
+    reached = np.zeros((2000, len(NAMES)))
+    reached[:, NAMES.index("ngram")] = np.concatenate([np.linspace(0.0, 9.0, 1000), np.linspace(0.0, 8.0, 1000)])
+    reached[1970:, NAMES.index("ngram")] = 12.0
+    return reached, pool
+
+
+def test_anomalies_too_common_to_be_flagged_do_not_hide_the_next_of_their_kind(habitual: Model) -> None:
+    def how_strange(previous: Model | None) -> float:
+        reached, pool = with_a_kind_of_their_own(previous)
+        rings = _rings(reached, [Ngram], pool)
+        return float(Ring(rings["ngram"]).p(np.array([12.0]))[0])
+
+    assert how_strange(None) > 0.015, "the control: with nothing to compare with they are 30 of 2,000"
+    assert how_strange(habitual) < 0.006, "as many of them stay as were strange before: ten in a thousand"
+
+
+def test_what_is_vouched_for_is_compared_with_nothing(habitual: Model) -> None:
+    reached, pool = with_a_kind_of_their_own(habitual)
+    pool.vouched[1000:] = True
+    assert len(_rings(reached, [Ngram], pool)["ensemble"]) == 2000
+
+
+def test_normal_sessions_that_become_no_stranger_all_stay(habitual: Model) -> None:
+    reached, pool = with_a_kind_of_their_own(habitual)
+    reached[1970:] = 0.0
+    assert len(_rings(reached, [Ngram], pool)["ensemble"]) == 2000
 
 
 def test_before_the_warm_up_is_over_there_are_the_quick_members_only() -> None:
