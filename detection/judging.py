@@ -116,7 +116,6 @@ class _Scored:
     judgement: Judgement
     crossing: Bools
     excused: Floats  # [P] the p that known causes explain, after the batch
-    novel: NDArray[np.int32]  # [P] `Reasons.novel`, after the batch
     reasons: Reasons
 
 
@@ -299,8 +298,7 @@ def _score(
             Judgement(np.full((rows, len(NAMES)), np.nan), np.zeros(rows), unready),
             np.zeros(rows, dtype=np.bool_),
             brought("excused"),
-            brought("novel"),
-            Reasons.none(rows),
+            Reasons.none(rows, brought("novel")),
         )
     standing = ensemble.score(view)
     judgement = ensemble.judge(standing.reached)
@@ -333,7 +331,7 @@ def _score(
     crossed = (brought("verdict") > 0) | (excused > 0.0)
     crossed[row_piece[crossing]] = True
     reasons.report_finished(np.flatnonzero(crossed & view.complete & ~told_at_end), sessions.next_serial, alpha)
-    return _Scored(standing, judgement, crossing, excused, reasons.novel, reasons)
+    return _Scored(standing, judgement, crossing, excused, reasons)
 
 
 def _verdicts_so_far(pieces: Cut, brought: _Brought, scored: _Scored) -> NDArray[np.uint8]:
@@ -380,7 +378,7 @@ def _stand(batch: Batch, pieces: Cut, brought: _Brought, scored: _Scored, serial
         verdict=_verdicts_so_far(pieces, brought, scored)[tail] if len(head) else np.zeros(0, dtype=np.uint8),
         cause=cause,
         excused=scored.excused,
-        novel=scored.novel,
+        novel=scored.reasons.novel,
     )
 
 

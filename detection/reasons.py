@@ -31,7 +31,8 @@ def muted(known: KnownCauses, ensemble: Ensemble | None, templates: NDArray[np.i
 
 class Reasons:
     """Columns [R] of a batch: `cause` and `kind`, 0 where none was asked for, and `verdict` of that kind; `about` int32
-    is the template that a cause of kind NEW or VALUE is about."""
+    is the template that a cause of kind NEW or VALUE is about. `novel` int32 [P]: of each session after the batch, the
+    first template that nobody knew, plus 1, or 0."""
 
     def __init__(
         self,
@@ -46,8 +47,8 @@ class Reasons:
         novel: NDArray[np.int32],
         lines: Ints,
     ) -> None:
-        """`keys`, `windowed` and `serials` [P] are the pieces' sessions', `novel` [P] what each had come to before (as
-        the property of that name); `lines` [R] are the rows' places in the log."""
+        """`keys`, `windowed` and `serials` [P] are the pieces' sessions', `novel` [P] what each was before the batch;
+        `lines` [R] are the rows' places in the log."""
         rows = len(view)
         self.cause = np.zeros(rows, dtype=np.uint64)
         self.kind = np.zeros(rows, dtype=np.uint8)
@@ -59,20 +60,17 @@ class Reasons:
         self._unknown = unknown & ~view.muted_rows()
         self.about = view.templates.copy()
         first = np.flatnonzero(first_true(self._unknown, view.offsets))
-        self._novel_at, self._novel_before = np.full(len(novel), rows), novel
-        self._novel_at[self._piece[first]] = first
-        self._novel_here = np.zeros(len(novel), dtype=np.int32)
-        self._novel_here[self._piece[first]] = view.templates[first] + 1
-
-    @property
-    def novel(self) -> NDArray[np.int32]:
-        """Of each session after the batch: the first template that nobody knew, plus 1, or 0. int32 [P]"""
-        return np.where(self._novel_before > 0, self._novel_before, self._novel_here)
+        self._novel_at = np.where(novel > 0, 0, rows)  # the row from which each session is
+        self.novel = novel.copy()
+        new = first[novel[self._piece[first]] == 0]
+        self._novel_at[self._piece[new]] = new
+        self.novel[self._piece[new]] = view.templates[new] + 1
 
     @classmethod
-    def none(cls, rows: int) -> "Reasons":
-        """For a batch in which nothing is asked for."""
+    def none(cls, rows: int, novel: NDArray[np.int32]) -> "Reasons":
+        """For a batch in which nothing is asked for; the sessions stay as `novel` as they were."""
         empty = cls.__new__(cls)
+        empty.novel = novel
         empty.cause, empty.kind = np.zeros(rows, dtype=np.uint64), np.zeros(rows, dtype=np.uint8)
         empty.verdict, empty.about = np.zeros(rows, dtype=np.uint8), np.full(rows, CLOSING, dtype=np.int32)
         return empty
@@ -112,7 +110,7 @@ class Reasons:
         p = self._likelihoods(rows)
         least = p.min(axis=1)
         by_value, by_source = p[:, _VALUES] <= least, p[:, _SOURCES] <= least
-        novel = np.where((self._novel_before[piece] > 0) | (rows >= self._novel_at[piece]), self.novel[piece], 0)
+        novel = np.where(rows >= self._novel_at[piece], self.novel[piece], 0)
         about = np.where(self._unknown[rows], view.templates[rows], novel - 1)
         kind = np.select([by_value & ~closing, by_source, about >= 0], [VALUE, SOURCE, NEW], SHAPE)
         self.about[rows] = np.where(kind == NEW, about, view.templates[rows])
