@@ -58,6 +58,7 @@ class Control(Protocol):
         With `explain` each has an object "explain", as flagged records may have; parts without anything to say are
         left out:
 
+            cause_kind, what  why it would be flagged, as flagged records have it beside "explain"
             members   [{"name", "score", "p", "threshold"}], the surest first; "threshold" is the score beyond which
                       it alone would be reason to flag, None where no score of it is
             rules     [{"name", "severity", "field", "before", "text", "after"}]: what matched, and what is around it;

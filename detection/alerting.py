@@ -4,18 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.causes import (
-    NEW,
-    RULE,
-    SOURCE,
-    VALUE,
-    new_what,
-    rule_what,
-    shape_what,
-    source_causes,
-    source_what,
-    value_what,
-)
+from detection.causes import RULE, in_words, source_causes
 from detection.ensemble import Ensemble
 from detection.explaining import LINES_SHOWN, evidence_shown, explained
 from detection.incidents import Incidents
@@ -75,14 +64,12 @@ class Alerting:
 
     def _what(self, rows: Rows, row: int) -> str:
         kind = int(rows.kind[row])
-        if kind == SOURCE:
-            return source_what(shown_key(bytes(rows.session[row])))
-        if kind not in (RULE, NEW, VALUE):
-            return shape_what()
-        template = rows.templates.get(int(rows.about[row]), "")
-        if kind == RULE:
-            return rule_what(rows.matched(row)[0].name, template)
-        return new_what(template) if kind == NEW else value_what(template)
+        return in_words(
+            kind,
+            template=rows.templates.get(int(rows.about[row]), ""),
+            rule=rows.matched(row)[0].name if kind == RULE else "",
+            source=shown_key(bytes(rows.session[row])),
+        )
 
     def _explained(self, rows: Rows, judged: Judged, row: int, alpha: float, matched_in: MatchedIn) -> dict[str, Any]:
         lines = len(judged.row_of_line)

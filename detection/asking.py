@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes import new_causes, rule_causes
+from detection.causes import KINDS, NONE, RULE, in_words, rule_causes
 from detection.ensemble import Ensemble, Judgement
 from detection.explaining import LINES_SHOWN, evidence_shown, explained
 from detection.formats.kinds import parse, recognise
@@ -18,14 +18,14 @@ from detection.members.source_lines import sources_of, things_of, troubles
 from detection.members.sources import SourceCounters
 from detection.members.values import Strangest, ValueModel, values_of
 from detection.members.view import Carry, Standing, View, counted
-from detection.outcomes import ANOMALY, ATTACK, NORMAL, NOVEL, VERDICTS, severity_score
-from detection.reasons import muted
+from detection.outcomes import ATTACK, NORMAL, NOVEL, VERDICTS, severity_score
+from detection.reasons import Reasons, muted
 from detection.recent import RecentLines
 from detection.rules.engine import RuleSet
 from detection.sessions import SessionTable
 from detection.settings import DetectionSettings
 from detection.templates import TemplateTable
-from detection.verdicts import finite, shown
+from detection.verdicts import finite, shown, shown_key
 
 NO_TEMPLATE = np.iinfo(np.int32).max  # of a line that fits none: asking makes no new ones, and it ends no session
 CLASSIC = ("isolation_forest", "transformer")  # the members that the answer names one by one, ready or not
@@ -72,17 +72,22 @@ class Opinion:
         if not lines:
             return []
         read = self._read(lines)
-        slot = None if session is None else self.sessions.find(session_key(session.encode("utf-8", "surrogatepass")))
+        key = None if session is None else session_key(session.encode("utf-8", "surrogatepass"))
+        slot = None if key is None else self.sessions.find(key)
+        keys = np.array([session_key(line.key) if key is None else key for line in read])
         view = self._view(read, slot)
-        standing, judgement = Standing(view, NAMES), None
+        standing, judgement, reasons = Standing(view, NAMES), None, Reasons.none(len(read), np.zeros(0, np.int32))
         if self.ensemble is not None:
             standing = self.ensemble.score(view)
             judgement = self.ensemble.judge(standing.reached)
+            reasons = self._reasons(self.ensemble, view, standing, judgement, keys, slot)
         answers = []
         for i, line in enumerate(read):
-            answer = self._answer(lines[i], line, standing, judgement, i, slot)
+            answer = self._answer(lines[i], line, standing, judgement, reasons, i, slot)
             if explain:
-                answer["explain"] = self._explained(lines[i], line, view, standing, judgement, i, slot)
+                answer["explain"] = self._cause(line, reasons, i, bytes(keys[i])) | self._explained(
+                    lines[i], line, view, standing, judgement, i, slot
+                )
             answers.append(answer)
         return answers
 
@@ -157,8 +162,39 @@ class Opinion:
             carry=Carry.brought(brought, brought("began", clock)),
         )
 
+    def _reasons(
+        self,
+        ensemble: Ensemble,
+        view: View,
+        standing: Standing,
+        judgement: Judgement,
+        keys: NDArray[np.bytes_],
+        slot: int | None,
+    ) -> Reasons:
+        """What each line would be flagged for; nothing of those that would not be, or whose session was already."""
+        n, none = len(view), np.zeros(len(view), dtype=np.int64)
+        table = self.sessions.column
+        novel = np.full(n, 0 if slot is None else table["novel"][slot], dtype=np.int32)
+        reasons = Reasons(
+            ensemble, self.known, view, standing, judgement, keys, np.zeros(n, dtype=np.bool_), none, novel, none
+        )
+        excused = 0.0 if slot is None else float(table["excused"][slot])
+        level = min(self.alpha, excused) if excused > 0.0 else self.alpha
+        if slot is None or not table["verdict"][slot]:
+            reasons.name(np.flatnonzero(judgement.p < level))
+        explained = self.known.normal(reasons.cause)
+        reasons.kind[explained], reasons.verdict[explained] = NONE, NORMAL
+        return reasons
+
     def _answer(
-        self, text: bytes, line: _Line, standing: Standing, judgement: Judgement | None, row: int, slot: int | None
+        self,
+        text: bytes,
+        line: _Line,
+        standing: Standing,
+        judgement: Judgement | None,
+        reasons: Reasons,
+        row: int,
+        slot: int | None,
     ) -> dict[str, Any]:
         ensemble = self.ensemble
         p = float(judgement.p[row]) if judgement is not None else float("nan")
@@ -166,17 +202,13 @@ class Opinion:
         confidence = max((found.rule.confidence for found in evidence), default=0.0)
         template = np.array([line.template_id], dtype=np.int32)
         known = ensemble is not None and line.template_id >= 0 and bool(ensemble.knows(template)[0])
-        excused = float(self.sessions.column["excused"][slot]) if slot is not None else 0.0
-        strange = p < (min(self.alpha, excused) if excused > 0.0 else self.alpha)
-        if strange and ensemble is not None and not known and line.template_id >= 0:
-            strange = not bool(self.known.normal(new_causes(template))[0])
+        verdict = int(reasons.verdict[row]) or (0 if slot is None else int(self.sessions.column["verdict"][slot]))
+        strange = verdict != NORMAL
         score = severity_score(p, self.alpha, confidence)
-        verdict = NORMAL
+        score = max(score, 0.5) if strange else score if evidence else min(score, 0.499)
         if evidence:
             verdict = ATTACK
-        elif strange:
-            verdict = ANOMALY if known else NOVEL
-        elif ensemble is not None and not known:
+        elif not strange and ensemble is not None and not known:
             verdict = NOVEL
         rule_based = {
             "is_attack": bool(evidence),
@@ -193,7 +225,7 @@ class Opinion:
         classic = {name: models[name] for name in CLASSIC}
         return {
             "is_anomaly": bool(evidence) or strange,
-            "anomaly_score": score if strange or evidence else min(score, 0.499),
+            "anomaly_score": score,
             "verdict": VERDICTS[verdict],
             "p": finite(p),
             "rule_based": rule_based,
@@ -204,7 +236,7 @@ class Opinion:
                 "rule_based": rule_based,
                 **models,
                 "ensemble": {
-                    "score": score if strange or evidence else min(score, 0.499),
+                    "score": score,
                     "alpha": self.alpha,
                     "votes": {
                         "rule_based": int(bool(evidence)),
@@ -237,6 +269,20 @@ class Opinion:
             "score": float(standing.reached[row, column]),
             "p": p,
             "threshold": self.ensemble.threshold(name, self.alpha),
+        }
+
+    def _cause(self, line: _Line, reasons: Reasons, row: int, key: bytes) -> dict[str, Any]:
+        """What an alert on the line would say that it is about."""
+        kind, about, rule = int(reasons.kind[row]), int(reasons.about[row]), ""
+        if line.rules:
+            surest = max((self.rules.rules[number] for number in line.rules), key=lambda each: each.confidence)
+            kind, about, rule = RULE, line.template_id if line.template_id >= 0 else NO_TEMPLATE, surest.name
+        if kind == NONE:
+            return {}
+        template = self._text_of(about) if about >= 0 else ""
+        return {
+            "cause_kind": KINDS[kind],
+            "what": in_words(kind, template=template, rule=rule, source=shown_key(key)),
         }
 
     def _text_of(self, template: int) -> str:

@@ -64,26 +64,15 @@ def value_causes(templates: NDArray[np.integer]) -> Causes:
     return _finished(VALUE, _mixed(templates.astype(np.uint64) ^ _salt(1)))
 
 
-def rule_what(rule: str, template: str) -> str:
-    """The cause in words, as for each of the other kinds below."""
-    return clipped(f"rule {rule} on {template}")
-
-
-def new_what(template: str) -> str:
-    return clipped(f"new template: {template}")
-
-
-def shape_what() -> str:
-    """A shape has no name: the alert's own lines are the best there is."""
-    return "sessions like this one"
-
-
-def source_what(source: str) -> str:
-    return clipped(f"behaviour of {source}")
-
-
-def value_what(template: str) -> str:
-    return clipped(f"unusual parameter values in {template}")
+def in_words(kind: int, *, template: str = "", rule: str = "", source: str = "") -> str:
+    """A cause of that kind for people; a shape has no name, the alert's own lines are the best there is."""
+    words = {
+        RULE: f"rule {rule} on {template}",
+        NEW: f"new template: {template}",
+        SOURCE: f"behaviour of {source}",
+        VALUE: f"unusual parameter values in {template}",
+    }
+    return clipped(words.get(kind, "sessions like this one"))
 
 
 def clipped(text: str, limit: int = WHAT_BYTES) -> str:

@@ -317,7 +317,8 @@ def _score(
     while strange.any():
         first = np.flatnonzero(first_true(strange, pieces.offsets))
         piece = row_piece[first]
-        reasons.name(first, sessions.next_serial, ~reported[piece])
+        reasons.name(first)
+        reasons.report_shapes(first[~reported[piece]], sessions.next_serial)
         at_end = (first == tail[piece]) & (reasons.kind[first] == SHAPE) & (view.templates[first] == CLOSING_TEMPLATE)
         told_at_end[piece] |= at_end & ~reported[piece]
         reported[piece] = True

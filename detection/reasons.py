@@ -103,8 +103,8 @@ class Reasons:
         shapes = shape_causes(self._view.counts[pieces], np.ones(len(pieces), dtype=np.bool_))
         self._report(shapes, self._view.offsets[1:][pieces] - 1, begun)
 
-    def name(self, rows: Ints, begun: int, report: NDArray[np.bool_]) -> None:
-        """Find the causes of these rows, at most one a piece; `known` is told the shapes of those in `report`."""
+    def name(self, rows: Ints) -> None:
+        """Find the causes of these rows, at most one a piece."""
         piece, view = self._piece[rows], self._view
         closing = view.templates[rows] == CLOSING
         p = self._likelihoods(rows)
@@ -126,8 +126,11 @@ class Reasons:
         )
         self.cause[rows], self.kind[rows] = cause, kind
         self.verdict[rows] = np.where(kind == NEW, NOVEL, ANOMALY)
-        told = report & (kind == SHAPE)
-        self._report(cause[told], rows[told], begun)
+
+    def report_shapes(self, rows: Ints, begun: int) -> None:
+        """Tell `known` of those of these rows that were named by the shape of their session."""
+        told = rows[self.kind[rows] == SHAPE]
+        self._report(self.cause[told], told, begun)
 
     def _report(self, causes: Causes, rows: Ints, begun: int) -> None:
         """In the order of the log: that of the rows is one of slots, which another run of it need not have."""

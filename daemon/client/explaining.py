@@ -8,6 +8,8 @@ from daemon.client.text import Style, count, member_name, printable, score, thre
 
 def explanation_lines(explain: Mapping[str, Any], rules: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str]:
     """A line a reason; what is absent is left out. `rules` are those that matched, where `explain` has none."""
+    if what := explain.get("what"):
+        yield style(f"  {printable(what)}", "bold")
     yield from _members(explain.get("members") or (), style)
     for rule in explain.get("rules") or rules:
         # Marked for the eye and for a file: colour alone would be lost there.

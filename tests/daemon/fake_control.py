@@ -93,7 +93,10 @@ class FakeControl:
         if self.error:
             raise self.error
         self.asked.append(("detect", list(lines), session_id) + (("explain",) if explain else ()))
-        return [judgement(line) | ({"explain": explanation()} if explain else {}) for line in lines]
+        why = (
+            {"explain": {"cause_kind": "new", "what": "new template: GET /item 500"} | explanation()} if explain else {}
+        )
+        return [judgement(line) | why for line in lines]
 
     async def checkpoint(self) -> dict[str, Any]:
         self.asked.append("checkpoint")

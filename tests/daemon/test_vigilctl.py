@@ -315,7 +315,7 @@ async def test_detect_explains_itself(tmp_path: Path) -> None:
     async with daemon(tmp_path) as (control, env):
         out = (await ask("detect", "--explain", "a UNION b", env=env))[1]
         for said in (
-            "transformer            9.25    0.0001      6.50  over\n",
+            "  new template: GET /item 500\n", "transformer            9.25    0.0001      6.50  over\n",
             "source rates           1.50      0.40      none\n",
             "rule sqli-union in target\n    /item?id=1 >>union select<< password\\x1b[2J\n",
             "  expected instead\n      71.0%  GET /item 200\n", "    < 0.1%  <end of session>\n",

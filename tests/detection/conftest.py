@@ -10,7 +10,7 @@ from detection.model import Model
 from detection.training import transformer
 from detection.training.run import train
 from tests.detection.journal import RECEIVED, WARMUP, Journal, sample, segment, started
-from tests.detection.simple import fed, finished, learn, simple, usual
+from tests.detection.simple import CLOSE, OPEN, READ, fed, finished, learn, session, simple, usual
 from tests.detection.streams import habits, stream, trained
 
 
@@ -62,3 +62,17 @@ def knowing() -> tuple[dict[str, object], Model]:
 def journal(knowing: tuple[dict[str, object], Model]) -> Journal:
     """One that goes on from there."""
     return Journal(Detector.load(*knowing))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def used_to_novelty() -> tuple[dict[str, object], Model]:
+    """As `knowing`, of a stream in which every tenth session shows a line that comes once: no surprise by itself."""
+    journal = simple()
+    for number in range(1000):
+        texts = [OPEN, READ, CLOSE]
+        if number % 10 == 0:
+            texts.insert(1, b"on " * (2 + number // 10))  # lines of different lengths are different templates
+        fed(journal, session(f"o{number}", texts, number))
+    finished(journal)
+    model = learn(journal)
+    return dict(journal.detector.export()), model

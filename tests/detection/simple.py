@@ -21,6 +21,7 @@ OPEN, READ, WRITE, RETRY, CLOSE = (
     b"retrying after a timeout",
     b"closed the connection",
 )
+RESTARTED = b"restarted by itself"  # not usual
 
 
 def line(key: str, text: bytes, at: float = 0.0) -> bytes:

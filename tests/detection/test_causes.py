@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from detection import causes
+from detection.causes import NEW, RULE, SHAPE, SOURCE, VALUE
 
 
 def ids(*numbers: int) -> NDArray[np.int32]:
@@ -101,7 +102,8 @@ def test_clipped_text_fits_its_column_and_comes_back_from_it(text: str, limit: i
 
 
 def test_causes_are_told_in_words() -> None:
-    assert causes.rule_what("sqli-union", "GET /x 200") == "rule sqli-union on GET /x 200"
-    assert causes.new_what("disk <*> full") == "new template: disk <*> full"
-    assert causes.shape_what() == "sessions like this one"
-    assert causes.source_what("1.2.3.4") == "behaviour of 1.2.3.4"
+    assert causes.in_words(RULE, rule="sqli-union", template="GET /x 200") == "rule sqli-union on GET /x 200"
+    assert causes.in_words(NEW, template="disk <*> full") == "new template: disk <*> full"
+    assert causes.in_words(SHAPE) == "sessions like this one"
+    assert causes.in_words(SOURCE, source="1.2.3.4") == "behaviour of 1.2.3.4"
+    assert causes.in_words(VALUE, template="GET /search") == "unusual parameter values in GET /search"

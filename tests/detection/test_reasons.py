@@ -19,15 +19,14 @@ from tests.detection.simple import (
     KEY,
     OPEN,
     READ,
+    RESTARTED,
     RETRY,
     WRITE,
     fed,
     finished,
-    learn,
     line,
     said,
     session,
-    simple,
     usual,
 )
 
@@ -192,23 +191,6 @@ def test_a_batch_in_which_nothing_is_asked_has_no_reasons_and_sessions_stay_as_n
     reasons = Reasons.none(3, np.array([0, 7], dtype=np.int32))
     assert not (reasons.cause.any() or reasons.kind.any() or reasons.verdict.any())
     assert reasons.novel.tolist() == [0, 7]
-
-
-@pytest.fixture(scope="module")
-def used_to_novelty() -> tuple[dict[str, object], Model]:
-    """As `knowing`, of a stream in which every tenth session shows a line that comes once: no surprise by itself."""
-    journal = simple()
-    for number in range(1000):
-        texts = [OPEN, READ, CLOSE]
-        if number % 10 == 0:
-            texts.insert(1, b"on " * (2 + number // 10))  # lines of different lengths are different templates
-        fed(journal, session(f"o{number}", texts, number))
-    finished(journal)
-    model = learn(journal)
-    return dict(journal.detector.export()), model
-
-
-RESTARTED = b"restarted by itself"
 
 
 def test_what_is_strange_after_a_line_nobody_knew_is_named_after_that_line(
