@@ -44,7 +44,7 @@ class Control(Protocol):
             checkpoint  last_line, last_time (epoch seconds), lines_at_risk, error
             training    epoch, epochs, loss, percent (0..100), seconds_left, attempt, error, due, generation_in_force,
                         refused (how many models), refusal (why the last one was, or None)
-            ingest      connections, bytes, lines_truncated
+            ingest      connections, bytes, lines_truncated, future_lines (their time lay more than a day ahead)
             alarms      flagged, per_day, alpha, floor_binding, incidents {opened, open, digest, evicted},
                         answers, admitted
             vouched     lines, rule_hits, sessions, waiting (a file has ended that no model has learned from)

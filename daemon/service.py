@@ -190,6 +190,7 @@ class Service:
                 **asdict(running.ingest),
                 "connections": running.ingest.connections_open,
                 "unterminated_lines": summary.unterminated_lines,
+                "future_lines": summary.future_lines,
             },
             "alarms": {
                 **running.alerts.status(),

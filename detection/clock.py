@@ -4,6 +4,10 @@ It is the only time `apply` knows. It never goes back. A time more than an hour 
 20 lines in a row agree (within an hour of each other), so one line with a wrong year closes no session.
 Until a line brings a time there is only the time at which lines were received. That is provisional: the
 first time in the log, which may be of years ago, takes its place, and from then on no receive time does.
+
+A time that lies more than a day ahead of when the line was received is none (`from_the_future`): the first line of a
+log, or 20 in a row, could otherwise set the clock so far ahead that nothing moves it again. A day, for times without a
+zone may be of any.
 """
 
 import math
@@ -15,6 +19,12 @@ from detection.state import Columns, State
 
 LEAP_SECONDS_ALLOWED = 3600.0
 AGREEING_LINES = 20
+AHEAD_SECONDS_ALLOWED = 86_400.0
+
+
+def from_the_future(times: NDArray[np.float64], received: float) -> NDArray[np.bool_]:
+    """Which of `times` (float64 [n], nan: none) are not to be believed of lines received then: bool [n]."""
+    return times > received + AHEAD_SECONDS_ALLOWED
 
 
 class LogClock:

@@ -74,6 +74,7 @@ class Counters:
 
     cut_lines: int = 0
     unterminated_lines: int = 0
+    future_lines: int = 0  # with a time that was not believed
     rule_hits: int = 0
     flagged: int = 0
     sessions: int = 0
@@ -186,6 +187,7 @@ class Detector:
         self._received = frame.received
         self._counters.cut_lines += intake.cut
         self._counters.unterminated_lines += intake.unterminated
+        self._counters.future_lines += intake.future
         reading = read_lines(intake, self._templates, self._rules)
         self._counters.rule_hits += len(reading.hits.lines)
         hits = self._without_known(reading)
@@ -320,6 +322,7 @@ class Detector:
             vouching.sessions.evict(vouching.sessions.crowded_out_by(keys))
             self._judge_vouched(batch, keys, windowed, np.fmin(intake.times[chunk], now))
         self._learn_values(reading, confidence == 0.0)
+        self._counters.future_lines += intake.future
         self._counters.vouched_lines += n
         self._counters.vouched_rule_hits += int(np.count_nonzero(confidence))
         if frame.done:
@@ -622,6 +625,7 @@ class Detector:
             flagged=counters.flagged,
             cut_lines=counters.cut_lines,
             unterminated_lines=counters.unterminated_lines,
+            future_lines=counters.future_lines,
             lost_lines=counters.lost_lines,
             alpha=alpha,
             floor_binding=floor_binding,

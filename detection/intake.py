@@ -9,6 +9,7 @@ import numpy as np
 import re2
 from numpy.typing import NDArray
 
+from detection.clock import from_the_future
 from detection.formats.fields import Fields
 from detection.formats.kinds import parse
 from detection.formats.requests import request_targets
@@ -33,6 +34,7 @@ class Intake:
     errors: NDArray[np.bool_]
     cut: int
     unterminated: int
+    future: int  # lines whose time is not believed; in `times` they have none
     ended: list[bytes]  # keys of the windows of sources that have ended
 
 
@@ -145,7 +147,8 @@ def take_in(
     """Cut the segments of one frame into lines and read their fields.
 
     `clock` is the log clock before the frame, nan when unset; then `received`, the frame's receive time, tells the
-    year or the day that a time leaves out. Lines of a kind that carries no times have none.
+    year or the day that a time leaves out. Lines of a kind that carries no times have none, nor have those whose time
+    is not believed.
     """
     lines: list[bytes] = []
     sources: list[bytes] = []
@@ -183,11 +186,13 @@ def take_in(
         times[where] = parsed.times
         errors[where] = parsed.errors
         fields.append((where, parsed))
+    future = from_the_future(times, received)
+    times[future] = np.nan
     if pattern is not None:
         keys = pattern.keys(lines)
     windowed = [not key for key in keys]
     named = [session_key(key) if key else _bounded(b"w" + source) for key, source in zip(keys, sources, strict=True)]
-    return Intake(lines, fields, named, windowed, times, errors, cut, unterminated, ended)
+    return Intake(lines, fields, named, windowed, times, errors, cut, unterminated, int(future.sum()), ended)
 
 
 def session_key(key: bytes) -> bytes:

@@ -29,6 +29,7 @@ class Summary:
     flagged: int = 0
     cut_lines: int = 0
     unterminated_lines: int = 0
+    future_lines: int = 0  # whose time lay more than a day ahead and was not believed
     lost_lines: int = 0
     alpha: float = 0.0
     floor_binding: bool = False

@@ -19,6 +19,7 @@ _COUNTERS = {  # name (the format adds _total): where in the status, help
     "vigild_lines": ("logs_processed", "Log lines durable and applied."),
     "vigild_ingest_bytes": ("ingest.bytes", "Bytes taken from sources since the start."),
     "vigild_lines_truncated": ("ingest.lines_truncated", "Lines longer than max_line_bytes, cut."),
+    "vigild_lines_future": ("ingest.future_lines", "Lines with a time more than a day ahead, taken as without one."),
     "vigild_flagged": ("alarms.flagged", "Records flagged."),
     "vigild_incidents_opened": ("alarms.incidents.opened", "Incidents opened."),
     "vigild_incidents_digest": ("alarms.incidents.digest", "Incidents beyond the alarm budget, in the digest."),

@@ -78,7 +78,7 @@ class FakeControl:
             },
             "training": {"epoch": 3, "epochs": 8, "loss": 0.512, "percent": 42.0, "seconds_left": 38.0}
             | {"due": True, "generation_in_force": self.generation, "refused": 1, "refusal": REFUSAL, "error": None},
-            "ingest": {"connections": 3, "bytes": 9_000_000, "lines_truncated": 1},
+            "ingest": {"connections": 3, "bytes": 9_000_000, "lines_truncated": 1, "future_lines": 2},
             "alarms": {"flagged": 17, "per_day": 20.0, "alpha": 0.001, "floor_binding": False}
             | {"incidents": {"opened": 9, "open": 2, "digest": 3, "evicted": 1}, "answers": 4, "admitted": 5},
             "vouched": {"lines": 1000, "rule_hits": 3, "sessions": 90, "waiting": False},

@@ -367,7 +367,7 @@ async def test_metrics_come_from_the_status(control: FakeControl, call: Caller) 
     response = await call.raw("GET", "/metrics")
     text = await response.get_data(as_text=True)
     assert response.content_type.startswith("text/plain; version=0.0.4")
-    assert "vigild_lines_total 51234.0\n" in text
+    assert "vigild_lines_total 51234.0\n" in text and "vigild_lines_future_total 2.0\n" in text
     assert 'vigild_phase{phase="training"} 1.0\n' in text
     assert "vigild_checkpoint_lines_at_risk" not in text and "vigild_lines_at_risk 1234.0\n" in text
     assert "lost_lines" not in text  # null has no sample

@@ -203,6 +203,7 @@ async def test_status_is_a_summary_or_the_daemon_s_own_json(tmp_path: Path) -> N
         status, out, err = await ask("status", env=env)
         assert (status, err) == (0, "")
         assert "serving, training, 42 %, epoch 3 of 8, 38 s left" in out and "1,234 lines at risk" in out
+        assert ", 1 lines cut, 2 lines of the future\n" in out
         assert "17 in 9 incidents, 2 open, 3 waiting in the digest, budget 20 a day" in out
         assert "! the last model trained was refused, the one before stays: the anchor set got worse" in out
         control.status_extra = {"status": "degraded", "reason": "disk \x1b[31m full"}

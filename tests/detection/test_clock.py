@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detection.clock import AGREEING_LINES, LogClock
+from detection.clock import AGREEING_LINES, AHEAD_SECONDS_ALLOWED, LogClock, from_the_future
 
 RECEIVED = 1_790_000_000.0
 
@@ -42,6 +42,12 @@ def test_before_the_first_time_it_is_when_lines_were_received_and_that_gives_way
         assert advanced(clock, math.nan, math.nan) == [RECEIVED, RECEIVED]
         assert advanced(clock, math.nan, first, math.nan) == [first] * 3
         assert advanced(clock, math.nan) == [first]
+
+
+def test_a_time_of_any_zone_is_believed_and_one_further_ahead_is_not() -> None:
+    ahead = RECEIVED + AHEAD_SECONDS_ALLOWED
+    asked = np.array([ahead - 1, ahead, ahead + 1, 1e12, math.nan, 0.0])
+    assert from_the_future(asked, RECEIVED).tolist() == [False, False, True, True, False, False]
 
 
 times = st.one_of(st.just(math.nan), st.floats(0, 20_000), st.floats(0, 1e9))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from detection import known, labels
+from detection import clock, known, labels
 from detection.causes import shape_causes
 from detection.detector import Detector
 from detection.ensemble import Ensemble
@@ -215,6 +215,32 @@ def test_whatever_the_times_say_each_line_is_judged_and_the_stream_finds_back(st
     assert digest(loaded.detector.export()) == digest(journal.detector.export())
     (bad,) = fed(journal, session("bad", [OPEN, *[RETRY] * 9, CLOSE], 5000)) + finished(journal)
     assert bad["session"] == "bad"
+
+
+AHEAD = 9 * 365 * 86_400
+
+
+def closed_behind(future: int) -> tuple[int, int]:
+    """How many sessions of 100 are closed by the times of their lines when `future` lines of years ahead come
+    first, and how many lines of the future were counted."""
+    journal = simple()
+    fed(journal, [line(f"f{number}", OPEN, AHEAD) for number in range(future)])
+    fed(journal, usual(100, 1, at=86_400 - 1000))  # their last ones are of less than a day ahead
+    summary = journal.detector.summary()
+    return summary.sessions_closed, summary.future_lines
+
+
+@pytest.mark.parametrize("future", [1, 25], ids=["one that comes first", "many that agree"])
+def test_lines_of_the_future_leave_the_log_clock_to_the_others_and_are_counted(future: int) -> None:
+    closed, counted = closed_behind(future)
+    assert counted == future and closed >= 35 + future, "the sessions of all but the last minute have ended"
+
+
+@pytest.mark.parametrize("future", [1, 25], ids=["one that comes first", "many that agree"])
+def test_were_they_believed_no_session_would_end_any_more(monkeypatch: pytest.MonkeyPatch, future: int) -> None:
+    monkeypatch.setattr(clock, "AHEAD_SECONDS_ALLOWED", np.inf)
+    closed, counted = closed_behind(future)
+    assert counted == 0 and closed == 0
 
 
 def test_a_vouched_file_full_of_attacks_teaches_nothing() -> None:
