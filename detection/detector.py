@@ -423,7 +423,7 @@ class Detector:
             window=self.settings.session.window,
         )
         alpha, _ = self.alpha()
-        judged = judge(self._sessions, self._history, self._ensemble, self._known, alpha, batch, pieces)
+        judged = judge(self._sessions, self._lessons(), self._ensemble, self._known, alpha, batch, pieces)
         judged = replace(judged, closings=judged.closings.and_also(crowded_out))
         self._recent.append(first_line, texts, judged.states.serial)
         self._move_to(first_line + n - 1)
@@ -450,7 +450,7 @@ class Detector:
             ending=slots[~windowed],
         )
         alpha, _ = self.alpha()
-        judged = judge(self._sessions, self._history, self._ensemble, self._known, alpha, batch, pieces)
+        judged = judge(self._sessions, self._lessons(), self._ensemble, self._known, alpha, batch, pieces)
         judged = replace(judged, closings=judged.closings.and_also(as_they_are))
         self._say(batch, judged, batch.clock, [], Hits.none(), alpha, alerting)
 
@@ -553,7 +553,7 @@ class Detector:
             generation=generation,
             line=self.line,
             seed=generation,
-            full=self._learned >= self.settings.learning.warmup_lines or self._has_all_members(),
+            full=self._learned >= self.settings.learning.warmup_lines or self._schedule.fulfilled,
             alpha=self.alpha()[0],
             tokens=found.tokens,
             errors=found.errors,
@@ -578,6 +578,14 @@ class Detector:
     def _learned(self) -> int:
         """Lines there were to learn from."""
         return self.line + self._counters.vouched_lines
+
+    def _lessons(self) -> History | None:
+        """Where the stream is remembered for the next training; None while nothing more is to be learned from it.
+
+        What was there when that began stays, so that a vouched file adds to it, and a model that is lost comes again.
+        """
+        closed = self._ensemble is not None and self._schedule.closed(self.settings.learning)
+        return None if closed else self._history
 
     def _has_all_members(self) -> bool:
         return self._ensemble is not None and self._ensemble.complete

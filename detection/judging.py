@@ -136,7 +136,7 @@ class _Standing:
 
 def judge(
     sessions: SessionTable,
-    history: History,
+    history: History | None,
     ensemble: Ensemble | None,
     known: KnownCauses,
     alpha: float,
@@ -145,7 +145,8 @@ def judge(
     *,
     closing_flags: int = 0,
 ) -> Judged:
-    """Score a batch, move the sessions on, remember it for training. Without an ensemble p is nan.
+    """Score a batch, move the sessions on, remember it for training unless there is no `history`. Without an ensemble
+    p is nan.
 
     `closing_flags` are put on every closing in the history (`history.VOUCHED`).
     """
@@ -156,7 +157,8 @@ def judge(
     standing = _stand(batch, pieces, brought, scored, serial, first_line)
     key = sessions.column["key"][pieces.slot]
     counts = ensemble is not None and ensemble.complete
-    _remember(history, batch, pieces, standing, source_causes(key), counts, closing_flags)
+    if history is not None:
+        _remember(history, batch, pieces, standing, source_causes(key), counts, closing_flags)
     closings = _closings(batch, pieces, scored, standing, key)
 
     line_rows = np.flatnonzero(~pieces.row_closing)

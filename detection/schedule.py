@@ -4,8 +4,8 @@ Counted in lines there were to learn from (`learned`): those of the stream and t
 due at `early_lines` and whenever the lines have doubled, all of them at `warmup_lines` and then every `retrain_lines`;
 at once when a vouched file has ended; and soon when something has been admitted that the model in force does not know.
 
-With `retrain_lines` 0 nothing more is learned from the stream once a full training has taken place, and nothing is
-admitted; a vouched file still is what the operator wants learned.
+With `retrain_lines` 0 nothing more is learned from the stream once a full model has been in force, and nothing is
+admitted; a vouched file still is what the operator wants learned, beside what that model was.
 """
 
 from dataclasses import dataclass
@@ -62,9 +62,10 @@ class Schedule:
             return True
         if now.uploading:
             return False  # more is on its way, and there is a better moment than in the middle of it
+        if self.closed(learning):
+            return not now.has_model
         # With nothing to come after it, a first full model that was refused or lost is tried again like the first.
-        every = learning.retrain_lines or (0 if self.fulfilled else learning.warmup_lines)
-        again = 0 < every <= now.learned - self.trained_at
+        again = now.learned - self.trained_at >= (learning.retrain_lines or learning.warmup_lines)
         if now.complete:
             return again
         if now.learned < learning.warmup_lines:

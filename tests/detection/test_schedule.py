@@ -67,6 +67,8 @@ def test_with_no_retraining_nothing_is_due_after_the_first_full_training_but_a_v
     later = replace(now, learned=10_000_000, admissions=9)
     assert schedule.closed(never) and not schedule.due(never, later) and not schedule.urgent(never, later)
     assert not schedule.closed(LEARNING) and schedule.due(LEARNING, later), "with it, it is"
+    longer = replace_retrain(0, warmup_lines=100_000)
+    assert not schedule.due(longer, replace(now, learned=100_000)), "nor when the warm-up is made longer"
     schedule.vouched_at = 1
     assert schedule.due(never, later)
 
@@ -81,5 +83,5 @@ def test_with_no_retraining_the_first_full_training_takes_place_all_the_same() -
     assert Schedule(trained_at=50_000, fulfilled=True).due(never, replace(NOTHING, learned=60_000)), "its model is lost"
 
 
-def replace_retrain(lines: int) -> LearningSettings:
-    return LearningSettings(early_lines=5_000, warmup_lines=50_000, retrain_lines=lines)
+def replace_retrain(lines: int, warmup_lines: int = 50_000) -> LearningSettings:
+    return LearningSettings(early_lines=5_000, warmup_lines=warmup_lines, retrain_lines=lines)

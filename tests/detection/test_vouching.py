@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from detection.detector import Detector
-from detection.frames import Segment, VouchedFrame, decode, encode
+from detection.frames import ModelFrame, Segment, SettingsFrame, VouchedFrame, decode, encode
 from detection.settings import LearningSettings
 from detection.state import digest
 from detection.training.run import train
 from detection.verdicts import Verdicts
-from tests.detection.journal import RECEIVED, Journal, started
+from tests.detection.journal import RECEIVED, Journal, replace_settings, started
 from tests.detection.simple import KEY, OPEN, fed, finished, learn, said, session, simple, taught, usual
 
 
@@ -134,3 +134,34 @@ def test_vouched_lines_count_towards_the_warm_up(early: int) -> None:
     assert journal.detector.training_set().full == (journal.detector.summary().vouched_lines >= 600)
     vouch(journal, usual(100, 2))
     assert journal.detector.training_set().full
+
+
+def learned_later(retrain_lines: int) -> Journal:
+    """As `taught`, its model taken for a full one, then 80 sessions more."""
+    journal = taught(300)
+    journal.detector._schedule.fulfilled = True
+    learning = LearningSettings(warmup_lines=10**6, retrain_lines=retrain_lines)
+    journal.apply(SettingsFrame(replace_settings(session=KEY, learning=learning), ()))
+    fed(journal, usual(80, 3, prefix="later", at=1000))
+    finished(journal)
+    return journal
+
+
+@pytest.mark.parametrize(("retrain_lines", "sessions"), [(0, 300 + 50), (10**6, 300 + 80 + 50)])
+def test_with_no_retraining_a_vouched_file_adds_to_what_was_learned_and_the_stream_does_not(
+    retrain_lines: int, sessions: int
+) -> None:
+    journal = learned_later(retrain_lines)
+    vouch(journal, usual(50, 4, prefix="v"))
+    data = journal.detector.training_set()
+    assert (len(data.starts), int(data.vouched.sum())) == (sessions, 50)
+
+
+def test_with_no_retraining_the_stream_is_learned_from_again_only_when_no_model_is_left() -> None:
+    journal = learned_later(0)
+    assert journal.detector.summary().history_sessions == 300 and not journal.detector.summary().training_due
+    journal.apply(ModelFrame(1, "", ""))
+    assert journal.detector.summary().training_due and journal.detector.training_set().full
+    fed(journal, usual(80, 4, prefix="again", at=2000))
+    finished(journal)
+    assert journal.detector.summary().history_sessions == 380
