@@ -46,7 +46,8 @@ class Control(Protocol):
                         refused (how many models), refusal (why the last one was, or None)
             ingest      connections, bytes, lines_truncated, future_lines (their time lay more than a day ahead)
             alarms      flagged, per_day, alpha, floor_binding, incidents {opened, open, digest, evicted},
-                        answers, admitted
+                        answers, answers_dropped, admitted, admitted_dropped
+            templates, sessions, sources  evicted: how many made room in their bounded tables
             vouched     lines, rule_hits, sessions, waiting (a file has ended that no model has learned from)
         """
 

@@ -211,6 +211,7 @@ class Service:
                 "answers": summary.answers,
                 "answers_dropped": summary.answers_dropped,
                 "admitted": summary.admitted,
+                "admitted_dropped": summary.admitted_dropped,
             },
             "vouched": {
                 "lines": summary.vouched_lines,
@@ -229,6 +230,7 @@ class Service:
                 "closed": summary.sessions_closed,
                 "evicted": summary.sessions_evicted,
             },
+            "sources": {"evicted": summary.sources_evicted},
             "lost_lines": summary.lost_lines,
             "log_time": summary.log_time,
         }

@@ -22,6 +22,7 @@ class Summary:
     sessions_open: int = 0
     sessions_closed: int = 0
     sessions_evicted: int = 0
+    sources_evicted: int = 0  # whose counters made room for others
     history_sessions: int = 0  # closed sessions held for the next training
     history_rows: int = 0
     rules: int = 0
@@ -43,6 +44,7 @@ class Summary:
     answers: int = 0  # the operator's, in force
     answers_dropped: int = 0
     admitted: int = 0  # causes that are normal by their share of the stream
+    admitted_dropped: int = 0
     models_refused: int = 0
     refusal: str = ""  # why the last model that came does not take effect, "" when it does
     vouched_lines: int = 0

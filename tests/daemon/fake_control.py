@@ -80,7 +80,11 @@ class FakeControl:
             | {"due": True, "generation_in_force": self.generation, "refused": 1, "refusal": REFUSAL, "error": None},
             "ingest": {"connections": 3, "bytes": 9_000_000, "lines_truncated": 1, "future_lines": 2},
             "alarms": {"flagged": 17, "per_day": 20.0, "alpha": 0.001, "floor_binding": False}
-            | {"incidents": {"opened": 9, "open": 2, "digest": 3, "evicted": 1}, "answers": 4, "admitted": 5},
+            | {"incidents": {"opened": 9, "open": 2, "digest": 3, "evicted": 1}, "answers": 4, "admitted": 5}
+            | {"answers_dropped": 11, "admitted_dropped": 12},
+            "templates": {"live": 20, "evicted": 6},
+            "sessions": {"open": 3, "evicted": 7},
+            "sources": {"evicted": 8},
             "vouched": {"lines": 1000, "rule_hits": 3, "sessions": 90, "waiting": False},
             "version": "0.1.0",
             **self.status_extra,

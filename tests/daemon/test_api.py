@@ -352,11 +352,15 @@ async def test_vouched_lines_are_raw_bytes_in_chunks(control: FakeControl, call:
     assert len(control.asked) == 2
 
 
-async def test_metrics_tell_of_incidents_answers_and_refusals(control: FakeControl, call: Caller) -> None:
+async def test_metrics_tell_of_incidents_answers_refusals_and_of_all_that_made_room(
+    control: FakeControl, call: Caller
+) -> None:
     text = await (await call.raw("GET", "/metrics")).get_data(as_text=True)
     for sample in (
         "vigild_incidents_opened_total 9.0", "vigild_incidents_open 2.0", "vigild_incidents_digest_total 3.0",
         "vigild_incidents_evicted_total 1.0", "vigild_answers 4.0", "vigild_admitted_causes 5.0",
+        "vigild_templates_evicted_total 6.0", "vigild_sessions_evicted_total 7.0", "vigild_sources_evicted_total 8.0",
+        "vigild_answers_dropped_total 11.0", "vigild_admitted_dropped_total 12.0",
         "vigild_models_refused_total 1.0", "vigild_vouched_rule_hits_total 3.0", "vigild_model_generation 3.0",
     ):  # fmt: skip
         assert f"{sample}\n" in text, sample
