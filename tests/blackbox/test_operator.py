@@ -186,3 +186,16 @@ def test_a_daemon_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60.0, check=False)
     assert done.returncode == 1
     assert done.stderr.strip().count("\n") == 0 and str(tmp_path) in done.stderr
+
+
+def test_a_file_full_of_attacks_is_called_so_before_anything_is_learned_and_nothing_is(tmp_path: Path) -> None:
+    attacks = "".join(ATTACK_LINE.replace("192.0.2.7", f"192.0.2.{n % 250}") + "\n" for n in range(500))
+    with vigild(tmp_path) as daemon:
+        daemon.start()
+        told = vigilctl(daemon, "train-from", "--no-wait", "-", sent=attacks.encode())
+        assert told.returncode == 0 and b"100.0% of the lines look like attacks" in told.stderr
+        assert b"500 of them matched a rule" in told.stdout
+        daemon.wait(lambda: "clean sessions are too few" in (daemon.status()["training"]["error"] or ""), 60.0)
+        status = daemon.status()
+        assert (status["vouched"]["lines"], status["vouched"]["rule_hits"]) == (500, 500)
+        assert status["training"]["generation_in_force"] == 0 and status["alarms"]["flagged"] == 0

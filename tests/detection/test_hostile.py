@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from detection import clock, known, labels
@@ -16,6 +18,7 @@ from detection.reasons import Reasons
 from detection.sessions import LONGEST_SESSION, SessionTable
 from detection.settings import AlarmSettings, SessionSettings
 from detection.state import digest
+from detection.templates import TemplateTable
 from detection.training import run
 from detection.training.run import train
 from tests.detection.journal import RECEIVED, Journal, started
@@ -166,6 +169,34 @@ def test_a_flood_of_templates_and_keys_takes_bounded_room_and_is_counted(monkeyp
     assert digest(again.export()) == digest(journal.detector.export())
 
 
+def test_a_flood_of_templates_makes_room_is_counted_and_costs_no_template_that_is_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TemplateTable.__init__, "__defaults__", (100,))
+    journal = taught(300)
+    rng = np.random.default_rng(1)
+    letters = np.frombuffer(b"ghijklmnop", dtype=np.uint8)
+    flood = [b" ".join(bytes(rng.choice(letters, 6)) for _ in range(number % 9 + 1)) for number in range(4000)]
+    fed(journal, [line("flood", text, 2000) for text in flood[:2000]])
+    half = sizes(journal)
+    fed(journal, [line("flood", text, 2000) for text in flood[2000:]])
+    summary = journal.detector.summary()
+    assert summary.templates <= 100 and summary.templates_evicted == summary.templates_created - summary.templates > 0
+    assert sizes(journal) < half + 2000 * 40 + 100_000, "the history's rows, and what causes and incidents it leaves"
+    finished(journal)
+    assert len(fed(journal, usual(50, 8, prefix="after", at=3000)) + finished(journal)) <= 2
+
+
+def test_a_flood_of_sources_makes_room_and_is_counted() -> None:
+    journal = started()
+    flood = [get(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", n // 10, b"/") for n in range(20_000)]
+    journal.feed(flood[:17_000], batch=2000)
+    few, half = journal.detector.summary(), sizes(journal)
+    journal.feed(flood[17_000:], batch=2000)
+    assert journal.detector.summary().sources_evicted > few.sources_evicted > 0
+    assert sizes(journal) < half + 3000 * 100, "the history's and the sessions' rows"
+
+
 def test_the_stream_goes_on_being_judged_after_a_flood() -> None:
     journal = taught(1000)
     fed(journal, [line(f"k{number}", b"x%d" % number, 2000) for number in range(3000)])
@@ -215,6 +246,34 @@ def test_whatever_the_times_say_each_line_is_judged_and_the_stream_finds_back(st
     assert digest(loaded.detector.export()) == digest(journal.detector.export())
     (bad,) = fed(journal, session("bad", [OPEN, *[RETRY] * 9, CLOSE], 5000)) + finished(journal)
     assert bad["session"] == "bad"
+
+
+STAMPS = st.one_of(
+    st.floats(0, 200).map(lambda seconds: b"%.3f " % (BEGAN + seconds)),
+    st.floats(-1e9, 2.9e8).map(lambda seconds: b"%.3f " % (BEGAN + seconds)),  # years back, years ahead
+    st.sampled_from([b"", b"-1 ", b"0 ", b"99999999999999999999 ", b"2038-01-19 03:14:08 ", b"9999-12-31 23:59:60 "]),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(STAMPS, st.sampled_from("abc")), min_size=1, max_size=60), st.integers(1, 60))
+def test_whatever_the_times_say_each_line_is_said_once_and_lies_in_one_session(
+    drawn: list[tuple[bytes, str]], size: int
+) -> None:
+    journal = simple()
+    texts = [stamp + b"INFO id=%s %s" % (key.encode(), OPEN) for stamp, key in drawn]
+    records = [record for start in range(0, len(texts), size) for record in said(journal, texts[start : start + size])]
+    log_time = journal.detector.summary().log_time
+    assert log_time is not None and log_time <= RECEIVED + clock.AHEAD_SECONDS_ALLOWED
+    records += list(journal.apply(FlushFrame(RECEIVED)).records())
+    assert [record["line"] for record in records if not record["closed"]] == list(range(1, len(texts) + 1))
+    closed = [record for record in records if record["closed"]]
+    for key in {key for _, key in drawn}:
+        lines = [number for number, (_, each) in enumerate(drawn, 1) if each == key]
+        spans = sorted((each["first_line"], each["last_line"]) for each in closed if each["session"] == key)
+        held = [number for number in lines for first, last in spans if first <= number <= last]
+        assert held == lines and all(first in lines and last in lines for first, last in spans)
+    assert journal.detector.summary().sessions_open == 0
 
 
 AHEAD = 9 * 365 * 86_400
