@@ -141,7 +141,7 @@ class TemplateTable:
                     rows = []
                     self._evict()
                     memo = self._memos[kind]
-                    leaf = None
+                    leaf, row = self._find(kind, tokens)  # the tree is another one: they may have a template there
                 known = self._learn(kind, tokens, leaf, row)
                 memo.put(key, known)
             rows.append(known.row)
@@ -149,7 +149,10 @@ class TemplateTable:
         return np.concatenate(settled)
 
     def match(self, family: str, contents: Sequence[bytes]) -> NDArray[np.int32]:
-        """The ids that `assign` would give to each of `contents` alone, -1 for a new one; learns nothing."""
+        """The ids that `assign` would give to each of `contents` alone, -1 for a new one; learns nothing.
+
+        -1 also where `assign` would first make room, whatever it then finds.
+        """
         kind = _family_index(family)
         memo = self._memos[kind]
         rows: list[int] = []
