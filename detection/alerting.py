@@ -1,15 +1,18 @@
 """From verdicts to alerts: what is flagged is put into incidents, and explained where somebody will read it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from detection.causes import RULE, in_words, source_causes
 from detection.ensemble import Ensemble
-from detection.explaining import LINES_SHOWN, evidence_shown, explained
+from detection.explaining import LINES_SHOWN, evidence_shown, explained, source_shown, value_shown
 from detection.incidents import Incidents
-from detection.intake import MatchedIn
+from detection.intake import Reading
 from detection.judging import Judged
+from detection.members.sources import SourceCounters
+from detection.members.values import ValueModel
 from detection.recent import RecentLines
 from detection.rules.engine import RuleSet
 from detection.templates import TemplateTable
@@ -18,6 +21,16 @@ from detection.verdicts import Alerted, Rows, shown, shown_key
 # An incident's first alerts are explained, and of one batch no more than this: a flood must not cost its time.
 EXPLAINED_OF_AN_INCIDENT = 5
 EXPLAINED_OF_A_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """The lines of a batch: those of `reading` from its line number `start` on. `values` is None while it is too young
+    to be asked."""
+
+    reading: Reading
+    start: int
+    values: ValueModel | None
 
 
 class Alerting:
@@ -30,15 +43,19 @@ class Alerting:
         templates: TemplateTable,
         ensemble: Ensemble | None,
         rules: RuleSet,
+        origins: SourceCounters,
         per_day: float,
     ) -> None:
         self.batches: list[tuple[Rows, Alerted]] = []
         self.flagged = 0
         self._incidents, self._recent, self._templates = incidents, recent, templates
-        self._ensemble, self._rules, self._per_day = ensemble, rules, per_day
+        self._ensemble, self._rules, self._origins, self._per_day = ensemble, rules, origins, per_day
 
-    def add(self, rows: Rows, judged: Judged, alpha: float, matched_in: MatchedIn) -> None:
-        """Group what is flagged of `rows`, in the order of ids, and explain some of it."""
+    def add(self, rows: Rows, judged: Judged, alpha: float, lines: Lines | None) -> None:
+        """Group what is flagged of `rows`, in the order of ids, and explain some of it.
+
+        `lines` may be absent where nothing but closings is to be said.
+        """
         order = rows.in_order()
         order = order[rows.flagged[order]]
         self.flagged += len(order)
@@ -59,7 +76,7 @@ class Alerting:
             what=what.__getitem__,
         )
         early = np.flatnonzero(grouped.count <= EXPLAINED_OF_AN_INCIDENT)[:EXPLAINED_OF_A_BATCH]
-        reasons = {int(row): self._explained(rows, judged, int(row), alpha, matched_in) for row in order[early]}
+        reasons = {int(row): self._explained(rows, judged, int(row), alpha, lines) for row in order[early]}
         self.batches.append((rows, Alerted(order, grouped, what, reasons)))
 
     def _what(self, rows: Rows, row: int) -> str:
@@ -71,23 +88,32 @@ class Alerting:
             source=shown_key(bytes(rows.session[row])),
         )
 
-    def _explained(self, rows: Rows, judged: Judged, row: int, alpha: float, matched_in: MatchedIn) -> dict[str, Any]:
-        lines = len(judged.row_of_line)
-        closing = row >= lines
-        serial = int(judged.closings.serial[row - lines] if closing else judged.states.serial[row])
+    def _explained(self, rows: Rows, judged: Judged, row: int, alpha: float, lines: Lines | None) -> dict[str, Any]:
+        count = len(judged.row_of_line)
+        closing = row >= count
+        serial = int(judged.closings.serial[row - count] if closing else judged.states.serial[row])
         view_row = judged.row_of_serial.get(serial) if closing else int(judged.row_of_line[row])
-        odd = int(judged.closings.worst_line[row - lines] if closing else rows.line[row])
+        odd = int(judged.closings.worst_line[row - count] if closing else rows.line[row])
         through = int(rows.last_line[row])
         reasons: dict[str, Any] = {}
         if self._ensemble is not None and view_row is not None:
             reasons = explained(
                 self._ensemble, judged.view, judged.standing, judged.judgement, view_row, alpha, self._templates.text
             )
-        if not closing:
-            target, agent = matched_in[row]
+        source = bytes(rows.session[row])[1:]  # where sessions are those of clients, which is all that a closing tells
+        if lines is not None and not closing:
+            number = lines.start + row
+            source = lines.reading.origins[number]
+            odd_value = None if lines.values is None else lines.reading.strangest_value(lines.values, number)
+            if odd_value is not None:
+                reasons["value"] = value_shown(odd_value)
+            target, agent = lines.reading.matched_in[number]
             reasons["rules"] = [
                 evidence_shown(self._rules.evidence(rule, target, agent, rows.texts[row])) for rule in rows.hit_by(row)
             ]
+        reasons["source"] = source_shown(
+            self._origins, source, float(rows.time[row] if view_row is None else judged.view.times[view_row])
+        )
         reasons["lines"] = [
             {"line": number, "text": shown(self._recent.text(number) or b""), "odd": number == odd}
             for number in self._recent.of_session(serial, through, LINES_SHOWN)

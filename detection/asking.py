@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from detection.causes import KINDS, NONE, RULE, in_words, rule_causes
 from detection.ensemble import Ensemble, Judgement
-from detection.explaining import LINES_SHOWN, evidence_shown, explained
+from detection.explaining import LINES_SHOWN, evidence_shown, explained, source_shown, value_shown
 from detection.formats.kinds import parse, recognise
 from detection.intake import KeyPattern, match_rules, session_key
 from detection.known import KnownCauses
@@ -302,19 +302,9 @@ class Opinion:
         if self.ensemble is not None and judgement is not None:
             reasons = explained(self.ensemble, view, standing, judgement, row, self.alpha, self._text_of)
         if line.strangest is not None:
-            odd = line.strangest
-            reasons["value"] = {
-                "text": shown(odd.value),
-                "start": odd.start,
-                "end": odd.end,
-                "characters": shown(odd.characters),
-                "score": odd.score,
-            }
+            reasons["value"] = value_shown(line.strangest)
         clock = 0.0 if np.isnan(self.clock) else self.clock
-        reasons["source"] = [
-            {"name": counter.name, "value": counter.value, "usual": counter.usual, "nats": counter.nats}
-            for counter in self.origins.explain(line.origin, clock)
-        ]
+        reasons["source"] = source_shown(self.origins, line.origin, clock)
         before: list[int] = []
         if slot is not None:
             serial = int(self.sessions.column["serial"][slot])

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.alerting import Alerting
+from detection.alerting import Alerting, Lines
 from detection.asking import Opinion
 from detection.calibration import alpha_for
 from detection.causes import rule_causes
@@ -42,7 +42,7 @@ from detection.frames import (
 from detection.generations import Generations
 from detection.history import VOUCHED, History
 from detection.incidents import Incidents
-from detection.intake import Intake, KeyPattern, MatchedIn, Reading, read_lines, take_in
+from detection.intake import Intake, KeyPattern, Reading, read_lines, take_in
 from detection.judging import Batch, Closings, Judged, closed_as_they_are, judge
 from detection.known import KnownCauses
 from detection.labels import bad_and_flagged
@@ -128,7 +128,9 @@ class Detector:
         alarms = self.settings.alarms
         # Who says how sure to be, and not how many to see, has no budget.
         per_day = alarms.per_day if alarms.alpha is None else math.inf
-        alerting = Alerting(self._incidents, self._recent, self._templates, self._ensemble, self._rules, per_day)
+        alerting = Alerting(
+            self._incidents, self._recent, self._templates, self._ensemble, self._rules, self._origins, per_day
+        )
         match frame:
             case LinesFrame():
                 self._take(frame, alerting)
@@ -428,7 +430,7 @@ class Detector:
         self._recent.append(first_line, texts, judged.states.serial)
         self._move_to(first_line + n - 1)
         shown_times = np.where(np.isnan(times), clock, times)
-        self._say(batch, judged, shown_times, texts, hits, alpha, alerting, reading.matched_in[chunk])
+        self._say(batch, judged, shown_times, texts, hits, alpha, alerting, reading, chunk.start)
         clean: NDArray[np.bool_] = (batch.hit == 0.0) & (judged.states.verdict == 0)
         return clean
 
@@ -463,11 +465,12 @@ class Detector:
         hits: Hits,
         alpha: float,
         alerting: Alerting,
-        matched_in: MatchedIn = (),
+        reading: Reading | None = None,
+        start: int = 0,
     ) -> None:
         """Turn a judged batch into verdicts, and what is flagged of it into alerts.
 
-        `matched_in` are the target and the agent of each line, which rules were matched against.
+        The batch's lines are those of `reading` from its line number `start` on.
         """
         closings, rules = judged.closings, self._rules.rules
         causes = np.zeros(len(batch.ids), dtype=np.uint64)
@@ -479,7 +482,8 @@ class Detector:
             batch, judged.states, closings, alpha, self._number(closings), times,
             texts + self._texts_of(closings), hits, causes, rules, self._templates, self._ensemble,
         )  # fmt: skip
-        alerting.add(rows, judged, alpha, matched_in)
+        values = self._values if self._counters.value_lines >= FEWEST_VALUES else None
+        alerting.add(rows, judged, alpha, None if reading is None else Lines(reading, start, values))
 
     def _confidence(self, hits: Hits, lines: int) -> NDArray[np.float64]:
         """Of each line the confidence of the surest rule that hit it, 0 where none did."""

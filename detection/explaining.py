@@ -5,7 +5,11 @@ members    [{name, score, p, threshold}]              every member that is ready
 expected   [{template_id, template, p}]               the three likeliest instead of the row, with their probability
 found      {template_id, template, p}                 ... and the row's own
 features   [{name, value, usual, high}]               beyond what 99 % of normal sessions come to
-lines      [{line, text, odd}]                        the session's last ten lines, added by the caller
+value      {text, start, end, characters, score}      the line's oddest parameter value, if it has any
+source     [{name, value, usual, nats}]               the counters of the line's source, the strangest first
+lines      [{line, text, odd}]                        the session's last ten lines
+
+The last three, and the rules, are added by the caller.
 """
 
 from collections.abc import Callable
@@ -13,9 +17,12 @@ from typing import Any
 
 from detection.ensemble import Ensemble, Judgement
 from detection.members.registry import NAMES
+from detection.members.sources import SourceCounters
+from detection.members.values import Strangest
 from detection.members.view import CLOSING, Standing, View
 from detection.rules.engine import Evidence
 from detection.segments import repeat_per_row
+from detection.verdicts import shown
 
 LINES_SHOWN = 10
 
@@ -28,6 +35,25 @@ def evidence_shown(evidence: Evidence) -> dict[str, Any]:
         "severity": evidence.rule.severity,
         **{name: getattr(evidence, name) for name in shown},
     }
+
+
+def value_shown(odd: Strangest) -> dict[str, Any]:
+    """The oddest value of a line, for JSON."""
+    return {
+        "text": shown(odd.value),
+        "start": odd.start,
+        "end": odd.end,
+        "characters": shown(odd.characters),
+        "score": odd.score,
+    }
+
+
+def source_shown(counters: SourceCounters, source: bytes, clock: float) -> list[dict[str, Any]]:
+    """How a source stands at `clock`, for JSON."""
+    return [
+        {"name": counter.name, "value": counter.value, "usual": counter.usual, "nats": counter.nats}
+        for counter in counters.explain(source, clock)
+    ]
 
 
 def explained(

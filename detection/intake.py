@@ -15,7 +15,7 @@ from detection.formats.kinds import parse
 from detection.formats.requests import request_targets
 from detection.frames import Segment
 from detection.members.source_lines import sources_of, things_of, troubles
-from detection.members.values import ValueModel, Values, values_of
+from detection.members.values import Strangest, ValueModel, Values, values_of
 from detection.rules.engine import Hits, RuleSet
 from detection.sessions import KEY_BYTES
 from detection.sources import LivingSources
@@ -38,9 +38,6 @@ class Intake:
     ended: list[bytes]  # keys of the windows of sources that have ended
 
 
-MatchedIn = Sequence[tuple[bytes, bytes]]
-
-
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What n lines say, columns [n]: template ids, rule hits, and for the members that need no model: the odd-value
@@ -60,6 +57,14 @@ class Reading:
         for where, values in self.values:
             scores[where] = model.scores(values, len(where))
         return scores
+
+    def strangest_value(self, model: ValueModel, line: int) -> Strangest | None:
+        """What `model` finds oddest of the values of line number `line` of these; None where it has none."""
+        for where, values in self.values:
+            place = int(np.searchsorted(where, line))
+            if place < len(where) and where[place] == line:
+                return model.explain(values, place)
+        return None
 
     def learn_values(self, model: ValueModel, keep: NDArray[np.bool_]) -> None:
         for where, values in self.values:

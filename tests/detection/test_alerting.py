@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from detection.alerting import EXPLAINED_OF_A_BATCH, EXPLAINED_OF_AN_INCIDENT
-from detection.detector import Detector
+from detection.detector import FEWEST_VALUES, Detector
 from detection.frames import LinesFrame
 from detection.members.view import CLOSING
 from detection.model import Model
@@ -104,6 +104,21 @@ def test_a_rules_hit_says_which_rule_and_where_in_the_line() -> None:
     assert alert["what"].startswith(f"rule {shown[0]['name']} on ")
     assert "union select" in (shown[0]["before"] + shown[0]["text"] + shown[0]["after"]).lower().replace("%20", " ")
     assert shown[0]["end"] > shown[0]["start"] >= 0
+
+
+def test_what_a_source_does_and_its_oddest_value_are_named_in_alerts_as_in_answers() -> None:
+    journal = started()
+    usual_line = b'198.51.100.%d - - [17/May/2015:10:04:%02d +0000] "GET /x?id=%d HTTP/1.1" 200 1 "-" "-"'
+    failing = b'203.0.113.9 - - [17/May/2015:10:05:03 +0000] "GET /page-%d HTTP/1.1" 404 1 "-" "-"'
+    journal.feed([usual_line % (n % 200, n // 10, n) for n in range(FEWEST_VALUES)])
+    journal.feed([failing % n for n in range(50)])
+    (alert,) = journal.feed([ATTACK])
+    (answer,) = journal.detector.ask([ATTACK], None, explain=True)
+    assert alert["explain"]["value"] == answer["explain"]["value"]
+    assert alert["explain"]["value"]["text"].startswith("1' UNION")
+    assert alert["explain"]["source"] == answer["explain"]["source"]
+    counters = {each["name"]: each["value"] for each in alert["explain"]["source"]}
+    assert counters["failures a minute"] == 50.0, counters
 
 
 def test_a_flood_of_one_cause_is_explained_at_its_beginning_only() -> None:
