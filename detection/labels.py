@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes import shape_causes, value_causes
+from detection.causes import new_causes, shape_causes, value_causes
 from detection.history import Sequences
 from detection.known import KnownCauses
 from detection.members.view import COUNT_BUCKETS, counted
@@ -17,10 +17,21 @@ def bad_and_flagged(sessions: Sequences, known: KnownCauses) -> tuple[Bools, Boo
 
     bool [S] each. A session whose shape at its end is normal now was strange on the way to it only.
     """
-    bad = sessions.tainted | known.bad(sessions.causes)
+    bad = sessions.tainted | known.bad(sessions.causes) | _with_a_bad_template(sessions, known)
     normal = known.normal(sessions.causes)
     normal |= known.normal(_final_shapes(sessions)) & ~_by_value_or_source(sessions)
     return bad, sessions.flagged & ~normal
+
+
+def _with_a_bad_template(sessions: Sequences, known: KnownCauses) -> Bools:
+    """Which have a template that was new once, and was called an anomaly then or since: bool [S].
+
+    Flagged for it or not: by the time of the answer it may have been admitted, and learned.
+    """
+    templates = np.unique(sessions.tokens)
+    bad = np.isin(sessions.tokens, templates[known.bad(new_causes(templates))])
+    found: Bools = np.bincount(repeat_per_row(sessions.offsets)[bad], minlength=len(sessions.starts)) > 0
+    return found
 
 
 def _final_shapes(sessions: Sequences) -> NDArray[np.uint64]:

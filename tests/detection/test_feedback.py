@@ -86,6 +86,15 @@ def test_without_the_answer_it_would_have_been_admitted(journal: Journal) -> Non
     assert found[0] and not any(found[27:])
 
 
+def test_what_was_admitted_and_learned_before_it_was_called_an_anomaly_is_forgotten(journal: Journal) -> None:
+    (alert, *_) = [each for number in range(1, 200) for each in flags(journal, number, NEW)]
+    assert alert["template_id"] in learn(journal).vocabulary and flags(journal, 200, NEW) == []
+    answer(journal, alert, "anomaly")
+    assert alert["template_id"] not in learn(journal).vocabulary
+    (again,) = flags(journal, 201, NEW)
+    assert again["cause"] == alert["cause"]
+
+
 ATTACK = b'203.0.113.9 - - [17/May/2015:10:05:03 +0000] "GET /x?id=1%27%20UNION%20SELECT%201-- HTTP/1.1" 200 1 "-" "-"'
 OTHER = ATTACK.replace(b"GET /x?id", b"POST /x/y/z?id")
 
