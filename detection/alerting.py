@@ -59,7 +59,7 @@ class Alerting:
         order = rows.in_order()
         order = order[rows.flagged[order]]
         self.flagged += len(order)
-        what = [self._what(rows, row) for row in order.tolist()]
+        what = [self._what(rows, row, lines) for row in order.tolist()]
         sources = source_causes(rows.session[order])
         # A window of a stream without keys is nobody's: its alerts belong together by their cause only.
         sources[np.char.startswith(rows.session[order], b"w")] = 0
@@ -79,13 +79,14 @@ class Alerting:
         reasons = {int(row): self._explained(rows, judged, int(row), alpha, lines) for row in order[early]}
         self.batches.append((rows, Alerted(order, grouped, what, reasons)))
 
-    def _what(self, rows: Rows, row: int) -> str:
+    def _what(self, rows: Rows, row: int, lines: Lines | None) -> str:
         kind = int(rows.kind[row])
+        origin = b"" if lines is None or rows.k[row] else lines.reading.origins[lines.start + row]
         return in_words(
             kind,
             template=rows.templates.get(int(rows.about[row]), ""),
             rule=rows.matched(row)[0].name if kind == RULE else "",
-            source=shown_key(bytes(rows.session[row])),
+            source=shown(origin) if origin else shown_key(bytes(rows.session[row])),
         )
 
     def _explained(self, rows: Rows, judged: Judged, row: int, alpha: float, lines: Lines | None) -> dict[str, Any]:

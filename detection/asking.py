@@ -80,7 +80,9 @@ class Opinion:
         if self.ensemble is not None:
             standing = self.ensemble.score(view)
             judgement = self.ensemble.judge(standing.reached)
-            reasons = self._reasons(self.ensemble, view, standing, judgement, keys, slot)
+            reasons = self._reasons(
+                self.ensemble, view, standing, judgement, keys, [line.origin for line in read], slot
+            )
         answers = []
         for i, line in enumerate(read):
             answer = self._answer(lines[i], line, standing, judgement, reasons, i, slot)
@@ -169,6 +171,7 @@ class Opinion:
         standing: Standing,
         judgement: Judgement,
         keys: NDArray[np.bytes_],
+        origins: Sequence[bytes],
         slot: int | None,
     ) -> Reasons:
         """What each line would be flagged for; nothing of those that would not be, or whose session was already."""
@@ -176,13 +179,14 @@ class Opinion:
         table = self.sessions.column
         novel = np.full(n, 0 if slot is None else table["novel"][slot], dtype=np.int32)
         reasons = Reasons(
-            ensemble, self.known, view, standing, judgement, keys, np.zeros(n, dtype=np.bool_), none, novel, none
-        )
+            ensemble, self.known, view, standing, judgement, keys, np.zeros(n, dtype=np.bool_), none, novel,
+            np.arange(n), origins,
+        )  # fmt: skip
         excused = 0.0 if slot is None else float(table["excused"][slot])
         level = min(self.alpha, excused) if excused > 0.0 else self.alpha
         if slot is None or not table["verdict"][slot]:
             reasons.name(np.flatnonzero(judgement.p < level))
-        explained = self.known.normal(reasons.cause)
+        explained = reasons.normal(np.arange(n))
         reasons.kind[explained], reasons.verdict[explained] = NONE, NORMAL
         return reasons
 
@@ -282,7 +286,9 @@ class Opinion:
         template = self._text_of(about) if about >= 0 else ""
         return {
             "cause_kind": KINDS[kind],
-            "what": in_words(kind, template=template, rule=rule, source=shown_key(key)),
+            "what": in_words(
+                kind, template=template, rule=rule, source=shown(line.origin) if line.origin else shown_key(key)
+            ),
         }
 
     def _text_of(self, template: int) -> str:

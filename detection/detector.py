@@ -319,6 +319,7 @@ class Detector:
                 sources=vouching.counters.observe(
                     reading.origins[chunk], now, reading.troubles[chunk], reading.things[chunk]
                 ),
+                origins=reading.origins[chunk],
             )
             keys, windowed = intake.keys[chunk], intake.windowed[chunk]
             vouching.sessions.evict(vouching.sessions.crowded_out_by(keys))
@@ -415,6 +416,7 @@ class Detector:
             sources=self._origins.observe(
                 reading.origins[chunk], clock, reading.troubles[chunk], reading.things[chunk]
             ),
+            origins=reading.origins[chunk],
         )
         pieces = cut(
             self._sessions,

@@ -4,6 +4,7 @@ Everything is columns. A *row* is a line or the closing of a session by silence;
 one session that lies in the batch (`sessions.Cut`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -31,7 +32,8 @@ Bools = NDArray[np.bool_]
 @dataclass(frozen=True, slots=True)
 class Batch:
     """n lines as columns. `clock` is the log clock at each line, non-decreasing; `hit` the confidence of
-    the surest rule that matched it, 0 where none did; `values` and `sources` what those members said of it."""
+    the surest rule that matched it, 0 where none did; `values` and `sources` what those members said of it; `origins`
+    who did it, b"" where nobody is named."""
 
     first_line: int
     ids: NDArray[np.int32]
@@ -40,12 +42,13 @@ class Batch:
     hit: Floats
     values: Floats
     sources: Floats
+    origins: Sequence[bytes]
 
     @classmethod
     def empty(cls, line: int) -> "Batch":
         """No lines; what closes now closes at `line`."""
         none = np.zeros(0)
-        return cls(line, none.astype(np.int32), none.astype(np.bool_), none, none, none, none)
+        return cls(line, none.astype(np.int32), none.astype(np.bool_), none, none, none, none, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,7 @@ def judge(
     brought = _Brought(sessions, pieces)
     view = view_of(sessions, ensemble, known, batch, pieces, brought)
     serial, first_line = _begun(sessions, batch, pieces, brought)
-    scored = _score(ensemble, known, alpha, sessions, pieces, brought, view, serial)
+    scored = _score(ensemble, known, alpha, sessions, pieces, brought, view, serial, batch.origins)
     standing = _stand(batch, pieces, brought, scored, serial, first_line)
     key = sessions.column["key"][pieces.slot]
     counts = ensemble is not None and ensemble.complete
@@ -174,7 +177,7 @@ def judge(
         members=scored.judgement.members[row_of_line],
         verdict=_verdicts_so_far(pieces, brought, scored)[row_of_line],
         flagged=scored.crossing[row_of_line],
-        cause=scored.reasons.cause[row_of_line],
+        cause=scored.reasons.told[row_of_line],
         kind=scored.reasons.kind[row_of_line],
         about=scored.reasons.about[row_of_line],
     )
@@ -291,6 +294,7 @@ def _score(
     brought: _Brought,
     view: View,
     serial: Ints,
+    origins: Sequence[bytes],
 ) -> _Scored:
     rows = len(view)
     if ensemble is None or not rows:
@@ -306,7 +310,17 @@ def _score(
     judgement = ensemble.judge(standing.reached)
     key, windowed = sessions.column["key"][pieces.slot], sessions.column["windowed"][pieces.slot]
     reasons = Reasons(
-        ensemble, known, view, standing, judgement, key, windowed, serial, brought("novel"), pieces.row_line
+        ensemble,
+        known,
+        view,
+        standing,
+        judgement,
+        key,
+        windowed,
+        serial,
+        brought("novel"),
+        pieces.row_line,
+        origins,
     )
     reasons.report_new_templates(brought("counts"), sessions.next_serial)
     excused = brought("excused")
@@ -324,7 +338,7 @@ def _score(
         at_end = (first == tail[piece]) & (reasons.kind[first] == SHAPE) & (view.templates[first] == CLOSING_TEMPLATE)
         told_at_end[piece] |= at_end & ~reported[piece]
         reported[piece] = True
-        explained = known.normal(reasons.cause[first])
+        explained = reasons.normal(first)
         crossing[first[~explained]] = True
         # What is known as normal explains this p; only a smaller one is a reason to flag.
         excused[row_piece[first[explained]]] = judgement.p[first[explained]]
@@ -444,7 +458,7 @@ def _closings(batch: Batch, pieces: Cut, scored: _Scored, standing: _Standing, k
         hit=standing.hit[closed],
         verdict=standing.verdict[closed],
         flagged=scored.crossing[tail] & pieces.row_closing[tail],
-        cause=scored.reasons.cause[tail],
+        cause=scored.reasons.told[tail],
         kind=scored.reasons.kind[tail],
         about=scored.reasons.about[tail],
         worst_line=standing.worst_line[closed],

@@ -5,11 +5,14 @@ that nobody knows, in that row or earlier in the session (which is then *novel*,
 line is strange to a model that does not know it), else the shape that the session has by now.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.causes import NEW, SHAPE, SOURCE, VALUE, Causes, new_causes, shape_causes, source_causes, value_causes
 from detection.ensemble import Ensemble, Judgement
+from detection.intake import session_key
 from detection.known import KnownCauses
 from detection.members.registry import NAMES
 from detection.members.view import CLOSING, COUNT_BUCKETS, Ints, Standing, View
@@ -32,7 +35,11 @@ def muted(known: KnownCauses, ensemble: Ensemble | None, templates: NDArray[np.i
 class Reasons:
     """Columns [R] of a batch: `cause` and `kind`, 0 where none was asked for, and `verdict` of that kind; `about` int32
     is the template that a cause of kind NEW or VALUE is about. `novel` int32 [P]: of each session after the batch, the
-    first template that nobody knew, plus 1, or 0."""
+    first template that nobody knew, plus 1, or 0.
+
+    `told` is the cause that alerts and answers go by: that of who did it, where `cause` is the session's key and a line
+    names somebody. Else one client that works on many things, each of them a session, would be as many incidents.
+    """
 
     def __init__(
         self,
@@ -46,15 +53,17 @@ class Reasons:
         serials: Ints,
         novel: NDArray[np.int32],
         lines: Ints,
+        origins: Sequence[bytes],
     ) -> None:
         """`keys`, `windowed` and `serials` [P] are the pieces' sessions', `novel` [P] what each was before the batch;
-        `lines` [R] are the rows' places in the log."""
+        `lines` [R] are the rows' places in the batch, and `origins` says who did each line of it, b"" for nobody."""
         rows = len(view)
-        self.cause = np.zeros(rows, dtype=np.uint64)
+        self.cause, self.told = np.zeros(rows, dtype=np.uint64), np.zeros(rows, dtype=np.uint64)
         self.kind = np.zeros(rows, dtype=np.uint8)
         self.verdict = np.zeros(rows, dtype=np.uint8)
         self._known, self._view, self._members = known, view, judgement.members
         self._keys, self._windowed, self._serials, self._lines = keys, windowed, serials, lines
+        self._origins = origins
         self._piece = repeat_per_row(view.offsets)
         unknown = (view.templates != CLOSING) & ~ensemble.knows(view.templates)
         self._unknown = unknown & ~view.muted_rows()
@@ -72,6 +81,7 @@ class Reasons:
         empty = cls.__new__(cls)
         empty.novel = novel
         empty.cause, empty.kind = np.zeros(rows, dtype=np.uint64), np.zeros(rows, dtype=np.uint8)
+        empty.told = empty.cause
         empty.verdict, empty.about = np.zeros(rows, dtype=np.uint8), np.full(rows, CLOSING, dtype=np.int32)
         return empty
 
@@ -126,6 +136,15 @@ class Reasons:
         )
         self.cause[rows], self.kind[rows] = cause, kind
         self.verdict[rows] = np.where(kind == NEW, NOVEL, ANOMALY)
+        self.told[rows] = cause
+        named = [row for row in rows[(kind == SOURCE) & ~closing].tolist() if self._origins[self._lines[row]]]
+        if named:
+            who = [session_key(self._origins[line]) for line in self._lines[named].tolist()]
+            self.told[named] = source_causes(np.array(who))
+
+    def normal(self, rows: Ints) -> NDArray[np.bool_]:
+        """Which of the causes of these rows are known to be normal."""
+        return self._known.normal(self.cause[rows]) | self._known.normal(self.told[rows])
 
     def report_shapes(self, rows: Ints, begun: int) -> None:
         """Tell `known` of those of these rows that were named by the shape of their session."""

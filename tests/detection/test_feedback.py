@@ -11,7 +11,7 @@ from detection.frames import FeedbackFrame, LinesFrame, RefusedFrame, Sequenced
 from detection.model import Model
 from detection.state import digest
 from tests.detection.journal import RECEIVED, Journal, segment, started
-from tests.detection.simple import CLOSE, OPEN, fed, finished, learn, learned_by, session, taught, usual
+from tests.detection.simple import CLOSE, OPEN, fed, finished, learn, learned_by, line, session, simple, taught, usual
 
 NEW = [OPEN, b"dropping all tables now", CLOSE]
 
@@ -72,6 +72,27 @@ def test_before_the_first_full_model_what_is_flagged_is_learned_from_unless_it_w
     assert data.flagged.sum() == data.tainted.sum() == 0
     answer(journal, alert, "anomaly")
     assert journal.detector.training_set().tainted.sum() == 1
+
+
+def test_one_who_floods_many_sessions_is_one_incident_and_one_answer_is_enough() -> None:
+    journal = simple()
+    fed(journal, [b"%s for 198.51.100.%d" % (each, n % 200) for n, each in enumerate(usual(1500, 1))])
+    finished(journal)
+    learn(journal)
+
+    def flood(prefix: str, who: bytes, at: float) -> list[bytes]:
+        return [line(f"{prefix}{n}", OPEN + b" for " + who, at) for n in range(400)]
+
+    alerts = fed(journal, flood("a", b"203.0.113.7", 2000))
+    assert len(alerts) > 100 and len({alert["session"] for alert in alerts}) == len(alerts)
+    assert {(alert["cause_kind"], alert["what"]) for alert in alerts} == {("source", "behaviour of 203.0.113.7")}
+    assert len({(alert["incident"], alert["cause"]) for alert in alerts}) == 1
+    more, others = flood("b", b"203.0.113.7", 2001), flood("c", b"203.0.113.8", 2001)
+    assert journal.detector.ask(more[:1], None)[0]["verdict"] == "anomaly"
+    answer(journal, alerts[0], "normal")
+    assert journal.detector.ask(more[:1], None)[0]["verdict"] == "normal"
+    assert fed(journal, more) == []
+    assert {alert["what"] for alert in fed(journal, others)} == {"behaviour of 203.0.113.8"}
 
 
 def test_an_anomaly_stays_one_however_often_it_comes(journal: Journal) -> None:

@@ -85,7 +85,7 @@ def feed(
     pieces = cut(table, slots, times, own, idle_seconds=IDLE, window=WINDOW)
     n = len(keys)
     ids = np.arange(first, first + n, dtype=np.int32)  # each line is its own template: sequences can be told
-    batch = Batch(first, ids, np.zeros(n, dtype=np.bool_), times, np.zeros(n), np.zeros(n), np.zeros(n))
+    batch = Batch(first, ids, np.zeros(n, dtype=np.bool_), times, np.zeros(n), np.zeros(n), np.zeros(n), [b""] * n)
     return judge(table, history, None, KnownCauses(), 0.0, batch, pieces).closings
 
 
