@@ -64,12 +64,17 @@ class Alerting:
         # A window of a stream without keys is nobody's: its alerts belong together by their cause only.
         sources[np.char.startswith(rows.session[order], b"w")] = 0
         kinds = rows.kind[order]
+        times = rows.time.copy()
+        # One line from the future must not end the day that the budget is for, and every one after it.
+        times[: len(judged.row_of_line)] = np.fmin(
+            rows.time[: len(judged.row_of_line)], judged.view.times[judged.row_of_line]
+        )
         grouped = self._incidents.assign(
             rows.cause[order],
             sources,
             kinds,
             kinds == RULE,
-            rows.time[order],
+            times[order],
             rows.line[order],
             rows.k[order],
             per_day=self._per_day,
