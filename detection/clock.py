@@ -1,7 +1,8 @@
 """The log clock: the largest event time seen, robust against a line from the future.
 
 It is the only time `apply` knows. It never goes back. A time more than an hour ahead moves it only when
-20 lines in a row agree (within an hour of each other), so one line with a wrong year closes no session.
+20 lines in a row are as far ahead, to the earliest of them and those within an hour of it: so one line with a wrong
+year closes no session, and a log of a few lines a day is followed all the same, a few lines late.
 Until a line brings a time there is only the time at which lines were received. That is provisional: the
 first time in the log, which may be of years ago, takes its place, and from then on no receive time does.
 
@@ -33,8 +34,7 @@ class LogClock:
     def __init__(self) -> None:
         self.now = math.nan
         self.timed = False
-        self._ahead = math.nan  # the time that lines from the future agree on
-        self._agreeing = 0
+        self._ahead: list[float] = []  # the times of the last lines, all from the future
 
     def advance(self, times: NDArray[np.float64], received: float) -> NDArray[np.float64]:
         """The clock at each line of `times` (float64 [n], nan: the line has no time), after that line.
@@ -54,7 +54,7 @@ class LogClock:
         running = np.maximum.accumulate(np.concatenate(([self.now], known)))
         if np.all(known - running[:-1] <= LEAP_SECONDS_ALLOWED):
             if np.any(known >= running[:-1] - LEAP_SECONDS_ALLOWED):
-                self._agreeing = 0
+                self._ahead = []
             self.now = float(running[-1])
             return running[1:]
         return np.array([self._step(time) for time in times.tolist()], dtype=np.float64)
@@ -69,24 +69,23 @@ class LogClock:
             return self.now
         if time <= self.now + LEAP_SECONDS_ALLOWED:
             if time >= self.now - LEAP_SECONDS_ALLOWED:
-                self._agreeing = 0
+                self._ahead = []
             self.now = max(self.now, time)
         else:
-            agrees = self._agreeing > 0 and abs(time - self._ahead) <= LEAP_SECONDS_ALLOWED
-            self._agreeing = self._agreeing + 1 if agrees else 1
-            self._ahead = time
-            if self._agreeing >= AGREEING_LINES:
-                self.now, self._agreeing = time, 0
+            self._ahead.append(time)
+            if len(self._ahead) == AGREEING_LINES:
+                limit = min(self._ahead) + LEAP_SECONDS_ALLOWED
+                self.now = max(each for each in self._ahead if each <= limit)
+                self._ahead = [each for each in self._ahead if each > limit]
         return self.now
 
     def export(self) -> State:
-        return {"now": self.now, "timed": self.timed, "ahead": self._ahead, "agreeing": self._agreeing}
+        return {"now": self.now, "timed": self.timed, "ahead": np.array(self._ahead, dtype=np.float64)}
 
     @classmethod
     def load(cls, columns: Columns) -> "LogClock":
         clock = cls()
         clock.now = float(columns["now"])  # type: ignore[arg-type]
         clock.timed = bool(columns["timed"])
-        clock._ahead = float(columns["ahead"])  # type: ignore[arg-type]
-        clock._agreeing = int(columns["agreeing"])  # type: ignore[arg-type]
+        clock._ahead = columns["ahead"].tolist()  # type: ignore[union-attr]
         return clock

@@ -32,6 +32,15 @@ def test_twenty_lines_that_agree_do() -> None:
     assert jumped[-1] == 1e6 + AGREEING_LINES - 1
 
 
+def test_a_log_of_a_few_lines_a_day_is_followed_and_one_wrong_year_in_it_is_not() -> None:
+    clock, gap = LogClock(), 4 * 3600.0
+    sparse = [1e9 + n * gap for n in range(200)]
+    sparse[50] = 1.7e9
+    lag = np.array(sparse) - np.array(advanced(clock, *sparse))
+    assert np.delete(lag, 50).max() <= 2 * AGREEING_LINES * gap and clock.now >= sparse[-1] - AGREEING_LINES * gap
+    assert lag[50] > 6e8
+
+
 def test_lines_without_a_time_leave_it_where_it_is() -> None:
     assert advanced(LogClock(), 5, math.nan, 7, math.nan) == [5, 5, 7, 7]
 
