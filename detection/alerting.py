@@ -117,9 +117,8 @@ class Alerting:
             reasons["rules"] = [
                 evidence_shown(self._rules.evidence(rule, target, agent, rows.texts[row])) for rule in rows.hit_by(row)
             ]
-        reasons["source"] = source_shown(
-            self._origins, source, float(rows.time[row] if view_row is None else judged.view.times[view_row])
-        )
+        # Its counters are those after the batch by now, and the batch may go on for hours without it.
+        reasons["source"] = source_shown(self._origins, source)
         reasons["lines"] = [
             {"line": number, "text": shown(self._recent.text(number) or b""), "odd": number == odd}
             for number in self._recent.of_session(serial, through, LINES_SHOWN)

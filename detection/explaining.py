@@ -48,8 +48,8 @@ def value_shown(odd: Strangest) -> dict[str, Any]:
     }
 
 
-def source_shown(counters: SourceCounters, source: bytes, clock: float) -> list[dict[str, Any]]:
-    """How a source stands at `clock`, for JSON."""
+def source_shown(counters: SourceCounters, source: bytes, clock: float | None = None) -> list[dict[str, Any]]:
+    """How a source stands at `clock`, by default in the minute of its last line, for JSON."""
     return [
         {"name": counter.name, "value": counter.value, "usual": counter.usual, "nats": counter.nats}
         for counter in counters.explain(source, clock)

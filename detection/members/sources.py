@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.members.background import COUNTERS, SHARE, Background
-from detection.members.counting import LONGEST_PAST, MINUTES, Counted, Lines, Rows, count, sunk
+from detection.members.counting import LONGEST_PAST, MINUTE_SECONDS, MINUTES, Counted, Lines, Rows, count, sunk
 from detection.state import Columns, State, joined, part
 
 CAPACITY = 1 << 14
@@ -120,10 +120,16 @@ class SourceCounters:
         line = Lines.of(np.array([clock]), np.array([error]), np.array([thing], dtype=np.uint64))
         return float(_together(self._nats(self._alone(source, line)))[0])
 
-    def explain(self, source: bytes, clock: float) -> list[Standout]:
-        """How `source` stands at `clock`, its strangest counter first; nothing of one that is not in the table."""
-        if _bounded(source) not in self._slots:
+    def explain(self, source: bytes, clock: float | None = None) -> list[Standout]:
+        """How `source` stands at `clock`, by default in the minute of its last line; its strangest counter first.
+
+        Nothing of one that is not in the table.
+        """
+        slot = self._slots.get(_bounded(source))
+        if slot is None:
             return []
+        if clock is None:
+            clock = float(self._column["minute"][slot]) * MINUTE_SECONDS
         counted = self._alone(source, Lines.silence(clock))
         columns = (counted.values[0].tolist(), self._background.usual(), self._nats(counted)[0].tolist())
         found = [Standout(name, *each) for name, *each in zip(COUNTERS, *columns, strict=True)]

@@ -119,6 +119,9 @@ def test_what_a_source_does_and_its_oddest_value_are_named_in_alerts_as_in_answe
     assert alert["explain"]["source"] == answer["explain"]["source"]
     counters = {each["name"]: each["value"] for each in alert["explain"]["source"]}
     assert counters["failures a minute"] == 50.0, counters
+    much_later = (failing % 7).replace(b":10:05", b":10:55")
+    (again,) = journal.feed([ATTACK, much_later])
+    assert {each["name"]: each["value"] for each in again["explain"]["source"]}["failures a minute"] == 1.0
 
 
 def test_an_alert_from_the_future_does_not_keep_its_incident_open_for_ever() -> None:
