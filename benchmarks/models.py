@@ -150,7 +150,7 @@ def _training_set(sessions: list[list[int]], seed: int) -> TrainingSet:
         fresh=np.ones(count, dtype=np.bool_),
         keys=np.arange(count, dtype=np.uint64),
         causes=np.zeros(count, dtype=np.uint64),
-        templates={},
+        templates={"id": np.zeros(1, np.int32), "family": np.zeros(1, np.uint8)},  # of one family all of them
     )
 
 

@@ -62,7 +62,7 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
     torch.set_num_threads(1)
     report = _Report(progress, data.full)
     pool = data.only(~data.tainted & (np.diff(data.offsets) > 0))
-    pool = pool.only(_within_share(pool.keys))
+    pool = pool.only(_within_share(pool))
     if len(pool.starts) < FEWEST_SESSIONS:
         raise TrainingError(
             f"{len(pool.starts)} clean sessions are too few to learn from: at least {FEWEST_SESSIONS} are needed"
@@ -221,20 +221,23 @@ def _folds(sessions: int, folds: int, seed: int) -> NDArray[np.int64]:
     return fold
 
 
-def _within_share(keys: NDArray[np.uint64]) -> Bools:
+def _within_share(data: TrainingSet) -> Bools:
     """The sessions that stay when no key has more than LARGEST_SHARE of them: of a larger one the latest go.
 
-    With too few keys for that (a stream without keys has one a connection) all stay. An attacker who sends much
-    of the traffic cannot make most of what is learned (Kloft and Laskov, 2010, bound the gain by the share).
+    With too few keys for that (a stream without keys has one a connection), and of keys that are not alike, all stay.
+    An attacker who sends much of the traffic cannot make most of what is learned (Kloft and Laskov, 2010, bound the
+    gain by the share).
     """
-    _, where, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    _, where, counts = np.unique(data.keys, return_inverse=True, return_counts=True)
     if len(counts) < MANY_KEYS:
-        return np.ones(len(keys), dtype=np.bool_)
-    most = max(int(LARGEST_SHARE * len(keys)), 1)
+        return np.ones(len(data.keys), dtype=np.bool_)
+    most = max(int(LARGEST_SHARE * len(data.keys)), 1)
     order = np.argsort(where, kind="stable")
-    rank = np.empty(len(keys), dtype=np.int64)
-    rank[order] = np.arange(len(keys)) - np.repeat(np.cumsum(counts) - counts, counts)
-    within: Bools = rank < most
+    rank = np.empty(len(data.keys), dtype=np.int64)
+    rank[order] = np.arange(len(data.keys)) - np.repeat(np.cumsum(counts) - counts, counts)
+    templates = _Templates.of(data)
+    first = np.searchsorted(templates.ids, data.tokens[data.offsets[:-1]])
+    within: Bools = (rank < most) | ~templates.keys_alike[first]
     return within
 
 
@@ -242,21 +245,52 @@ def _vocabulary(data: TrainingSet) -> NDArray[np.int32]:
     """The most frequent templates, ascending.
 
     Those that came once stay out: their share of the lines is the Good-Turing estimate of how likely the
-    next line is to show something new, and as UNSEEN they teach just that. Where there are many keys, so do
-    those that only one of them ever sent: one source does not decide what is known.
+    next line is to show something new, and as UNSEEN they teach just that. Where there are many keys, and they are
+    alike, so do those that only one of them ever sent: one source does not decide what is known.
     """
-    ids, counts = np.unique(data.tokens, return_counts=True)
-    enough = counts > 1
+    templates = _Templates.of(data)
+    enough = templates.lines > 1
     if len(np.unique(data.keys)) >= MANY_KEYS:
-        key = np.unique(data.keys, return_inverse=True)[1][repeat_per_row(data.offsets)]
-        pairs = np.unique(np.stack([data.tokens.astype(np.int64), key], axis=1), axis=0)
-        enough &= np.unique(pairs[:, 0], return_counts=True)[1] > 1
-    frequent = np.argsort(-counts, kind="stable")
+        enough &= (templates.senders > 1) | ~templates.keys_alike
+    frequent = np.argsort(-templates.lines, kind="stable")
     frequent = frequent[enough[frequent]][:LARGEST_VOCABULARY]
-    kept: NDArray[np.int32] = np.sort(ids[frequent]).astype(np.int32)
+    kept: NDArray[np.int32] = np.sort(templates.ids[frequent]).astype(np.int32)
     if not len(kept):
-        raise TrainingError(f"none of {len(ids)} templates came twice: there is nothing to learn from")
+        raise TrainingError(f"none of {len(enough)} templates came twice: there is nothing to learn from")
     return kept
+
+
+@dataclass(frozen=True)
+class _Templates:
+    """Which templates a set has and who sends them; columns [V], ascending by id.
+
+    `keys_alike` says of a template's family whether one key stands for another there: most keys mostly send templates
+    that others send, too. Clients, requests and pods are alike. The programs of a host are not: each has templates of
+    its own, and that no other one sends them says nothing against them. Each key has one vote, however much it sends.
+    """
+
+    ids: NDArray[np.int32]
+    lines: NDArray[np.int64]
+    senders: NDArray[np.int64]  # keys
+    keys_alike: Bools
+
+    @classmethod
+    def of(cls, data: TrainingSet) -> "_Templates":
+        ids, where, lines = np.unique(data.tokens, return_inverse=True, return_counts=True)
+        key = np.unique(data.keys, return_inverse=True)[1][repeat_per_row(data.offsets)]
+        senders = np.bincount(np.unique(np.stack([where, key]), axis=1)[0], minlength=len(ids))
+        family = _families(data, ids)
+        voters, voter = np.unique(np.stack([family[where], key]), axis=1, return_inverse=True)
+        shared = np.bincount(voter, weights=senders[where] > 1) >= 0.5 * np.bincount(voter)
+        alike = np.bincount(voters[0], weights=shared) >= 0.5 * np.bincount(voters[0])
+        return cls(ids, lines, senders, alike[family])
+
+
+def _families(data: TrainingSet, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The family of each template (see `detection.templates`); of one that was evicted since, the first."""
+    table: Any = data.templates
+    at = np.minimum(np.searchsorted(table["id"], ids), len(table["id"]) - 1)
+    return np.where(table["id"][at] == ids, table["family"][at], 0).astype(np.int64)
 
 
 def _strangest(standing: Standing, view: View, members: Sequence[type[Member]], candidates: Bools) -> Bools:

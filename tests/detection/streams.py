@@ -10,8 +10,11 @@ from detection.members.member import Lesson
 from detection.members.registry import NAMES
 from detection.members.view import Floats, Standing, whole_sessions
 from detection.model import Model
+from detection.state import Value
 from detection.training.run import Progress, train
 from detection.training_set import TrainingSet
+
+TEMPLATES: dict[str, Value] = {"id": np.arange(100, dtype=np.int32), "family": np.ones(100, dtype=np.uint8)}
 
 
 def stream(sessions: Sequence[Sequence[int]], *, ends: bool = True, **changes: Any) -> TrainingSet:
@@ -38,7 +41,7 @@ def stream(sessions: Sequence[Sequence[int]], *, ends: bool = True, **changes: A
         "fresh": np.ones(count, dtype=np.bool_),
         "keys": np.arange(1, count + 1, dtype=np.uint64),
         "causes": np.arange(1, count + 1, dtype=np.uint64),
-        "templates": {"next": 9},
+        "templates": TEMPLATES,
     }
     return TrainingSet(**(columns | changes))
 

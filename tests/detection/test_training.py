@@ -12,7 +12,7 @@ from detection.model import Model, to_columns
 from detection.state import digest
 from detection.training.run import Progress, TrainingError, train
 from detection.training_set import from_columns
-from tests.detection.streams import habits, reached, standing, stream, trained
+from tests.detection.streams import TEMPLATES, habits, reached, standing, stream, trained
 
 TRANSFORMER = NAMES.index("transformer")
 
@@ -30,7 +30,7 @@ def test_rings_hold_one_ascending_score_a_session_for_each_member_and_all_togeth
         assert ring.dtype == np.float64
         assert len(ring) == 300 == habitual.meta["sessions"]
         assert (np.diff(ring) >= 0).all()
-    assert (habitual.generation, habitual.line, habitual.templates) == (3, habitual.meta["lines"], {"next": 9})
+    assert (habitual.generation, habitual.line, habitual.templates) == (3, habitual.meta["lines"], TEMPLATES)
 
 
 def test_the_forest_finds_a_flood_strange(habitual: Model) -> None:

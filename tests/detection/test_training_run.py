@@ -19,7 +19,7 @@ from detection.training.run import _Report, _rings, _Run
 from detection.training.transformer import fit_transformer
 from detection.training_set import TrainingSet
 from detection.transformer import FIRST, UNSEEN
-from tests.detection.streams import habits, lesson, quietly, stream, trained
+from tests.detection.streams import TEMPLATES, habits, lesson, quietly, stream, trained
 
 
 class Recognising:
@@ -111,6 +111,38 @@ def test_one_source_does_not_make_up_what_is_learned(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(run, "MANY_KEYS", 10_000)
     model = trained(data)
     assert len(model.rings["ensemble"]) == 500 and np.isin([8, 9], model.vocabulary).all()
+
+
+def programs_of_a_host(family: int) -> TrainingSet:
+    """300 sessions of 30 programs, half of them of one; each program has two templates of its own."""
+    ours = np.concatenate([np.zeros(150, np.int64), np.arange(150) % 30])
+    data = stream([[2 * program + 1, 2 * program + 2] * 2 for program in ours.tolist()], full=False)
+    data.keys[:] = ours + 1
+    return replace(data, templates={**TEMPLATES, "family": np.full(100, family, np.uint8)})
+
+
+def test_of_programs_that_each_have_their_own_words_all_is_learned() -> None:
+    model = trained(programs_of_a_host(1))
+    assert len(model.vocabulary) == 60 and len(model.rings["ensemble"]) == 300
+
+
+def test_clients_that_have_words_in_common_are_told_apart_from_them_by_the_family_of_their_lines() -> None:
+    """The programs' lines come into one socket with those of clients, of which one has words of its own."""
+    apart, hosts = stream([*habits(300, 1), *[[98, 99, 98, 99]] * 20]), programs_of_a_host(1)
+    apart.keys[300:] = 7777
+    both = stream(
+        [*_sessions(hosts), *[[t if t > 90 else t + 70 for t in each] for each in _sessions(apart)]], full=False
+    )
+    both.keys[:] = np.concatenate([hosts.keys, apart.keys + np.uint64(1000)])
+    both = replace(both, templates={**TEMPLATES, "family": (np.arange(100) < 70).astype(np.uint8)})
+    known = trained(both).vocabulary
+    assert np.isin(np.arange(1, 61), known).all() and not np.isin([98, 99], known).any()
+    of_one_family = trained(replace(both, templates=TEMPLATES)).vocabulary
+    assert not np.isin(np.arange(1, 61), of_one_family).any(), "the control: most keys are clients, and have the say"
+
+
+def _sessions(data: TrainingSet) -> list[list[int]]:
+    return [each.tolist() for each in np.split(data.tokens, data.offsets[1:-1])]
 
 
 def test_a_stream_of_few_keys_is_learned_as_it_is() -> None:
