@@ -11,8 +11,10 @@ things asked for, in the running minute and in the half-hour, and how far its fa
 
 `background` says how strange each counter's value is among the sources of this stream. Of that we take off what
 the source's own past explains, the same of its *record*, times k/(k+12) after k half-hours of past: a proxy, a
-crawler or a monitor is in the end only strange beyond its own past, but nobody is excused by the half-hour
-before. The record sinks by a bin every eighth half-hour. Then
+crawler or a backup is in the end only busy beyond its own past, but nobody is excused by the half-hour
+before. The record sinks by a bin every eighth half-hour. It does not explain the share of failures, or who turns
+bad slowly would be excused by how bad he was yesterday: many failures may be a proxy's way, most of its lines
+failing is not. Then
 
     score = strangest of the three counters of failures + half the strangest of the four of lines and things
 
@@ -41,6 +43,7 @@ _ROOM = 2 * BLOCK_LINES  # slots that are free after an eviction; a block needs 
 _TRUST_SAMPLES = 12.0  # a quarter of a day's half-hours
 _FAILING, _BUSY = (1, 4, SHARE), (0, 2, 3, 5)  # among COUNTERS
 _BUSY_WEIGHT = 0.5
+_EXCUSED = np.arange(len(COUNTERS)) != SHARE
 
 _COLUMNS: dict[str, tuple[str, int]] = {
     "key": (f"S{KEY_BYTES}", 1),
@@ -180,7 +183,7 @@ class SourceCounters:
         """How strange each counter is after each line, the source's own past considered: float64 [n, counters]."""
         nats, counter = self._background.nats, np.arange(len(COUNTERS))
         trust = (counted.given / (counted.given + _TRUST_SAMPLES))[:, None]
-        own = nats[counter, np.minimum(counted.bins, counted.record)]
+        own = nats[counter, np.minimum(counted.bins, counted.record)] * _EXCUSED
         beyond: NDArray[np.float64] = nats[counter, counted.bins] - trust * own
         return beyond
 

@@ -116,7 +116,9 @@ class PlainCounters:
         source.peak = np.maximum(source.peak, bins)
         usual, each = self.background.nats, np.arange(len(COUNTERS))
         trust = source.given / (source.given + 12.0)
-        nats = usual[each, bins] - trust * usual[each, np.minimum(bins, source.record)]
+        own = usual[each, np.minimum(bins, source.record)]
+        own[6] = 0.0
+        nats = usual[each, bins] - trust * own
         return float(max(nats[1], nats[4], nats[6]) + 0.5 * max(nats[0], nats[2], nats[3], nats[5]))
 
     def _take(self, source: PlainSource) -> None:
@@ -369,6 +371,25 @@ def test_a_check_once_a_minute_is_calm(usual: Usual) -> None:
     counters, _, clock = after(usual)
     checks = [(b"198.51.100.1", clock + 60.0 * (i + 1), False, 1) for i in range(100)]
     assert observe(counters, checks).max() < 1.0
+
+
+def slowly_turning_bad(usual: Usual) -> tuple[float, float]:
+    """A source whose share of failures grows from none to all of its lines in twelve days: the median score of its last
+    day, and the highest one of usual traffic."""
+    counters, highest, clock = after(usual)
+    drawn, lines = random.Random(6), 25 * 48 * 12
+    attack = [(b"203.0.113.7", clock + 72.0 * i, drawn.random() < i / lines, 5_000 + i) for i in range(lines)]
+    return float(np.median(observe(counters, attack)[-1_200:])), highest
+
+
+def test_who_turns_bad_slowly_is_not_excused_by_how_bad_he_was_yesterday(
+    usual: Usual, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_end, highest = slowly_turning_bad(usual)
+    assert in_the_end > 0.6 * highest
+    monkeypatch.setattr(sources_module, "_EXCUSED", np.ones(len(COUNTERS)))
+    in_the_end, highest = slowly_turning_bad(usual)
+    assert in_the_end < 0.2 * highest, "the control"
 
 
 def test_a_busy_proxy_is_in_the_end_only_strange_beyond_its_own_past(usual: Usual) -> None:
