@@ -65,7 +65,8 @@ function takeRecord(record) {
   incident.first_time = incident.first_time || record.time;
   if (!known || !(incident.last_line > record.line)) {
     incident.last_line = record.line;
-    incident.last_time = record.time;
+    // A line's time may lie before that of a line before it; an incident's does not go back.
+    incident.last_time = Math.max(incident.last_time || incident.first_time || 0, record.time || 0);
     incident.open = true;
   }
   showItem(item);
