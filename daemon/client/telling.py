@@ -81,7 +81,7 @@ def train_from(admin: Admin, as_json: bool, source: str, wait: bool) -> int:
     taken = _hand_over(admin, source, shown)
     if not as_json:
         _tell_of(taken)
-    if not wait:
+    if not wait or not taken["lines"]:
         show(taken, as_json, lambda: None)
         return 0
     with _training_bar() if shown else _no_bar() as told:
@@ -140,7 +140,7 @@ def _hand_over(admin: Admin, source: str, shown: bool) -> dict[str, int]:
 
 def _tell_of(taken: Mapping[str, int]) -> None:
     lines, hits = taken["lines"], taken["rule_hits"]
-    print(f"{lines:,} lines in {taken['sessions']:,} sessions taken")
+    print(f"{lines:,} lines in {taken['sessions']:,} sessions taken" if lines else "no lines in it: nothing to learn")
     if hits:
         print(f"{hits:,} of them matched a rule; the sessions they are in will not be learned from")
     if hits > SUSPICIOUS_SHARE * lines:

@@ -407,6 +407,8 @@ async def test_train_from_says_when_the_file_looks_like_attacks_and_need_not_wai
         assert said[2] == "vigilctl: 50.0% of the lines look like attacks: is this file clean?\n"
         said = await ask("--json", "train-from", "--no-wait", "-", stdin=b"", env=env)
         assert said == (0, '{"lines": 0, "rule_hits": 0, "sessions": 0}\n', "")
+        said = await ask("train-from", "-", stdin=b"", env=env)
+        assert said == (0, "no lines in it: nothing to learn\n", ""), "there is no training to wait for"
 
 
 @pytest.mark.parametrize(
