@@ -10,6 +10,7 @@ import msgspec
 from actors.alerts import id_key
 from daemon.control import ControlError
 from detection import causes
+from detection.templates import MAX_ID, OTHER
 from persistence.jsonl import last_records
 
 SEARCHED_BYTES = 64 << 20  # of alerts.jsonl, from its end: about a hundred thousand records, a second at most
@@ -17,11 +18,12 @@ SEARCHED_BYTES = 64 << 20  # of alerts.jsonl, from its end: about a hundred thou
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """The cause of an alert, as `detection.causes` has it."""
+    """The cause of an alert, as `detection.causes` has it, and the template that it hangs on, 0: on none."""
 
     cause: int
     kind: int
     what: str
+    template: int
 
 
 class _Id(msgspec.Struct):
@@ -65,10 +67,19 @@ def about(record: Mapping[str, Any]) -> About:
     """What the alert of `record` is about. Raises `ControlError` 409 for a record that does not say."""
     try:
         kind = causes.KINDS.index(record["cause_kind"])
-        return About(causes.read(str(record["cause"])), kind, str(record["what"]))
+        return About(causes.read(str(record["cause"])), kind, str(record["what"]), _template(record["cause_template"]))
     except (KeyError, ValueError):
         raise ControlError(
             409,
             "no_cause",
             f"the record of alert {record['id']} names no cause, an earlier version wrote it; answer a newer alert",
         ) from None
+
+
+def _template(given: object) -> int:
+    """As the table of templates has it. Raises ValueError."""
+    if given is None:
+        return OTHER
+    if not isinstance(given, int) or not OTHER <= given <= MAX_ID:
+        raise ValueError(f"{given!r} is not the id of a template")
+    return given

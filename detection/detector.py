@@ -125,6 +125,7 @@ class Detector:
         frame, lines = item.frame, count_lines(item.frame)
         self._lose_before(item, lines)
         self._known.admits = not self._schedule.closed(self.settings.learning)
+        self._templates.pinned = self._known.templates
         alarms = self.settings.alarms
         # Who says how sure to be, and not how many to see, has no budget.
         per_day = alarms.per_day if alarms.alpha is None else math.inf
@@ -248,7 +249,9 @@ class Detector:
             self._known.undo(frame.alert)
         else:
             normal = frame.answer == "normal"
-            self._known.answer(frame.alert, frame.cause, frame.kind, frame.what, normal, frame.note, self.line)
+            self._known.answer(
+                frame.alert, frame.cause, frame.kind, frame.what, normal, frame.note, self.line, frame.template
+            )
 
     def _restore(self, seq: int, knowledge: Knowledge | None, alerting: Alerting) -> None:
         """Know what `knowledge` knew: templates, model, training buffer, answers, rate of sessions. The rest goes on.

@@ -49,7 +49,8 @@ _NEEDED = round(RING * ADMITTED_SHARE)
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the operator said of alert `alert` when the last line was `line`."""
+    """What the operator said of alert `alert` when the last line was `line`; `template` is what `cause` depends on, 0:
+    on none."""
 
     alert: str
     cause: int
@@ -58,6 +59,7 @@ class Answer(msgspec.Struct, frozen=True):
     normal: bool
     note: str
     line: int
+    template: int
 
     def as_dict(self) -> dict[str, Any]:
         """As the API gives it."""
@@ -90,10 +92,13 @@ class KnownCauses:
 
     # --- answers ------------------------------------------------------------------------------------
 
-    def answer(self, alert_id: str, cause: int, kind: int, what: str, normal: bool, note: str, line: int) -> None:
+    def answer(
+        self, alert_id: str, cause: int, kind: int, what: str, normal: bool, note: str, line: int, template: int = 0
+    ) -> None:
         """Take effect at once. Another answer to the same alert replaces the one before, and is the last."""
         self._answers.pop(alert_id, None)
-        self._answers[alert_id] = Answer(alert_id, cause, kind, clipped(what), normal, clipped(note, NOTE_BYTES), line)
+        what, note = clipped(what), clipped(note, NOTE_BYTES)
+        self._answers[alert_id] = Answer(alert_id, cause, kind, what, normal, note, line, template)
         if len(self._answers) > self._capacity[0]:
             del self._answers[next(iter(self._answers))]
             self.answers_dropped += 1
@@ -108,6 +113,11 @@ class KnownCauses:
     def answers(self) -> list[Answer]:
         """Oldest first."""
         return list(self._answers.values())
+
+    @property
+    def templates(self) -> NDArray[np.int32]:
+        """What the answers depend on, each once, those of the last answers first."""
+        return self._templates
 
     # --- admission ----------------------------------------------------------------------------------
 
@@ -169,6 +179,8 @@ class KnownCauses:
         self._bad = {cause for cause, normal in last.items() if not normal}
         for cause in self._bad & self._admitted.keys():
             del self._admitted[cause]
+        latest_first = dict.fromkeys(answer.template for answer in reversed(self._answers.values()) if answer.template)
+        self._templates = np.array(list(latest_first), dtype=np.int32)
         texts = msgspec.json.encode(self.answers())
         self._encoded = np.frombuffer(texts, dtype=np.uint8)  # once an answer, not once a snapshot
         self._sort()

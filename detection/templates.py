@@ -17,6 +17,10 @@ depend on how lines were cut into batches. Memos make it fast; they are never pa
 change a result: an entry holds the version of the leaf it was found in, and every change of a leaf is a
 new version.
 
+`pinned` templates stay: what the operator said of them holds for their ids, and learned again they would have
+others. They fill at most half of the table, the first named before the last, and the half that is more frequent
+is that of the others.
+
 State, a row a template, ascending by id, row 0 being `<other>` (k = rows):
 
     id        int32 [k]
@@ -100,7 +104,8 @@ class _Memo:
 class TemplateTable:
     """At most `capacity` templates besides `<other>`; raises ValueError for a capacity below 1.
 
-    `created` and `evicted` count templates since the beginning and are part of the state.
+    `created` and `evicted` count templates since the beginning and are part of the state. `pinned` int32 [p], ids, the
+    most important first and each once, is the caller's to say and no part of it; those that are gone count for nothing.
     """
 
     def __init__(self, capacity: int = 8192) -> None:
@@ -109,6 +114,7 @@ class TemplateTable:
         self.capacity = capacity
         self.created = 0
         self.evicted = 0
+        self.pinned = np.zeros(0, np.int32)
         self._lines = 0
         self._templates = [_Template(TEXT, [], 0, False)]
         self._id = np.zeros(capacity + 1, np.int32)
@@ -328,12 +334,12 @@ class TemplateTable:
 
     def _evict(self) -> None:
         n = len(self)
-        used = self._used[1 : n + 1]
-        by_count = np.lexsort((used, self._count[1 : n + 1]))
-        rare = by_count[: n - n // 2]
-        oldest = rare[np.argsort(used[rare])][: max(1, self.capacity // 8)]
+        loose = self._loose()
+        by_count = loose[np.lexsort((self._used[loose], self._count[loose]))]
+        rare = by_count[: len(loose) - len(loose) // 2]
+        oldest = rare[np.argsort(self._used[rare])][: max(1, self.capacity // 8)]
         keep = np.ones(n + 1, np.bool_)
-        keep[oldest + 1] = False
+        keep[oldest] = False
         k = n + 1 - len(oldest)
         for column in (self._id, self._count, self._used):
             column[:k] = column[: n + 1][keep]
@@ -341,6 +347,15 @@ class TemplateTable:
         self._templates = [template for template, stays in zip(self._templates, keep, strict=True) if stays]
         self.evicted += len(oldest)
         self._plant()
+
+    def _loose(self) -> NDArray[np.intp]:
+        """The rows that may be evicted: at least half of them."""
+        live = self._id[: len(self._templates)]
+        at = np.searchsorted(live[:-1], self.pinned)
+        pinned = at[live[at] == self.pinned][: self.capacity // 2]
+        loose = np.ones(len(live), np.bool_)
+        loose[OTHER] = loose[pinned] = False
+        return np.flatnonzero(loose)
 
 
 def _family_index(family: str) -> int:

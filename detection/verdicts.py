@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes import KINDS, RULE
+from detection.causes import KINDS, RULE, SOURCE
 from detection.causes import shown as shown_cause
 from detection.ensemble import Ensemble
 from detection.incidents import Grouped
@@ -71,6 +71,11 @@ class Rows:
         low, high = np.searchsorted(self.hits.lines, [row, row + 1])
         found: list[int] = self.hits.rules[low:high].tolist()
         return sorted(found, key=lambda rule: -self.rules[rule].confidence)
+
+    def cause_template(self, row: int) -> int | None:
+        """The template whose id the cause of a flagged row hangs on; of a shape that of its line, one of several."""
+        about = int(self.about[row])
+        return about if about >= 0 and self.kind[row] != SOURCE else None
 
     def record(self, row: int) -> dict[str, Any]:
         """Row `row` as the contract's JSON object."""
@@ -199,6 +204,7 @@ class Alerted:
             "opens": bool(self.grouped.opens[number]),
             "cause": shown_cause(int(rows.cause[row])),
             "cause_kind": KINDS[rows.kind[row]],
+            "cause_template": rows.cause_template(row),
             "what": self.what[number],
             **({"explain": self.explained[row]} if row in self.explained else {}),
         }

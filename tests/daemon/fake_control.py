@@ -358,6 +358,7 @@ def record(line: int, **changes: Any) -> dict[str, Any]:
         "attack_types": ["sql_injection"],
         "cause": f"{line:016x}",
         "cause_kind": "rule",
+        "cause_template": 7,
         "what": "rule sqli-union on GET /item 200",
         "incident": str(line),
         "incident_count": 1,

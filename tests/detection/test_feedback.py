@@ -11,14 +11,28 @@ from detection.frames import FeedbackFrame, LinesFrame, RefusedFrame, Sequenced
 from detection.model import Model
 from detection.state import digest
 from tests.detection.journal import RECEIVED, Journal, segment, started
-from tests.detection.simple import CLOSE, OPEN, fed, finished, learn, learned_by, line, session, simple, taught, usual
+from tests.detection.simple import (
+    CLOSE,
+    OPEN,
+    RETRY,
+    fed,
+    finished,
+    learn,
+    learned_by,
+    line,
+    session,
+    simple,
+    taught,
+    usual,
+)
 
 NEW = [OPEN, b"dropping all tables now", CLOSE]
 
 
 def answer(journal: Journal, record: dict[str, Any], what: Literal["normal", "anomaly", "undo"]) -> None:
     kind = KINDS.index(record["cause_kind"])
-    journal.apply(FeedbackFrame(record["id"], int(record["cause"], 16), kind, record["what"], what, "seen it"))
+    about = int(record["cause"], 16), kind, record["what"]
+    journal.apply(FeedbackFrame(record["id"], *about, what, "seen it", record["cause_template"] or 0))
 
 
 def flags(journal: Journal, number: int, texts: list[bytes]) -> list[dict[str, Any]]:
@@ -140,6 +154,62 @@ def test_an_answer_to_an_alert_that_is_gone_from_the_table_holds_for_its_cause_a
     (alert,) = flags(journal, 1, NEW)
     answer(journal, {**alert, "id": "999999.7"}, "normal")
     assert flags(journal, 2, NEW) == []
+
+
+FLOOD = [b" ".join([word] * count) for word in (b"lorem", b"ipsum", b"dolor") for count in range(2, 60)]
+
+
+def crowded(state: dict[str, Any], model: Model | None = None) -> Journal:
+    """One that goes on from `state`, with a table of templates that a flood soon fills."""
+    return Journal(Detector.load({**state, "templates.capacity": 40}, model))
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_an_answer_holds_though_a_flood_of_new_templates_came_between(
+    knowing: tuple[dict[str, object], Model], restarts: bool
+) -> None:
+    journal = crowded(*knowing)
+    (alert,) = flags(journal, 1, NEW)
+    answer(journal, alert, "normal")
+    if restarts:
+        journal = Journal(Detector.load(journal.detector.export(), knowing[1]))
+    fed(journal, session("flood", FLOOD, 2500))
+    finished(journal)
+    assert journal.detector.summary().templates_evicted > 100
+    assert flags(journal, 9, NEW) == []
+    assert digest(Detector.load(journal.detector.export(), knowing[1]).export()) == digest(journal.detector.export())
+
+
+@pytest.mark.parametrize("what", ["normal", "undo"])
+def test_without_an_answer_the_flood_makes_another_cause_of_it(
+    knowing: tuple[dict[str, object], Model], what: Literal["normal", "undo"]
+) -> None:
+    journal = crowded(*knowing)
+    (alert,) = flags(journal, 1, NEW)
+    answer(journal, alert, "normal")
+    answer(journal, alert, what)
+    fed(journal, session("flood", FLOOD, 2500))
+    finished(journal)
+    again = {each["cause"] for each in flags(journal, 9, NEW)}
+    assert bool(again) == (what == "undo") and alert["cause"] not in again
+
+
+def test_so_does_the_answer_to_a_rule() -> None:
+    journal = crowded(dict(started().detector.export()))
+    (alert,) = journal.feed([ATTACK])
+    answer(journal, alert, "normal")
+    journal.feed(FLOOD, kind="plain", source="b")
+    assert journal.detector.summary().templates_evicted > 100
+    assert journal.feed([ATTACK]) == [] and len(journal.feed([OTHER])) == 1
+
+
+def test_an_alert_names_the_template_that_its_cause_hangs_on(journal: Journal) -> None:
+    (new,) = flags(journal, 1, [OPEN, b"dropping all tables now", b"dropping all tables now"])
+    assert new["cause_template"] == new["template_id"]
+    (shape,) = flags(journal, 2, [OPEN, *[RETRY] * 6, CLOSE])
+    assert shape["cause_template"] == shape["template_id"]
+    (rule,) = started().feed([ATTACK])
+    assert rule["cause_template"] == rule["template_id"]
 
 
 def test_a_refused_model_is_listed_with_its_reason_changes_no_verdict_and_counts_as_a_training(

@@ -85,6 +85,18 @@ def test_answers_are_listed_oldest_first_as_they_were_given() -> None:
     ]  # fmt: skip
 
 
+def test_what_the_answers_depend_on_is_named_once_and_that_of_the_last_one_first() -> None:
+    known = KnownCauses()
+    for number, template in enumerate((3, 0, 9, 3, 4), 1):
+        known.answer(str(number), number, NEW, "new template: x", number % 2 > 0, "", 1, template)
+    assert known.templates.tolist() == [4, 3, 9]
+    assert KnownCauses.load(known.export()).templates.tolist() == [4, 3, 9]
+    known.undo("4")
+    assert known.templates.tolist() == [4, 9, 3]
+    known.undo("1")
+    assert known.templates.tolist() == [4, 9]
+
+
 def test_the_oldest_answers_make_room_and_are_counted() -> None:
     known = KnownCauses(answers=2)
     for number in (1, 2, 3):
@@ -107,7 +119,7 @@ def test_as_many_answers_as_are_kept_stay_within_bounds() -> None:
 
 
 def _many_answers(count: int) -> bytes:
-    row = '{"alert":"%d","cause":%d,"kind":3,"what":"w","normal":true,"note":"","line":1}'
+    row = '{"alert":"%d","cause":%d,"kind":3,"what":"w","normal":true,"note":"","line":1,"template":0}'
     return ("[" + ",".join(row % (n, n) for n in range(1, count + 1)) + "]").encode()
 
 

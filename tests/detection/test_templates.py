@@ -137,6 +137,36 @@ def test_the_least_recently_used_of_the_rarer_half_goes_first() -> None:
     assert (len(table), table.created, table.evicted) == (4, 6, 2)
 
 
+def test_what_is_pinned_stays_though_it_is_rare_and_what_is_not_makes_room() -> None:
+    table = TemplateTable(capacity=8)
+    lines = [b" ".join([b"word"] * n) for n in range(1, 110)]
+    table.assign("text", lines[:8])
+    table.pinned = np.array([3, 77, 1], np.int32)
+    table.assign("text", lines[8:50])
+    assert table.match("text", lines[:8]).tolist() == [1, -1, 3, *[-1] * 5]
+    assert (len(table), table.created, table.evicted) == (8, 50, 42)
+    table.pinned = np.zeros(0, np.int32)
+    table.assign("text", lines[50:])
+    assert table.match("text", lines[:8]).tolist() == [-1] * 8
+
+
+def test_no_more_than_half_of_the_table_is_pinned_and_of_those_the_first_named() -> None:
+    table = TemplateTable(capacity=8)
+    lines = [b" ".join([b"word"] * n) for n in range(1, 90)]
+    table.assign("text", lines[:8])
+    table.pinned = np.array([99, *range(8, 0, -1)], np.int32)
+    table.assign("text", lines[8:])
+    assert table.match("text", lines[:8]).tolist() == [-1] * 4 + [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("capacity", range(1, 10))
+def test_there_is_room_to_be_made_however_much_is_pinned(capacity: int) -> None:
+    table = TemplateTable(capacity)
+    table.pinned = np.arange(1, 100, dtype=np.int32)
+    table.assign("text", [b" ".join([b"word"] * n) for n in range(1, 60)])
+    assert len(table) <= capacity and (table.created, table.evicted) == (59, 59 - len(table))
+
+
 def test_when_ids_run_out_lines_are_other() -> None:
     table = TemplateTable(capacity=2)
     table.assign("text", [b"alpha beta", b"gamma delta"])
@@ -206,14 +236,16 @@ ROOM_FOR_ITS_LIKE = [  # the last but one makes room, after which its place in t
 ]
 
 
-@given(st.lists(st.lists(LINE, max_size=12), max_size=12), st.integers(1, 12))
-@example([ROOM_FOR_ITS_LIKE], 5)
+@given(st.lists(st.lists(LINE, max_size=12), max_size=12), st.integers(1, 12), st.lists(st.integers(1, 20), max_size=9))
+@example([ROOM_FOR_ITS_LIKE], 5, [])
 @settings(max_examples=300, deadline=None)
 def test_neither_batches_nor_memos_nor_a_reload_change_anything(
-    batches: list[list[tuple[str, bytes]]], capacity: int
+    batches: list[list[tuple[str, bytes]]], capacity: int, pinned: list[int]
 ) -> None:
+    pins = np.array(pinned, np.int32)
     with narrow_tree():
         warm, cold, whole = TemplateTable(capacity), TemplateTable(capacity), TemplateTable(capacity)
+        warm.pinned = whole.pinned = pins
         for batch in batches:
             for family in ("text", "access"):
                 contents = [content for kind, content in batch if kind == family]
@@ -221,6 +253,7 @@ def test_neither_batches_nor_memos_nor_a_reload_change_anything(
                 singly = []
                 for content in contents:
                     cold = TemplateTable.load(cold.export())
+                    cold.pinned = pins
                     expected = cold.match(family, [content]).tolist()
                     assert digest(cold.export()) == digest(TemplateTable.load(cold.export()).export())
                     made = (cold.created, cold.evicted)
