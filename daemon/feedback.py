@@ -18,12 +18,14 @@ SEARCHED_BYTES = 64 << 20  # of alerts.jsonl, from its end: about a hundred thou
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """The cause of an alert, as `detection.causes` has it, and the template that it hangs on, 0: on none."""
+    """The cause of an alert, as `detection.causes` has it, the template that it hangs on, 0: on none, and the shapes
+    that "normal" holds for, too."""
 
     cause: int
     kind: int
     what: str
     template: int
+    shapes: tuple[int, ...]
 
 
 class _Id(msgspec.Struct):
@@ -67,7 +69,14 @@ def about(record: Mapping[str, Any]) -> About:
     """What the alert of `record` is about. Raises `ControlError` 409 for a record that does not say."""
     try:
         kind = causes.KINDS.index(record["cause_kind"])
-        return About(causes.read(str(record["cause"])), kind, str(record["what"]), _template(record["cause_template"]))
+        template, shapes = record["cause_template"], record.get("cause_shapes", [])
+        return About(
+            causes.read(str(record["cause"])),
+            kind,
+            str(record["what"]),
+            _template(template),
+            tuple(causes.read(str(each)) for each in shapes),
+        )
     except (KeyError, ValueError):
         raise ControlError(
             409,

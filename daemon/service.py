@@ -374,7 +374,7 @@ class Service:
             record = await trio.to_thread.run_sync(find_record, path, alert_id)
         alert, alert_id = about(record), str(record["id"])  # as it is written there: 0701 is no other alert than 701
         said: Literal["normal", "anomaly"] = "normal" if answer == "normal" else "anomaly"
-        frame = FeedbackFrame(alert_id, alert.cause, alert.kind, alert.what, said, note, alert.template)
+        frame = FeedbackFrame(alert_id, alert.cause, alert.kind, alert.what, said, note, alert.template, alert.shapes)
         line = await self._answer(frame)
         return {"id": alert_id, "answer": said, "kind": KINDS[alert.kind], "what": alert.what, "line": line}
 

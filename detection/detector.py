@@ -250,7 +250,15 @@ class Detector:
         else:
             normal = frame.answer == "normal"
             self._known.answer(
-                frame.alert, frame.cause, frame.kind, frame.what, normal, frame.note, self.line, frame.template
+                frame.alert,
+                frame.cause,
+                frame.kind,
+                frame.what,
+                normal,
+                frame.note,
+                self.line,
+                frame.template,
+                frame.shapes,
             )
 
     def _restore(self, seq: int, knowledge: Knowledge | None, alerting: Alerting) -> None:

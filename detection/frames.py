@@ -12,7 +12,7 @@ before it is applied, so this module's encoding is a file format:
     skip     {"type": "skip", "seq"}             frame `seq`, before this one, could not be applied: whoever
                                                  replays it skips it, too
     restore  {"type": "restore", "name", "sha256"}   what is known becomes what snapshot `name` holds
-    feedback {"type": "feedback", "alert", "cause", "kind", "what", "answer", "note", "template"}
+    feedback {"type": "feedback", "alert", "cause", "kind", "what", "answer", "note", "template", "shapes"}
                                                  the operator's answer to alert `alert`, which is about `cause`
     vouched  {"type": "vouched", "received", "segment", "done"}     lines that somebody says are clean
     refused  {"type": "refused", "generation", "name", "reason", "studied"}    a model that does not take effect
@@ -115,8 +115,8 @@ class RestoreFrame(msgspec.Struct, frozen=True, tag="restore"):
 
 class FeedbackFrame(msgspec.Struct, frozen=True, tag="feedback"):
     """What the operator says of alert `alert`; it holds for `cause`, of the `kind` and `what` that
-    `detection.causes` gave it, and which hangs on the id of `template`, 0: on none. "undo" takes back the answer to
-    that alert, whatever else is in the frame."""
+    `detection.causes` gave it, and which hangs on the id of `template`, 0: on none; "normal" holds for the causes
+    `shapes`, too. "undo" takes back the answer to that alert, whatever else is in the frame."""
 
     alert: str
     cause: int
@@ -125,6 +125,7 @@ class FeedbackFrame(msgspec.Struct, frozen=True, tag="feedback"):
     answer: Literal["normal", "anomaly", "undo"]
     note: str
     template: int = 0
+    shapes: tuple[int, ...] = ()
 
 
 class VouchedFrame(msgspec.Struct, frozen=True, tag="vouched"):

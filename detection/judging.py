@@ -69,6 +69,7 @@ class Closings:
     cause: NDArray[np.uint64]  # of that
     kind: NDArray[np.uint8]
     about: NDArray[np.int32]  # the template that the cause is about
+    shapes: NDArray[np.uint64]  # [m, 2] see `Reasons`
     worst_line: Ints
 
     def and_also(self, other: "Closings") -> "Closings":
@@ -96,6 +97,7 @@ class LineStates:
     cause: NDArray[np.uint64]  # of that
     kind: NDArray[np.uint8]
     about: NDArray[np.int32]  # the template that the cause is about
+    shapes: NDArray[np.uint64]  # [n, 2] see `Reasons`
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,7 @@ def judge(
         cause=scored.reasons.told[row_of_line],
         kind=scored.reasons.kind[row_of_line],
         about=scored.reasons.about[row_of_line],
+        shapes=scored.reasons.shapes[row_of_line],
     )
     _store(sessions, pieces, scored, standing, view)
     sessions.release(pieces.vacated)
@@ -207,6 +210,7 @@ def closed_as_they_are(sessions: SessionTable, slots: Ints, line: int) -> Closin
     at["flagged"] = np.zeros(len(slots), dtype=np.bool_)
     at["cause"], at["kind"] = np.zeros(len(slots), dtype=np.uint64), np.zeros(len(slots), dtype=np.uint8)
     at["about"] = np.full(len(slots), CLOSING_TEMPLATE, dtype=np.int32)
+    at["shapes"] = np.zeros((len(slots), 2), dtype=np.uint64)
     return Closings(**at)
 
 
@@ -461,6 +465,7 @@ def _closings(batch: Batch, pieces: Cut, scored: _Scored, standing: _Standing, k
         cause=scored.reasons.told[tail],
         kind=scored.reasons.kind[tail],
         about=scored.reasons.about[tail],
+        shapes=scored.reasons.shapes[tail],
         worst_line=standing.worst_line[closed],
     )
 

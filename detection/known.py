@@ -3,6 +3,9 @@
 **Answers.** An operator says of an alert that it is normal, or that it is an anomaly indeed; the answer holds for
 the alert's cause (see `detection.causes`) until it is undone. Of several answers to one cause the last one holds;
 when it is undone, the one before does. At most `ANSWERS` are kept; the oldest make room, and are counted.
+A new template that was called normal is known to the next model, and what was new about a session is then its shape,
+to the operator the same thing again. So "normal" also holds for the shapes that come with the alert: those that its
+session had there. It does for no other session with that template, and an answer to a shape itself goes before.
 
 **Admission.** After a deploy most sessions have a shape that was never seen, and they are not malicious. So a
 cause that `ADMITTED_SHARE` of the last `RING` sessions showed, 25 of 1,000, is admitted as normal. It counts where it
@@ -50,7 +53,7 @@ _NEEDED = round(RING * ADMITTED_SHARE)
 
 class Answer(msgspec.Struct, frozen=True):
     """What the operator said of alert `alert` when the last line was `line`; `template` is what `cause` depends on, 0:
-    on none."""
+    on none; `shapes` are causes that are as normal as it."""
 
     alert: str
     cause: int
@@ -60,6 +63,7 @@ class Answer(msgspec.Struct, frozen=True):
     note: str
     line: int
     template: int
+    shapes: tuple[int, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """As the API gives it."""
@@ -93,12 +97,21 @@ class KnownCauses:
     # --- answers ------------------------------------------------------------------------------------
 
     def answer(
-        self, alert_id: str, cause: int, kind: int, what: str, normal: bool, note: str, line: int, template: int = 0
+        self,
+        alert_id: str,
+        cause: int,
+        kind: int,
+        what: str,
+        normal: bool,
+        note: str,
+        line: int,
+        template: int = 0,
+        shapes: tuple[int, ...] = (),
     ) -> None:
         """Take effect at once. Another answer to the same alert replaces the one before, and is the last."""
         self._answers.pop(alert_id, None)
         what, note = clipped(what), clipped(note, NOTE_BYTES)
-        self._answers[alert_id] = Answer(alert_id, cause, kind, what, normal, note, line, template)
+        self._answers[alert_id] = Answer(alert_id, cause, kind, what, normal, note, line, template, shapes)
         if len(self._answers) > self._capacity[0]:
             del self._answers[next(iter(self._answers))]
             self.answers_dropped += 1
@@ -175,8 +188,10 @@ class KnownCauses:
     def _settle(self) -> None:
         """Let the answers there are take effect."""
         last = {answer.cause: answer.normal for answer in self._answers.values() if answer.cause}
-        self._normal = {cause for cause, normal in last.items() if normal}
-        self._bad = {cause for cause, normal in last.items() if not normal}
+        said = {cause for cause, normal in last.items() if normal}
+        self._bad = last.keys() - said
+        alike = {shape for a in self._answers.values() if a.normal and a.cause in said for shape in a.shapes}
+        self._normal = said | (alike - self._bad)
         for cause in self._bad & self._admitted.keys():
             del self._admitted[cause]
         latest_first = dict.fromkeys(answer.template for answer in reversed(self._answers.values()) if answer.template)

@@ -37,6 +37,9 @@ class Reasons:
     is the template that a cause of kind NEW or VALUE is about. `novel` int32 [P]: of each session after the batch, the
     first template that nobody knew, plus 1, or 0.
 
+    `shapes` uint64 [R, 2] are, of rows of kind NEW, the causes that the session's shape is there, as long as it goes on
+    and if it ends: what is new is known some day, and the session is then named by its shape.
+
     `told` is the cause that alerts and answers go by: that of who did it, where `cause` is the session's key and a line
     names somebody. Else one client that works on many things, each of them a session, would be as many incidents.
     """
@@ -59,7 +62,7 @@ class Reasons:
         `lines` [R] are the rows' places in the batch, and `origins` says who did each line of it, b"" for nobody."""
         rows = len(view)
         self.cause, self.told = np.zeros(rows, dtype=np.uint64), np.zeros(rows, dtype=np.uint64)
-        self.kind = np.zeros(rows, dtype=np.uint8)
+        self.kind, self.shapes = np.zeros(rows, dtype=np.uint8), np.zeros((rows, 2), dtype=np.uint64)
         self.verdict = np.zeros(rows, dtype=np.uint8)
         self._known, self._view, self._members = known, view, judgement.members
         self._keys, self._windowed, self._serials, self._lines = keys, windowed, serials, lines
@@ -81,7 +84,7 @@ class Reasons:
         empty = cls.__new__(cls)
         empty.novel = novel
         empty.cause, empty.kind = np.zeros(rows, dtype=np.uint64), np.zeros(rows, dtype=np.uint8)
-        empty.told = empty.cause
+        empty.told, empty.shapes = empty.cause, np.zeros((rows, 2), dtype=np.uint64)
         empty.verdict, empty.about = np.zeros(rows, dtype=np.uint8), np.full(rows, CLOSING, dtype=np.int32)
         return empty
 
@@ -124,7 +127,8 @@ class Reasons:
         about = np.where(self._unknown[rows], view.templates[rows], novel - 1)
         kind = np.select([by_value & ~closing, by_source, about >= 0], [VALUE, SOURCE, NEW], SHAPE)
         self.about[rows] = np.where(kind == NEW, about, view.templates[rows])
-        shapes = shape_causes(self._counts_at(rows), closing)
+        counts = self._counts_at(rows)
+        going_on, over = (shape_causes(counts, np.full(len(rows), ended)) for ended in (False, True))
         cause = np.select(
             [kind == VALUE, kind == SOURCE, kind == NEW],
             [
@@ -132,9 +136,10 @@ class Reasons:
                 source_causes(self._keys[piece]),
                 new_causes(np.maximum(about, 0)),
             ],
-            shapes,
+            np.where(closing, over, going_on),
         )
         self.cause[rows], self.kind[rows] = cause, kind
+        self.shapes[rows] = np.where((kind == NEW)[:, None], np.stack([going_on, over], axis=1), np.uint64(0))
         self.verdict[rows] = np.where(kind == NEW, NOVEL, ANOMALY)
         self.told[rows] = cause
         named = [row for row in rows[(kind == SOURCE) & ~closing].tolist() if self._origins[self._lines[row]]]

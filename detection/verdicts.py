@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes import KINDS, RULE, SOURCE
+from detection.causes import KINDS, NEW, RULE, SOURCE
 from detection.causes import shown as shown_cause
 from detection.ensemble import Ensemble
 from detection.incidents import Grouped
@@ -44,6 +44,7 @@ class Rows:
     cause: NDArray[np.uint64]  # of flagged rows
     kind: NDArray[np.uint8]
     about: NDArray[np.int32]  # the template that the cause is about
+    shapes: NDArray[np.uint64]  # [n + m, 2] of a session with a new template, its own: see `reasons.Reasons`
     reached: NDArray[np.float64]  # [n + m, M]
     member_ps: NDArray[np.float64]  # [n + m, M]
     texts: list[bytes]  # of lines, then of the oddest line of each session closed
@@ -165,6 +166,7 @@ def rows_of(
         cause=cause,
         kind=np.where(by_rule, RULE, np.concatenate((states.kind, closings.kind))).astype(np.uint8),
         about=about,
+        shapes=np.concatenate((states.shapes, closings.shapes)),
         reached=reached,
         member_ps=np.concatenate((states.members, _members_at(closings, ensemble))),
         texts=texts,
@@ -205,6 +207,7 @@ class Alerted:
             "cause": shown_cause(int(rows.cause[row])),
             "cause_kind": KINDS[rows.kind[row]],
             "cause_template": rows.cause_template(row),
+            **({"cause_shapes": list(map(shown_cause, rows.shapes[row].tolist()))} if rows.kind[row] == NEW else {}),
             "what": self.what[number],
             **({"explain": self.explained[row]} if row in self.explained else {}),
         }

@@ -154,7 +154,9 @@ async def refused(status: int, code: str) -> AsyncIterator[list[str]]:
 
 async def test_an_answer_is_in_force_and_in_the_journal_when_it_is_confirmed(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon:
-        await daemon.flag(alert(7), alert(8, cause_kind="new", cause_template=3, what="new template: x"))
+        await daemon.flag(
+            alert(7), alert(8, cause_kind="new", cause_template=3, cause_shapes=[f"{CAUSE:016x}"], what="x")
+        )
         answer = await daemon.control.feedback("7", "normal", "a deploy")
         assert answer == {
             "id": "7", "answer": "normal", "kind": "shape", "what": "sessions like this one", "line": 0,
@@ -168,10 +170,10 @@ async def test_an_answer_is_in_force_and_in_the_journal_when_it_is_confirmed(tmp
             await daemon.control.undo_feedback("7")
     with open_store(tmp_path / "state") as store:
         journaled = [decode(entry.payload) for entry in store.recover().entries]
-    assert [(f.alert, f.answer, f.cause, f.template, f.note) for f in journaled] == [  # type: ignore[union-attr]
-        ("7", "normal", CAUSE, 0, "a deploy"),
-        ("8", "anomaly", CAUSE, 3, ""),
-        ("7", "undo", CAUSE, 0, ""),
+    assert [(f.alert, f.answer, f.cause, f.template, f.shapes, f.note) for f in journaled] == [  # type: ignore[union-attr]
+        ("7", "normal", CAUSE, 0, (), "a deploy"),
+        ("8", "anomaly", CAUSE, 3, (CAUSE,), ""),
+        ("7", "undo", CAUSE, 0, (), ""),
     ]
 
 
@@ -221,9 +223,9 @@ async def test_the_search_is_bounded_and_passes_over_damage(tmp_path: Path, monk
 async def test_a_record_without_a_cause_cannot_be_answered(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon:
         old = {"id": "4", "line": 4, "flagged": True}
-        odd = alert(7, cause_template=2**31), alert(8, cause_template="7")
+        odd = alert(7, cause_template=2**31), alert(8, cause_template="7"), alert(9, cause_shapes=["7"])
         await daemon.flag(old, alert(5, cause="7"), alert(6, cause_kind="x"), *odd)
-        for number in ("4", "5", "6", "7", "8"):
+        for number in ("4", "5", "6", "7", "8", "9"):
             async with refused(409, "no_cause"):
                 await daemon.control.feedback(number, "normal", "")
         assert daemon.sequencer.seq == 0

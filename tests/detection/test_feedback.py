@@ -10,11 +10,14 @@ from detection.ensemble import Ensemble
 from detection.frames import FeedbackFrame, LinesFrame, RefusedFrame, Sequenced
 from detection.model import Model
 from detection.state import digest
+from detection.training import run
 from tests.detection.journal import RECEIVED, Journal, segment, started
 from tests.detection.simple import (
     CLOSE,
     OPEN,
+    READ,
     RETRY,
+    WRITE,
     fed,
     finished,
     learn,
@@ -32,7 +35,8 @@ NEW = [OPEN, b"dropping all tables now", CLOSE]
 def answer(journal: Journal, record: dict[str, Any], what: Literal["normal", "anomaly", "undo"]) -> None:
     kind = KINDS.index(record["cause_kind"])
     about = int(record["cause"], 16), kind, record["what"]
-    journal.apply(FeedbackFrame(record["id"], *about, what, "seen it", record["cause_template"] or 0))
+    shapes = tuple(int(each, 16) for each in record.get("cause_shapes", ()))
+    journal.apply(FeedbackFrame(record["id"], *about, what, "seen it", record["cause_template"] or 0, shapes))
 
 
 def flags(journal: Journal, number: int, texts: list[bytes]) -> list[dict[str, Any]]:
@@ -119,6 +123,56 @@ def test_an_anomaly_stays_one_however_often_it_comes(journal: Journal) -> None:
 def test_without_the_answer_it_would_have_been_admitted(journal: Journal) -> None:
     found = [bool(flags(journal, number, NEW)) for number in range(1, 50)]
     assert found[0] and not any(found[27:])
+
+
+ALONE = [b"dropping all tables now"]
+AMONG = [OPEN, READ, READ, *ALONE, READ, READ, WRITE, CLOSE]
+ELSEWHERE = [OPEN, *ALONE * 12, CLOSE]
+
+
+def known_by_now(journal: Journal, texts: list[bytes], monkeypatch: pytest.MonkeyPatch, *, alike: bool = True) -> str:
+    """`texts` came twice and were called normal, without what is `alike` if so said, and the model has learned them.
+
+    The id of the alert.
+    """
+    monkeypatch.setattr(run, "TRIMMED_SHARE", 0.0)  # as it is after the first full model
+    (alert,) = flags(journal, 1, texts)
+    answer(journal, alert if alike else {**alert, "cause_shapes": []}, "normal")
+    assert flags(journal, 2, texts) == []
+    fed(journal, usual(300, 5, prefix="v", at=3000))
+    finished(journal)
+    assert alert["template_id"] in learn(journal).vocabulary
+    return str(alert["id"])
+
+
+@pytest.mark.parametrize("texts", [ALONE, NEW, AMONG])
+def test_what_was_new_and_called_normal_is_not_raised_again_for_its_shape_once_it_is_known(
+    journal: Journal, texts: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alert_id = known_by_now(journal, texts, monkeypatch)
+    assert journal.detector.ask([line("y", each) for each in texts], None)[0]["verdict"] == "normal"
+    assert flags(journal, 20, texts) == []
+    (other,) = flags(journal, 21, ELSEWHERE)
+    assert other["cause_kind"] == "shape", "it excuses nothing else"
+    journal.apply(FeedbackFrame(alert_id, 0, 0, "", "undo", ""))
+    (again,) = flags(journal, 22, texts)
+    assert again["cause_kind"] == "shape"
+
+
+@pytest.mark.parametrize("texts", [ALONE, NEW, AMONG])
+def test_by_its_template_only_it_would_be(
+    journal: Journal, texts: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_by_now(journal, texts, monkeypatch, alike=False)
+    (again,) = flags(journal, 20, texts)
+    assert again["cause_kind"] == "shape"
+
+
+def test_only_an_alert_of_something_new_comes_with_the_shapes_that_its_session_has(journal: Journal) -> None:
+    (new,) = flags(journal, 1, NEW)
+    assert len(set(new["cause_shapes"]) - {new["cause"]}) == 2
+    (shape,) = flags(journal, 2, [OPEN, *[RETRY] * 6, CLOSE])
+    assert "cause_shapes" not in shape
 
 
 def test_what_was_admitted_and_learned_before_it_was_called_an_anomaly_is_forgotten(journal: Journal) -> None:

@@ -97,6 +97,37 @@ def test_what_the_answers_depend_on_is_named_once_and_that_of_the_last_one_first
     assert known.templates.tolist() == [4, 9]
 
 
+def told(known: KnownCauses, alert: str, cause: int, *shapes: int, normal: bool = True) -> None:
+    known.answer(alert, cause, NEW, "new template: x", normal, "", 1, 3, shapes)
+
+
+def test_normal_holds_for_the_shapes_that_came_with_the_alert_as_long_as_it_holds_for_its_cause() -> None:
+    known = KnownCauses()
+    told(known, "1", 5, 6, 7)
+    told(known, "2", 5, 7, 8)
+    assert standing(known, 5, 6, 7, 8, 9) == "nnnn-"
+    assert standing(KnownCauses.load(known.export()), 5, 6, 7, 8, 9) == "nnnn-"
+    known.undo("1")
+    assert standing(known, 5, 6, 7, 8) == "n-nn"
+    told(known, "3", 5, 9, normal=False)
+    assert standing(known, 5, 7, 8, 9) == "b---", "an anomaly is the template, not all that looks so"
+    known.undo("3")
+    assert standing(known, 5, 7, 8, 9) == "nnn-"
+
+
+@pytest.mark.parametrize("first", ["the shape", "the template"])
+def test_an_answer_to_a_shape_goes_before_one_that_it_only_comes_with(first: str) -> None:
+    known = KnownCauses()
+    if first == "the template":
+        told(known, "1", 5, 6)
+    answer(known, "2", 6, normal=False)
+    if first == "the shape":
+        told(known, "1", 5, 6)
+    assert standing(known, 5, 6) == "nb"
+    known.undo("2")
+    assert standing(known, 5, 6) == "nn"
+
+
 def test_the_oldest_answers_make_room_and_are_counted() -> None:
     known = KnownCauses(answers=2)
     for number in (1, 2, 3):
@@ -119,7 +150,7 @@ def test_as_many_answers_as_are_kept_stay_within_bounds() -> None:
 
 
 def _many_answers(count: int) -> bytes:
-    row = '{"alert":"%d","cause":%d,"kind":3,"what":"w","normal":true,"note":"","line":1,"template":0}'
+    row = '{"alert":"%d","cause":%d,"kind":3,"what":"w","normal":true,"note":"","line":1,"template":0,"shapes":[]}'
     return ("[" + ",".join(row % (n, n) for n in range(1, count + 1)) + "]").encode()
 
 
