@@ -70,6 +70,7 @@ def _ratio(harmless: _Harmless, seed: int) -> Row:
     count = len(alarmed)
     low, high = poisson_interval(count)
     expected = sessions * run.alpha
+    opened = len(set(later.incident[later.flagged & ~by_rule]))
     ruled = len(set(instances[by_rule]))
     return Row.of(
         "honesty of the budget",
@@ -77,7 +78,7 @@ def _ratio(harmless: _Harmless, seed: int) -> Row:
         Interval(count / expected, low / expected, high / expected),
         band=(0.3, 3.0, 0.5, 2.0),
         digits=2,
-        note=f"{count} of {sessions:,} sessions at α = {100 * run.alpha:.2f} %; by rules {ruled}",
+        note=f"{count} of {sessions:,} sessions, {opened} incidents, at α = {100 * run.alpha:.2f} %; by rules {ruled}",
     )
 
 
