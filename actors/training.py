@@ -178,9 +178,8 @@ async def run_training(
             while True:
                 while not summary.training_due:
                     summary = await published.newer(summary)
-                if trio.current_time() < rested:
-                    await _rest(published, rested)
-                    summary = published.summary
+                if not summary.training_urgent and trio.current_time() < rested:
+                    summary = await _rest(published, rested)
                     continue
                 trained = await _attempt(scoring, command, scratch, models, load, status)
                 if trained is None:
@@ -210,12 +209,13 @@ async def run_training(
                 status.end("stopped")
 
 
-async def _rest(published: "Published[Any]", until: float) -> None:
-    """Return at `until`, or before that when the state says that training is urgent."""
+async def _rest(published: "Published[Any]", until: float) -> Any:
+    """The summary at `until`, or before that the first one which says that training is urgent."""
     summary = published.summary
     with trio.move_on_at(until):
         while not summary.training_urgent:
             summary = await published.newer(summary)
+    return summary
 
 
 async def _checkpoint(checkpoints: Checkpoints) -> None:

@@ -78,6 +78,8 @@ class FakeDetector:
     warmup_lines: int = 1_000_000
     model: str = ""
     generation: int = 0
+    due: bool = False  # until the next model
+    urgent: bool = False
     restored: int = 0
     gate: threading.Event | None = None
     calls: list[str] = field(default_factory=list)
@@ -102,6 +104,7 @@ class FakeDetector:
                 lines += whole
         if isinstance(item.frame, ModelFrame):
             self.model, self.generation = item.frame.name, item.frame.generation
+            self.due = self.urgent = False
         if isinstance(item.frame, FeedbackFrame):
             self.answered.pop(item.frame.alert, None)
             if item.frame.answer != "undo":
@@ -139,9 +142,9 @@ class FakeDetector:
         return FakeTrainingSet(generation=1, line=self.line)
 
     def summary(self) -> FakeSummary:
-        due = self.line >= self.warmup_lines and not self.model
+        due = self.due or self.urgent or (self.line >= self.warmup_lines and not self.model)
         restored = self.restored if self.restored <= self.seq else 0
-        return FakeSummary(self.seq, self.line, due, restored=restored, generation=self.generation)
+        return FakeSummary(self.seq, self.line, due, self.urgent, restored, self.generation)
 
 
 def _about(frame: FeedbackFrame) -> dict[str, Any]:

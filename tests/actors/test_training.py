@@ -1,6 +1,7 @@
 """Training with a real child process: a small script that speaks the trainer's protocol."""
 
 import logging
+import math
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -61,6 +62,7 @@ class Training:
         self.scope = trio.CancelScope()
         self.loaded: list[tuple[str, str]] = []
         self.bad_models = 0
+        self.pause_seconds = 0.0
         for name in ("training", "models"):
             (directory / name).mkdir()
         for n, script in enumerate(scripts):
@@ -93,6 +95,7 @@ class Training:
                 models=self.directory / "models",
                 load=self.load,
                 status=self.status,
+                pause_seconds=self.pause_seconds,
                 task_status=task_status,
             )
 
@@ -136,6 +139,26 @@ async def test_a_model_is_trained_when_due_and_takes_effect_as_a_frame(
         assert list((tmp_path / "training").iterdir()) == []
     told = [record.message for record in caplog.records if "%" in record.message]
     assert len(told) == 11, "the log hears of it every ten per cent"
+
+
+@pytest.mark.parametrize("urgent", [True, False])
+async def test_what_is_urgent_is_not_kept_waiting_by_the_rest_between_two_trainings(
+    tmp_path: Path, autojump_clock: MockClock, urgent: bool
+) -> None:
+    case = Training(tmp_path, TRAINS, HANGS)
+    case.pause_seconds = 36_000.0
+    async with training(case):
+        await case.flow.log(b"one", b"two")
+        await installed(case)
+        began = trio.current_time()
+        case.flow.detector.due, case.flow.detector.urgent = True, urgent
+        await case.flow.log(b"three")
+        while not case.status.in_progress:  # noqa: ASYNC110
+            await trio.sleep(0.5)
+        waited = trio.current_time() - began
+        # The clock also jumps while a child or a thread is at work; now the stop's snapshot is to be waited for.
+        autojump_clock.autojump_threshold, autojump_clock.rate = math.inf, 1.0
+        assert (waited > 30_000.0) == (not urgent)
 
 
 async def test_progress_can_be_read_and_a_stop_kills_the_child_at_once(tmp_path: Path) -> None:
