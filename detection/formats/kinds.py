@@ -14,12 +14,12 @@ def _is_json(line: bytes) -> bool:
     return line[:1] == b"{" and line.rstrip()[-1:] == b"}"
 
 
-# The more telling first: a container's line may hold an access line, a syslog line begins with a time.
+# The more telling first: the line of a container or of syslog may hold an access line, and syslog begins with a time.
 _FITS: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
     ("json", _is_json),
     ("container", wrapped.fits_container),
-    ("access", lambda line: access.match(line) is not None),
     ("syslog", syslog.fits),
+    ("access", lambda line: access.match(line) is not None),
     ("logfmt", logfmt.fits),
     ("timestamped", timestamped.fits),
 )

@@ -156,6 +156,13 @@ def test_an_access_line_sent_through_syslog_is_read_as_one() -> None:
     assert fields.errors.tolist() == [True]
 
 
+@pytest.mark.parametrize("head", [b"May 17 10:05:03 web nginx[7]: ", b"<190>May 17 10:05:03 web nginx: "])
+def test_a_log_of_access_lines_through_syslog_is_syslog_and_each_is_its_client_s(head: bytes) -> None:
+    request = b'192.0.2.1 - - [17/May/2015:10:05:03 +0000] "GET /a?b HTTP/1.1" 500 1 "-" "x"'
+    fields = read("syslog", *[head + request] * 3)
+    assert (fields.contents, fields.keys) == ([b"GET /a 500"] * 3, [b"192.0.2.1"] * 3)
+
+
 # --- text with times ---
 
 
