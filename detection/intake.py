@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import re2
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from detection.clock import from_the_future
 from detection.formats.fields import Fields
-from detection.formats.kinds import parse
+from detection.formats.kinds import parse_each
 from detection.formats.requests import request_targets
 from detection.frames import Segment
 from detection.members.source_lines import sources_of, things_of, troubles
@@ -27,7 +26,7 @@ class Intake:
     """n lines in order. `keys` name sessions; a `windowed` line has no key of its own, its source is one."""
 
     lines: list[bytes]
-    fields: list[tuple[NDArray[np.int64] | slice, Fields]]  # which lines, and their fields
+    fields: list[tuple[NDArray[np.int64], Fields]]  # which lines, and their fields
     keys: list[bytes]
     windowed: list[bool]
     times: NDArray[np.float64]
@@ -83,10 +82,8 @@ def read_lines(intake: Intake, templates: TemplateTable, rules: RuleSet) -> Read
         np.zeros(n, np.bool_),
         np.zeros(n, np.uint64),
     )
-    everything = np.arange(n)
     found = []
-    for where, fields in intake.fields:
-        at = everything[where]
+    for at, fields in intake.fields:
         reading.ids[at] = templates.assign(fields.family, fields.contents)
         hits, targets, web = match_rules(rules, fields, [intake.lines[i] for i in at.tolist()])
         found.append(Hits(lines=at[hits.lines].astype(np.int32), rules=hits.rules))
@@ -176,21 +173,15 @@ def take_in(
     times = np.full(len(lines), np.nan)
     errors = np.zeros(len(lines), dtype=np.bool_)
     keys: list[bytes] = [b""] * len(lines)
-    fields: list[tuple[NDArray[np.int64] | slice, Fields]] = []
+    fields: list[tuple[NDArray[np.int64], Fields]] = []
     for kind, ranges in spans.items():
-        where: Any
-        if len(ranges) == 1 or len(spans) == 1:
-            where = slice(ranges[0][0], ranges[-1][1])
-            parsed = parse(kind, lines[where], clock=reference)
-            keys[where] = parsed.keys
-        else:
-            where = np.concatenate([np.arange(start, stop) for start, stop in ranges])
-            parsed = parse(kind, [lines[i] for i in where.tolist()], clock=reference)
+        at = np.concatenate([np.arange(start, stop) for start, stop in ranges])
+        for rows, parsed in parse_each(kind, [lines[i] for i in at.tolist()], clock=reference):
+            where = at[rows]
             for i, key in zip(where.tolist(), parsed.keys, strict=True):
                 keys[i] = key
-        times[where] = parsed.times
-        errors[where] = parsed.errors
-        fields.append((where, parsed))
+            times[where], errors[where] = parsed.times, parsed.errors
+            fields.append((where, parsed))
     future = from_the_future(times, received)
     times[future] = np.nan
     if pattern is not None:

@@ -28,6 +28,7 @@ _AFTER = rb' (\d{3}|-)(?: \S++(?: "[^"\\\n]*+(?:\\.[^"\\\n]*+)*+" ' + _QUOTED + 
 _LINE = re.compile(_BEFORE + _QUOTED + _AFTER)
 # Some servers do not escape quotes: the request then ends where a quote and a status follow.
 _LOOSE = re.compile(_BEFORE + rb'"(.*?)"' + _AFTER)
+_BEGUN = re.compile(_BEFORE + rb'"')
 _METHOD = re.compile(rb"[A-Z][A-Z_-]{1,19}$")
 _USUAL = frozenset((b"GET", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 _ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(.))", re.DOTALL)
@@ -65,6 +66,12 @@ def parse(lines: Sequence[bytes], clock: float) -> Fields:
     if strays:
         errors[strays] = levels.errors([lines[row] for row in strays])
     return Fields("access", "access", seconds, keys, contents, targets, agents, errors)
+
+
+def strays(fields: Fields) -> list[int]:
+    """The rows of what `parse` returned that do not even begin like an access line: one that was cut is still one."""
+    columns = enumerate(zip(fields.contents, fields.targets, strict=True))
+    return [row for row, (contents, target) in columns if contents is target and not _BEGUN.match(target)]
 
 
 def request_line(request: bytes, status: bytes) -> tuple[bytes, bytes]:

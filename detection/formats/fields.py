@@ -33,6 +33,14 @@ class Fields:
     agents: list[bytes]
     errors: NDArray[np.bool_]
 
+    def only(self, rows: NDArray[np.int64]) -> "Fields":
+        """These rows of it."""
+        keys, contents, targets, agents = (
+            [column[row] for row in rows.tolist()] for column in (self.keys, self.contents, self.targets, self.agents)
+        )
+        times, errors = self.times[rows], self.errors[rows]
+        return Fields(self.kind, self.family, times, keys, contents, targets, agents, errors)
+
 
 def one_line(text: bytes) -> bytes:
     """`text` with every newline turned into a space: unescaped text may hold some."""

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from detection.formats import access, logfmt, syslog, timestamped, wrapped
 from detection.formats.fields import Fields
 
@@ -46,12 +49,33 @@ def recognise(lines: Sequence[bytes]) -> str:
         if not line.strip():
             continue
         said += 1
-        for kind, fits in _FITS:
-            if fits(line):
-                fitting[kind] += 1
-                break
+        if (kind := _kind_of(line)) != "plain":
+            fitting[kind] += 1
     best = max(fitting, key=fitting.__getitem__)
     return best if fitting[best] >= max(1.0, _ENOUGH * said) else "plain"
+
+
+def parse_each(kind: str, lines: Sequence[bytes], *, clock: float) -> list[tuple[NDArray[np.int64], Fields]]:
+    """As `parse`, but access lines among other text are read as such, and other lines among access lines as what they
+    are: one connection may carry several logs. Which rows, and their columns; each row is in one of them.
+    """
+    fields = parse(kind, lines, clock=clock)
+    if kind == "access":
+        others = {row: _kind_of(lines[row]) for row in access.strays(fields)}
+    else:
+        others = {row: "access" for row, line in enumerate(lines) if b'] "' in line and _kind_of(line) == "access"}
+    if not others:
+        return [(np.arange(len(lines)), fields)]
+    stay = np.array([row for row in range(len(lines)) if row not in others], dtype=np.int64)
+    read = [(stay, fields.only(stay))]
+    for own in sorted(set(others.values())):
+        rows = np.array([row for row, its in others.items() if its == own])
+        read.append((rows, parse(own, [lines[row] for row in rows.tolist()], clock=clock)))
+    return read
+
+
+def _kind_of(line: bytes) -> str:
+    return next((kind for kind, fits in _FITS if fits(line)), "plain")
 
 
 def parse(kind: str, lines: Sequence[bytes], *, clock: float) -> Fields:

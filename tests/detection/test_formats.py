@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from detection.formats.fields import Fields
-from detection.formats.kinds import KINDS, parse, recognise
+from detection.formats.kinds import KINDS, parse, parse_each, recognise
+from detection.formats.requests import request_targets
 
 MAY_2015 = 1_431_857_103.0  # 2015-05-17 10:05:03 UTC
 DATA = Path("../shared/data")
@@ -161,6 +162,40 @@ def test_a_log_of_access_lines_through_syslog_is_syslog_and_each_is_its_client_s
     request = b'192.0.2.1 - - [17/May/2015:10:05:03 +0000] "GET /a?b HTTP/1.1" 500 1 "-" "x"'
     fields = read("syslog", *[head + request] * 3)
     assert (fields.contents, fields.keys) == ([b"GET /a 500"] * 3, [b"192.0.2.1"] * 3)
+
+
+# --- several logs on one connection ---
+
+GET = b'192.0.2.1 - - [17/May/2015:10:05:03 +0000] "GET /a?b HTTP/1.1" 500 1 "-" "x"'
+OF_A_HOST = b"May 17 10:05:03 web named[7]: starting BIND 9.2.3 -t /var/named/chroot"
+OF_NGINX = b'2015/05/17 10:05:03 [error] 7#0: *1 open() "/srv/etc/passwd" failed'
+
+
+def each(kind: str, *lines: bytes) -> list[tuple[bytes, bytes, float, bool]]:
+    """Contents, key, time and whether it is a request, of each line."""
+    found: dict[int, tuple[bytes, bytes, float, bool]] = {}
+    for rows, fields in parse_each(kind, lines, clock=MAY_2015):
+        web, _ = request_targets(fields)
+        for at, row in enumerate(rows.tolist()):
+            assert row not in found
+            found[row] = (fields.contents[at], fields.keys[at], float(fields.times[at]), bool(web[at]))
+    return [found[row] for row in range(len(lines))]
+
+
+@pytest.mark.parametrize("kind", ["access", "syslog", "timestamped", "plain", "json", "container"])
+def test_an_access_line_is_one_whatever_else_its_connection_carries(kind: str) -> None:
+    assert each(kind, OF_NGINX, GET, OF_NGINX)[1] == (b"GET /a 500", b"192.0.2.1", MAY_2015, True)
+
+
+def test_other_lines_among_access_lines_are_no_requests_and_read_as_what_they_are() -> None:
+    host, nginx, blank = each("access", GET, OF_A_HOST, OF_NGINX, b"")[1:]
+    assert host == (b"named: starting BIND 9.2.3 -t /var/named/chroot", b"web named", MAY_2015, False)
+    assert nginx == (b'[error] open() "/srv/etc/passwd" failed', b"", MAY_2015, False)
+    assert blank[0] == b"" and not blank[3]
+
+
+def test_an_access_line_that_was_cut_is_still_looked_at_as_a_request() -> None:
+    assert each("access", GET[:60])[0][3]
 
 
 # --- text with times ---
