@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from detection.clock import from_the_future
 from detection.formats.fields import Fields
-from detection.formats.kinds import parse_each
+from detection.formats.kinds import parse, parse_each
 from detection.formats.requests import request_targets
 from detection.frames import Segment
 from detection.members.source_lines import sources_of, things_of, troubles
@@ -19,6 +19,8 @@ from detection.rules.engine import Hits, RuleSet
 from detection.sessions import KEY_BYTES
 from detection.sources import LivingSources
 from detection.templates import TemplateTable
+
+HALF_A_YEAR_SECONDS = 182 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +185,30 @@ def take_in(
             times[where], errors[where] = parsed.times, parsed.errors
             fields.append((where, parsed))
     future = from_the_future(times, received)
+    if future.any():
+        # A year that is left out is nearest to the clock, which may make it next year's: no line is of then.
+        _read_again(lines, fields, times, future, received - HALF_A_YEAR_SECONDS)
+        future = from_the_future(times, received)
     times[future] = np.nan
     if pattern is not None:
         keys = pattern.keys(lines)
     windowed = [not key for key in keys]
     named = [session_key(key) if key else _bounded(b"w" + source) for key, source in zip(keys, sources, strict=True)]
     return Intake(lines, fields, named, windowed, times, errors, cut, unterminated, int(future.sum()), ended)
+
+
+def _read_again(
+    lines: Sequence[bytes],
+    fields: Sequence[tuple[NDArray[np.int64], Fields]],
+    times: NDArray[np.float64],
+    which: NDArray[np.bool_],
+    clock: float,
+) -> None:
+    """Let `clock` tell what the times of `which` lines leave out."""
+    for where, parsed in fields:
+        again = where[which[where]]
+        if len(again):
+            times[again] = parse(parsed.kind, [lines[i] for i in again.tolist()], clock=clock).times
 
 
 def session_key(key: bytes) -> bytes:

@@ -276,6 +276,14 @@ def test_whatever_the_times_say_each_line_is_said_once_and_lies_in_one_session(
     assert journal.detector.summary().sessions_open == 0
 
 
+def test_a_time_without_a_year_is_not_of_the_future() -> None:
+    """In November the nearest first of March is the next one."""
+    journal = started()
+    journal.feed([b"Mar  1 10:00:%02d web sshd[7]: hello" % second for second in range(60)], kind="syslog")
+    summary = journal.detector.summary()
+    assert (summary.future_lines, summary.log_time) == (0, 1_677_664_859.0), "2023-03-01 10:00:59"
+
+
 AHEAD = 9 * 365 * 86_400
 
 
