@@ -199,3 +199,21 @@ def test_a_file_full_of_attacks_is_called_so_before_anything_is_learned_and_noth
         status = daemon.status()
         assert (status["vouched"]["lines"], status["vouched"]["rule_hits"]) == (500, 500)
         assert status["training"]["generation_in_force"] == 0 and status["alarms"]["flagged"] == 0
+
+
+def test_a_vouched_file_is_learned_from_within_the_hour_after_a_training_and_the_daemon_answers_meanwhile(
+    tmp_path: Path,
+) -> None:
+    clean = [line for line in sample_lines() if b"?" not in line]
+    daemon = Vigild(tmp_path, settings='[learning]\nwarmup_lines = 1500\n[admin]\nbind = ["unix:admin.sock"]\n')
+    try:
+        daemon.start()
+        assert vigilctl(daemon, "send", "-", sent=b"\n".join(clean[:1600])).returncode == 0
+        daemon.wait(lambda: bool(daemon.status()["transformer_ready"]), 120.0)
+        told = vigilctl(daemon, "train-from", "--no-wait", "-", sent=b"\n".join(clean[1600:2200]))
+        assert told.returncode == 0, told.stderr
+        daemon.wait(lambda: not daemon.status()["vouched"]["waiting"], 180.0)
+        trained = [model["generation"] for model in daemon.api.get("/models").json()["models"]]
+        assert trained == [2, 1], "promoted or refused, it took place"
+    finally:
+        daemon.close()
