@@ -64,11 +64,9 @@ class Alerting:
         # A window of a stream without keys is nobody's: its alerts belong together by their cause only.
         sources[np.char.startswith(rows.session[order], b"w")] = 0
         kinds = rows.kind[order]
-        times = rows.time.copy()
+        times, of_lines = rows.time.copy(), slice(len(judged.row_of_line))
         # One line from the future must not end the day that the budget is for, and every one after it.
-        times[: len(judged.row_of_line)] = np.fmin(
-            rows.time[: len(judged.row_of_line)], judged.view.times[judged.row_of_line]
-        )
+        times[of_lines] = np.fmin(times[of_lines], judged.view.times[judged.row_of_line])
         grouped = self._incidents.assign(
             rows.cause[order],
             sources,

@@ -277,12 +277,15 @@ class _Templates:
     @classmethod
     def of(cls, data: TrainingSet) -> "_Templates":
         ids, where, lines = np.unique(data.tokens, return_inverse=True, return_counts=True)
-        key = np.unique(data.keys, return_inverse=True)[1][repeat_per_row(data.offsets)]
-        senders = np.bincount(np.unique(np.stack([where, key]), axis=1)[0], minlength=len(ids))
+        keys, key = np.unique(data.keys, return_inverse=True)
+        key = key[repeat_per_row(data.offsets)]
+        # Pairs as one number each: sorting pairs as such takes many times as long.
+        senders = np.bincount(np.unique(where * len(keys) + key) // len(keys), minlength=len(ids))
         family = _families(data, ids)
-        voters, voter = np.unique(np.stack([family[where], key]), axis=1, return_inverse=True)
+        voters, voter = np.unique(family[where] * len(keys) + key, return_inverse=True)
         shared = np.bincount(voter, weights=senders[where] > 1) >= 0.5 * np.bincount(voter)
-        alike = np.bincount(voters[0], weights=shared) >= 0.5 * np.bincount(voters[0])
+        of_family = voters // len(keys)
+        alike = np.bincount(of_family, weights=shared) >= 0.5 * np.bincount(of_family)
         return cls(ids, lines, senders, alike[family])
 
 
