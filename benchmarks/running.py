@@ -129,7 +129,11 @@ class Vigild:
     def connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(60.0)
-        connection.connect(str(self.runtime / "log.sock"))
+        try:
+            connection.connect(str(self.runtime / "log.sock"))
+        except OSError:
+            connection.close()
+            raise
         return connection
 
     def send(self, data: bytes) -> None:
