@@ -1,9 +1,12 @@
 """Scans over many short runs that lie one after another in a column; offsets [S+1] mark the runs."""
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 Offsets = NDArray[np.int64]
+_Number = TypeVar("_Number", np.int64, np.float64)
 
 
 def repeat_per_row(offsets: Offsets) -> NDArray[np.int64]:
@@ -16,7 +19,7 @@ def rank_in_run(offsets: Offsets) -> NDArray[np.int64]:
     return np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
 
 
-def running_max(values: NDArray[np.float64], offsets: Offsets) -> NDArray[np.float64]:
+def running_max(values: NDArray[_Number], offsets: Offsets) -> NDArray[_Number]:
     """The largest value of the run up to and including each row (doubling: log2 of the longest run passes)."""
     result = values.copy()
     if not len(result):

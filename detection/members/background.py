@@ -1,10 +1,11 @@
 """What is usual for a source of this stream: how high its counters get, learned from the sources themselves.
 
-A count becomes a *bin*. When a source's half-hour is over, the highest bin it reached of each counter is one
-sample. The k-th sample of a source weighs 1/k^2: the background is the sources', not the lines', a flood is a
-sample or two however long it is, and a machine that calls every minute does not drown the rest. What one source
-alone reached is not believed, or a flood would excuse itself after its first half-hour: the weight that one can
-ever give is taken off the top. Beyond the *top* that is left follows a power law, so that more is stranger:
+A count becomes a *bin*. When a source's half-hour is over (for the counter of a day: its day), the highest bin it
+reached of each counter is one sample. The k-th sample of a source weighs 1/k^2: the background is the sources', not
+the lines', a flood is a sample or two however long it is, and a machine that calls every minute does not drown the
+rest. What one source alone reached is not believed, or a flood would excuse itself after its first half-hour: the
+weight that one can ever give is taken off the top. Beyond the *top* that is left follows a power law, so that more is
+stranger:
 
     r(bin)      weight of samples in this bin or higher, less pi^2/6
     nats(bin) = -ln ((r(bin) + exp(-(bin - top)/2)) / (r(0) + 1))        exp(0) up to the top
@@ -23,9 +24,10 @@ from detection.state import Columns, State
 COUNTERS = (
     *("lines a minute", "failures a minute", "distinct things a minute"),
     *("lines in half an hour", "failures in half an hour", "distinct things in half an hour"),
-    "share of failures",
+    *("share of failures", "failures in a day"),
 )
-SHARE = len(COUNTERS) - 1
+DAY = len(COUNTERS) - 1
+SHARE = DAY - 1
 BINS = 128
 
 Bins = NDArray[np.int64]
@@ -61,23 +63,28 @@ class Background:
     def sample(self, peak: NDArray[Any], given: NDArray[Any], failures: NDArray[Any], lines: NDArray[Any]) -> None:
         """Remember the half-hours of m sources until `take_up`.
 
-        `peak` [m, counters] the highest bins, `given` [m] how many samples the source gave before, `failures` of
-        `lines` [m] in that half-hour.
+        `peak` [m, DAY] the highest bins of all counters but that of the day, `given` [m] how many half-hours the
+        source gave before, `failures` of `lines` [m] in this one.
         """
-        if not len(peak):
-            return
-        weight = self._UNIT // (1 + given.astype(np.int64)) ** 2
-        for counter in range(len(COUNTERS)):
-            # Exact: whole numbers far below 2^53.
-            added = np.bincount(peak[:, counter].astype(np.int64), weights=weight, minlength=BINS)
-            self._pending[counter] += added.astype(np.int64)
+        weight = self._add(slice(0, DAY), peak, given)
         share = self._SHARE_UNIT * failures.astype(np.int64) // np.maximum(lines.astype(np.int64), 1)
         self._shares[2] += int((weight * share).sum())
         self._shares[3] += int(weight.sum())
 
+    def sample_days(self, peak: NDArray[Any], given: NDArray[Any]) -> None:
+        """The same of the days of m sources: `peak` [m] the highest bin, `given` [m] how many days came before."""
+        self._add(slice(DAY, DAY + 1), peak[:, None], given)
+
+    def _add(self, counters: slice, peak: NDArray[Any], given: NDArray[Any]) -> NDArray[np.int64]:
+        weight: NDArray[np.int64] = self._UNIT // (1 + given.astype(np.int64)) ** 2
+        for pending, bins in zip(self._pending[counters], peak.T, strict=True):
+            # Exact: whole numbers far below 2^53.
+            pending += np.bincount(bins.astype(np.int64), weights=weight, minlength=BINS).astype(np.int64)
+        return weight
+
     def take_up(self) -> None:
         """Let the samples since the last time count."""
-        if not self._shares[3]:
+        if not self._pending.any():
             return
         self._counts += self._pending
         self._pending[:] = 0

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.members.background import COUNTERS, SHARE, Bins, count_bin, distinct, share_bin
+from detection.members.background import COUNTERS, DAY, SHARE, Bins, count_bin, distinct, share_bin
 from detection.segments import repeat_per_row, running_max, running_or, running_sum
 
 MINUTE_SECONDS = 60.0
 MINUTES = 30  # in the long window
+DAY_MINUTES = 24 * 60
 LONGEST_PAST = (1 << 16) - 1  # half-hours
 _HALF_HOURS_A_BIN = 8  # a record that is not reached sinks by an octave in 16 hours of being active
 _MOST = 2**31 - 1
@@ -61,10 +62,12 @@ class Counted:
 
     values: NDArray[np.float64]  # [n, counters] after each line
     bins: Bins  # [n, counters] of these values
-    record: Bins  # [n, counters] of the line's source, before the half-hour of the line
+    raised: NDArray[np.bool_]  # [n] whether the bin of the day is its highest so far, first reached by this line
+    record: Bins  # [n, DAY] of the line's source, before the half-hour of the line
     given: Ints  # [n] how many half-hours that past has
     after: Rows  # [U] the columns that change
     closed: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]  # half-hours, for `Background.sample`
+    closed_days: tuple[NDArray[Any], NDArray[Any]]  # for `Background.sample_days`
 
 
 def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counted:
@@ -109,6 +112,10 @@ def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counte
     long_failed = running_sum(column(held["long_failures"], lines.failed), long)
     long_seen = running_or(column(held["long_things"], lines.bit), long)
 
+    day = _runs(minute // DAY_MINUTES, is_head)
+    day_count = running_sum(column(held["day_lines"], lines.counted), day)
+    day_failed = running_sum(column(held["day_failures"], lines.failed), day)
+
     left = 1.0 - lines.passed
     values = np.stack(
         (
@@ -119,20 +126,27 @@ def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counte
             long_failed[is_line],
             distinct(long_seen[is_line]),
             long_failed[is_line] / np.maximum(long_count[is_line], 1),
+            np.floor(np.maximum(day_failed - usual_share * day_count, 0.0))[is_line],
         ),
         axis=1,
     )
     bins = np.empty((n + units, len(COUNTERS)), dtype=np.int64)
-    bins[head] = held["peak"]
-    bins[is_line, :SHARE] = count_bin(values[:, :SHARE])
+    bins[head, :DAY], bins[head, DAY] = held["peak"], held["day_peak"]
+    bins[is_line] = count_bin(values)
     bins[is_line, SHARE] = share_bin(values[:, SHARE], long_count[is_line], usual_share)
-    peak, record, given, closed = _pasts(held, bins, long_count, long, is_head)
+    day_peak = running_max(bins[:, DAY], day)
+    lower = np.append(0, day_peak[:-1])
+    lower[day[:-1]] = 0
+    of_source, _, days, day_over = _over(held["days"], day_count, day, is_head)
+    newest_day = of_source[1:] - 1
+    peak, record, given, closed = _pasts(held, bins[:, :DAY], long_count, long, is_head)
     newest = np.append(np.flatnonzero(is_head[long[:-1]])[1:], len(long) - 1) - 1
     last = long[1:][closed] - 1
     row_long = repeat_per_row(long)[is_line]
     return Counted(
         values=values,
         bins=bins[is_line],
+        raised=(bins[:, DAY] > lower)[is_line],
         record=record[row_long],
         given=given[row_long],
         after={
@@ -146,8 +160,13 @@ def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counte
             "peak": peak[newest],
             "record": record[newest],
             "given": given[newest],
+            "day_lines": np.minimum(day_count[end], _MOST),
+            "day_failures": np.minimum(day_failed[end], _MOST),
+            "day_peak": day_peak[end],
+            "days": days[newest_day],
         },
         closed=(peak[closed], given[closed], long_failed[last], long_count[last]),
+        closed_days=(day_peak[day[1:][day_over] - 1], days[day_over]),
     )
 
 
@@ -155,22 +174,33 @@ def _pasts(
     held: Rows, bins: Bins, lines: Ints, long: Ints, is_head: NDArray[np.bool_]
 ) -> tuple[Bins, Bins, Ints, NDArray[np.bool_]]:
     """Of each half-hour of each source: its highest bins, the source's record and number of samples before it, and
-    whether it is over and is a sample. The last one of a source is open; an empty one is no sample."""
-    first = np.flatnonzero(is_head[long[:-1]])
-    of_source = np.append(first, len(long) - 1)
+    whether it is over and is a sample."""
+    of_source, brought, given, closed = _over(held["given"], lines, long, is_head)
     peak = np.maximum.reduceat(bins, long[:-1], axis=0)
-    closed = lines[long[1:] - 1] > 0
-    closed[of_source[1:] - 1] = False
-    so_far = running_sum(closed.astype(np.int64), of_source) - closed
-    brought = held["given"].astype(np.int64)[repeat_per_row(of_source)]
-    given = np.minimum(brought + so_far, LONGEST_PAST)
     # record_j = max(record_0, max over i < j of peak_i + sunk_i+1) - sunk_j
     base = sunk(brought)
     raised = np.zeros(peak.shape)
     raised[1:] = np.where(closed[:-1, None], peak[:-1] + (sunk(given[:-1] + 1) - base[:-1])[:, None], 0)
-    raised[first] = held["record"]
+    raised[of_source[:-1]] = held["record"]
     record = np.maximum(running_max(raised, of_source).astype(np.int64) - (sunk(given) - base)[:, None], 0)
     return peak, record, given, closed
+
+
+def _over(
+    held: NDArray[Any], lines: Ints, runs: Ints, is_head: NDArray[np.bool_]
+) -> tuple[Ints, Ints, Ints, NDArray[np.bool_]]:
+    """Which half-hours, or days, are over, and how many each source gave before.
+
+    `held` [U] how many it gave by now, `lines` counted by row. Offsets of the sources' `runs`; by run what its source
+    gave by now and what it gave before the run, and whether the run is over. The last one of a source is open; an empty
+    one counts for nothing.
+    """
+    of_source = np.append(np.flatnonzero(is_head[runs[:-1]]), len(runs) - 1)
+    closed = lines[runs[1:] - 1] > 0
+    closed[of_source[1:] - 1] = False
+    so_far = running_sum(closed.astype(np.int64), of_source) - closed
+    brought = held.astype(np.int64)[repeat_per_row(of_source)]
+    return of_source, brought, np.minimum(brought + so_far, LONGEST_PAST), closed
 
 
 def sunk(given: Ints) -> Ints:

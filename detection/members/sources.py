@@ -2,11 +2,13 @@
 
 A rule sees one line of a scan; the counts of the address behind it see all of it. A source is whoever a line
 belongs to (a client's address; `source_lines.sources_of`). Of each one we count lines, failures and distinct
-things asked for, in the running minute and in the half-hour, and how far its failures exceed the usual share:
+things asked for, in the running minute and in the half-hour, how far its failures exceed the usual share, and what
+that comes to in a day:
 
     minute      what is in it so far + what was in the one before * what is left of it, as rate limiters count;
                 distinct things over both
     half-hour   from one full half-hour of the clock to the next
+    day         from midnight to midnight, UTC: only failures, as far as there are more than the usual share of lines
     distinct    by the occupied bits of a map of 64 hashed things
 
 `background` says how strange each counter's value is among the sources of this stream. Of that we take off what
@@ -14,9 +16,13 @@ the source's own past explains, the same of its *record*, times k/(k+12) after k
 crawler or a backup is in the end only busy beyond its own past, but nobody is excused by the half-hour
 before. The record sinks by a bin every eighth half-hour. It does not explain the share of failures, or who turns
 bad slowly would be excused by how bad he was yesterday: many failures may be a proxy's way, most of its lines
-failing is not. Then
+failing is not.
 
-    score = strangest of the three counters of failures + half the strangest of the four of lines and things
+Nor does it explain the day, which finds who never does much in any half-hour and never stops. A day once strange
+stays so until midnight, and would make each further session of its source strange: so it counts only at the line
+where it comes to more (a bin more) than it had before. Then
+
+    score = strangest of the four counters of failures + half the strangest of the four of lines and things
 
 Failures count in full and being busy by half, as busy clients are many; the two add, as a busy client seldom fails
 and one that fails is seldom busy. The score is large where an attack is, and 0 for the usual; it is no probability.
@@ -32,8 +38,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.members.background import COUNTERS, SHARE, Background
-from detection.members.counting import LONGEST_PAST, MINUTE_SECONDS, MINUTES, Counted, Lines, Rows, count, sunk
+from detection.members.background import COUNTERS, DAY, SHARE, Background
+from detection.members.counting import (
+    DAY_MINUTES,
+    LONGEST_PAST,
+    MINUTE_SECONDS,
+    MINUTES,
+    Counted,
+    Lines,
+    Rows,
+    count,
+    sunk,
+)
 from detection.state import Columns, State, joined, part
 
 CAPACITY = 1 << 14
@@ -41,9 +57,9 @@ BLOCK_LINES = 1024
 KEY_BYTES = 24
 _ROOM = 2 * BLOCK_LINES  # slots that are free after an eviction; a block needs BLOCK_LINES at most
 _TRUST_SAMPLES = 12.0  # a quarter of a day's half-hours
-_FAILING, _BUSY = (1, 4, SHARE), (0, 2, 3, 5)  # among COUNTERS
+_FAILING, _BUSY = (1, 4, SHARE, DAY), (0, 2, 3, 5)  # among COUNTERS
 _BUSY_WEIGHT = 0.5
-_EXCUSED = np.arange(len(COUNTERS)) != SHARE
+_EXCUSED = np.arange(DAY) != SHARE
 
 _COLUMNS: dict[str, tuple[str, int]] = {
     "key": (f"S{KEY_BYTES}", 1),
@@ -55,9 +71,13 @@ _COLUMNS: dict[str, tuple[str, int]] = {
     "long_lines": ("<i4", 1),  # 0: the half-hour is over and was taken as a sample
     "long_failures": ("<i4", 1),
     "long_things": ("<u8", 1),
-    "peak": ("u1", len(COUNTERS)),  # the highest bins of this half-hour
-    "record": ("u1", len(COUNTERS)),  # ... and of those before
+    "peak": ("u1", DAY),  # the highest bins of this half-hour
+    "record": ("u1", DAY),  # ... and of those before
     "given": ("<u2", 1),  # how many half-hours were taken as samples, at most LONGEST_PAST
+    "day_lines": ("<i4", 1),  # 0: the day is over and was taken as a sample
+    "day_failures": ("<i4", 1),
+    "day_peak": ("u1", 1),
+    "days": ("<u2", 1),  # as `given`
 }
 
 
@@ -121,7 +141,7 @@ class SourceCounters:
         if not source:
             return 0.0
         line = Lines.of(np.array([clock]), np.array([error]), np.array([thing], dtype=np.uint64))
-        return float(_together(self._nats(self._alone(source, line)))[0])
+        return float(_together(self._news(self._alone(source, line)))[0])
 
     def explain(self, source: bytes, clock: float | None = None) -> list[Standout]:
         """How `source` stands at `clock`, by default in the minute of its last line; its strangest counter first.
@@ -167,7 +187,8 @@ class SourceCounters:
             self._column[name][slot] = values
         self._column["last_line"][slot] = numbers[offsets[1:] - 1]
         self._background.sample(*counted.closed)
-        return _together(self._nats(counted))
+        self._background.sample_days(*counted.closed_days)
+        return _together(self._news(counted))
 
     def _alone(self, source: bytes, line: Lines) -> Counted:
         """What one line would do to its source, from nothing where it is not known."""
@@ -182,15 +203,25 @@ class SourceCounters:
     def _nats(self, counted: Counted) -> NDArray[np.float64]:
         """How strange each counter is after each line, the source's own past considered: float64 [n, counters]."""
         nats, counter = self._background.nats, np.arange(len(COUNTERS))
+        beyond: NDArray[np.float64] = nats[counter, counted.bins]
         trust = (counted.given / (counted.given + _TRUST_SAMPLES))[:, None]
-        own = nats[counter, np.minimum(counted.bins, counted.record)] * _EXCUSED
-        beyond: NDArray[np.float64] = nats[counter, counted.bins] - trust * own
+        own = nats[counter[:DAY], np.minimum(counted.bins[:, :DAY], counted.record)] * _EXCUSED
+        beyond[:, :DAY] -= trust * own
         return beyond
 
+    def _news(self, counted: Counted) -> NDArray[np.float64]:
+        """The same, but that a day counts only where it comes to more: float64 [n, counters]."""
+        nats = self._nats(counted)
+        nats[~counted.raised, DAY] = 0.0
+        return nats
+
     def _turn(self, minute: int) -> None:
-        """At the end of a block: close the half-hours that are over, make room, let the samples count."""
-        over = (self._column["long_lines"] > 0) & (self._column["minute"] // MINUTES != minute // MINUTES)
+        """At the end of a block: close the half-hours and days that are over, make room, let the samples count."""
+        column = self._column
+        over = (column["long_lines"] > 0) & (column["minute"] // MINUTES != minute // MINUTES)
         self._close(np.flatnonzero(over))
+        over = (column["day_lines"] > 0) & (column["minute"] // DAY_MINUTES != minute // DAY_MINUTES)
+        self._close_days(np.flatnonzero(over))
         crowded = len(self._slots) + _ROOM - CAPACITY
         if crowded > 0:
             self._evict(crowded)
@@ -207,10 +238,19 @@ class SourceCounters:
         for name in ("long_lines", "long_failures", "long_things", "peak"):
             column[name][slots] = 0
 
+    def _close_days(self, slots: NDArray[np.int64]) -> None:
+        column = self._column
+        days = column["days"][slots].astype(np.int64)
+        self._background.sample_days(column["day_peak"][slots], days)
+        column["days"][slots] = days + (days < LONGEST_PAST)
+        for name in ("day_lines", "day_failures", "day_peak"):
+            column[name][slots] = 0
+
     def _evict(self, how_many: int) -> None:
-        """Forget the `how_many` sources silent the longest; what they did in this half-hour is a sample, too."""
+        """Forget the `how_many` sources silent the longest; what they did of late is a sample, too."""
         silent = self._used()[:how_many]
         self._close(silent[self._column["long_lines"][silent] > 0])
+        self._close_days(silent[self._column["day_lines"][silent] > 0])
         for slot, key in zip(silent.tolist(), self._column["key"][silent].tolist(), strict=True):
             del self._slots[key]
             self._free.append(slot)

@@ -17,7 +17,7 @@ from detection.formats.fields import Fields
 from detection.formats.kinds import parse
 from detection.members import background as background_module
 from detection.members import sources as sources_module
-from detection.members.background import COUNTERS, Background
+from detection.members.background import COUNTERS, DAY, SHARE, Background
 from detection.members.counting import Lines
 from detection.members.source_lines import sources_of, things_of, troubles
 from detection.members.sources import SourceCounters
@@ -55,9 +55,11 @@ class PlainSource:
     def __init__(self) -> None:
         self.lines: list[tuple[int, int, bool, int]] = []  # minute, half-hour, error, bit
         self.taken: int | None = None  # the half-hour that was taken as a sample
-        self.peak = np.zeros(len(COUNTERS), dtype=np.int64)
-        self.record = np.zeros(len(COUNTERS), dtype=np.int64)
+        self.taken_day: int | None = None
+        self.peak = np.zeros(DAY, dtype=np.int64)
+        self.record = np.zeros(DAY, dtype=np.int64)
         self.given = 0
+        self.day_peak = self.days = 0
         self.last = 0
 
 
@@ -77,6 +79,8 @@ class PlainCounters:
             source = self.sources.setdefault(name, PlainSource())
             if source.lines and source.lines[-1][1] != minute // 30:
                 self._take(source)
+            if source.lines and source.lines[-1][0] // 1440 != minute // 1440:
+                self._take_day(source)
             bit = int(Lines.of(np.zeros(1), np.zeros(1, np.bool_), np.array([thing], np.uint64)).bit[0])
             source.lines.append((minute, minute // 30, error, bit))
             source.last = self.line
@@ -102,6 +106,8 @@ class PlainCounters:
         share = background_module.share_bin(
             np.array([failed_long / max(len(long), 1)]), np.array([len(long)]), self.background.share
         )
+        day = [each for each in source.lines if each[0] // 1440 == minute // 1440 != source.taken_day]
+        failed_day = counted(int(max(sum(each[2] for each in day) - self.background.share * len(day), 0.0)))
         bins = np.array(
             [
                 counted(len(now) + (1 - passed) * len(before)),
@@ -114,12 +120,14 @@ class PlainCounters:
             ]
         )
         source.peak = np.maximum(source.peak, bins)
-        usual, each = self.background.nats, np.arange(len(COUNTERS))
+        usual, each = self.background.nats, np.arange(DAY)
         trust = source.given / (source.given + 12.0)
         own = usual[each, np.minimum(bins, source.record)]
         own[6] = 0.0
         nats = usual[each, bins] - trust * own
-        return float(max(nats[1], nats[4], nats[6]) + 0.5 * max(nats[0], nats[2], nats[3], nats[5]))
+        of_day = usual[DAY, failed_day] if failed_day > source.day_peak else 0.0
+        source.day_peak = max(source.day_peak, failed_day)
+        return float(max(nats[1], nats[4], nats[6], of_day) + 0.5 * max(nats[0], nats[2], nats[3], nats[5]))
 
     def _take(self, source: PlainSource) -> None:
         half_hour = source.lines[-1][1]
@@ -131,23 +139,32 @@ class PlainCounters:
         self.background.sample(*columns)
         source.given += 1
         source.record = np.maximum(source.peak, source.record - (source.given % 8 == 0))
-        source.peak = np.zeros(len(COUNTERS), dtype=np.int64)
+        source.peak = np.zeros(DAY, dtype=np.int64)
         source.taken = half_hour
+
+    def _take_day(self, source: PlainSource) -> None:
+        day = source.lines[-1][0] // 1440
+        if source.taken_day != day:
+            self.background.sample_days(np.array([source.day_peak]), np.array([source.days]))
+            source.days, source.day_peak, source.taken_day = source.days + 1, 0, day
 
     def _turn(self, minute: int) -> None:
         for source in self.sources.values():
             if source.lines[-1][1] != minute // 30:
                 self._take(source)
+            if source.lines[-1][0] // 1440 != minute // 1440:
+                self._take_day(source)
         while len(self.sources) > self.capacity - 2 * self.block:
             name = min(self.sources, key=lambda each: self.sources[each].last)
-            self._take(self.sources.pop(name))
+            self._take(self.sources[name])
+            self._take_day(self.sources.pop(name))
         self.background.take_up()
 
 
 names = st.sampled_from(
     [b"", b"a", b"b", b"c", b"2001:db8:1111:2222:3333:4444:5555:6666", b"10.0.0.%d" % 7, b"d", b"e"]
 )
-gaps = st.sampled_from([0.0, 0.0, 0.5, 3.0, 20.0, 61.0, 130.0, 1_700.0, 4_000.0])
+gaps = st.sampled_from([0.0, 0.0, 0.5, 3.0, 20.0, 61.0, 130.0, 1_700.0, 4_000.0, 40_000.0, 100_000.0])
 drawn_lines = st.lists(st.tuples(names, gaps, st.booleans(), st.integers(0, 2**64 - 1)), max_size=80)
 
 
@@ -183,7 +200,7 @@ def test_scores_of_long_pasts_are_those_of_a_plain_reading() -> None:
 
 
 def samples_of(height: int, sources: int) -> tuple[NDArray[np.int64], ...]:
-    peak = np.full((sources, len(COUNTERS)), height)
+    peak = np.full((sources, DAY), height)
     return peak, np.zeros(sources, np.int64), np.zeros(sources, np.int64), np.ones(sources, np.int64)
 
 
@@ -205,8 +222,8 @@ def test_usual_is_what_one_sample_in_a_hundred_exceeds() -> None:
     background.sample(*samples_of(5, 15))
     background.sample(*samples_of(7, 5))
     background.take_up()
-    assert background.usual()[:-1] == [5.0] * (len(COUNTERS) - 1)
-    assert background.usual()[-1] == background.share < 0.01
+    assert background.usual()[:6] == [5.0] * 6
+    assert background.usual()[6] == background.share < 0.01
 
 
 # --- cuts, copies and questions ----------------------------------------------------------------------------------
@@ -266,11 +283,11 @@ def test_a_question_is_answered_as_the_next_line_would_be_and_changes_nothing(dr
             assert observe(counters, [line])[0] == peeked
 
 
-def test_a_source_takes_at_most_a_hundred_bytes() -> None:
+def test_a_source_takes_at_most_112_bytes() -> None:
     counters = SourceCounters()
     observe(counters, [(b"10.0.0.%d" % i, NOON, False, i) for i in range(200)])
     columns = [each for name, each in counters.export().items() if not name.startswith("background")]
-    assert sum(each.nbytes for each in columns if isinstance(each, np.ndarray)) <= 100 * 200
+    assert sum(each.nbytes for each in columns if isinstance(each, np.ndarray)) <= 112 * 200
 
 
 def test_an_export_does_not_depend_on_which_slots_the_sources_happen_to_have() -> None:
@@ -387,9 +404,38 @@ def test_who_turns_bad_slowly_is_not_excused_by_how_bad_he_was_yesterday(
 ) -> None:
     in_the_end, highest = slowly_turning_bad(usual)
     assert in_the_end > 0.6 * highest
-    monkeypatch.setattr(sources_module, "_EXCUSED", np.ones(len(COUNTERS)))
+    monkeypatch.setattr(sources_module, "_EXCUSED", np.ones(DAY))
     in_the_end, highest = slowly_turning_bad(usual)
     assert in_the_end < 0.2 * highest, "the control"
+
+
+def failing_all_day(usual: Usual) -> tuple[NDArray[np.float64], float]:
+    """Where scanners come by and fail 60 times in twenty minutes, a source that fails once a minute for three days:
+    its scores by day [3, minutes], and the highest one of usual traffic."""
+    counters, highest, clock = after(usual)
+    scans = [(b"scan%d" % (i // 60), clock + 20.0 * i, True, i) for i in range(30 * 60)]
+    observe(counters, scans)
+    midnight = (scans[-1][1] // 86_400 + 1) * 86_400
+    failures = [(b"203.0.113.7", midnight + 60.0 * i, True, 42) for i in range(3 * 24 * 60)]
+    return observe(counters, failures).reshape(3, 24 * 60), highest
+
+
+def test_who_fails_all_day_stands_out_where_others_fail_as_much_for_a_while(
+    usual: Usual, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days, highest = failing_all_day(usual)
+    assert np.all(days.max(axis=1) > highest), "each day anew: the first excuses nothing"
+    monkeypatch.setattr(sources_module, "_FAILING", (1, 4, SHARE))
+    days, highest = failing_all_day(usual)
+    assert np.all(days.max(axis=1) < 0.5 * highest), "the control"
+
+
+def test_a_day_of_failures_is_news_only_where_it_comes_to_more(usual: Usual, monkeypatch: pytest.MonkeyPatch) -> None:
+    days, highest = failing_all_day(usual)
+    assert np.all(np.sum(days > highest, axis=1) <= 30)
+    monkeypatch.setattr(SourceCounters, "_news", SourceCounters._nats)
+    days, highest = failing_all_day(usual)
+    assert np.all(np.sum(days > highest, axis=1) > 500), "the control"
 
 
 def test_a_busy_proxy_is_in_the_end_only_strange_beyond_its_own_past(usual: Usual) -> None:
