@@ -24,7 +24,7 @@ from detection.state import Columns, State
 COUNTERS = (
     *("lines a minute", "failures a minute", "distinct things a minute"),
     *("lines in half an hour", "failures in half an hour", "distinct things in half an hour"),
-    *("share of failures", "failures in a day"),
+    *("share of failures", "failures in a day beyond the usual share"),
 )
 DAY = len(COUNTERS) - 1
 SHARE = DAY - 1
