@@ -9,18 +9,19 @@ const KIND_VERDICTS = { rule: "attack", new: "novel" }; // of the others: anomal
 const items = new Map(); // incident id -> its item on the page
 const recordsHeld = new Map(); // alert id -> record, for texts and reasons of incidents listed later
 let answered = new Map(); // cause -> the answer in force
+let stream = null; // the EventSource
 
 // ---- what comes in -----------------------------------------------------------------------------
 
 async function follow() {
   await refresh();
-  const source = new EventSource("events");
-  source.onopen = () => { put("stream", "live"); refresh(); };
-  source.onmessage = (event) => takeRecord(JSON.parse(event.data));
-  source.onerror = () => {
-    put("stream", "reconnecting");
+  stream = new EventSource("events");
+  stream.onopen = refresh;
+  stream.onmessage = (event) => takeRecord(JSON.parse(event.data));
+  stream.onerror = () => {
+    showStream();
     // The browser gives up for good on an answer that is not a stream, such as 503.
-    if (source.readyState === EventSource.CLOSED) setTimeout(follow, 5 * POLL_MS);
+    if (stream.readyState === EventSource.CLOSED) setTimeout(follow, 5 * POLL_MS);
   };
 }
 
@@ -32,16 +33,24 @@ async function read(path) {
 }
 
 async function refresh() {
+  let alerts, listed, answers;
   try {
-    const [alerts, listed, answers] = await Promise.all([
+    [alerts, listed, answers] = await Promise.all([
       read("anomalies?limit=200"), read(`incidents?limit=${SHOWN}`), read("feedback")]);
-    answered = new Map(answers.feedback.map((answer) => [answer.cause, answer]));
-    for (const incident of listed.incidents.reverse()) takeIncident(incident);
-    for (const record of alerts.anomalies) takeRecord(record);
-    for (const item of items.values()) showAnswer(item);
   } catch (error) {
-    put("stream", "not connected");
+    put("stream", `not connected: ${error.name === "TimeoutError" ? "no answer in time" : error.message}`);
+    return;
   }
+  answered = new Map(answers.feedback.map((answer) => [answer.cause, answer]));
+  for (const incident of listed.incidents.reverse()) takeIncident(incident);
+  for (const record of alerts.anomalies) takeRecord(record);
+  for (const item of items.values()) showAnswer(item);
+  showStream();
+}
+
+function showStream() {
+  const live = stream && stream.readyState === EventSource.OPEN;
+  put("stream", live ? "live" : stream ? "reconnecting" : "");
 }
 
 function takeIncident(incident) {
@@ -83,23 +92,23 @@ const orderOf = (id) => id.split(".").map(Number);
 const isBefore = ([line, k = 0], [otherLine, otherK = 0]) => line < otherLine || (line === otherLine && k < otherK);
 
 function itemOf(id, digest) {
-  if (!items.has(id)) {
-    const item = newItem(id);
-    items.set(id, item);
-    const list = $(digest ? "digest-incidents" : "incidents");
-    // Newest first, wherever it came from.
-    const later = [...list.children].find((other) => isBefore(orderOf(other.dataset.id), orderOf(id)));
-    list.insertBefore(item.element, later || null);
-    while (list.children.length > SHOWN) {
-      items.delete(list.lastElementChild.dataset.id);
-      list.lastElementChild.remove();
-    }
-    $("nothing").hidden = true;
-    const waiting = $("digest-incidents").children.length;
-    $("digest").hidden = waiting === 0;
-    put("digest-summary", `${waiting === SHOWN ? `${SHOWN} and more` : waiting} beyond the alarm budget, in the digest`);
+  const known = items.get(id);
+  if (known) return known;
+  const item = newItem(id);
+  items.set(id, item);
+  const list = $(digest ? "digest-incidents" : "incidents");
+  // Newest first, wherever it came from.
+  const later = [...list.children].find((other) => isBefore(orderOf(other.dataset.id), orderOf(id)));
+  list.insertBefore(item.element, later || null);
+  while (list.children.length > SHOWN) { // of which this one may be the oldest
+    items.delete(list.lastElementChild.dataset.id);
+    list.lastElementChild.remove();
   }
-  return items.get(id);
+  $("nothing").hidden = true;
+  const waiting = $("digest-incidents").children.length;
+  $("digest").hidden = waiting === 0;
+  put("digest-summary", `${waiting === SHOWN ? `${SHOWN} and more` : waiting} beyond the alarm budget, in the digest`);
+  return item;
 }
 
 function newItem(id) {

@@ -148,7 +148,10 @@ function drawRates() {
   $("spark").querySelector(".area").setAttribute("d", `${line}L120,32L${start.toFixed(1)},32Z`);
 }
 
-const MEMBER_NAMES = { rule_based: "Rules", isolation_forest: "Isolation Forest", transformer: "Transformer" };
+const MEMBER_NAMES = {
+  rule_based: "Rules", isolation_forest: "Isolation Forest", transformer: "Transformer",
+  ngram: "N-grams", counts: "Counts", values: "Values", sources: "Sources",
+};
 
 function showMembers(status) {
   const members = Object.entries(status.active_models || {});
