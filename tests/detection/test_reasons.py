@@ -189,7 +189,7 @@ def test_a_session_reports_a_line_that_nobody_knew_once_however_often_it_comes(j
 
 def test_a_batch_in_which_nothing_is_asked_has_no_reasons_and_sessions_stay_as_novel_as_they_were() -> None:
     reasons = Reasons.none(3, np.array([0, 7], dtype=np.int32))
-    assert not (reasons.cause.any() or reasons.kind.any() or reasons.verdict.any())
+    assert not (reasons.alert_cause.any() or reasons.session_cause.any() or reasons.kind.any() or reasons.verdict.any())
     assert reasons.novel.tolist() == [0, 7]
 
 
