@@ -548,6 +548,10 @@ class Detector:
         """The operator's answers that are in force, oldest first."""
         return [answer.as_dict() for answer in self._known.answers()]
 
+    def has_template(self, template: int) -> bool:
+        """Whether a line can still be of that template; what came in its place after it was evicted is another."""
+        return template in self._templates
+
     def generations(self) -> list[dict[str, Any]]:
         """What became of each generation of models, newest first."""
         return self._models.listing(self.model.name)

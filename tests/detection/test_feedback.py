@@ -257,6 +257,24 @@ def test_so_does_the_answer_to_a_rule() -> None:
     assert journal.feed([ATTACK]) == [] and len(journal.feed([OTHER])) == 1
 
 
+def test_an_answer_that_comes_after_the_flood_would_hold_for_nothing_and_one_to_the_next_alert_does(
+    knowing: tuple[dict[str, object], Model],
+) -> None:
+    journal = crowded(*knowing)
+    (alert,) = flags(journal, 1, NEW)
+    assert journal.detector.has_template(alert["cause_template"])
+    fed(journal, session("flood", FLOOD, 2500))
+    assert not journal.detector.has_template(alert["cause_template"])
+    answer(journal, alert, "anomaly")
+    assert journal.detector.training_set().tainted.sum() == 1, "what is remembered of it is not learned from"
+    answer(journal, alert, "normal")
+    finished(journal)
+    (again,) = flags(journal, 9, NEW)
+    assert journal.detector.has_template(again["cause_template"])
+    answer(journal, again, "normal")
+    assert flags(journal, 10, NEW) == []
+
+
 def test_an_alert_names_the_template_that_its_cause_hangs_on(journal: Journal) -> None:
     (new,) = flags(journal, 1, [OPEN, b"dropping all tables now", b"dropping all tables now"])
     assert new["cause_template"] == new["template_id"]
