@@ -51,6 +51,8 @@ class Detector(Protocol[SummaryT, TrainingSetT]):
 
     def answers(self) -> list[dict[str, Any]]: ...
 
+    def has_template(self, template: int) -> bool: ...
+
     def generations(self) -> list[dict[str, Any]]: ...
 
     def export(self) -> State: ...
@@ -132,6 +134,10 @@ class Scoring(Generic[S, TrainingSetT]):
     async def answers(self) -> list[dict[str, Any]]:
         """The operator's answers that are in force, oldest first."""
         return await self._turn_for(lambda: self._detector.answers())
+
+    async def has_template(self, template: int) -> bool:
+        """Whether a line can still be of that template."""
+        return await self._turn_for(lambda: self._detector.has_template(template))
 
     async def generations(self) -> list[dict[str, Any]]:
         """What became of each generation of models, newest first."""

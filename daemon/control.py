@@ -101,7 +101,7 @@ class Control(Protocol):
         """Answer an alert, "normal" or "anomaly": {"id", "answer", "kind", "what", "line"}.
 
         In force when this returns, for everything of the same cause. 404 when there is no such alert or its record
-        is gone, 409 when the record names no cause.
+        is gone, 409 when the record names no cause, or one that is not to come again and is called normal.
         """
 
     async def undo_feedback(self, alert_id: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import trio
 from msgspec.structs import replace
@@ -44,6 +44,8 @@ from persistence.store import SnapshotInfo, Store
 
 if TYPE_CHECKING:
     from daemon.recovery import Report
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -374,6 +376,14 @@ class Service:
             record = await trio.to_thread.run_sync(find_record, path, alert_id)
         alert, alert_id = about(record), str(record["id"])  # as it is written there: 0701 is no other alert than 701
         said: Literal["normal", "anomaly"] = "normal" if answer == "normal" else "anomaly"
+        # An anomaly is still kept out of what is learned; what is called normal would be raised again all the same.
+        if said == "normal" and not await self._asked(running.scoring.has_template(alert.template)):
+            raise ControlError(
+                409,
+                "template_gone",
+                f"alert {alert_id} is about a template that is not known any more (many others came, or an earlier "
+                "state was restored): the next line like it raises another alert; answer that one",
+            )
         frame = FeedbackFrame(alert_id, alert.cause, alert.kind, alert.what, said, note, alert.template, alert.shapes)
         line = await self._answer(frame)
         return {"id": alert_id, "answer": said, "kind": KINDS[alert.kind], "what": alert.what, "line": line}
@@ -421,7 +431,7 @@ class Service:
 
         return await self._vouching.take(source, data, last, self._summary, apply)
 
-    async def _asked(self, answer: Awaitable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    async def _asked(self, answer: Awaitable[T]) -> T:
         try:
             return await answer
         except StateAbandoned as exc:

@@ -84,12 +84,11 @@ class Alerting:
 
     def _what(self, rows: Rows, row: int, lines: Lines | None) -> str:
         kind = int(rows.kind[row])
-        origin = b"" if lines is None or rows.k[row] else lines.reading.origins[lines.start + row]
         return in_words(
             kind,
             template=rows.templates.get(int(rows.about[row]), ""),
             rule=rows.matched(row)[0].name if kind == RULE else "",
-            source=shown(origin) if origin else shown_key(bytes(rows.session[row])),
+            source=shown(_who(rows, row, lines)) or shown_key(bytes(rows.session[row])),
         )
 
     def _explained(self, rows: Rows, judged: Judged, row: int, alpha: float, lines: Lines | None) -> dict[str, Any]:
@@ -104,10 +103,8 @@ class Alerting:
             reasons = explained(
                 self._ensemble, judged.view, judged.standing, judged.judgement, view_row, alpha, self._templates.text
             )
-        source = bytes(rows.session[row])[1:]  # where sessions are those of clients, which is all that a closing tells
         if lines is not None and not closing:
             number = lines.start + row
-            source = lines.reading.origins[number]
             odd_value = None if lines.values is None else lines.reading.strangest_value(lines.values, number)
             if odd_value is not None:
                 reasons["value"] = value_shown(odd_value)
@@ -116,9 +113,17 @@ class Alerting:
                 evidence_shown(self._rules.evidence(rule, target, agent, rows.texts[row])) for rule in rows.hit_by(row)
             ]
         # Its counters are those after the batch by now, and the batch may go on for hours without it.
-        reasons["source"] = source_shown(self._origins, source)
+        reasons["source"] = source_shown(self._origins, _who(rows, row, lines))
         reasons["lines"] = [
             {"line": number, "text": shown(self._recent.text(number) or b""), "odd": number == odd}
             for number in self._recent.of_session(serial, through, LINES_SHOWN)
         ]
         return reasons
+
+
+def _who(rows: Rows, row: int, lines: Lines | None) -> bytes:
+    """The source of a row: whom its line names, b"" for nobody. A closing tells only the key of its session, which is
+    the client where sessions are those of clients."""
+    if lines is None or rows.k[row]:
+        return bytes(rows.session[row])[1:]
+    return lines.reading.origins[lines.start + row]

@@ -44,7 +44,7 @@ from detection.history import VOUCHED, History
 from detection.incidents import Incidents
 from detection.intake import Intake, KeyPattern, Reading, read_lines, take_in
 from detection.judging import Batch, Closings, Judged, closed_as_they_are, judge
-from detection.known import KnownCauses
+from detection.known import Answer, KnownCauses
 from detection.labels import bad_and_flagged
 from detection.members.sources import SourceCounters
 from detection.members.values import ValueModel
@@ -248,17 +248,18 @@ class Detector:
         if frame.answer == "undo":
             self._known.undo(frame.alert)
         else:
-            normal = frame.answer == "normal"
             self._known.answer(
-                frame.alert,
-                frame.cause,
-                frame.kind,
-                frame.what,
-                normal,
-                frame.note,
-                self.line,
-                frame.template,
-                frame.shapes,
+                Answer(
+                    alert=frame.alert,
+                    cause=frame.cause,
+                    kind=frame.kind,
+                    what=frame.what,
+                    normal=frame.answer == "normal",
+                    note=frame.note,
+                    line=self.line,
+                    template=frame.template,
+                    shapes=frame.shapes,
+                )
             )
 
     def _restore(self, seq: int, knowledge: Knowledge | None, alerting: Alerting) -> None:
@@ -546,6 +547,10 @@ class Detector:
     def answers(self) -> list[dict[str, Any]]:
         """The operator's answers that are in force, oldest first."""
         return [answer.as_dict() for answer in self._known.answers()]
+
+    def has_template(self, template: int) -> bool:
+        """Whether a line can still be of that template; what came in its place after it was evicted is another."""
+        return template in self._templates
 
     def generations(self) -> list[dict[str, Any]]:
         """What became of each generation of models, newest first."""

@@ -179,7 +179,7 @@ def judge(
         members=scored.judgement.members[row_of_line],
         verdict=_verdicts_so_far(pieces, brought, scored)[row_of_line],
         flagged=scored.crossing[row_of_line],
-        cause=scored.reasons.told[row_of_line],
+        cause=scored.reasons.alert_cause[row_of_line],
         kind=scored.reasons.kind[row_of_line],
         about=scored.reasons.about[row_of_line],
         shapes=scored.reasons.shapes[row_of_line],
@@ -389,7 +389,7 @@ def _stand(batch: Batch, pieces: Cut, brought: _Brought, scored: _Scored, serial
         worst_line = np.where(renewed, np.where(by_closing, last_line, number[record]), worst_line)
         hit = np.maximum.reduceat(hit, head)
     cause = brought("cause")
-    cause[repeat_per_row(pieces.offsets)[scored.crossing]] = scored.reasons.cause[scored.crossing]
+    cause[repeat_per_row(pieces.offsets)[scored.crossing]] = scored.reasons.session_cause[scored.crossing]
     return _Standing(
         serial=serial,
         first_line=first_line,
@@ -462,7 +462,7 @@ def _closings(batch: Batch, pieces: Cut, scored: _Scored, standing: _Standing, k
         hit=standing.hit[closed],
         verdict=standing.verdict[closed],
         flagged=scored.crossing[tail] & pieces.row_closing[tail],
-        cause=scored.reasons.told[tail],
+        cause=scored.reasons.alert_cause[tail],
         kind=scored.reasons.kind[tail],
         about=scored.reasons.about[tail],
         shapes=scored.reasons.shapes[tail],

@@ -96,22 +96,13 @@ class KnownCauses:
 
     # --- answers ------------------------------------------------------------------------------------
 
-    def answer(
-        self,
-        alert_id: str,
-        cause: int,
-        kind: int,
-        what: str,
-        normal: bool,
-        note: str,
-        line: int,
-        template: int = 0,
-        shapes: tuple[int, ...] = (),
-    ) -> None:
-        """Take effect at once. Another answer to the same alert replaces the one before, and is the last."""
-        self._answers.pop(alert_id, None)
-        what, note = clipped(what), clipped(note, NOTE_BYTES)
-        self._answers[alert_id] = Answer(alert_id, cause, kind, what, normal, note, line, template, shapes)
+    def answer(self, answer: Answer) -> None:
+        """Take effect at once, `what` and `note` clipped. Another answer to the same alert replaces the one before, and
+        is the last."""
+        self._answers.pop(answer.alert, None)
+        self._answers[answer.alert] = msgspec.structs.replace(
+            answer, what=clipped(answer.what), note=clipped(answer.note, NOTE_BYTES)
+        )
         if len(self._answers) > self._capacity[0]:
             del self._answers[next(iter(self._answers))]
             self.answers_dropped += 1

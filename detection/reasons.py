@@ -33,15 +33,17 @@ def muted(known: KnownCauses, ensemble: Ensemble | None, templates: NDArray[np.i
 
 
 class Reasons:
-    """Columns [R] of a batch: `cause` and `kind`, 0 where none was asked for, and `verdict` of that kind; `about` int32
-    is the template that a cause of kind NEW or VALUE is about. `novel` int32 [P]: of each session after the batch, the
-    first template that nobody knew, plus 1, or 0.
+    """Columns [R] of a batch: `kind`, 0 where no cause was asked for, and `verdict` of that kind; `about` int32 is the
+    template that a cause of kind NEW or VALUE is about. `novel` int32 [P]: of each session after the batch, the first
+    template that nobody knew, plus 1, or 0.
+
+    `alert_cause` uint64 is what alerts and answers to them go by, `session_cause` what is remembered of the session for
+    the next training; 0 where none was asked for. They differ only in kind SOURCE, at a line that names who did it:
+    the session's is of its key, the alert's of whom the line names. Else one client that works on many things, each of
+    them a session, would be as many incidents.
 
     `shapes` uint64 [R, 2] are, of rows of kind NEW, the causes that the session's shape is there, as long as it goes on
     and if it ends: what is new is known some day, and the session is then named by its shape.
-
-    `told` is the cause that alerts and answers go by: that of who did it, where `cause` is the session's key and a line
-    names somebody. Else one client that works on many things, each of them a session, would be as many incidents.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Reasons:
         """`keys`, `windowed` and `serials` [P] are the pieces' sessions', `novel` [P] what each was before the batch;
         `lines` [R] are the rows' places in the batch, and `origins` says who did each line of it, b"" for nobody."""
         rows = len(view)
-        self.cause, self.told = np.zeros(rows, dtype=np.uint64), np.zeros(rows, dtype=np.uint64)
+        self.alert_cause, self.session_cause = np.zeros(rows, dtype=np.uint64), np.zeros(rows, dtype=np.uint64)
         self.kind, self.shapes = np.zeros(rows, dtype=np.uint8), np.zeros((rows, 2), dtype=np.uint64)
         self.verdict = np.zeros(rows, dtype=np.uint8)
         self._known, self._view, self._members = known, view, judgement.members
@@ -83,8 +85,8 @@ class Reasons:
         """For a batch in which nothing is asked for; the sessions stay as `novel` as they were."""
         empty = cls.__new__(cls)
         empty.novel = novel
-        empty.cause, empty.kind = np.zeros(rows, dtype=np.uint64), np.zeros(rows, dtype=np.uint8)
-        empty.told, empty.shapes = empty.cause, np.zeros((rows, 2), dtype=np.uint64)
+        empty.alert_cause = empty.session_cause = np.zeros(rows, dtype=np.uint64)
+        empty.kind, empty.shapes = np.zeros(rows, dtype=np.uint8), np.zeros((rows, 2), dtype=np.uint64)
         empty.verdict, empty.about = np.zeros(rows, dtype=np.uint8), np.full(rows, CLOSING, dtype=np.int32)
         return empty
 
@@ -138,23 +140,23 @@ class Reasons:
             ],
             np.where(closing, over, going_on),
         )
-        self.cause[rows], self.kind[rows] = cause, kind
+        self.alert_cause[rows] = self.session_cause[rows] = cause
+        self.kind[rows] = kind
         self.shapes[rows] = np.where((kind == NEW)[:, None], np.stack([going_on, over], axis=1), np.uint64(0))
         self.verdict[rows] = np.where(kind == NEW, NOVEL, ANOMALY)
-        self.told[rows] = cause
         named = [row for row in rows[(kind == SOURCE) & ~closing].tolist() if self._origins[self._lines[row]]]
         if named:
             who = [session_key(self._origins[line]) for line in self._lines[named].tolist()]
-            self.told[named] = source_causes(np.array(who))
+            self.alert_cause[named] = source_causes(np.array(who))
 
     def normal(self, rows: Ints) -> NDArray[np.bool_]:
         """Which of the causes of these rows are known to be normal."""
-        return self._known.normal(self.cause[rows]) | self._known.normal(self.told[rows])
+        return self._known.normal(self.session_cause[rows]) | self._known.normal(self.alert_cause[rows])
 
     def report_shapes(self, rows: Ints, begun: int) -> None:
         """Tell `known` of those of these rows that were named by the shape of their session."""
-        told = rows[self.kind[rows] == SHAPE]
-        self._report(self.cause[told], told, begun)
+        by_shape = rows[self.kind[rows] == SHAPE]
+        self._report(self.session_cause[by_shape], by_shape, begun)
 
     def _report(self, causes: Causes, rows: Ints, begun: int) -> None:
         """In the order of the log: that of the rows is one of slots, which another run of it need not have."""

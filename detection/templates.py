@@ -126,6 +126,10 @@ class TemplateTable:
         """Live templates; `<other>` is not counted."""
         return len(self._templates) - 1
 
+    def __contains__(self, template_id: int) -> bool:
+        """Whether a line can be of it: `<other>` and the live templates."""
+        return self._row(template_id) is not None
+
     def assign(self, family: str, contents: Sequence[bytes]) -> NDArray[np.int32]:
         """Learn `contents` in order; the template id of each.
 
@@ -182,9 +186,8 @@ class TemplateTable:
             raise KeyError(f"no template has had the id {template_id}")
         if template_id == OTHER:
             return "<other>"
-        live = self._id[: len(self._templates)]
-        row = int(np.searchsorted(live, template_id))
-        if row == len(live) or live[row] != template_id:
+        row = self._row(template_id)
+        if row is None:
             return "<evicted>"
         template = self._templates[row]
         if template.family == ACCESS:
@@ -236,6 +239,11 @@ class TemplateTable:
         ]
         table._plant()
         return table
+
+    def _row(self, template_id: int) -> int | None:
+        live = self._id[: len(self._templates)]
+        row = int(np.searchsorted(live, template_id))
+        return row if row < len(live) and live[row] == template_id else None
 
     def _find(self, kind: int, tokens: list[bytes]) -> tuple[Node | None, int]:
         """The leaf for `tokens`, None where there is none yet, and the row in it, -1 for a new template."""

@@ -86,6 +86,7 @@ class FakeDetector:
     answered: dict[str, FeedbackFrame] = field(default_factory=dict)
     known_generations: list[dict[str, Any]] = field(default_factory=list)
     vouched: list[VouchedFrame] = field(default_factory=list)
+    evicted: set[int] = field(default_factory=set)
 
     def apply(self, item: Sequenced) -> FakeVerdicts:
         self.calls.append(f"apply {item.seq}")
@@ -131,6 +132,9 @@ class FakeDetector:
 
     def answers(self) -> list[dict[str, Any]]:
         return [{"id": frame.alert, "answer": frame.answer} | _about(frame) for frame in self.answered.values()]
+
+    def has_template(self, template: int) -> bool:
+        return template not in self.evicted
 
     def generations(self) -> list[dict[str, Any]]:
         return list(self.known_generations)

@@ -231,6 +231,22 @@ async def test_a_record_without_a_cause_cannot_be_answered(tmp_path: Path) -> No
         assert daemon.sequencer.seq == 0
 
 
+async def test_what_cannot_come_again_is_not_called_normal_in_vain_but_still_an_anomaly(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        await daemon.flag(*(alert(n, cause_kind="new", cause_template=n) for n in (7, 8)))
+        daemon.detector.evicted = {7}
+        async with refused(409, "template_gone") as said:
+            await daemon.control.feedback("7", "normal", "")
+        assert said[0].startswith("alert 7 is about a template that is not known any more")
+        assert daemon.sequencer.seq == 0
+        await daemon.control.feedback("8", "normal", "")
+        await daemon.control.feedback("7", "anomaly", "")
+        assert [(one["id"], one["answer"]) for one in await daemon.control.answers()] == [
+            ("8", "normal"),
+            ("7", "anomaly"),
+        ]
+
+
 async def test_while_the_disk_is_full_nothing_is_changed_and_nobody_waits(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon:
         await daemon.flag(alert(4))

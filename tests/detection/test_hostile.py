@@ -29,6 +29,7 @@ from tests.detection.simple import (
     READ,
     RETRY,
     WRITE,
+    alerts_of,
     fed,
     finished,
     learn,
@@ -71,7 +72,7 @@ def injections(count: int, at: int, network: int) -> list[bytes]:
 
 
 def flagged(journal: Journal, lines: list[bytes]) -> list[dict[str, Any]]:
-    return journal.feed(lines) + journal.apply(FlushFrame(RECEIVED)).flagged()
+    return journal.feed(lines) + finished(journal)
 
 
 def left_out_after_a_campaign(monkeypatch: pytest.MonkeyPatch) -> int:
@@ -125,7 +126,7 @@ def slowly_turning_bad() -> list[bool]:
                 lines += session("mallory", [OPEN, *([EXPORT] * phase if turned else [READ, READ]), CLOSE], at)
             else:
                 lines += usual(1, 1000 * phase + number, prefix=f"p{phase}-{number}-", at=at)
-        records = fed(journal, lines) + finished(journal)
+        records = alerts_of(journal, lines)
         found = [r["session"] == "mallory" for r in records]
         learn(journal)
     assert bad == 60
@@ -184,7 +185,7 @@ def test_a_flood_of_templates_makes_room_is_counted_and_costs_no_template_that_i
     assert summary.templates <= 100 and summary.templates_evicted == summary.templates_created - summary.templates > 0
     assert sizes(journal) < half + 2000 * 40 + 100_000, "the history's rows, and what causes and incidents it leaves"
     finished(journal)
-    assert len(fed(journal, usual(50, 8, prefix="after", at=3000)) + finished(journal)) <= 2
+    assert len(alerts_of(journal, usual(50, 8, prefix="after", at=3000))) <= 2
 
 
 def test_a_flood_of_sources_makes_room_and_is_counted() -> None:
@@ -201,8 +202,8 @@ def test_the_stream_goes_on_being_judged_after_a_flood() -> None:
     journal = taught(1000)
     fed(journal, [line(f"k{number}", b"x%d" % number, 2000) for number in range(3000)])
     finished(journal)
-    normal = fed(journal, usual(50, 8, prefix="after", at=3000)) + finished(journal)
-    bad = fed(journal, session("bad", [OPEN, *[RETRY] * 9, CLOSE], 3100)) + finished(journal)
+    normal = alerts_of(journal, usual(50, 8, prefix="after", at=3000))
+    bad = alerts_of(journal, session("bad", [OPEN, *[RETRY] * 9, CLOSE], 3100))
     assert len(normal) <= 2 and [r["session"] for r in bad] == ["bad"]
 
 
@@ -244,7 +245,7 @@ def test_whatever_the_times_say_each_line_is_judged_and_the_stream_finds_back(st
     for each in (journal, loaded):
         finished(each)
     assert digest(loaded.detector.export()) == digest(journal.detector.export())
-    (bad,) = fed(journal, session("bad", [OPEN, *[RETRY] * 9, CLOSE], 5000)) + finished(journal)
+    (bad,) = alerts_of(journal, session("bad", [OPEN, *[RETRY] * 9, CLOSE], 5000))
     assert bad["session"] == "bad"
 
 

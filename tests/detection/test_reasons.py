@@ -6,22 +6,26 @@ import numpy as np
 import pytest
 
 from detection import known
-from detection.causes import KINDS, new_causes
+from detection.causes import new_causes
 from detection.detector import Detector
 from detection.ensemble import Ensemble
-from detection.frames import FeedbackFrame, Segment, SettingsFrame, VouchedFrame
+from detection.frames import Segment, SettingsFrame, VouchedFrame
 from detection.model import Model
 from detection.reasons import Reasons
 from detection.settings import AlarmSettings, LearningSettings
+from detection.state import State
 from tests.detection.journal import Journal, replace_settings
 from tests.detection.simple import (
     CLOSE,
     KEY,
+    NEW,
     OPEN,
     READ,
     RESTARTED,
     RETRY,
     WRITE,
+    alerts_of,
+    answer,
     fed,
     finished,
     line,
@@ -29,8 +33,6 @@ from tests.detection.simple import (
     session,
     usual,
 )
-
-NEW = b"dropping all tables now"
 
 
 def deployed(count: int, keys: int, at: float) -> Iterator[list[bytes]]:
@@ -50,31 +52,24 @@ def test_a_session_is_flagged_where_it_gets_strange_and_never_again(journal: Jou
 
 
 def test_a_session_with_a_line_nobody_knows_is_novel_and_one_of_a_new_shape_is_an_anomaly(journal: Journal) -> None:
-    (novel,) = fed(journal, session("x", [OPEN, NEW, CLOSE], 2000)) + finished(journal)
+    (novel,) = alerts_of(journal, session("x", [OPEN, NEW, CLOSE], 2000))
     assert (novel["verdict"], novel["cause_kind"], novel["closed"]) == ("novel", "new", False)
     assert novel["what"] == f"new template: {novel['template']}"
-    (shape,) = fed(journal, session("y", [OPEN, *[RETRY] * 5, CLOSE], 2000)) + finished(journal)
+    (shape,) = alerts_of(journal, session("y", [OPEN, *[RETRY] * 5, CLOSE], 2000))
     assert (shape["verdict"], shape["cause_kind"]) == ("anomaly", "shape")
-
-
-def answered(journal: Journal, record: dict[str, object], answer: str) -> None:
-    """Say it of the alert `record`."""
-    cause = int(str(record["cause"]), 16)
-    kind = KINDS.index(str(record["cause_kind"]))
-    journal.apply(FeedbackFrame(str(record["id"]), cause, kind, str(record["what"]), answer, ""))  # type: ignore[arg-type]
 
 
 def test_a_cause_called_normal_explains_a_p_and_only_a_smaller_one_is_a_reason_to_flag(journal: Journal) -> None:
     journal.apply(SettingsFrame(replace_settings(session=KEY, alarms=AlarmSettings(alpha=0.01)), ()))
     odd = [OPEN, *[RETRY] * 6, CLOSE]  # strange at the second retry, and more so by the count of them
-    (open_still,) = fed(journal, session("x1", odd, 2000)) + finished(journal)
+    (open_still,) = alerts_of(journal, session("x1", odd, 2000))
     assert open_still["cause_kind"] == "shape" and not open_still["closed"]
-    answered(journal, open_still, "normal")
+    answer(journal, open_still, "normal")
     assert fed(journal, session("x2", odd, 2100)) == []
     (at_its_end,) = finished(journal)
     assert at_its_end["p"] < open_still["p"] and at_its_end["cause"] != open_still["cause"]
-    answered(journal, at_its_end, "normal")
-    assert fed(journal, session("x3", odd, 2200)) + finished(journal) == []
+    answer(journal, at_its_end, "normal")
+    assert alerts_of(journal, session("x3", odd, 2200)) == []
 
 
 def test_what_nobody_knew_is_admitted_once_25_sessions_of_several_sources_show_it(journal: Journal) -> None:
@@ -118,9 +113,9 @@ def test_with_retraining_the_same_is_admitted_and_a_training_due(
 
 def test_without_retraining_the_operator_is_heard_all_the_same(journal: Journal) -> None:
     told(journal, 0)
-    (alert,) = fed(journal, session("x", [OPEN, NEW, CLOSE], 2000)) + finished(journal)
-    answered(journal, alert, "normal")
-    assert fed(journal, session("y", [OPEN, NEW, CLOSE], 2100)) + finished(journal) == []
+    (alert,) = alerts_of(journal, session("x", [OPEN, NEW, CLOSE], 2000))
+    answer(journal, alert, "normal")
+    assert alerts_of(journal, session("y", [OPEN, NEW, CLOSE], 2100)) == []
     data = b"".join(line + b"\n" for line in usual(5, 4))
     journal.apply(VouchedFrame(2000.0, Segment("file", "timestamped", data, data.count(b"\n"), last=True), True))
     assert journal.detector.summary().training_due
@@ -147,16 +142,14 @@ def test_a_shape_that_one_source_finishes_again_and_again_is_not_admitted_either
     for number in range(60):
         lines += session("x", shape, 2000 + number * 100)
         lines += usual(3, number, prefix=f"u{number}-", at=2000 + number * 100)
-    flagged = fed(journal, lines, batch=4000) + finished(journal)
+    flagged = alerts_of(journal, lines, batch=4000)
     assert len([r for r in flagged if r["session"] == "x"]) == 60
     assert journal.detector.summary().admitted == 0
 
 
 def test_the_same_shape_of_many_sources_is_admitted(journal: Journal) -> None:
     shape = [OPEN, *[RETRY] * 6, CLOSE]
-    flagged = [
-        len(fed(journal, session(f"x{number}", shape, 2000 + number * 100)) + finished(journal)) for number in range(40)
-    ]
+    flagged = [len(alerts_of(journal, session(f"x{number}", shape, 2000 + number * 100))) for number in range(40)]
     assert flagged[0] == 1 and flagged[25:] == [0] * 15
 
 
@@ -176,7 +169,7 @@ def test_an_anomaly_among_sessions_of_a_deploy_is_still_found(journal: Journal) 
     for each in deployed(30, 8, 2000):
         fed(journal, each)
     odd = session("bad", [OPEN, NEW, READ, CLOSE, OPEN, CLOSE, WRITE, OPEN], 9000)
-    assert [r["session"] for r in fed(journal, odd) + finished(journal)] == ["bad"]
+    assert [r["session"] for r in alerts_of(journal, odd)] == ["bad"]
 
 
 def test_a_session_reports_a_line_that_nobody_knew_once_however_often_it_comes(journal: Journal) -> None:
@@ -189,26 +182,26 @@ def test_a_session_reports_a_line_that_nobody_knew_once_however_often_it_comes(j
 
 def test_a_batch_in_which_nothing_is_asked_has_no_reasons_and_sessions_stay_as_novel_as_they_were() -> None:
     reasons = Reasons.none(3, np.array([0, 7], dtype=np.int32))
-    assert not (reasons.cause.any() or reasons.kind.any() or reasons.verdict.any())
+    assert not (reasons.alert_cause.any() or reasons.session_cause.any() or reasons.kind.any() or reasons.verdict.any())
     assert reasons.novel.tolist() == [0, 7]
 
 
 def test_what_is_strange_after_a_line_nobody_knew_is_named_after_that_line(
-    used_to_novelty: tuple[dict[str, object], Model],
+    used_to_novelty: tuple[State, Model],
 ) -> None:
-    journal = Journal(Detector.load(*used_to_novelty))  # type: ignore[arg-type]
-    (alert,) = fed(journal, session("x", [OPEN, RESTARTED, READ, READ, READ, OPEN], 2000)) + finished(journal)
+    journal = Journal(Detector.load(*used_to_novelty))
+    (alert,) = alerts_of(journal, session("x", [OPEN, RESTARTED, READ, READ, READ, OPEN], 2000))
     assert not alert["text"].endswith(RESTARTED.decode())
     assert (alert["cause_kind"], alert["verdict"]) == ("new", "novel")
     assert alert["what"].endswith(RESTARTED.decode())
-    (known,) = fed(journal, session("y", [OPEN, READ, READ, READ, OPEN], 2100)) + finished(journal)
+    (known,) = alerts_of(journal, session("y", [OPEN, READ, READ, READ, OPEN], 2100))
     assert (known["cause_kind"], known["verdict"]) == ("shape", "anomaly")
 
 
 def test_a_session_under_way_when_its_new_line_is_admitted_is_not_flagged_for_what_followed_it(
-    used_to_novelty: tuple[dict[str, object], Model],
+    used_to_novelty: tuple[State, Model],
 ) -> None:
-    journal = Journal(Detector.load(*used_to_novelty))  # type: ignore[arg-type]
+    journal = Journal(Detector.load(*used_to_novelty))
     assert fed(journal, session("x", [OPEN, RESTARTED], 2000)) == []
     for number in range(25):
         fed(journal, session(f"d{number}", [OPEN, RESTARTED], 2000))

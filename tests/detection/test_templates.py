@@ -133,6 +133,7 @@ def test_the_least_recently_used_of_the_rarer_half_goes_first() -> None:
     table.assign("access", [b"GET /%c 200" % c for c in b"abbcccdddae"])
     assert table.match("access", [b"GET /%c 200" % c for c in b"abcde"]).tolist() == [1, -1, 3, 4, 5]
     assert table.text(2) == "<evicted>"
+    assert [number for number in range(-1, 8) if number in table] == [OTHER, 1, 3, 4, 5]
     assert table.assign("access", [b"GET /b 200"]).tolist() == [6]
     assert (len(table), table.created, table.evicted) == (4, 6, 2)
 

@@ -11,8 +11,8 @@ from detection.settings import LearningSettings
 from detection.state import digest
 from detection.training.run import train
 from detection.verdicts import Verdicts
-from tests.detection.journal import RECEIVED, Journal, replace_settings, started
-from tests.detection.simple import KEY, OPEN, fed, finished, learn, said, session, simple, taught, usual
+from tests.detection.journal import ATTACK, RECEIVED, Journal, replace_settings, started
+from tests.detection.simple import KEY, NEW, OPEN, alerts_of, fed, finished, learn, said, session, simple, taught, usual
 
 
 def vouch(
@@ -62,13 +62,10 @@ def test_the_models_first_word_or_a_refusal_ends_the_need_to_train() -> None:
 
 def test_even_the_wildest_vouched_line_raises_nothing_and_a_live_one_does() -> None:
     journal = taught(300)
-    wild = session("x", [OPEN, b"dropping all tables now", OPEN], 5000)
+    wild = session("x", [OPEN, NEW, OPEN], 5000)
     vouch(journal, wild)
     assert journal.detector.summary().incidents_opened == 0
-    assert fed(journal, wild) + finished(journal) != []
-
-
-ATTACK = b'203.0.113.9 - - [17/May/2015:10:05:03 +0000] "GET /x?id=1%27%20UNION%20SELECT%201-- HTTP/1.1" 200 1 "-" "-"'
+    assert alerts_of(journal, wild) != []
 
 
 def test_sessions_in_which_a_rule_matched_are_counted_and_never_learned_from(lines: list[bytes]) -> None:
