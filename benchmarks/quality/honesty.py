@@ -78,7 +78,13 @@ def _ratio(harmless: _Harmless, seed: int) -> Row:
         Interval(count / expected, low / expected, high / expected),
         band=(0.3, 3.0, 0.5, 2.0),
         digits=2,
-        note=f"{count} of {sessions:,} sessions, {opened} incidents, at α = {100 * run.alpha:.2f} %; by rules {ruled}",
+        note="; ".join(
+            [
+                f"{count} of {sessions:,} sessions, {opened} incidents, at α = {100 * run.alpha:.2f} %",
+                f"by rules {ruled}",
+                *run.notes,
+            ]
+        ),
     )
 
 

@@ -2,6 +2,8 @@
 
 A log of days runs through in minutes here, so we wait where a real day would have given the time: for a
 training that has begun, before the lines after it are sent. `retrain_seconds` is 0 for the same reason.
+A wait is silence to the daemon: where it is as long as ends a session, those under way are cut in two, and the
+second halves look odd. That is no property of the verdicts, so `notes` says it: measure again on a quieter machine.
 Everything else is as shipped unless a set says otherwise.
 """
 
@@ -25,6 +27,7 @@ VOUCHED_BYTES = 256 * 1024
 TRAINING_SECONDS = 1800.0
 APPLIED_SECONDS = 300.0
 DUE_SECONDS = 20.0
+IDLE_SECONDS = 60.0  # as shipped: the silence that ends a session
 _POLL_SECONDS = 0.05
 _SAY_SECONDS = 10.0
 
@@ -125,6 +128,15 @@ class Watched:
 
         A training that fails, takes too long, or is not even due although a model is wanted ends the run: RuntimeError.
         """
+        begun = time.monotonic()
+        try:
+            self._settle(wanted)
+        finally:
+            waited = time.monotonic() - begun
+            if self._connection is not None and waited > IDLE_SECONDS:
+                self.notes.append(f"{waited:.0f} s of waiting for a training cut the sessions under way")
+
+    def _settle(self, wanted: bool) -> None:
         deadline = time.monotonic() + TRAINING_SECONDS
         quiet_until = time.monotonic() + DUE_SECONDS
         while True:
@@ -166,7 +178,9 @@ class Watched:
         self.daemon.post("/flush")
 
     def finish(self) -> Records:
-        """Flush, stop, and give what was said of every line and every session closed."""
+        """Flush, stop, and give what was said of every line and every session closed; says the `notes`."""
+        for note in self.notes:
+            print(f"  {self.about}: {note}", file=sys.stderr)
         self.alpha = float(self.daemon.status()["alarms"]["alpha"])
         self.flush()
         assert self.daemon.stop() == 0, self.daemon.log[-2000:]
