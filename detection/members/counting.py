@@ -15,6 +15,7 @@ from detection.segments import repeat_per_row, running_max, running_or, running_
 MINUTE_SECONDS = 60.0
 MINUTES = 30  # in the long window
 DAY_MINUTES = 24 * 60
+NEWS_BINS = 2  # of a day are news, half an octave; with one, 1.4 times as many harmless sessions were flagged
 LONGEST_PAST = (1 << 16) - 1  # half-hours
 _HALF_HOURS_A_BIN = 8  # a record that is not reached sinks by an octave in 16 hours of being active
 _MOST = 2**31 - 1
@@ -62,7 +63,7 @@ class Counted:
 
     values: NDArray[np.float64]  # [n, counters] after each line
     bins: Bins  # [n, counters] of these values
-    raised: NDArray[np.bool_]  # [n] whether the bin of the day is its highest so far, first reached by this line
+    raised: NDArray[np.bool_]  # [n] whether this line brought the day half an octave higher than it was
     record: Bins  # [n, DAY] of the line's source, before the half-hour of the line
     given: Ints  # [n] how many half-hours that past has
     after: Rows  # [U] the columns that change
@@ -146,7 +147,7 @@ def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counte
     return Counted(
         values=values,
         bins=bins[is_line],
-        raised=(bins[:, DAY] > lower)[is_line],
+        raised=(bins[:, DAY] // NEWS_BINS > lower // NEWS_BINS)[is_line],
         record=record[row_long],
         given=given[row_long],
         after={

@@ -20,7 +20,7 @@ failing is not.
 
 Nor does it explain the day, which finds who never does much in any half-hour and never stops. A day once strange
 stays so until midnight, and would make each further session of its source strange: so it counts only at the line
-where it comes to more (a bin more) than it had before. Then
+where it has grown by half an octave. Then
 
     score = strangest of the four counters of failures + half the strangest of the four of lines and things
 

@@ -125,7 +125,7 @@ class PlainCounters:
         own = usual[each, np.minimum(bins, source.record)]
         own[6] = 0.0
         nats = usual[each, bins] - trust * own
-        of_day = usual[DAY, failed_day] if failed_day > source.day_peak else 0.0
+        of_day = usual[DAY, failed_day] if failed_day // 2 > source.day_peak // 2 else 0.0
         source.day_peak = max(source.day_peak, failed_day)
         return float(max(nats[1], nats[4], nats[6], of_day) + 0.5 * max(nats[0], nats[2], nats[3], nats[5]))
 
@@ -430,7 +430,9 @@ def test_who_fails_all_day_stands_out_where_others_fail_as_much_for_a_while(
     assert np.all(days.max(axis=1) < 0.5 * highest), "the control"
 
 
-def test_a_day_of_failures_is_news_only_where_it_comes_to_more(usual: Usual, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_day_of_failures_is_news_only_where_it_comes_to_much_more(
+    usual: Usual, monkeypatch: pytest.MonkeyPatch
+) -> None:
     days, highest = failing_all_day(usual)
     assert np.all(np.sum(days > highest, axis=1) <= 30)
     monkeypatch.setattr(SourceCounters, "_news", SourceCounters._nats)
