@@ -5,7 +5,7 @@ method returns is made of dicts, lists, strings, numbers, booleans and None. A f
 leaves the process as null; a string may hold the lone surrogates of bytes that were not UTF-8.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -136,6 +136,9 @@ class Control(Protocol):
 
     async def anomalies(self, after: str | None, limit: int) -> list[dict[str, Any]]:
         """Flagged records, oldest first: the first `limit` after id `after`, or the newest `limit`."""
+
+    async def anomaly(self, alert_id: str) -> Mapping[str, Any]:
+        """The flagged record with that id. 404 when there is none, or its file was rotated away."""
 
     def events(self, *, everything: bool) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[dict[str, Any]]]:
         """A live subscription: flagged records, or with `everything` a sample of the rest as well.

@@ -370,10 +370,7 @@ class Service:
 
     async def feedback(self, alert_id: str, answer: str, note: str) -> dict[str, Any]:
         running = self._ready()
-        path = running.store.directory / "alerts.jsonl"
-        record: Mapping[str, Any] | None = running.alerts.find(alert_id)
-        if record is None:
-            record = await trio.to_thread.run_sync(find_record, path, alert_id)
+        record = await self.anomaly(alert_id)
         alert, alert_id = about(record), str(record["id"])  # as it is written there: 0701 is no other alert than 701
         said: Literal["normal", "anomaly"] = "normal" if answer == "normal" else "anomaly"
         # An anomaly is still kept out of what is learned; what is called normal would be raised again all the same.
@@ -462,6 +459,14 @@ class Service:
             return self._ready().alerts.recent(after, limit)
         except ValueError as exc:
             raise ControlError(400, "bad_id", f"after={after!r} is not an alert's id, such as 123 or 123.1") from exc
+
+    async def anomaly(self, alert_id: str) -> Mapping[str, Any]:
+        running = self._ready()
+        record = running.alerts.find(alert_id)
+        if record is None:
+            path = running.store.directory / "alerts.jsonl"
+            return await trio.to_thread.run_sync(find_record, path, alert_id)
+        return record
 
     @asynccontextmanager
     async def events(self, *, everything: bool) -> AsyncIterator["trio.MemoryReceiveChannel[dict[str, Any]]"]:

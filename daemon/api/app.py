@@ -142,6 +142,9 @@ def _add_reading(app: QuartTrio, control: Control) -> None:
             raise ControlError(400, "bad_request", "after is the id of a record, such as 1207 or 1207.1")
         return _json({"anomalies": await control.anomalies(after, _limit(MAX_ANOMALIES))})
 
+    async def anomaly(alert: str) -> Response:
+        return _json(await control.anomaly(_alert_id(alert, 404)))
+
     async def incidents() -> Response:
         return _json({"incidents": await control.incidents(_limit(MAX_INCIDENTS))})
 
@@ -166,6 +169,7 @@ def _add_reading(app: QuartTrio, control: Control) -> None:
     _route(app, "/metrics", prometheus)
     _route(app, "/snapshots", snapshots)
     _route(app, "/anomalies", anomalies)
+    _route(app, "/anomalies/<alert>", anomaly)
     _route(app, "/incidents", incidents)
     _route(app, "/feedback", answers)
     _route(app, "/models", models)

@@ -46,6 +46,19 @@ async function refresh() {
   for (const record of alerts.anomalies) takeRecord(record);
   for (const item of items.values()) showAnswer(item);
   showStream();
+  lookUp();
+}
+
+// One incident of thousands of alerts leaves the others' first ones out of the latest: ask for those, each once.
+async function lookUp() {
+  for (const item of [...items.values()]) {
+    if (item.lookedUp || (item.record && item.record.id === item.incident.id)) continue;
+    item.lookedUp = true;
+    try {
+      takeRecord(await read(`anomalies/${item.incident.id}`));
+    } catch (error) { // its file was rotated away; what the listing says of it is there
+    }
+  }
 }
 
 function showStream() {
@@ -72,7 +85,7 @@ function takeRecord(record) {
   incident.what = incident.what || record.what || whyOf(record);
   incident.cause = incident.cause || record.cause;
   incident.first_time = incident.first_time || record.time;
-  if (!known || !(incident.last_line > record.line)) {
+  if (!known || !(incident.last_line >= record.line)) { // else the listing knows better whether it is over
     incident.last_line = record.line;
     // A line's time may lie before that of a line before it; an incident's does not go back.
     incident.last_time = Math.max(incident.last_time || incident.first_time || 0, record.time || 0);

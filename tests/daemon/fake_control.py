@@ -220,6 +220,9 @@ class FakeControl:
         self.asked.append(("anomalies", after, limit))
         return self.flagged[-limit:]
 
+    async def anomaly(self, alert_id: str) -> dict[str, Any]:
+        return await self._told(("anomaly", alert_id), {"id": alert_id, "flagged": True})
+
     @asynccontextmanager
     async def events(self, *, everything: bool) -> AsyncIterator[trio.MemoryReceiveChannel[dict[str, Any]]]:
         self.asked.append(("events", everything))

@@ -261,6 +261,13 @@ async def test_anomalies_take_an_id_and_a_limit(control: FakeControl, call: Call
         assert (await call("GET", f"/anomalies?{bad}"))[0] == 400, bad
 
 
+async def test_one_alert_is_read_by_its_id(control: FakeControl, call: Caller) -> None:
+    assert await call("GET", "/anomalies/1207.1") == (200, {"id": "1207.1", "flagged": True})
+    assert control.asked == [("anomaly", "1207.1")]
+    assert (await call("GET", "/anomalies/..%2Fstatus"))[0] == 404
+    assert (await call("GET", "/anomalies/x"))[0] == 404
+
+
 async def test_snapshots_are_listed_and_verified(control: FakeControl, call: Caller) -> None:
     control.broken_snapshot = "checksum mismatch"
     listed = (await call("GET", "/snapshots"))[1]["snapshots"]

@@ -23,6 +23,12 @@ async def test_everything_the_page_loads_is_served_beside_it() -> None:
             assert answer.status_code == 200, prefix + path
 
 
+async def test_an_incidents_first_alert_is_asked_for_by_its_id() -> None:
+    client = create_app(FakeControl(), hosts=(), token=None).test_client()
+    [path] = re.findall(r"read\(`(anomalies/)\$\{item\.incident\.id\}`\)", JS)
+    assert (await client.get(f"/{path}1207.1", headers={"Host": "localhost"})).status_code == 200
+
+
 async def test_without_its_slash_the_prefix_leads_to_the_page() -> None:
     client = create_app(FakeControl(), hosts=(), token=None).test_client()
     answer = await client.get("/anomaly", headers={"Host": "localhost"})

@@ -189,10 +189,13 @@ async def test_an_alert_that_is_no_longer_among_the_recent_ones_is_found_in_its_
     async with served(tmp_path / "state") as daemon:
         await daemon.flag(*(alert(2 * n) for n in range(1, RECENT_RECORDS + 500)))
         assert daemon.alerts.find("4") is None
+        assert (await daemon.control.anomaly("4"))["line"] == 4
         assert (await daemon.control.feedback("4", "normal", ""))["id"] == "4"
         for never in ("5", "999999", "4.1"):
             async with refused(404, "not_found") as said:
                 await daemon.control.feedback(never, "normal", "")
+            async with refused(404, "not_found"):
+                await daemon.control.anomaly(never)
             assert said == [f"no alert has the id {never}"]
         assert len(daemon.detector.answered) == 1
 
