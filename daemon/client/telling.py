@@ -158,9 +158,11 @@ def _trained(admin: Admin, before: Mapping[str, Any], told: Told) -> int | None:
             status = admin.get("/status").body
             training, under_way = status.get("training") or {}, bool(status.get("training_in_progress"))
             generation = training.get("generation_in_force")
-            # A model whose training had begun before the file was handed over comes first, and does not know it.
-            waiting = (status.get("vouched") or {}).get("waiting", False)
-            if not waiting and generation is not None and generation != before.get("generation_in_force"):
+            # A model whose training had begun before the file was handed over comes first, or is refused, and does not
+            # know it.
+            if (status.get("vouched") or {}).get("waiting", False):
+                before = training
+            if generation is not None and generation != before.get("generation_in_force"):
                 return int(generation)
             if (training.get("refused") or 0) > (before.get("refused") or 0):
                 raise Failure(f"the new model was refused, the old one stays: {training.get('refusal')}")

@@ -429,23 +429,36 @@ async def test_train_from_tells_what_became_of_the_training(
         assert (found, (out + err).endswith(said)) == (status, True), (out, err)
 
 
-async def test_train_from_waits_for_the_model_that_knows_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("others", "its_own", "status", "said"),
+    [
+        ({"generation_in_force": 8}, {"generation_in_force": 9}, 0, "model generation 9 is in force\n"),
+        ({"refused": 2}, {"refused": 2, "generation_in_force": 9}, 0, "model generation 9 is in force\n"),
+        ({"generation_in_force": 8}, {"refused": 2, "generation_in_force": 8}, 1, "stays: the anchor set got worse"),
+    ],
+)
+async def test_train_from_tells_of_the_model_that_knows_the_file_and_not_of_the_one_trained_before(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    others: dict[str, Any],
+    its_own: dict[str, Any],
+    status: int,
+    said: str,
 ) -> None:
     async with daemon(tmp_path) as (control, env):
         control.trains = False
-        status = control.status()
-        early = {"generation_in_force": 8, "due": True}, {"waiting": True}
-        later: tuple[dict[str, Any], dict[str, Any]] = {"generation_in_force": 9}, {}
-        answers = iter([({}, {}), early, early, later])
+        shown = control.status()
+        nothing: dict[str, Any] = {}
+        early = others | {"due": True}, {"waiting": True}
+        answers = iter([(nothing, nothing), early, early, (its_own, nothing)])
 
         def told() -> dict[str, Any]:
             training, vouched = next(answers)
-            return {**status, "training": status["training"] | training, "vouched": status["vouched"] | vouched}
+            return {**shown, "training": shown["training"] | training, "vouched": shown["vouched"] | vouched}
 
         monkeypatch.setattr(control, "status", told)
         found, out, err = await ask("train-from", "-", stdin=b"one\n", env=env)
-        assert (found, err) == (0, "") and out.endswith("model generation 9 is in force\n")
+        assert found == status and said in out + err, (out, err)
 
 
 async def test_train_from_ends_what_it_has_begun_when_the_file_is_damaged(tmp_path: Path) -> None:
