@@ -83,12 +83,13 @@ class Alerting:
         self.batches.append((rows, Alerted(order, grouped, what, reasons)))
 
     def _what(self, rows: Rows, row: int, lines: Lines | None) -> str:
-        kind = int(rows.kind[row])
+        kind, key = int(rows.kind[row]), bytes(rows.session[row])
         return in_words(
             kind,
             template=rows.templates.get(int(rows.about[row]), ""),
             rule=rows.matched(row)[0].name if kind == RULE else "",
-            source=shown(_who(rows, row, lines)) or shown_key(bytes(rows.session[row])),
+            source=shown(_who(rows, row, lines)) or shown_key(key),
+            session="" if key.startswith(b"w") else shown_key(key),
         )
 
     def _explained(self, rows: Rows, judged: Judged, row: int, alpha: float, lines: Lines | None) -> dict[str, Any]:

@@ -64,15 +64,15 @@ def value_causes(templates: NDArray[np.integer]) -> Causes:
     return _finished(VALUE, _mixed(templates.astype(np.uint64) ^ _salt(1)))
 
 
-def in_words(kind: int, *, template: str = "", rule: str = "", source: str = "") -> str:
-    """A cause of that kind for people; a shape has no name, the alert's own lines are the best there is."""
+def in_words(kind: int, *, template: str = "", rule: str = "", source: str = "", session: str = "") -> str:
+    """A cause of that kind for people; a shape has no name and goes by the alert's `session`, where that has a key."""
     words = {
         RULE: f"rule {rule} on {template}",
         NEW: f"new template: {template}",
         SOURCE: f"behaviour of {source}",
         VALUE: f"unusual parameter values in {template}",
     }
-    return clipped(words.get(kind, "sessions like this one"))
+    return clipped(words.get(kind, f"sessions like that of {session}" if session else "sessions like this one"))
 
 
 def clipped(text: str, limit: int = WHAT_BYTES) -> str:

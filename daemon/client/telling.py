@@ -43,11 +43,11 @@ def feedback(admin: Admin, as_json: bool, alert: str | None, answer: str | None,
 def _effect(told: Mapping[str, Any]) -> str:
     what, line = printable(told.get("what", "")), count(told.get("line"))
     effects = {
-        "normal": "is normal from now on and not raised again",
-        "anomaly": "is an anomaly; it is not learned from, and frequency does not make it normal",
-        "undo": "is unanswered again",
+        "normal": "normal from now on, and not raised again",
+        "anomaly": "an anomaly, not learned from, and frequency does not make it normal",
+        "undo": "unanswered again",
     }
-    return f"{what} {effects.get(told['answer'], printable(told['answer']))} (after line {line})"
+    return f"{what}: {effects.get(told['answer'], printable(told['answer']))} (after line {line})"
 
 
 def incidents(admin: Admin, as_json: bool, limit: int) -> int:

@@ -340,10 +340,10 @@ async def test_alerts_are_answered_listed_and_the_answer_taken_back(tmp_path: Pa
     async with daemon(tmp_path) as (control, env):
         said = await ask("feedback", "1207.1", "normal", "--note", "a deploy", env=env)
         assert said == (
-            0, "new template: GET /beta 200 is normal from now on and not raised again (after line 51,234)\n", "",
+            0, "new template: GET /beta 200: normal from now on, and not raised again (after line 51,234)\n", "",
         )  # fmt: skip
-        assert "is an anomaly" in (await ask("feedback", "7", "anomaly", env=env))[1]
-        assert "is unanswered again" in (await ask("feedback", "7", "undo", env=env))[1]
+        assert "GET /beta 200: an anomaly" in (await ask("feedback", "7", "anomaly", env=env))[1]
+        assert "GET /beta 200: unanswered again" in (await ask("feedback", "7", "undo", env=env))[1]
         listed = (await ask("feedback", env=env))[1].splitlines()
         assert listed[1].split()[:3] == ["1207.1", "normal", "50,001"] and listed[1].endswith(
             "sessions like this one  (deploy of \\x1b[31mTuesday)"

@@ -105,5 +105,6 @@ def test_causes_are_told_in_words() -> None:
     assert causes.in_words(RULE, rule="sqli-union", template="GET /x 200") == "rule sqli-union on GET /x 200"
     assert causes.in_words(NEW, template="disk <*> full") == "new template: disk <*> full"
     assert causes.in_words(SHAPE) == "sessions like this one"
+    assert causes.in_words(SHAPE, session="blk_7") == "sessions like that of blk_7"
     assert causes.in_words(SOURCE, source="1.2.3.4") == "behaviour of 1.2.3.4"
     assert causes.in_words(VALUE, template="GET /search") == "unusual parameter values in GET /search"

@@ -165,7 +165,7 @@ def test_only_an_alert_of_something_new_comes_with_the_shapes_that_its_session_h
     (new,) = flags(journal, 1, ODD)
     assert len(set(new["cause_shapes"]) - {new["cause"]}) == 2
     (shape,) = flags(journal, 2, [OPEN, *[RETRY] * 6, CLOSE])
-    assert "cause_shapes" not in shape
+    assert "cause_shapes" not in shape and shape["what"] == "sessions like that of x2"
 
 
 def test_what_was_admitted_and_learned_before_it_was_called_an_anomaly_is_forgotten(journal: Journal) -> None:
