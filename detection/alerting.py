@@ -18,7 +18,8 @@ from detection.rules.engine import RuleSet
 from detection.templates import TemplateTable
 from detection.verdicts import Alerted, Rows, shown, shown_key
 
-# An incident's first alerts are explained, and of one batch no more than this: a flood must not cost its time.
+# An incident's first alerts are explained, and of one batch no more than this, those first that open an incident, as
+# they stand for it: a flood must not cost its time.
 EXPLAINED_OF_AN_INCIDENT = 5
 EXPLAINED_OF_A_BATCH = 16
 
@@ -78,7 +79,8 @@ class Alerting:
             per_day=self._per_day,
             what=what.__getitem__,
         )
-        early = np.flatnonzero(grouped.count <= EXPLAINED_OF_AN_INCIDENT)[:EXPLAINED_OF_A_BATCH]
+        early = np.flatnonzero(grouped.count <= EXPLAINED_OF_AN_INCIDENT)
+        early = early[np.argsort(grouped.count[early], kind="stable")][:EXPLAINED_OF_A_BATCH]
         reasons = {int(row): self._explained(rows, judged, int(row), alpha, lines) for row in order[early]}
         self.batches.append((rows, Alerted(order, grouped, what, reasons)))
 

@@ -141,6 +141,16 @@ def test_a_flood_of_one_cause_is_explained_at_its_beginning_only() -> None:
     assert sum("explain" in r for r in burst) <= EXPLAINED_OF_A_BATCH < len(burst)
 
 
+def test_what_opens_an_incident_is_explained_before_what_only_joins_one() -> None:
+    paths = [b"/%s?" % (b"y/" * n) for n in range(8)]
+    burst = [ATTACK.replace(b"203.0.113.9", b"203.0.113.%d" % n).replace(b"/x?", paths[n]) for n in range(8)]
+    records = started().feed([each for attack in burst for each in [attack] * EXPLAINED_OF_AN_INCIDENT])
+    opening = [r for r in records if r["opens"]]
+    assert len(opening) * EXPLAINED_OF_AN_INCIDENT == len(records) > EXPLAINED_OF_A_BATCH
+    assert all("explain" in r for r in opening)
+    assert sum("explain" in r for r in records) == EXPLAINED_OF_A_BATCH
+
+
 def records_of(journal: Journal) -> list[dict[str, Any]]:
     odd = session("x", [OPEN, NEW, READ], 2000) + session("y", [OPEN, *[RETRY] * 9, CLOSE], 2000)
     hostile = [line("z", b'\xff\x00 \xe2\x80\xa8 "quoted" </script>', 2000), b"", b"\xff" * 3000]
