@@ -125,14 +125,16 @@ class KnownCauses:
 
     # --- admission ----------------------------------------------------------------------------------
 
-    def seen(self, causes: NDArray[np.uint64], places: NDArray[np.int64], keys: NDArray[np.uint64]) -> None:
+    def seen(self, causes: NDArray[np.uint64], places: NDArray[np.int64], keys: NDArray[np.uint64]) -> set[int]:
         """Sessions showed `causes` [m] for the first time, in this order, when `places` [m] (non-decreasing) had begun.
 
-        `keys` [m] are hashes of the sessions' keys, 0 where they have none.
+        `keys` [m] are hashes of the sessions' keys, 0 where they have none. The causes admitted at once, of which
+        nothing was known before: nobody can have been told of them.
         """
+        at_once: set[int] = set()
         if not len(causes) or not self.admits:
-            return
-        new = np.unique(causes)
+            return at_once
+        new, before = np.unique(causes), self._cause
         self._cause = np.concatenate((self._cause, causes))
         self._place = np.concatenate((self._place, places))
         self._key = np.concatenate((self._key, keys))
@@ -143,9 +145,12 @@ class KnownCauses:
         for cause in found[counts >= _NEEDED].tolist():
             if cause not in self._bad and cause not in self._admitted and self._of_many(recent, cause):
                 self._admit(cause)
+                if cause not in self._normal and not np.any(before == cause):
+                    at_once.add(cause)
         self._cause, self._place, self._key = self._cause[recent], self._place[recent], self._key[recent]
         if admissions != self.admissions:
             self._sort()
+        return at_once
 
     def _of_many(self, recent: NDArray[np.int64], cause: int) -> bool:
         keys = self._key[recent][self._cause[recent] == cause]

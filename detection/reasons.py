@@ -69,6 +69,7 @@ class Reasons:
         self._known, self._view, self._members = known, view, judgement.members
         self._keys, self._windowed, self._serials, self._lines = keys, windowed, serials, lines
         self._origins = origins
+        self._untold: set[int] = set()  # causes admitted in this batch that nobody was told of
         self._piece = repeat_per_row(view.offsets)
         unknown = (view.templates != CLOSING) & ~ensemble.knows(view.templates)
         self._unknown = unknown & ~view.muted_rows()
@@ -150,8 +151,15 @@ class Reasons:
             self.alert_cause[named] = source_causes(np.array(who))
 
     def normal(self, rows: Ints) -> NDArray[np.bool_]:
-        """Which of the causes of these rows are known to be normal."""
-        return self._known.normal(self.session_cause[rows]) | self._known.normal(self.alert_cause[rows])
+        """Which of the causes of these rows are known to be normal, once: what was unknown before this batch and is
+        admitted in it, however many sessions came with it, is still raised by the first of them."""
+        normal = self._known.normal(self.session_cause[rows]) | self._known.normal(self.alert_cause[rows])
+        if self._untold:
+            for i in self._in_order(rows).tolist():
+                if (cause := int(self.session_cause[rows[i]])) in self._untold:
+                    self._untold.remove(cause)
+                    normal[i] = False
+        return normal
 
     def report_shapes(self, rows: Ints, begun: int) -> None:
         """Tell `known` of those of these rows that were named by the shape of their session."""
@@ -160,10 +168,15 @@ class Reasons:
 
     def _report(self, causes: Causes, rows: Ints, begun: int) -> None:
         """In the order of the log: that of the rows is one of slots, which another run of it need not have."""
-        order = np.lexsort((self._serials[self._piece[rows]], self._lines[rows]))
+        order = self._in_order(rows)
         causes, piece = causes[order], self._piece[rows[order]]
         keys = np.where(self._windowed[piece], np.uint64(0), source_causes(self._keys[piece]))
-        self._known.seen(causes, np.full(len(causes), begun, dtype=np.int64), keys)
+        self._untold |= self._known.seen(causes, np.full(len(causes), begun, dtype=np.int64), keys)
+
+    def _in_order(self, rows: Ints) -> Ints:
+        """Places of `rows` in the order of the log."""
+        order: Ints = np.lexsort((self._serials[self._piece[rows]], self._lines[rows]))
+        return order
 
     def _likelihoods(self, rows: Ints) -> NDArray[np.float64]:
         """The members' p-values, 1 of those that are not ready: float64 [n, M]."""

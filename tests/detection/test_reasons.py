@@ -79,6 +79,26 @@ def test_what_nobody_knew_is_admitted_once_25_sessions_of_several_sources_show_i
     assert journal.detector.summary().admitted >= 1
 
 
+@pytest.mark.parametrize("kind", ["new", "shape"])
+def test_what_comes_and_is_admitted_within_one_batch_is_raised_by_the_first_that_shows_it(
+    journal: Journal, kind: str
+) -> None:
+    texts = [OPEN, NEW, CLOSE] if kind == "new" else [OPEN, *[RETRY] * 6, CLOSE]
+    lines = [each for number in range(60) for each in session(f"x{number}", texts, 2000)]
+    alerts = fed(journal, lines, batch=len(lines))
+    assert journal.detector.summary().admitted >= 1 and len(alerts) == len({each["cause"] for each in alerts})
+    assert [(each["cause_kind"], each["session"], each["opens"]) for each in alerts] == [(kind, "x0", True)]
+    assert fed(journal, [each.replace(b"id=x", b"id=y") for each in lines], batch=len(lines)) == []
+
+
+def test_what_was_called_normal_before_it_was_that_frequent_is_not_raised_when_it_is(journal: Journal) -> None:
+    (alert,) = alerts_of(journal, session("x", [OPEN, NEW, CLOSE], 2000))
+    answer(journal, alert, "normal")
+    fed(journal, usual(1100, 3, at=2100))  # by now it is forgotten that it came
+    lines = [each for number in range(60) for each in session(f"z{number}", [OPEN, NEW, CLOSE], 9000)]
+    assert [each for each in fed(journal, lines, batch=len(lines)) if each["cause"] == alert["cause"]] == []
+
+
 def told(journal: Journal, retrain_lines: int) -> Journal:
     """As `journal` after its first full training: the quick members stand for all of them."""
     learning = LearningSettings(warmup_lines=1000, retrain_lines=retrain_lines)
