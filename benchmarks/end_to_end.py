@@ -65,7 +65,7 @@ def run(daemon: Vigild, lines: list[bytes], warmup: int, total: int, long: int) 
     with asked_meanwhile(daemon) as asked:
         rate = send(daemon, stream, total // 2)
     say("while it trains", f"{rate:,.0f} lines/s{still_training(daemon)}; GET /status {in_words(asked)}")
-    daemon.wait(lambda: daemon.status()["phase"] == "ensemble", 600.0)
+    daemon.wait_for_model()
     say("first training", f"{time.monotonic() - began:.0f} s; memory {mib(daemon)}")
 
     with asked_meanwhile(daemon) as asked:

@@ -56,7 +56,7 @@ def main() -> None:
 def train(daemon: Vigild, lines: list[bytes]) -> None:
     daemon.start()
     daemon.send_lines(list(islice(cycle(lines), WARMUP)))
-    daemon.wait(lambda: daemon.status()["phase"] == "ensemble", 300.0)
+    daemon.wait_for_model()
     if daemon.stop():
         raise SystemExit(daemon.log)
 

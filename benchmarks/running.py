@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 
 START_SECONDS = 60.0
+TRAINING_SECONDS = 600.0  # seconds of work, but next to busy processes the trainer hardly gets a processor
 _POLL_SECONDS = 0.02
 
 QUICK = """
@@ -91,6 +92,10 @@ class Vigild:
             assert self.process.poll() is None, f"vigild ended with {self.process.returncode}:\n{self.log}"
             assert time.monotonic() < deadline, f"nothing for {seconds} s:\n{self.log}"
             time.sleep(_POLL_SECONDS)
+
+    def wait_for_model(self) -> None:
+        """Return when a model of all members judges. It may take long: the trainer yields to everyone."""
+        self.wait(lambda: self.status()["phase"] == "ensemble", TRAINING_SECONDS)
 
     def change_settings(self, settings: str) -> None:
         """Write the settings anew, have the daemon read them, and return when they are in force."""

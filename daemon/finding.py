@@ -13,7 +13,7 @@ import msgspec
 from detection.frames import LinesFrame, SettingsFrame, SkipFrame, decode
 from detection.settings import DetectionSettings, RuleText
 from detection.sources import LivingSource, LivingSources
-from detection.state import Columns, NewerStateError, check_format, part
+from detection.state import Columns, OtherVersionError, check_format, of_this_version, part
 from persistence.directory import StoreError
 from persistence.model_file import ModelFile
 from persistence.preamble import NewerFormatError
@@ -60,13 +60,15 @@ def find(store: Store, last_line: int = 0) -> Found:
     """
     recovery = store.recover()
     try:
-        return _found(recovery, last_line)
-    except (NewerFormatError, NewerStateError) as exc:
+        seen = _Seen() if recovery.snapshot is None else _Seen.of(recovery.snapshot[2])
+        return _found(recovery, seen, last_line)
+    except NewerFormatError as exc:
         raise StoreError(str(exc)) from exc
+    except OtherVersionError as exc:
+        raise StoreError(f"{store.directory / (recovery.snapshot_name or '')}: {exc}") from exc
 
 
-def _found(recovery: Recovery, last_line: int) -> Found:
-    seen = _Seen() if recovery.snapshot is None else _Seen.of(recovery.snapshot[2])
+def _found(recovery: Recovery, seen: "_Seen", last_line: int) -> Found:
     seen.take(recovery.entries)
     lost_lines, line = recovery.lost_lines, recovery.last_line
     if last_line > line:
@@ -100,13 +102,14 @@ class _Seen:
 
     @classmethod
     def of(cls, columns: Columns) -> "_Seen":
-        """As of a snapshot. Raises NewerStateError."""
+        """As of a snapshot. Raises OtherVersionError."""
         check_format(columns)
-        in_force = SettingsFrame(
-            msgspec.json.decode(columns["settings"], type=DetectionSettings),  # type: ignore[arg-type]
-            msgspec.json.decode(columns["rules"], type=tuple[RuleText, ...]),  # type: ignore[arg-type]
-        )
-        return cls(LivingSources.load(part("sources", columns)), [(0, in_force)])
+        with of_this_version():
+            in_force = SettingsFrame(
+                msgspec.json.decode(columns["settings"], type=DetectionSettings),  # type: ignore[arg-type]
+                msgspec.json.decode(columns["rules"], type=tuple[RuleText, ...]),  # type: ignore[arg-type]
+            )
+            return cls(LivingSources.load(part("sources", columns)), [(0, in_force)])
 
     def take(self, entries: Iterable[Entry]) -> None:
         for entry in entries:

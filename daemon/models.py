@@ -6,6 +6,7 @@ from typing import Any
 from daemon.control import ControlError
 from detection.frames import ModelFrame
 from detection.model import Model
+from detection.state import OtherVersionError
 from persistence.model_file import ModelError, generation_of
 from persistence.preamble import NewerFormatError
 from persistence.store import Store
@@ -59,7 +60,7 @@ def earlier_model(store: Store, known: Sequence[Mapping[str, Any]], generation: 
     [file] = usable
     try:
         model = load_model(store, file.name, file.sha256)
-    except (ModelError, NewerFormatError) as exc:
+    except (ModelError, NewerFormatError, OtherVersionError) as exc:
         if isinstance(exc.__cause__, FileNotFoundError):
             raise ControlError(404, "not_found", f"the file of model generation {generation} is gone") from exc
         raise ControlError(409, "damaged", f"the model in force stays: {exc}") from exc

@@ -7,6 +7,8 @@
               is used, the rest is learned again
     fresh     nothing was there
 
+What is sound and of another version of the program is none of these: the start is refused, and all of it stays.
+
 A frame on which `apply` raises costs that frame, not the daemon: it is kept as `frame-<seq>.bad`, its
 lines are counted as lost, and the state is folded again without it. A skip frame that says so is journaled
 then, and whoever replays the journal later looks for those first: a program that could apply the frame
@@ -23,7 +25,7 @@ from daemon.finding import Found
 from detection.detector import Detector, model_in
 from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, Sequenced, decode
 from detection.model import Model, from_columns
-from detection.state import Columns, NewerStateError
+from detection.state import Columns, OtherVersionError, check_format
 from detection.verdicts import Verdicts
 from persistence.directory import StoreError
 from persistence.disk import UnreadableError
@@ -82,7 +84,7 @@ class Poison(Exception):
 def recover(store: Store, found: Found, deliver: Callable[[Verdicts], None], alive: Callable[[], None]) -> Recovered:
     """Blocking: the state as of what was `found`. `deliver` gets the verdicts of replayed frames, some of which were
     delivered before; `alive` is called between frames. Frames that follow may be journaled meanwhile. Raises
-    StoreError and JournalError when the disk fails, and StoreError for files of a later version."""
+    StoreError and JournalError when the disk fails, and StoreError for files of another version."""
     began = time.monotonic()
     poisoned: dict[int, Entry] = {}
     try:
@@ -97,7 +99,7 @@ def recover(store: Store, found: Found, deliver: Callable[[Verdicts], None], ali
                     exc_info=poison.__cause__,
                 )
                 poisoned[poison.entry.seq] = poison.entry
-    except (NewerFormatError, NewerStateError, UnreadableError) as exc:
+    except (NewerFormatError, OtherVersionError, UnreadableError) as exc:
         raise StoreError(str(exc)) from exc
     for entry in poisoned.values():
         set_aside(store, entry, recovered.report)
@@ -119,30 +121,41 @@ def set_aside(store: Store, entry: Entry, report: Report) -> None:
 
 
 def adopt_model(store: Store, name: str, sha256: str) -> Model:
-    """Blocking: move what the trainer left in its directory among the models, and load it. Raises ModelError."""
+    """Blocking: move what the trainer left in its directory among the models, and load it. Raises as `load_model`."""
     store.adopt_model(store.training / name)
     return load_model(store, name, sha256)
 
 
 def load_model(store: Store, name: str, sha256: str | None) -> Model:
-    """Blocking. Raises ModelError when the file is missing, damaged or not a model."""
+    """Blocking. Raises ModelError when the file is missing, damaged or not a model, NewerFormatError and
+    OtherVersionError when it is one of another version."""
     columns = store.load_model(name, sha256)
     try:
         return from_columns(columns)
     except (KeyError, TypeError) as exc:
         raise ModelError(f"{name}: is not a model generation: {exc}") from exc
+    except OtherVersionError as exc:
+        raise OtherVersionError(f"{store.model_path(name)}: {exc}") from exc
 
 
 def load_knowledge(store: Store, name: str, sha256: str | None = None) -> tuple[str, Knowledge]:
     """Blocking: the SHA-256 of snapshot `name`, and what it knows. Raises SnapshotError, ModelError for its model,
-    FileNotFoundError, ValueError for what is no name of a snapshot, NewerFormatError."""
+    FileNotFoundError, ValueError for what is no name of a snapshot, NewerFormatError, OtherVersionError."""
     try:
         found, columns = store.load_snapshot(name, sha256)
+        _check_format(store, name, columns)
         reference = model_in(columns)
         model = load_model(store, reference.name, reference.sha256) if reference.name else None
     except UnreadableError as exc:
         raise SnapshotError(str(exc)) from exc
     return found, Knowledge(columns, model)
+
+
+def _check_format(store: Store, name: str, columns: Columns) -> None:
+    try:
+        check_format(columns)
+    except OtherVersionError as exc:
+        raise OtherVersionError(f"{store.directory / name}: {exc}") from exc
 
 
 def _recover(
@@ -221,8 +234,11 @@ class Fold:
 
     def _loaded(self, columns: Columns) -> Detector:
         self._report.snapshot_line = int(columns["line"])  # type: ignore[arg-type]
-        reference = model_in(columns)
-        return Detector.load(columns, self._model(reference))
+        model = self._model(model_in(columns))
+        try:
+            return Detector.load(columns, model)
+        except OtherVersionError as exc:
+            raise OtherVersionError(f"{self._store.directory}: the newest snapshot: {exc}") from exc
 
     def _resolved(self, entry: Entry, frame: Frame) -> Sequenced:
         model = knowledge = None
@@ -251,6 +267,7 @@ class Fold:
             self.lost = True
             self.note(f"what {frame.name} held was restored and is lost, newer knowledge is used instead: {exc}")
             return None
+        _check_format(self._store, frame.name, columns)
         return Knowledge(columns, self._model(model_in(columns)))
 
     def note(self, note: str) -> None:

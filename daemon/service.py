@@ -35,6 +35,7 @@ from detection.model import Model
 from detection.rules.engine import RuleSet
 from detection.rules.reading import RuleError
 from detection.settings import RuleText
+from detection.state import OtherVersionError
 from detection.summary import Summary
 from detection.training_set import TrainingSet
 from persistence.model_file import ModelError
@@ -354,7 +355,7 @@ class Service:
             store.release(name)
         except (ValueError, FileNotFoundError):
             _no_snapshot(name)
-        except (SnapshotError, ModelError, NewerFormatError) as exc:
+        except (SnapshotError, ModelError, NewerFormatError, OtherVersionError) as exc:
             store.release(name)
             raise ControlError(409, "damaged", f"nothing was restored: {exc}") from exc
         except (trio.ClosedResourceError, trio.BrokenResourceError, trio.EndOfChannel) as exc:

@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
 
     # Only now: the numeric libraries start with one thread, and an orphan dies while importing, too.
     from detection.model import to_columns
+    from detection.state import OtherVersionError
     from detection.training.promotion import RefusedError
     from detection.training.run import TrainingError, train
     from detection.training_set import from_columns
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
     except RefusedError as exc:
         _say({"refused": str(exc)})
         return 0
-    except (TrainingError, SnapshotError, NewerFormatError, OSError) as exc:
+    except (TrainingError, SnapshotError, NewerFormatError, OtherVersionError, OSError) as exc:
         _say({"error": str(exc)})
         return 1
     except (KeyError, TypeError, ValueError) as exc:

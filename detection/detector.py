@@ -56,7 +56,7 @@ from detection.schedule import Progress, Schedule
 from detection.sessions import SessionTable, cut
 from detection.settings import DetectionSettings, RuleText
 from detection.sources import LivingSource, LivingSources
-from detection.state import FORMAT, Columns, State, check_format, joined, part
+from detection.state import FORMAT, Columns, State, check_format, joined, of_this_version, part
 from detection.summary import Summary
 from detection.templates import TemplateTable
 from detection.training_set import TrainingSet
@@ -715,10 +715,16 @@ class Detector:
     def load(cls, state: Columns, model: Model | None) -> "Detector":
         """The detector that exported `state`; `model` is what `model_in(state)` names, None if it names none.
 
-        Raises KeyError, TypeError or ValueError when `state` is not an export, `NewerStateError` when it is one of
-        a later version of the program.
+        Raises OtherVersionError when `state` is not an export of this version of the program.
         """
         check_format(state)
+        with of_this_version():
+            detector = cls._loaded(state)
+            detector._use(model)
+        return detector
+
+    @classmethod
+    def _loaded(cls, state: Columns) -> "Detector":
         detector = cls()
         detector.seq, detector.line = int(state["seq"]), int(state["line"])  # type: ignore[arg-type]
         detector._received = float(state["received"])  # type: ignore[arg-type]
@@ -746,7 +752,6 @@ class Detector:
             msgspec.json.decode(state["rules"], type=tuple[RuleText, ...]),  # type: ignore[arg-type]
         )
         detector.model = model_in(state)
-        detector._use(model)
         return detector
 
 

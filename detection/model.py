@@ -11,7 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.state import State, Value, joined, part
+from detection.state import LAYOUT as STATE_LAYOUT
+from detection.state import State, Value, joined, layout, other_version, part
+
+# The layout of each part, as in `detection.state.LAYOUT`; members without arrays are here as well.
+LAYOUT: Mapping[str, str] = {
+    "ngram": "4e38aac0",
+    "counts": "a2bc246c",
+    "values": "4f53cda1",
+    "sources": "4f53cda1",
+    "transformer": "6d499ffc",
+    "isolation_forest": "eb75b290",
+    "anchor": "43adc5d2",
+}
+_BY_DEPTH = ("feature", "threshold", "path")  # of the forest: as wide as its trees are deep
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,8 @@ def to_columns(model: Model) -> State:
 
 
 def from_columns(columns: Mapping[str, Value]) -> Model:
-    """Raises KeyError or TypeError when `columns` is not what `to_columns` gave."""
+    """Raises KeyError or TypeError when `columns` is not what `to_columns` gave, OtherVersionError when it is what
+    that of another version of the program gave."""
     generation, line = columns["generation"], columns["line"]
     if not isinstance(generation, int) or not isinstance(line, int):
         raise TypeError("a model's generation and line are integers")
@@ -61,6 +75,12 @@ def from_columns(columns: Mapping[str, Value]) -> Model:
     for name, array in part("parts", columns).items():
         member, _, column = name.partition("/")
         parts.setdefault(member, {})[column] = array  # type: ignore[assignment]
+    other = [name for name, each in parts.items() if LAYOUT.get(name) != part_layout(each)]
+    if layout(part("templates", columns)) != STATE_LAYOUT["templates"]:
+        other.append("templates")
+    other += [name for name in part("rings", columns) if name not in (*LAYOUT, "ensemble")]
+    if other:
+        raise other_version(f"its {', '.join(other)} are not as this program keeps them")
     return Model(
         generation=generation,
         line=line,
@@ -70,3 +90,7 @@ def from_columns(columns: Mapping[str, Value]) -> Model:
         rings=part("rings", columns),  # type: ignore[arg-type]
         meta=part("meta", columns),  # type: ignore[arg-type]
     )
+
+
+def part_layout(arrays: Mapping[str, NDArray[Any]]) -> str:
+    return layout({name: each[..., :1] if name in _BY_DEPTH else each for name, each in arrays.items()})

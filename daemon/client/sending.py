@@ -25,6 +25,8 @@ from daemon.client.admin import Failure, reason
 from daemon.places import SYSTEM_RUNTIME, runtime_directory
 
 CHUNK_BYTES = 128 * 1024
+STARTING_SECONDS = 3.0  # a daemon that is started now listens within half a second, on a busy machine within two
+LOOK_SECONDS = 0.05
 GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -52,8 +54,8 @@ def log_sockets(given: str | None, env: Mapping[str, str]) -> list[Path]:
 def send(source: str, sockets: list[Path], *, show: bool) -> Sent:
     """Send `source` (a path, or "-" for standard input; gzip is unpacked) to the first socket that listens.
 
-    Blocks as long as the daemon lets us wait. Raises `Failure`: what was sent is then not confirmed, some
-    of it may be durable all the same.
+    A daemon that is only starting is waited for. Blocks as long as the daemon lets us wait. Raises `Failure`: what
+    was sent is then not confirmed, some of it may be durable all the same.
     """
     with open_source(source) as raw, _connect(sockets) as sock:
         if not show:
@@ -146,17 +148,24 @@ def open_source(source: str) -> Iterator[io.BufferedReader]:
 
 
 def _connect(sockets: list[Path]) -> socket.socket:
-    refusals = []
-    for path in sockets:
-        sock = socket.socket(socket.AF_UNIX)
-        try:
-            sock.connect(os.fspath(path))
-        except OSError as exc:
-            sock.close()
-            refusals.append(f"{path} ({reason(exc)})")
-            continue
-        return sock
-    raise Failure(f"no daemon takes log lines; looked at {', '.join(refusals)}")
+    deadline = time.monotonic() + STARTING_SECONDS
+    while True:
+        refusals = []
+        may_come = False
+        for path in sockets:
+            sock = socket.socket(socket.AF_UNIX)
+            try:
+                sock.connect(os.fspath(path))
+            except OSError as exc:
+                sock.close()
+                refusals.append(f"{path} ({reason(exc)})")
+                # Refused: by what a killed daemon left, or between its successor's binding and listening.
+                may_come |= isinstance(exc, FileNotFoundError | ConnectionRefusedError)
+            else:
+                return sock
+        if not may_come or time.monotonic() >= deadline:
+            raise Failure(f"no daemon takes log lines; looked at {', '.join(refusals)}")
+        time.sleep(LOOK_SECONDS)
 
 
 @contextmanager

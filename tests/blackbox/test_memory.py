@@ -12,6 +12,8 @@ import pytest
 
 from benchmarks.running import Vigild, sample_lines, vigild
 
+pytestmark = pytest.mark.timeout(900)  # some wait for a trainer, which yields to everyone
+
 WARMUP = 3000
 
 
@@ -23,7 +25,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with vigild(home, warmup=WARMUP, every_lines=100_000) as daemon:
         daemon.start()
         daemon.send_lines(lines[:WARMUP])
-        daemon.wait(lambda: daemon.status()["phase"] == "ensemble", 180.0)
+        daemon.wait_for_model()
         daemon.wait(lambda: daemon.status()["checkpoint"]["last_line"] == WARMUP)
         daemon.send_lines(lines[WARMUP : WARMUP + 500])
         daemon.post("/checkpoint")
@@ -131,7 +133,7 @@ def test_a_damaged_model_leaves_the_rest_and_is_trained_again(again: Vigild) -> 
     assert status["recovery"]["tier"] == "partial"
     assert status["logs_processed"] == WARMUP + 600
     assert models(again) == [] or status["recovery"]["set_aside"]
-    again.wait(lambda: again.status()["phase"] == "ensemble", 180.0)
+    again.wait_for_model()
 
 
 def test_a_model_without_a_state_is_used_as_far_as_it_goes(again: Vigild) -> None:
@@ -179,7 +181,7 @@ def test_a_killed_trainer_is_said_and_started_again(tmp_path: Path) -> None:
         daemon.wait(lambda: daemon.status()["training"]["error"] is not None)
         assert "signal 9" in daemon.status()["training"]["error"]
         daemon.send_lines(sample_lines()[1500:1600])
-        daemon.wait(lambda: daemon.status()["phase"] == "ensemble", 180.0)
+        daemon.wait_for_model()
         assert daemon.status()["logs_processed"] == 1600
 
 

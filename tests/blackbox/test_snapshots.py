@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.running import Vigild, sample_lines, vigild
+import pytest
+
+from benchmarks.running import QUICK, Vigild, sample_lines, vigild
+
+pytestmark = pytest.mark.timeout(900)  # some wait for a trainer, which yields to everyone
 
 ATTACK = b'192.0.2.1 - - [17/May/2015:10:05:03 +0000] "GET /?q=<script>alert(1)</script> HTTP/1.1" 200 1 "-" "-"'
 
@@ -43,10 +47,14 @@ def test_going_back_and_forth_while_running_and_over_kills(tmp_path: Path) -> No
         without_model = asked(daemon)
         assert ctl(daemon, "snapshots", "pin", early)[0] == 0
         daemon.send_lines(lines[1000:1600])
-        daemon.wait(lambda: daemon.status()["phase"] == "ensemble", 180.0)
+        daemon.wait_for_model()
         late = Path(daemon.post("/checkpoint")["path"]).name
         with_model = asked(daemon)
         assert with_model != without_model
+        # With as few lines it would train again as soon as it knows no model, and have one whenever that is done.
+        daemon.change_settings(
+            QUICK.format(warmup=1_000_000, every_lines=100_000, verdicts="flagged", retrain=1_000_000)
+        )
         daemon.send_lines([*lines[1600:1700], ATTACK])
         daemon.applied(1702)
 
@@ -65,9 +73,10 @@ def test_going_back_and_forth_while_running_and_over_kills(tmp_path: Path) -> No
         assert asked(daemon) == with_model
         daemon.send_lines([*lines[1700:1800], ATTACK])
         daemon.applied(1804)
-        assert alert_ids(daemon) == sorted(set(alert_ids(daemon)), key=lambda each: [*map(int, each.split("."))])
-        assert {"1001", "1702", "1703", "1804"} <= set(alert_ids(daemon))
+        daemon.wait(lambda: "1804" in alert_ids(daemon))  # a line is applied before its record is written
         alerts = alert_ids(daemon)
+        assert alerts == sorted(set(alerts), key=lambda each: [*map(int, each.split("."))])
+        assert {"1001", "1702", "1703", "1804"} <= set(alerts)
         daemon.kill()
 
         daemon.start()
@@ -76,13 +85,15 @@ def test_going_back_and_forth_while_running_and_over_kills(tmp_path: Path) -> No
         assert asked(daemon) == with_model
         daemon.kill()
         # Without the snapshots that were written right after the restores, the restores themselves are replayed.
-        for name in sorted(path.name for path in daemon.state.glob("snapshot-*.msgpack") if path.name > late):
-            (daemon.state / name).write_bytes(b"rot")
+        rotten = [path for path in daemon.state.glob("snapshot-*.msgpack") if path.name > late]
+        assert len(rotten) >= 2
+        for path in rotten:
+            path.write_bytes(b"rot")
         daemon.start()
         replayed = daemon.status()
         assert replayed["state_digest"] == status_then["state_digest"]
         assert (replayed["recovery"]["tier"], replayed["logs_processed"]) == ("full", 1804)
-        assert len(replayed["recovery"]["set_aside"]) == 2
+        assert sorted(replayed["recovery"]["set_aside"]) == sorted(path.name for path in rotten)
         assert asked(daemon) == with_model
         assert alert_ids(daemon) == alerts
 

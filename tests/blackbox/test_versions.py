@@ -1,4 +1,4 @@
-"""Files that a later version of the program wrote: refused in one line, and left as they are."""
+"""Files that another version of the program wrote: refused in one line, and left as they are."""
 
 import hashlib
 import io
@@ -8,10 +8,12 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from benchmarks.running import vigild
+from detection.frames import ModelFrame
 from detection.state import FORMAT
 from persistence import model_file, segment, snapshot
 from persistence.preamble import SIZE, pack_preamble
@@ -51,29 +53,75 @@ def newer_model(state: Path) -> Path:
     return path
 
 
+def other_state(state: Path) -> Path:
+    """A column is missing, as between two versions that gave their states the same number."""
+    path = sorted(state.glob("snapshot-*"))[-1]
+    seq, line, columns = snapshot.read_snapshot(path)
+    _, models = snapshot.check_snapshot(path)
+    del columns["sessions.last_time"]
+    snapshot.write_snapshot(path, seq, line, columns, models=models)
+    return path
+
+
+def other_model(state: Path) -> Path:
+    """The one that the newest snapshot names, with a layer more."""
+    [path] = state.glob("model-*.pt")
+    columns = model_file.read_model(path)
+    path.unlink()
+    columns["parts.transformer/2.mix.bias"] = columns["parts.transformer/1.mix.bias"]
+    written = model_file.write_model(state, columns)
+    newest = sorted(state.glob("snapshot-*"))[-1]
+    seq, line, columns = snapshot.read_snapshot(newest)
+    in_force = msgspec.json.decode(columns["model"], type=ModelFrame)  # type: ignore[arg-type]
+    columns["model"] = msgspec.json.encode(ModelFrame(in_force.generation, written.name, written.sha256))
+    snapshot.write_snapshot(newest, seq, line, columns, models=[written.name])
+    return state / written.name
+
+
 def contents(state: Path) -> dict[str, bytes]:
     files = (path for path in state.iterdir() if path.is_file() and path.name != "lock")
     return {path.name: path.read_bytes() for path in files if path.stat().st_size}
 
 
-@pytest.mark.parametrize("make_newer", [newer_snapshot, newer_journal, newer_state, newer_model])
-def test_a_later_format_is_refused_and_left_untouched(tmp_path: Path, make_newer: Callable[[Path], Path]) -> None:
+LATER = r"has format \d+, this program knows formats up to \d+; use a newer vigild$"
+OTHER = r"its \w+ are not .*; use the vigild that wrote it, or another state directory$"
+
+
+@pytest.mark.parametrize(
+    ("make_other", "reason"),
+    [
+        (newer_snapshot, LATER),
+        (newer_journal, LATER),
+        (newer_state, LATER),
+        (newer_model, LATER),
+        (other_state, OTHER),
+        (other_model, OTHER),
+    ],
+)
+def test_what_another_version_wrote_is_refused_and_left_untouched(
+    tmp_path: Path, make_other: Callable[[Path], Path], reason: str
+) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     with tarfile.open(GOLDEN) as archive:
         archive.extractall(state, filter="data")
     shutil.copytree(state, tmp_path / "before" / "state")
     with vigild(tmp_path) as daemon:
-        newer = make_newer(state)
+        other = make_other(state)
         before = contents(state)
         daemon.launch()
         assert daemon.process is not None
         assert daemon.process.wait(60.0) == 1
         said = daemon.log.splitlines()[-1]
         assert said.startswith("vigild: ") and "Traceback" not in daemon.log
-        assert re.search(r"has format \d+, this program knows formats up to \d+; use a newer vigild$", said)
-        assert newer.name in said or make_newer is newer_state
-        assert contents(state) == before
-    # The control: what was not made newer is loaded.
+        assert re.search(reason, said) and str(other) in said
+        left = contents(state)
+        if make_other is other_model:
+            # It is loaded while lines are taken already, which stay: the journal has only grown.
+            assert all(left.get(name, b"").startswith(data) for name, data in before.items())
+            assert not list(state.glob("*.bad"))
+        else:
+            assert left == before
+    # The control: what was not changed is loaded.
     with vigild(tmp_path / "before") as daemon:
         assert daemon.start().status()["recovery"]["tier"] == "full"

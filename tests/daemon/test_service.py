@@ -25,10 +25,13 @@ from daemon.recovery import Report
 from daemon.service import Running, Service
 from daemon.settings import Settings
 from daemon.vouching import ABANDONED_SECONDS, Vouching
+from detection.detector import Detector
 from detection.frames import Sequenced, VouchedFrame, decode
 from detection.sources import LivingSources
+from detection.state import joined
 from detection.summary import Summary
-from persistence.columns import Value
+from detection.templates import TemplateTable
+from persistence.columns import Columns, Value
 from persistence.jsonl import open_jsonl
 from persistence.model_file import ModelFile, write_model
 from persistence.store import Store, open_store
@@ -87,17 +90,27 @@ class Served:
         """Have alerts written, as if the last frame had led to them."""
         await self.alerts.take(FakeVerdicts(self.detector.seq, self.detector.line, records))
 
-    def model(self, generation: int, *, promoted: bool = True, in_force: bool = False, reason: str = "") -> ModelFile:
-        """A generation that the state remembers, and its file."""
+    def model(
+        self,
+        generation: int,
+        *,
+        promoted: bool = True,
+        in_force: bool = False,
+        reason: str = "",
+        more: Columns | None = None,
+    ) -> ModelFile:
+        """A generation that the state remembers, and its file, with `more` columns."""
         columns: dict[str, Value] = {
             "generation": generation,
             "line": 10 * generation,
             "vocabulary": np.zeros(0, dtype=np.int32),
+            **joined("templates", TemplateTable().export()),
+            **(more or {}),
         }
         file = self.store.adopt_model(self.store.training / write_model(self.store.training, columns).name)
         entry = {"generation": generation, "name": file.name, "line": 10 * generation, "members": ["transformer"]}
-        more = {"promoted": promoted, "reason": reason or None, "in_force": in_force}
-        self.detector.known_generations.insert(0, entry | more)
+        state = {"promoted": promoted, "reason": reason or None, "in_force": in_force}
+        self.detector.known_generations.insert(0, entry | state)
         return file
 
 
@@ -376,6 +389,19 @@ async def test_models_that_are_refused_damaged_or_gone_do_not_take_effect(tmp_pa
         async with refused(404, "not_found"):
             await daemon.control.rollback_model(3)
         assert daemon.sequencer.seq == 0 and daemon.detector.model == ""
+
+
+async def test_what_is_of_another_version_is_not_gone_back_to(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        daemon.model(1, more={"parts.ngram/grams.4": np.zeros(1, np.uint64)})
+        async with refused(409, "damaged") as said:
+            await daemon.control.rollback_model(1)
+        assert "its ngram are not" in said[0]
+        info = daemon.store.write_snapshot(7, 0, {**Detector().export(), "clock.wound": 1.0})
+        async with refused(409, "damaged") as said:
+            await daemon.control.restore_snapshot(info.name)
+        assert "the columns of its clock" in said[0] and info.name in said[0]
+        assert daemon.sequencer.seq == 0
 
 
 async def test_models_are_listed_with_their_files_and_files_that_nobody_remembers(tmp_path: Path) -> None:

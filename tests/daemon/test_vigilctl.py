@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -20,6 +21,7 @@ import trio
 
 from daemon import server
 from daemon.api.app import create_app
+from daemon.client import sending
 from daemon.client.admin import DEFAULT_URL, Admin, Failure, admin_urls
 from daemon.client.commands import BATCH_BYTES
 from daemon.client.text import printable
@@ -502,6 +504,20 @@ def test_send_delivers_every_byte_and_waits_for_the_end_of_file(tmp_path: Path, 
     log.join()
     assert (status, err) == (0, "") and b"".join(got) == text
     assert out.startswith("30,001 lines (") and out.endswith("all durable\n")
+
+
+def test_send_waits_for_a_daemon_that_is_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        meanwhile = iter([lambda: listener.bind(str(path)), listener.listen])
+        monkeypatch.setattr(time, "sleep", lambda seconds: next(meanwhile)())
+        with sending._connect([path]) as connection:
+            assert connection.getpeername() == str(path)
+    with pytest.raises(Failure, match="path too long"):  # of no use to wait for
+        sending._connect([tmp_path / ("a" * 200)])
+    monkeypatch.setattr(sending, "STARTING_SECONDS", 0.0)
+    with pytest.raises(Failure, match="connection refused"):
+        sending._connect([path])
 
 
 def test_send_is_not_confirmed_when_the_daemon_dies(tmp_path: Path) -> None:

@@ -11,10 +11,15 @@ from detection.members.registry import NAMES
 from detection.members.view import Floats, Standing, whole_sessions
 from detection.model import Model
 from detection.state import Value
+from detection.templates import TemplateTable
 from detection.training.run import Progress, train
 from detection.training_set import TrainingSet
 
-TEMPLATES: dict[str, Value] = {"id": np.arange(100, dtype=np.int32), "family": np.ones(100, dtype=np.uint8)}
+TEMPLATES: dict[str, Value] = {
+    **TemplateTable().export(),
+    "id": np.arange(100, dtype=np.int32),
+    "family": np.ones(100, dtype=np.uint8),
+}
 
 
 def stream(sessions: Sequence[Sequence[int]], *, ends: bool = True, **changes: Any) -> TrainingSet:

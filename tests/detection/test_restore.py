@@ -21,7 +21,7 @@ from detection.frames import (
     encode,
 )
 from detection.model import Model
-from detection.state import FORMAT, NewerStateError, State, digest
+from detection.state import digest
 from tests.detection.journal import RECEIVED, Journal, frames_of, segment, started
 
 Lines = list[bytes]
@@ -147,9 +147,3 @@ def test_frames_without_lines_and_bytes_that_are_no_frame_are_left_out_too() -> 
     assert count_lines(SkipFrame(3)) == 0
     assert decode(encode(SkipFrame(3))) == SkipFrame(3)
     assert decode(encode(RESTORE)) == RESTORE
-
-
-def test_a_state_of_a_later_version_is_refused() -> None:
-    state: State = {**started().detector.export(), "format": FORMAT + 1}
-    with pytest.raises(NewerStateError, match=f"format {FORMAT + 1}"):
-        Detector.load(state, None)

@@ -95,7 +95,10 @@ class Managed(Vigild):
             before = self.ever_stored
             connection = super().connect()
             with self._changed:
-                assert self._changed.wait_for(lambda: self.ever_stored > before, 60.0), self.log
+                stored = self._changed.wait_for(lambda: self.ever_stored > before, 60.0)
+            if not stored:
+                connection.close()
+                raise AssertionError(self.log)
         return connection
 
     def signal(self, number: int) -> int:

@@ -87,7 +87,7 @@ def flood(home: Path, code: str = "") -> tuple[Usage, Vigild]:
                     usage.sent += size
                 daemon.post("/checkpoint")
                 if share == 0:
-                    daemon.wait(lambda: daemon.status()["phase"] == "ensemble", 300.0)
+                    daemon.wait_for_model()
             rate = usage.sent / (time.monotonic() - began)
         status = daemon.status()
         daemon.applied(usage.sent)

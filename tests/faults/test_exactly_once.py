@@ -136,13 +136,13 @@ def torment(
         # Whenever it comes: mostly something is being journaled, consumed or saved then.
         threading.Event().wait(chance.uniform(0.05, 0.4))
         senders.send_and_close(f"hasty-{number}", daemon.connect())
-        absent = daemon.connect()
-        number_of_signal = end(number)
-        if number % 2:
-            journal_grows(daemon.state)
-        status = daemon.signal(number_of_signal)
-        assert status == (0 if number_of_signal == signal.SIGTERM else -signal.SIGKILL), daemon.log
-        senders.send_and_close(f"absent-{number}", absent)
+        with daemon.connect() as absent:
+            number_of_signal = end(number)
+            if number % 2:
+                journal_grows(daemon.state)
+            status = daemon.signal(number_of_signal)
+            assert status == (0 if number_of_signal == signal.SIGTERM else -signal.SIGKILL), daemon.log
+            senders.send_and_close(f"absent-{number}", absent)
         if number % 3 == 2:
             # Once more before the state is there: lines are taken then, and connections stored.
             daemon.launch()

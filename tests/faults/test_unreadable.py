@@ -23,6 +23,8 @@ UNREADABLE = """
 import errno, os
 from pathlib import Path
 from persistence.disk import REAL
+
+pytestmark = pytest.mark.timeout(900)  # some wait for a trainer, which yields to everyone
 read = type(REAL).read
 def fail(self, path):
     if path.name.startswith({name!r}) and not Path({gate!r}).exists():
@@ -152,7 +154,7 @@ def test_the_daemon_refuses_in_one_line_and_has_everything_when_the_disk_is_well
         daemon.start()
         daemon.send_lines(lines[:1200])
         if kind == "model-":
-            daemon.wait(lambda: daemon.status()["phase"] == "ensemble", 180.0)
+            daemon.wait_for_model()
         daemon.send_lines(lines[1200:1300])
         daemon.applied(1300)
         daemon.kill()

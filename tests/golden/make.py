@@ -25,7 +25,7 @@ def make(name: str) -> None:
         daemon.send_lines(lines[:500])
         early = Path(daemon.post("/checkpoint")["path"]).name
         daemon.send_lines(lines[500 : WARMUP + 100])
-        daemon.wait(lambda: daemon.status()["phase"] == "ensemble", 180.0)
+        daemon.wait_for_model()
         saved = daemon.post("/checkpoint")
         daemon.send_lines(lines[WARMUP + 100 : WARMUP + 200])
         daemon.post("/flush")
