@@ -5,7 +5,10 @@ from), nor at the *anchor*: sessions that were set aside at the first full gener
 that no chain of small steps leads away from what was normal then.
 """
 
+import math
+from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,13 +18,13 @@ from detection.members.registry import NAMES
 from detection.members.transformer import Transformer
 from detection.members.view import CLOSING, Bools, Floats, Standing, View, whole_sessions
 from detection.model import Model
-from detection.segments import repeat_per_row
 from detection.training_set import TrainingSet
 
 ANCHOR_SESSIONS = 256
 ANCHOR_LINES = 8192
 WORSE_ALLOWED = 1.01  # of the champion's mean surprise at what is new: less cannot be told from chance
 ANCHOR_WORSE_ALLOWED = 1.15
+LARGEST_SHARE_MOVED = 0.9  # of sessions to templates that the champion does not know, as far as that excuses anything
 LARGEST_MOVE = 0.25  # of a threshold of the combined statistic, by one promotion
 
 
@@ -33,23 +36,52 @@ def refuse_worse(challenger: Model, champion: Model, view: View, surprises: Floa
     """Raise RefusedError when the challenger is worse. `surprises` float64 [R]: what its cross-fits' transformers say
     of the sessions in `view`, of which the champion has not seen the `fresh` ones (bool [S]).
 
-    Compared are the rows of templates that the champion knows: to it all others are one, and so less of a surprise.
+    Compared is how surprising sessions are, in rows of templates that the champion knows: to it all others are one, and
+    so less of a surprise. Where those make their way into a share of the sessions, that share of the probability is
+    theirs, and nobody can give it to what was there before: -ln(1 - share) nats a session are no fault of the
+    challenger. Sessions of a kind count by the root of their number, as they do in learning: the model that has seen
+    more of what is rare would be the worse one of two by what is common alone.
     """
-    rows = fresh[repeat_per_row(view.offsets)] & _known_to(champion, view)
-    if rows.any():
-        theirs = float(_surprises(champion, view)[rows].mean())
-        mine = float(surprises[rows].mean())
-        if mine > theirs * WORSE_ALLOWED:
-            raise RefusedError(f"at new sessions it is worse: {mine:.3f} nats a line, the model in force {theirs:.3f}")
+    weights = _weights(view, fresh)
+    known = _known_to(champion, view)
+    if weights.any():
+        moved = float(weights[_any(~known, view)].sum() / weights.sum())
+        room = -math.log(max(1.0 - moved, 1.0 - LARGEST_SHARE_MOVED))
+        theirs = _mean(_surprises(champion, view), known, view, weights)
+        mine = _mean(surprises, known, view, weights)
+        if mine > theirs * WORSE_ALLOWED + room:
+            raise RefusedError(f"at new sessions it is worse: {mine:.3f} nats each, the model in force {theirs:.3f}")
+    else:
+        room = 0.0
     anchor = champion.parts.get("anchor")
     if anchor is not None:
         kept = whole_sessions(_sessions(anchor), len(NAMES))
-        rows = _known_to(champion, kept)
-        mine, theirs = (float(_surprises(model, kept)[rows].mean()) for model in (challenger, champion))
-        if mine > theirs * ANCHOR_WORSE_ALLOWED:
+        known = _known_to(champion, kept)
+        weights = _weights(kept, np.ones(len(kept.starts), dtype=np.bool_))
+        mine, theirs = (_mean(_surprises(model, kept), known, kept, weights) for model in (challenger, champion))
+        if mine > theirs * ANCHOR_WORSE_ALLOWED + room:
             raise RefusedError(
-                f"it forgot what was normal at first: {mine:.3f} nats a line, the model in force {theirs:.3f}"
+                f"it forgot what was normal at first: {mine:.3f} nats a session, the model in force {theirs:.3f}"
             )
+
+
+def _weights(view: View, chosen: Bools) -> Floats:
+    """1/sqrt(n) for each of n chosen sessions with the same templates, 0 for the others: float64 [S]."""
+    kinds = [view.templates[start:end].tobytes() for start, end in pairwise(view.offsets.tolist())]
+    often = Counter(kind for kind, one in zip(kinds, chosen.tolist(), strict=True) if one)
+    return np.array([often[kind] ** -0.5 if one else 0.0 for kind, one in zip(kinds, chosen.tolist(), strict=True)])
+
+
+def _any(rows: Bools, view: View) -> Bools:
+    """Which sessions have any of `rows`: bool [S]."""
+    found: Bools = np.logical_or.reduceat(rows, view.offsets[:-1])
+    return found
+
+
+def _mean(surprises: Floats, rows: Bools, view: View, weights: Floats) -> float:
+    """The weighted mean over sessions of what is surprising in their `rows`, in nats."""
+    each = np.add.reduceat(np.where(rows, surprises, 0.0), view.offsets[:-1])
+    return float((weights * each).sum() / weights.sum())
 
 
 def bounded(ring: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -50,7 +50,7 @@ def test_a_challenger_that_is_worse_at_new_sessions_is_refused_and_one_as_good_i
     champion, view = without_anchor(habitual), seen(habits(60, 5))
     theirs = surprises(champion, view)
     refuse_worse(champion, champion, view, theirs * 1.005, ALL)
-    with pytest.raises(RefusedError, match=r"at new sessions it is worse: \d+\.\d+ nats a line, the model in force"):
+    with pytest.raises(RefusedError, match=r"at new sessions it is worse: \d+\.\d+ nats each, the model in force"):
         refuse_worse(champion, champion, view, theirs * 1.05, ALL)
 
 
@@ -75,6 +75,36 @@ def test_templates_that_the_champion_does_not_know_do_not_count(
     monkeypatch.setattr(promotion, "_known_to", lambda model, view: np.ones(len(view), np.bool_))
     with pytest.raises(RefusedError):
         refuse_worse(champion, champion, view, mine, ALL)
+
+
+def test_one_that_learned_what_is_rare_is_not_worse_for_what_it_costs_at_what_is_common(
+    habitual: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion, view = without_anchor(habitual), seen([[1, 2, 3, 4]] * 56 + [[1, 4], [4, 1], [3, 3, 3], [2, 1, 2]])
+    theirs = surprises(champion, view)
+    common = np.repeat(np.arange(60) < 56, np.diff(view.offsets))
+    mine = np.where(common, theirs + 0.2, theirs * 0.5)
+    refuse_worse(champion, champion, view, mine, ALL)
+    monkeypatch.setattr(promotion, "_weights", lambda view, chosen: chosen.astype(float))
+    with pytest.raises(RefusedError):
+        refuse_worse(champion, champion, view, mine, ALL)
+
+
+def test_what_a_deploy_takes_from_what_was_there_before_is_no_fault_of_the_challenger(
+    habitual: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the sessions begin with a template that is new: the openings that were there have half as much left."""
+    champion, old = without_anchor(habitual), habits(30, 5)
+    view = seen(old + [[70, *session[1:]] for session in old])
+    opening = np.zeros(len(view), np.bool_)
+    opening[view.offsets[:-1]] = True
+    theirs = surprises(champion, view)
+    refuse_worse(champion, champion, view, theirs + np.log(2) * opening, ALL)
+    with pytest.raises(RefusedError):
+        refuse_worse(champion, champion, view, theirs + np.log(6) * opening, ALL)
+    monkeypatch.setattr(promotion, "LARGEST_SHARE_MOVED", 0.0)
+    with pytest.raises(RefusedError):
+        refuse_worse(champion, champion, view, theirs + np.log(2) * opening, ALL)
 
 
 def test_one_that_forgot_what_was_normal_at_first_is_refused_however_good_it_is_now(habitual: Model) -> None:
