@@ -230,7 +230,8 @@ function explained(explain) {
   if (list("expected").length) {
     const rows = list("expected").map((one) => [[one.template, share(one.p)], ""]);
     if (explain.found) rows.push([[`${explain.found.template} (came)`, share(explain.found.p)], "over"]);
-    add("expected instead", table([], rows));
+    const likeliest = explain.found && list("expected").every((one) => one.p <= explain.found.p);
+    add(likeliest ? "came as expected; the next likely" : "expected instead", table([], rows));
   }
   if (explain.value) add("the oddest value", pre(explain.value.text
     + (explain.value.characters ? `   odd in it: ${explain.value.characters}` : "")));

@@ -17,9 +17,11 @@ def explanation_lines(explain: Mapping[str, Any], rules: Iterable[Mapping[str, A
         yield f"  rule {style(printable(rule.get('name')), 'bold')} in {printable(rule.get('field', 'line'))}"
         yield f"    {printable(rule.get('before', ''))}{match}{printable(rule.get('after', ''))}"
     if expected := explain.get("expected"):
-        yield "  expected instead"
+        found = explain.get("found")
+        likeliest = found is not None and found["p"] >= max(one["p"] for one in expected)
+        yield "  came as expected; the next likely" if likeliest else "  expected instead"
         yield from (_chance(one) for one in expected)
-        if found := explain.get("found"):
+        if found:
             yield style(f"{_chance(found)}  came", "bold")
     if value := explain.get("value"):
         odd = f", odd in it: {printable(value['characters'])}" if value.get("characters") else ""

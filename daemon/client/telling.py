@@ -140,7 +140,8 @@ def _hand_over(admin: Admin, source: str, shown: bool) -> dict[str, int]:
 
 def _tell_of(taken: Mapping[str, int]) -> None:
     lines, hits = taken["lines"], taken["rule_hits"]
-    print(f"{lines:,} lines in {taken['sessions']:,} sessions taken" if lines else "no lines in it: nothing to learn")
+    sessions = f"{taken['sessions']:,} {'session' if taken['sessions'] == 1 else 'sessions'}"
+    print(f"{lines:,} lines in {sessions} taken" if lines else "no lines in it: nothing to learn")
     if hits:
         print(f"{hits:,} of them matched a rule; the sessions they are in will not be learned from")
     if hits > SUSPICIOUS_SHARE * lines:

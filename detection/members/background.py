@@ -36,7 +36,7 @@ Bins = NDArray[np.int64]
 _EDGES = np.concatenate((np.arange(8.0), 8.0 * 2.0 ** (np.arange(BINS - 8) / 4.0)))
 _NATS_BINS = 4.0  # bins a nat, of the share of failures
 # By how many of 64 bits are occupied: linear counting (Whang et al., 1990). It ends at about 310.
-_DISTINCT = -64.0 * np.log(np.maximum(1.0 - np.arange(65) / 64.0, 1 / 128))
+_DISTINCT = 64.0 * -np.log(np.maximum(1.0 - np.arange(65) / 64.0, 1 / 128)) + 0.0  # and no -0.0
 
 
 class Background:

@@ -1,6 +1,7 @@
 """vigilctl as its users meet it: a process, its output, its exit status."""
 
 import gzip
+import io
 import json
 import os
 import pty
@@ -24,7 +25,8 @@ from daemon.api.app import create_app
 from daemon.client import sending
 from daemon.client.admin import DEFAULT_URL, Admin, Failure, admin_urls
 from daemon.client.commands import BATCH_BYTES
-from daemon.client.text import printable
+from daemon.client.explaining import explanation_lines
+from daemon.client.text import Style, printable
 from daemon.control import ControlError
 from daemon.vouching import MAX_CHUNK_BYTES
 from tests.daemon.fake_control import FakeControl, incident, record
@@ -312,6 +314,12 @@ async def test_tail_tells_of_incidents_and_their_growth_and_of_each_alert_when_a
     assert "alert 100 of incident 1" in shown[2] and "of incident" not in shown[0]
     (tmp_path / "admin.sock").unlink()
     assert len(await tailed(tmp_path, "--every", records=records)) == len(records)
+
+
+def test_what_came_and_was_the_likeliest_is_not_said_to_have_come_instead() -> None:
+    for p, title in ((0.7, "  came as expected; the next likely"), (0.1, "  expected instead")):
+        explain = {"expected": [{"template": "a", "p": 0.2}], "found": {"template": "b", "p": p}}
+        assert next(explanation_lines(explain, (), Style(io.StringIO()))) == title
 
 
 async def test_detect_explains_itself(tmp_path: Path) -> None:
