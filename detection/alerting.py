@@ -16,7 +16,7 @@ from detection.members.values import ValueModel
 from detection.recent import RecentLines
 from detection.rules.engine import RuleSet
 from detection.templates import TemplateTable
-from detection.verdicts import Alerted, Rows, shown, shown_key
+from detection.verdicts import Alerted, Rows, shown, shown_key, shown_session
 
 # An incident's first alerts are explained, and of one batch no more than this, those first that open an incident, as
 # they stand for it: a flood must not cost its time.
@@ -91,7 +91,7 @@ class Alerting:
             template=rows.templates.get(int(rows.about[row]), ""),
             rule=rows.matched(row)[0].name if kind == RULE else "",
             source=shown(_who(rows, row, lines)) or shown_key(key),
-            session="" if key.startswith(b"w") else shown_key(key),
+            session=shown_session(key),
         )
 
     def _explained(self, rows: Rows, judged: Judged, row: int, alpha: float, lines: Lines | None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from detection.rules.engine import RuleSet
 from detection.sessions import SessionTable
 from detection.settings import DetectionSettings
 from detection.templates import TemplateTable
-from detection.verdicts import finite, shown, shown_key
+from detection.verdicts import finite, shown, shown_key, shown_session
 
 NO_TEMPLATE = np.iinfo(np.int32).max  # of a line that fits none: asking makes no new ones, and it ends no session
 CLASSIC = ("isolation_forest", "transformer")  # the members that the answer names one by one, ready or not
@@ -287,7 +287,11 @@ class Opinion:
         return {
             "cause_kind": KINDS[kind],
             "what": in_words(
-                kind, template=template, rule=rule, source=shown(line.origin) if line.origin else shown_key(key)
+                kind,
+                template=template,
+                rule=rule,
+                source=shown(line.origin) if line.origin else shown_key(key),
+                session=shown_session(key),
             ),
         }
 

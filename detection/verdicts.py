@@ -249,6 +249,11 @@ def shown_key(key: bytes) -> str:
     return shown(key[1:])
 
 
+def shown_session(key: bytes) -> str:
+    """The same, and "" of the windows of a source whose lines have no key."""
+    return "" if key.startswith(b"w") else shown_key(key)
+
+
 def finite(value: Any) -> float | None:
     number = float(value)
     return number if np.isfinite(number) else None

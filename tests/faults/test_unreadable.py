@@ -17,14 +17,13 @@ from tests.faults.altered import alter, restore
 from tests.persistence.disks import FaultyDisk
 from tests.persistence.ledger import Ledger, State, fold, restored, save, toy_model
 
+pytestmark = pytest.mark.timeout(900)  # some wait for a trainer, which yields to everyone
 KINDS = ["snapshot-", "journal-", "model-"]
 # Reading what `name` begins with fails, until `gate` exists.
 UNREADABLE = """
 import errno, os
 from pathlib import Path
 from persistence.disk import REAL
-
-pytestmark = pytest.mark.timeout(900)  # some wait for a trainer, which yields to everyone
 read = type(REAL).read
 def fail(self, path):
     if path.name.startswith({name!r}) and not Path({gate!r}).exists():
