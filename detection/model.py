@@ -16,15 +16,14 @@ from detection.state import State, Value, joined, layout, other_version, part
 
 # The layout of each part, as in `detection.state.LAYOUT`; members without arrays are here as well.
 LAYOUT: Mapping[str, str] = {
-    "ngram": "4e38aac0",
-    "counts": "a2bc246c",
+    "ngram": "3fe1e651",
+    "counts": "474d629d",
     "values": "4f53cda1",
     "sources": "4f53cda1",
-    "transformer": "6d499ffc",
-    "isolation_forest": "eb75b290",
-    "anchor": "43adc5d2",
+    "transformer": "3a4032ec",
+    "isolation_forest": "52a5e96a",
+    "anchor": "8e863d9a",
 }
-_BY_DEPTH = ("feature", "threshold", "path")  # of the forest: as wide as its trees are deep
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def from_columns(columns: Mapping[str, Value]) -> Model:
     for name, array in part("parts", columns).items():
         member, _, column = name.partition("/")
         parts.setdefault(member, {})[column] = array  # type: ignore[assignment]
-    other = [name for name, each in parts.items() if LAYOUT.get(name) != part_layout(each)]
+    other = [name for name, each in parts.items() if LAYOUT.get(name) != layout(each)]
     if layout(part("templates", columns)) != STATE_LAYOUT["templates"]:
         other.append("templates")
     other += [name for name in part("rings", columns) if name not in (*LAYOUT, "ensemble")]
@@ -90,7 +89,3 @@ def from_columns(columns: Mapping[str, Value]) -> Model:
         rings=part("rings", columns),  # type: ignore[arg-type]
         meta=part("meta", columns),  # type: ignore[arg-type]
     )
-
-
-def part_layout(arrays: Mapping[str, NDArray[Any]]) -> str:
-    return layout({name: each[..., :1] if name in _BY_DEPTH else each for name, each in arrays.items()})
