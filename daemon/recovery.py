@@ -17,8 +17,10 @@ must not come to another state, nor say again, or at last, what was said or left
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from daemon.finding import Found
@@ -131,11 +133,10 @@ def load_model(store: Store, name: str, sha256: str | None) -> Model:
     OtherVersionError when it is one of another version."""
     columns = store.load_model(name, sha256)
     try:
-        return from_columns(columns)
+        with _telling_where(store.model_path(name)):
+            return from_columns(columns)
     except (KeyError, TypeError) as exc:
         raise ModelError(f"{name}: is not a model generation: {exc}") from exc
-    except OtherVersionError as exc:
-        raise OtherVersionError(f"{store.model_path(name)}: {exc}") from exc
 
 
 def load_knowledge(store: Store, name: str, sha256: str | None = None) -> tuple[str, Knowledge]:
@@ -143,7 +144,8 @@ def load_knowledge(store: Store, name: str, sha256: str | None = None) -> tuple[
     FileNotFoundError, ValueError for what is no name of a snapshot, NewerFormatError, OtherVersionError."""
     try:
         found, columns = store.load_snapshot(name, sha256)
-        _check_format(store, name, columns)
+        with _telling_where(store.directory / name):
+            check_format(columns)
         reference = model_in(columns)
         model = load_model(store, reference.name, reference.sha256) if reference.name else None
     except UnreadableError as exc:
@@ -151,11 +153,13 @@ def load_knowledge(store: Store, name: str, sha256: str | None = None) -> tuple[
     return found, Knowledge(columns, model)
 
 
-def _check_format(store: Store, name: str, columns: Columns) -> None:
+@contextmanager
+def _telling_where(where: Path | str) -> Iterator[None]:
+    """What is of another version is told with the place that holds it."""
     try:
-        check_format(columns)
+        yield
     except OtherVersionError as exc:
-        raise OtherVersionError(f"{store.directory / name}: {exc}") from exc
+        raise OtherVersionError(f"{where}: {exc}") from exc
 
 
 def _recover(
@@ -235,10 +239,8 @@ class Fold:
     def _loaded(self, columns: Columns) -> Detector:
         self._report.snapshot_line = int(columns["line"])  # type: ignore[arg-type]
         model = self._model(model_in(columns))
-        try:
+        with _telling_where(f"{self._store.directory}: the newest snapshot"):
             return Detector.load(columns, model)
-        except OtherVersionError as exc:
-            raise OtherVersionError(f"{self._store.directory}: the newest snapshot: {exc}") from exc
 
     def _resolved(self, entry: Entry, frame: Frame) -> Sequenced:
         model = knowledge = None
@@ -267,7 +269,8 @@ class Fold:
             self.lost = True
             self.note(f"what {frame.name} held was restored and is lost, newer knowledge is used instead: {exc}")
             return None
-        _check_format(self._store, frame.name, columns)
+        with _telling_where(self._store.directory / frame.name):
+            check_format(columns)
         return Knowledge(columns, self._model(model_in(columns)))
 
     def note(self, note: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from benchmarks.quality.records import Records, read_records
 from benchmarks.running import Vigild
+from detection.settings import SessionSettings
 
 BATCH_LINES = 2000
 RETRAIN_LINES = 50_000  # as shipped
@@ -27,7 +28,7 @@ VOUCHED_BYTES = 256 * 1024
 TRAINING_SECONDS = 1800.0
 APPLIED_SECONDS = 300.0
 DUE_SECONDS = 20.0
-IDLE_SECONDS = 60.0  # as shipped: the silence that ends a session
+IDLE_SECONDS = SessionSettings().idle_seconds  # as shipped: the silence that ends a session
 _POLL_SECONDS = 0.05
 _SAY_SECONDS = 10.0
 

@@ -140,8 +140,7 @@ def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counte
     lower[day[:-1]] = 0
     of_source, _, days, day_over = _over(held["days"], day_count, day, is_head)
     newest_day = of_source[1:] - 1
-    peak, record, given, closed = _pasts(held, bins[:, :DAY], long_count, long, is_head)
-    newest = np.append(np.flatnonzero(is_head[long[:-1]])[1:], len(long) - 1) - 1
+    peak, record, given, closed, newest = _pasts(held, bins[:, :DAY], long_count, long, is_head)
     last = long[1:][closed] - 1
     row_long = repeat_per_row(long)[is_line]
     return Counted(
@@ -173,9 +172,9 @@ def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counte
 
 def _pasts(
     held: Rows, bins: Bins, lines: Ints, long: Ints, is_head: NDArray[np.bool_]
-) -> tuple[Bins, Bins, Ints, NDArray[np.bool_]]:
+) -> tuple[Bins, Bins, Ints, NDArray[np.bool_], Ints]:
     """Of each half-hour of each source: its highest bins, the source's record and number of samples before it, and
-    whether it is over and is a sample."""
+    whether it is over and is a sample. And which one is the newest of each source."""
     of_source, brought, given, closed = _over(held["given"], lines, long, is_head)
     peak = np.maximum.reduceat(bins, long[:-1], axis=0)
     # record_j = max(record_0, max over i < j of peak_i + sunk_i+1) - sunk_j
@@ -184,7 +183,7 @@ def _pasts(
     raised[1:] = np.where(closed[:-1, None], peak[:-1] + (sunk(given[:-1] + 1) - base[:-1])[:, None], 0)
     raised[of_source[:-1]] = held["record"]
     record = np.maximum(running_max(raised, of_source).astype(np.int64) - (sunk(given) - base)[:, None], 0)
-    return peak, record, given, closed
+    return peak, record, given, closed, of_source[1:] - 1
 
 
 def _over(

@@ -42,8 +42,7 @@ def refuse_worse(challenger: Model, champion: Model, view: View, surprises: Floa
     challenger. Sessions of a kind count by the root of their number, as they do in learning: the model that has seen
     more of what is rare would be the worse one of two by what is common alone.
     """
-    weights = _weights(view, fresh)
-    known = _known_to(champion, view)
+    weights, known, room = _weights(view, fresh), _known_to(champion, view), 0.0
     if weights.any():
         moved = float(weights[_any(~known, view)].sum() / weights.sum())
         room = -math.log(max(1.0 - moved, 1.0 - LARGEST_SHARE_MOVED))
@@ -51,8 +50,6 @@ def refuse_worse(challenger: Model, champion: Model, view: View, surprises: Floa
         mine = _mean(surprises, known, view, weights)
         if mine > theirs * WORSE_ALLOWED + room:
             raise RefusedError(f"at new sessions it is worse: {mine:.3f} nats each, the model in force {theirs:.3f}")
-    else:
-        room = 0.0
     anchor = champion.parts.get("anchor")
     if anchor is not None:
         kept = whole_sessions(_sessions(anchor), len(NAMES))
