@@ -4,6 +4,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A member of the model in force that failed: it does not judge from frame `seq` on."""
+
+    member: str
+    seq: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     seq: int = 0
     line: int = 0
@@ -14,7 +23,8 @@ class Summary:
     training_urgent: bool = False  # due, and not to wait for `retrain_seconds`
     generation: int = 0
     model_line: int = 0
-    members: tuple[str, ...] = ()  # of the model in force
+    members: tuple[str, ...] = ()  # of the model in force that judge
+    withdrawn: tuple[Withdrawn, ...] = ()  # those that do not
     templates: int = 0
     templates_created: int = 0
     templates_evicted: int = 0
