@@ -13,6 +13,11 @@ here, because its own `serve` leaves holes (hypercorn 0.18, quart-trio 0.12; pin
 - An upgrade to HTTP/2 with bad settings never ends. `_Protocol` speaks HTTP/1 only.
 - Connections are not counted. `_Listener` stops accepting when its share is used up; the rest wait in
   the kernel's backlog. Each socket has its own share, so that nobody on TCP can lock out the Unix socket.
+- A client that pipelines requests and leaves is never noticed: the failed write of a response ends the request,
+  but the reader goes on waiting for the end of that response, with the idle timer stopped. `_Connection` says
+  when it is broken, and `_serve_connection` ends what serves it.
+- Nothing bounds how long a connection may go without a byte in either direction while a request is under way.
+  `_serve_connection` does: after `STALL_SECONDS` it ends.
 """
 
 import logging
@@ -40,6 +45,7 @@ from hypercorn.utils import wrap_app
 MAX_CONNECTIONS = 64  # on each listening socket
 IDLE_SECONDS = 5.0  # a connection without a request, or between two
 SEND_SECONDS = 10.0  # one write to a client that does not read
+STALL_SECONDS = 300.0  # without a byte read or written; event streams write more often, answers come sooner
 GRACE_SECONDS = 1.0  # for requests under way at the stop
 
 log = logging.getLogger(__name__)
@@ -97,8 +103,11 @@ async def _serve_connection(
     still_open.add(connection)
     state = ConnectionState(LifespanState({"unix": connection.socket.family == socket.AF_UNIX}))
     try:
-        # hypercorn annotates an SSL stream and reads only what `_Connection` has.
-        await _Protocol(app, config, context, state, connection)  # type: ignore[arg-type]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_when_stuck, connection, nursery.cancel_scope)
+            # hypercorn annotates an SSL stream and reads only what `_Connection` has.
+            await _Protocol(app, config, context, state, connection)  # type: ignore[arg-type]
+            nursery.cancel_scope.cancel()
     except* Exception as group:
         # One client's protocol error ends that client, not the daemon. Cancelled passes by.
         for error in _leaves(group):
@@ -107,6 +116,17 @@ async def _serve_connection(
         still_open.discard(connection)
         connection.socket.close()
         connection.release()
+
+
+async def _end_when_stuck(connection: "_Connection", scope: trio.CancelScope) -> None:
+    """Cancel `scope` once the connection is broken or has made no progress for `STALL_SECONDS`."""
+    while not connection.broken.is_set():
+        deadline = connection.progress_time + STALL_SECONDS
+        if trio.current_time() >= deadline:
+            break
+        with trio.move_on_at(deadline):
+            await connection.broken.wait()
+    scope.cancel()
 
 
 def _leaves(group: BaseExceptionGroup[Exception]) -> list[Exception]:
@@ -186,26 +206,40 @@ class _Listener(trio.abc.Listener["_Connection"]):
 
 
 class _Connection(trio.abc.HalfCloseableStream):
-    """A socket stream on which one write takes at most `SEND_SECONDS`. Whoever accepted it releases it."""
+    """A socket stream on which one write takes at most `SEND_SECONDS`. Whoever accepted it releases it.
+
+    `broken` is set when a write has failed: nothing can be said to the client any more. `progress_time` is when a byte
+    was last read or written.
+    """
 
     def __init__(self, stream: trio.SocketStream, release: Callable[[], None]) -> None:
         self._stream = stream
         self.socket = stream.socket
         self.release = release
+        self.broken = trio.Event()
+        self.progress_time = trio.current_time()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with trio.move_on_after(SEND_SECONDS):
-            await self._stream.send_all(data)
-            return
+        try:
+            with trio.move_on_after(SEND_SECONDS):
+                await self._stream.send_all(data)
+                self.progress_time = trio.current_time()
+                return
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.broken.set()
+            raise
         # Later writes must fail at once too: the stream is broken in the middle of this one.
         self.socket.close()
+        self.broken.set()
         raise trio.BrokenResourceError("the client does not read")
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._stream.receive_some(max_bytes)
+        data = await self._stream.receive_some(max_bytes)
+        self.progress_time = trio.current_time()
+        return data
 
     async def send_eof(self) -> None:
         await self._stream.send_eof()

@@ -160,7 +160,11 @@ def test_an_unwatched_daemon_feeds_nobody(manager: tuple[socket.socket, str]) ->
     assert listener.recv(100) == b"STOPPING=1"
 
 
-@pytest.mark.parametrize(("pid", "seconds"), [(str(os.getpid()), 20.0), (None, 20.0), (str(os.getpid() + 1), None)])
+@pytest.mark.parametrize(
+    ("pid", "seconds"),
+    [(str(os.getpid()), 20.0), (None, 20.0), (str(os.getpid() + 1), None)],
+    ids=["our own", "nobody's", "another's"],
+)
 def test_the_watchdog_is_ours_only_when_it_names_us(pid: str | None, seconds: float | None) -> None:
     env = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "20000000"} | ({"WATCHDOG_PID": pid} if pid else {})
     assert Notifier.from_environment(env).watchdog_seconds == seconds

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -112,6 +113,56 @@ async def test_a_connection_serves_several_requests_pipelined_ones_too(tmp_path:
         last = GET_HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
         await stream.send_all(GET_HEALTH + GET_HEALTH + last)
         assert (await read_to_end(stream)).count(b"HTTP/1.1 200") == 3
+
+
+async def leave_pipelining(it: Serving, times: int) -> None:
+    """Ask `times` clients' worth of pipelined requests, and leave without reading a byte of the answers."""
+    for _ in range(times):
+        client = await it.connect()
+        await client.send_all(GET_HEALTH * 20)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await client.aclose()
+
+
+async def test_clients_that_pipeline_requests_and_leave_free_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    async with serving(tmp_path) as it:
+        await leave_pipelining(it, 12)
+        async with await it.connect() as stream:
+            with trio.fail_after(3):
+                await stream.send_all(GET_HEALTH)
+                assert (await read_response(stream))[0] == 200
+
+
+async def test_without_a_watch_on_broken_connections_those_clients_keep_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above: if this fails the stack was mended."""
+
+    async def never(connection: object, scope: trio.CancelScope) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(server, "_end_when_stuck", never)
+    async with serving(tmp_path) as it:
+        await leave_pipelining(it, 12)
+        async with await it.connect() as stream:
+            with trio.move_on_after(2) as waited:
+                await stream.send_all(GET_HEALTH)
+                await read_response(stream)
+            assert waited.cancelled_caught
+
+
+async def test_a_connection_without_progress_in_a_request_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "STALL_SECONDS", 0.5)
+    async with serving(tmp_path) as it, await it.connect() as stream:
+        await stream.send_all(b"POST /detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        with trio.fail_after(3):
+            await read_to_end(stream)
 
 
 async def test_connections_over_the_cap_wait_and_the_other_socket_is_not_locked_out(
