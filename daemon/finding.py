@@ -13,7 +13,8 @@ import msgspec
 from detection.frames import LinesFrame, SettingsFrame, SkipFrame, decode
 from detection.settings import DetectionSettings, RuleText
 from detection.sources import LivingSource, LivingSources
-from detection.state import Columns, OtherVersionError, check_format, of_this_version, part
+from detection.state import Columns, OtherVersionError, of_this_version, part
+from detection.upgrades import STATES
 from persistence.directory import StoreError
 from persistence.model_file import ModelFile
 from persistence.preamble import NewerFormatError
@@ -65,7 +66,8 @@ def find(store: Store, last_line: int = 0) -> Found:
     except NewerFormatError as exc:
         raise StoreError(str(exc)) from exc
     except OtherVersionError as exc:
-        raise StoreError(f"{store.directory / (recovery.snapshot_name or '')}: {exc}") from exc
+        where = store.directory / (recovery.snapshot_name or "")
+        raise StoreError(f"{where}: {exc}; {exc.advice}") from exc
 
 
 def _found(recovery: Recovery, seen: "_Seen", last_line: int) -> Found:
@@ -102,8 +104,8 @@ class _Seen:
 
     @classmethod
     def of(cls, columns: Columns) -> "_Seen":
-        """As of a snapshot. Raises OtherVersionError."""
-        check_format(columns)
+        """As of a snapshot, of this version or an older one. Raises OtherVersionError."""
+        columns = STATES.upgraded(columns)
         with of_this_version():
             in_force = SettingsFrame(
                 msgspec.json.decode(columns["settings"], type=DetectionSettings),  # type: ignore[arg-type]

@@ -7,7 +7,10 @@
               is used, the rest is learned again
     fresh     nothing was there
 
-What is sound and of another version of the program is none of these: the start is refused, and all of it stays.
+A state of an older version is brought to this one's layout (`detection.upgrades`) wherever it is read. A model
+that cannot be is set aside by name, as if it were lost: it is trained again, and everything else comes along. What
+is of a later version, or has a state of columns that no version gave this number, is none of these: the start is
+refused, and all of it stays.
 
 A frame on which `apply` raises costs that frame, not the daemon: it is kept as `frame-<seq>.bad`, its
 lines are counted as lost, and the state is folded again without it. A skip frame that says so is journaled
@@ -27,7 +30,8 @@ from daemon.finding import Found
 from detection.detector import Detector, model_in
 from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, Sequenced, decode
 from detection.model import Model, from_columns
-from detection.state import Columns, OtherVersionError, check_format
+from detection.state import Columns, NewerVersionError, OtherVersionError, State
+from detection.upgrades import STATES
 from detection.verdicts import Verdicts
 from persistence.directory import StoreError
 from persistence.disk import UnreadableError
@@ -101,7 +105,9 @@ def recover(store: Store, found: Found, deliver: Callable[[Verdicts], None], ali
                     exc_info=poison.__cause__,
                 )
                 poisoned[poison.entry.seq] = poison.entry
-    except (NewerFormatError, OtherVersionError, UnreadableError) as exc:
+    except OtherVersionError as exc:
+        raise StoreError(f"{exc}; {exc.advice}") from exc
+    except (NewerFormatError, UnreadableError) as exc:
         raise StoreError(str(exc)) from exc
     for entry in poisoned.values():
         set_aside(store, entry, recovered.report)
@@ -130,7 +136,8 @@ def adopt_model(store: Store, name: str, sha256: str) -> Model:
 
 def load_model(store: Store, name: str, sha256: str | None) -> Model:
     """Blocking. Raises ModelError when the file is missing, damaged or not a model, NewerFormatError and
-    OtherVersionError when it is one of another version."""
+    NewerVersionError when it is one of a later version, OtherVersionError when it is of one that nothing brings to
+    this one."""
     columns = store.load_model(name, sha256)
     try:
         with _telling_where(store.model_path(name)):
@@ -144,8 +151,7 @@ def load_knowledge(store: Store, name: str, sha256: str | None = None) -> tuple[
     FileNotFoundError, ValueError for what is no name of a snapshot, NewerFormatError, OtherVersionError."""
     try:
         found, columns = store.load_snapshot(name, sha256)
-        with _telling_where(store.directory / name):
-            check_format(columns)
+        columns = _upgraded(store, name, columns)
         reference = model_in(columns)
         model = load_model(store, reference.name, reference.sha256) if reference.name else None
     except UnreadableError as exc:
@@ -159,7 +165,13 @@ def _telling_where(where: Path | str) -> Iterator[None]:
     try:
         yield
     except OtherVersionError as exc:
-        raise OtherVersionError(f"{where}: {exc}") from exc
+        raise type(exc)(f"{where}: {exc}") from exc
+
+
+def _upgraded(store: Store, name: str, columns: Columns) -> State:
+    """The `columns` of snapshot `name` as this version keeps them."""
+    with _telling_where(store.directory / name):
+        return STATES.upgraded(columns)
 
 
 def _recover(
@@ -205,8 +217,8 @@ def _recover(
 class Fold:
     """A detector on its way from a snapshot (`columns`, None: from nothing) along the journal.
 
-    `withdraw` is a model in force whose file is lost; `lost` says whether anything that a frame or the snapshot
-    names was, with a note in `report` for each.
+    `withdraw` is a model in force whose file is lost, or of no use to this program; `lost` says whether anything that
+    a frame or the snapshot names was, with a note in `report` for each.
     """
 
     def __init__(self, store: Store, report: Report, columns: Columns | None) -> None:
@@ -237,10 +249,12 @@ class Fold:
         self.detector.skip(entry.seq, entry.line, frame)
 
     def _loaded(self, columns: Columns) -> Detector:
-        self._report.snapshot_line = int(columns["line"])  # type: ignore[arg-type]
-        model = self._model(model_in(columns))
         with _telling_where(f"{self._store.directory}: the newest snapshot"):
-            return Detector.load(columns, model)
+            state = STATES.upgraded(columns)
+        self._report.snapshot_line = int(state["line"])  # type: ignore[arg-type]
+        model = self._model(model_in(state))
+        with _telling_where(f"{self._store.directory}: the newest snapshot"):
+            return Detector.load(state, model)
 
     def _resolved(self, entry: Entry, frame: Frame) -> Sequenced:
         model = knowledge = None
@@ -256,11 +270,16 @@ class Fold:
             return None
         try:
             return load_model(self._store, reference.name, reference.sha256)
+        except NewerVersionError:
+            raise  # a later program's directory
+        except OtherVersionError as exc:
+            _set_model_aside(self._store, reference.name, exc)
+            what, because = "cannot be used by this version", ""
         except ModelError as exc:
-            self.withdraw, self.lost = reference, True
-            generation = reference.generation
-            self.note(f"model generation {generation} is lost, only rules judge until retrained: {exc}")
-            return None
+            what, because = "is lost", f": {exc}"
+        self.withdraw, self.lost = reference, True
+        self.note(f"model generation {reference.generation} {what}, only rules judge until retrained{because}")
+        return None
 
     def _knowledge(self, frame: RestoreFrame) -> Knowledge | None:
         try:
@@ -269,13 +288,16 @@ class Fold:
             self.lost = True
             self.note(f"what {frame.name} held was restored and is lost, newer knowledge is used instead: {exc}")
             return None
-        with _telling_where(self._store.directory / frame.name):
-            check_format(columns)
-        return Knowledge(columns, self._model(model_in(columns)))
+        state = _upgraded(self._store, frame.name, columns)
+        return Knowledge(state, self._model(model_in(state)))
 
     def note(self, note: str) -> None:
         if note not in self._report.notes:
             self._report.notes.append(note)
+
+
+def _set_model_aside(store: Store, name: str, exc: OtherVersionError) -> None:
+    store.set_model_aside(name, str(exc).removeprefix(f"{store.model_path(name)}: "))
 
 
 def _any_model(store: Store, found: Found, report: Report) -> tuple[ModelFrame, Model] | None:
@@ -283,6 +305,11 @@ def _any_model(store: Store, found: Found, report: Report) -> tuple[ModelFrame, 
     for file in found.models:
         try:
             model = load_model(store, file.name, file.sha256)
+        except NewerVersionError:
+            raise
+        except OtherVersionError as exc:
+            _set_model_aside(store, file.name, exc)
+            continue
         except ModelError as exc:
             report.notes.append(str(exc))
             continue

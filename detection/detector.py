@@ -56,10 +56,11 @@ from detection.schedule import Progress, Schedule
 from detection.sessions import SessionTable, cut
 from detection.settings import DetectionSettings, RuleText
 from detection.sources import LivingSource, LivingSources
-from detection.state import FORMAT, Columns, State, check_format, joined, of_this_version, part
+from detection.state import Columns, State, joined, of_this_version, part
 from detection.summary import Summary
 from detection.templates import TemplateTable
 from detection.training_set import TrainingSet
+from detection.upgrades import STATES
 from detection.verdicts import Verdicts, rows_of
 from detection.vouching import Vouching
 
@@ -684,7 +685,7 @@ class Detector:
     def export(self) -> State:
         """A copy of everything, as plain columns; `load` makes a detector of it that is this one."""
         return {
-            "format": FORMAT,
+            "format": STATES.newest,
             "seq": self.seq,
             "line": self.line,
             "received": self._received,
@@ -715,9 +716,9 @@ class Detector:
     def load(cls, state: Columns, model: Model | None) -> "Detector":
         """The detector that exported `state`; `model` is what `model_in(state)` names, None if it names none.
 
-        Raises OtherVersionError when `state` is not an export of this version of the program.
+        `state` may be of an older version of the program. Raises OtherVersionError as `Versions.upgraded` does.
         """
-        check_format(state)
+        state = STATES.upgraded(state)
         with of_this_version():
             detector = cls._loaded(state)
             detector._use(model)
@@ -760,5 +761,5 @@ _compiled = lru_cache(maxsize=4)(RuleSet.compile)
 
 
 def model_in(state: Columns) -> ModelFrame:
-    """Which model was in force in `state`; its name is empty when none was."""
+    """Which model was in force in `state`, which is of this version; its name is empty when none was."""
     return msgspec.json.decode(state["model"], type=ModelFrame)  # type: ignore[arg-type]

@@ -11,19 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.state import LAYOUT as STATE_LAYOUT
-from detection.state import State, Value, joined, layout, other_version, part
-
-# The layout of each part, as in `detection.state.LAYOUT`; members without arrays are here as well.
-LAYOUT: Mapping[str, str] = {
-    "ngram": "3fe1e651",
-    "counts": "474d629d",
-    "values": "4f53cda1",
-    "sources": "4f53cda1",
-    "transformer": "3a4032ec",
-    "isolation_forest": "52a5e96a",
-    "anchor": "8e863d9a",
-}
+from detection.state import State, Value, joined, part
+from detection.upgrades import MODELS
 
 
 @dataclass(frozen=True)
@@ -52,6 +41,7 @@ class Model:
 def to_columns(model: Model) -> State:
     """`model` as flat columns for a model file."""
     return {
+        "format": MODELS.newest,
         "generation": model.generation,
         "line": model.line,
         "vocabulary": model.vocabulary,
@@ -65,21 +55,19 @@ def to_columns(model: Model) -> State:
 
 
 def from_columns(columns: Mapping[str, Value]) -> Model:
-    """Raises KeyError or TypeError when `columns` is not what `to_columns` gave, OtherVersionError when it is what
-    that of another version of the program gave."""
+    """The model that `to_columns` gave `columns` of, also that of an older version of the program.
+
+    Raises KeyError or TypeError when they are nothing of the kind, NewerVersionError and OtherVersionError as
+    `Versions.upgraded` does.
+    """
     generation, line = columns["generation"], columns["line"]
     if not isinstance(generation, int) or not isinstance(line, int):
         raise TypeError("a model's generation and line are integers")
+    columns = MODELS.upgraded(columns)
     parts: dict[str, dict[str, NDArray[Any]]] = {}
     for name, array in part("parts", columns).items():
         member, _, column = name.partition("/")
         parts.setdefault(member, {})[column] = array  # type: ignore[assignment]
-    other = [name for name, each in parts.items() if LAYOUT.get(name) != layout(each)]
-    if layout(part("templates", columns)) != STATE_LAYOUT["templates"]:
-        other.append("templates")
-    other += [name for name in part("rings", columns) if name not in (*LAYOUT, "ensemble")]
-    if other:
-        raise other_version(f"its {', '.join(other)} are not as this program keeps them")
     return Model(
         generation=generation,
         line=line,

@@ -18,49 +18,18 @@ Value = NDArray[np.generic] | Scalar
 State = dict[str, Value]
 Columns = Mapping[str, Value]
 
-FORMAT = 1  # of the columns of `Detector.export`; a change that `Detector.load` must know of raises it
-
-# The `layout` of each part of `Detector.export`: a change of columns that forgets `FORMAT` must not be taken for
-# damage, nor be read as if it were none. A test compares it with what is exported, and says what to put here.
-LAYOUT: Mapping[str, str] = {
-    "detector": "e7431dfa",
-    "counters": "466f7ece",
-    "schedule": "35d34109",
-    "rate": "3e4f91b6",
-    "sources": "191e2bd9",
-    "clock": "96665cbe",
-    "templates": "0ebff859",
-    "sessions": "85c65d6c",
-    "history": "d5fc97de",
-    "recent": "ec7739f4",
-    "known": "22917e71",
-    "incidents": "b3393ae9",
-    "models": "c6b95611",
-    "values": "757b9666",
-    "origins": "261b90ab",
-    "vouching": "48d2286a",
-}
-_SOMETIMES = ("vouching",)  # parts that are not in every state
-
 
 class OtherVersionError(Exception):
-    """Sound, but exported by another version of the program. The message says so, and what to do."""
+    """Sound, but exported by another version of the program, and not to be brought to this one. The message says why,
+    `advice` what to do where nothing else can be done."""
+
+    advice = "use the vigild that wrote it, or another state directory"
 
 
-def check_format(state: Columns) -> None:
-    """Raises OtherVersionError when `state` is no export of this version's detector."""
-    found = state.get("format")
-    if isinstance(found, int) and found > FORMAT:
-        raise OtherVersionError(
-            f"the state has format {found}, this program knows formats up to {FORMAT}; use a newer vigild"
-        )
-    parts = {name: LAYOUT[name] for name in _SOMETIMES} | layouts(state)
-    if other := sorted(name for name in LAYOUT.keys() | parts.keys() if LAYOUT.get(name) != parts.get(name)):
-        raise other_version(f"the columns of its {', '.join(other)} are not those that this program keeps")
+class NewerVersionError(OtherVersionError):
+    """A later version of the program exported it: it is to be left as it is."""
 
-
-def other_version(why: str) -> OtherVersionError:
-    return OtherVersionError(f"{why}; use the vigild that wrote it, or another state directory")
+    advice = "use a newer vigild"
 
 
 @contextmanager
@@ -69,7 +38,7 @@ def of_this_version() -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError) as exc:
-        raise other_version(f"this program cannot load it: {type(exc).__name__}: {exc}") from exc
+        raise OtherVersionError(f"this program cannot load it: {type(exc).__name__}: {exc}") from exc
 
 
 def layouts(state: Columns) -> dict[str, str]:

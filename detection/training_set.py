@@ -10,7 +10,8 @@ from detection.frames import Studied
 from detection.model import Model
 from detection.model import from_columns as model_from_columns
 from detection.model import to_columns as model_to_columns
-from detection.state import Columns, State, Value, joined, part
+from detection.state import Columns, OtherVersionError, State, Value, joined, part
+from detection.upgrades import STATES
 
 _PER_LINE = {"tokens": np.int32, "errors": np.bool_, "times": np.float64, "values": np.float32, "sources": np.float32}
 _PER_SESSION = {
@@ -85,6 +86,7 @@ class TrainingSet:
         """The set as flat columns for a file."""
         scalars = ("generation", "line", "seed", "full", "alpha")
         return {
+            "format": STATES.newest,  # for the columns of the state that are in it
             **{name: getattr(self, name) for name in (*scalars, "offsets", *_PER_LINE, *_PER_SESSION)},
             **joined("templates", self.templates),
             **(joined("previous", model_to_columns(self.previous)) if self.previous is not None else {}),
@@ -92,7 +94,13 @@ class TrainingSet:
 
 
 def from_columns(columns: Columns) -> TrainingSet:
-    """Raises KeyError, TypeError or ValueError when `columns` is not what `TrainingSet.to_columns` gave."""
+    """Raises KeyError, TypeError or ValueError when `columns` is not what `TrainingSet.to_columns` gave, and
+    OtherVersionError when that of another version did: a training begins anew then, its set is not brought along."""
+    if columns["format"] != STATES.newest:
+        raise OtherVersionError(
+            f"the training set has format {columns['format']!r}, this program trains from format {STATES.newest}; "
+            "restart vigild"
+        )
     arrays = {}
     for name, dtype in {**_PER_LINE, **_PER_SESSION, "offsets": np.int64}.items():
         value = columns[name]

@@ -94,7 +94,7 @@ def read_model(path: Path, sha256: str | None = None, *, disk: Disk = REAL) -> d
                 f"{path}: has format {version}, this program knows formats up to {FORMAT}; use a newer vigild"
             )
         columns = content.get("columns")
-        if version != FORMAT or not isinstance(columns, dict):
+        if type(version) is not int or version < 1 or not isinstance(columns, dict):
             raise ValueError("not a model of ours")
         return {str(name): _unpacked(column, len(data)) for name, column in columns.items()}
     except ValueError as exc:

@@ -8,7 +8,8 @@
     frame-<seq>.bad          a frame that could not be applied
     alerts.jsonl, .mark      what was flagged (persistence/jsonl.py), and how far that file has come
     verdicts.jsonl, .mark    every verdict, where the settings ask for it
-    *.bad                    damaged and set aside; *.tmp unfinished, removed at recovery
+    *.bad                    damaged and set aside, or a model of a layout that this program cannot use; *.tmp
+                             unfinished, removed at recovery
 
 At every instant the directory holds the last two sound snapshots and the journal back to the older of
 them, so a rotten newest snapshot costs time, not data; and the model files and snapshots that either of
@@ -295,6 +296,11 @@ class Store:
                 set_aside(path, bare_reason(path, exc), self._disk, self._losses)
                 self._sound.pop(name, None)
             raise
+
+    def set_model_aside(self, name: str, reason: str) -> None:
+        """Rename model file `name`, which is sound and of no use to this program; what became of it is in `notes`."""
+        set_aside(self.model_path(name), reason, self._disk, self._losses)
+        self._sound.pop(name, None)
 
     def models(self) -> list[ModelFile]:
         """The sound model files, newest generation first."""

@@ -1,0 +1,152 @@
+"""The layouts that states and models have had, by number, and what brings one to the next.
+
+A layout is which columns there are, by part (`state.layouts`). Every released one has a number, which is in the
+column "format". Whoever reads a state or a model goes through `STATES.upgraded` or `MODELS.upgraded`: an older one
+is brought to today's columns step by step, a newer one is refused, and so is one whose columns are not those of its
+number (it is damaged, or was written between two releases). States of every number can be brought to today's; a
+model need not be: `daemon.recovery` sets one that cannot aside, and it is trained again.
+
+To change columns after a release (tests/detection/test_layout.py says what is missing, and the digests):
+1. Add `LAYOUTS[n + 1]`: `LAYOUTS[n]` with what changed. A number that was released is never edited.
+2. Add the step `UPGRADES[n]`. It gets the columns of format n and returns those of n + 1 (the column "format" is seen
+   to). It is a pure function: no clock, no I/O, no change to an array it was given, and nothing of today's `Detector`
+   in it, which will change again. Its docstring says what becomes of every column that is not the same afterwards.
+3. Add the digest that the golden states have now to "upgraded" in tests/golden/*.json, and when the layout is
+   released its own golden state (tests/golden/make.py).
+What a column holds as JSON (settings, generations) has no number: fields are added, with a default, and stay.
+
+UPGRADES
+    (none yet)
+MODEL_UPGRADES
+    (none yet)
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from detection.state import (
+    Columns,
+    NewerVersionError,
+    OtherVersionError,
+    State,
+    layout,
+    layouts,
+    of_this_version,
+    part,
+)
+
+Step = Callable[[State], State]
+
+# Of `Detector.export`. Not every state has a part "vouching".
+LAYOUTS: dict[int, Mapping[str, str]] = {
+    1: {
+        "detector": "e7431dfa",
+        "counters": "466f7ece",
+        "schedule": "35d34109",
+        "rate": "3e4f91b6",
+        "sources": "191e2bd9",
+        "clock": "96665cbe",
+        "templates": "0ebff859",
+        "sessions": "85c65d6c",
+        "history": "d5fc97de",
+        "recent": "ec7739f4",
+        "known": "22917e71",
+        "incidents": "b3393ae9",
+        "models": "c6b95611",
+        "values": "757b9666",
+        "origins": "261b90ab",
+        "vouching": "48d2286a",
+    },
+}
+UPGRADES: dict[int, Step] = {}
+
+# Of `model.to_columns`: each member's arrays (none: "4f53cda1") and the anchor, of which a model has some; the state's
+# templates; "ensemble", which is a ring without arrays; and the columns under no prefix are the "model"'s.
+MODEL_LAYOUTS: dict[int, Mapping[str, str]] = {
+    1: {
+        "model": "724332c5",
+        "ngram": "3fe1e651",
+        "counts": "474d629d",
+        "values": "4f53cda1",
+        "sources": "4f53cda1",
+        "transformer": "3a4032ec",
+        "isolation_forest": "52a5e96a",
+        "anchor": "8e863d9a",
+        "ensemble": "4f53cda1",
+        "templates": "0ebff859",
+    },
+}
+MODEL_UPGRADES: dict[int, Step] = {}
+
+
+@dataclass(frozen=True)
+class Versions:
+    """The numbered layouts of one kind of columns. `parts` gives the layout of each part of some columns; `optional`
+    are the parts that may be absent."""
+
+    kind: str
+    layouts: Mapping[int, Mapping[str, str]]
+    steps: Mapping[int, Step]
+    parts: Callable[[Columns], Mapping[str, str]]
+    optional: frozenset[str]
+
+    @property
+    def newest(self) -> int:
+        """The number of what this program writes."""
+        return max(self.layouts)
+
+    def upgraded(self, columns: Columns) -> State:
+        """`columns` as this program keeps them; an array that no step is about is the same one, not a copy.
+
+        Raises NewerVersionError when a later version of the program wrote them, OtherVersionError when they cannot
+        be brought to this one.
+        """
+        number = columns.get("format", 1)  # models of format 1 do not say so
+        if not isinstance(number, int):
+            raise OtherVersionError(f"{self.kind} has format {number!r}")
+        if number > self.newest:
+            raise NewerVersionError(f"{self.kind} has format {number}, this program knows formats up to {self.newest}")
+        state = dict(columns)
+        self._check(state, number)
+        for step in range(number, self.newest):
+            if step not in self.steps:
+                raise OtherVersionError(
+                    f"{self.kind} has format {number}, and nothing brings format {step} to {step + 1}"
+                )
+            with of_this_version():
+                state = {**self.steps[step](state), "format": step + 1}
+            self._check(state, step + 1)
+        return state
+
+    def differing(self, columns: Columns, number: int) -> list[str]:
+        """The parts of `columns` that are not as in layout `number`, by name."""
+        expected, found = self.layouts.get(number, {}), self.parts(columns)
+        names = (expected.keys() - self.optional) | found.keys()
+        return sorted(name for name in names if expected.get(name) != found.get(name))
+
+    def _check(self, columns: Columns, number: int) -> None:
+        if other := self.differing(columns, number):
+            known = "that this program keeps" if number == self.newest else f"of format {number}"
+            raise OtherVersionError(f"the columns of its {', '.join(other)} are not those {known}")
+
+
+def model_layouts(columns: Columns) -> dict[str, str]:
+    """The layout of each part of a model; who has but a ring has a part without arrays."""
+    names = {name for name in columns if "." not in name and name != "format"}
+    found = {"model": layout({name: columns[name] for name in names})}
+    arrays: dict[str, State] = {name: {} for name in part("rings", columns)}
+    for name, array in part("parts", columns).items():
+        member, _, column = name.partition("/")
+        arrays.setdefault(member, {})[column] = array
+    found |= {member: layout(each) for member, each in arrays.items()}
+    return {**found, "templates": layout(part("templates", columns))}
+
+
+STATES = Versions("the state", LAYOUTS, UPGRADES, layouts, optional=frozenset({"vouching"}))
+MODELS = Versions(
+    "the model",
+    MODEL_LAYOUTS,
+    MODEL_UPGRADES,
+    model_layouts,
+    optional=frozenset[str]().union(*MODEL_LAYOUTS.values()) - {"model", "templates"},
+)
