@@ -1,11 +1,17 @@
-"""Makes a golden state directory of today's formats: `python -m tests.golden.make NAME`.
+"""Makes a golden state directory of today's layout: `python -m tests.golden.make`.
 
-Run it when a format is released for the first time, commit `NAME.tar.xz` and `NAME.json`, and never again for that
-name: every later version must load it (`test_golden.py`). Before that release it is remade with every change. It
-holds two snapshots, the later one with an ensemble in force, the model file, and after them frames of lines,
+Run it when a layout of the state is released, commit `state-N.tar.xz` and `state-N.json`, and put the checksum that it
+prints into `test_golden.py`. Every later version must load it, so it is made once: what is there already is not made
+again. It holds two snapshots, the later one with an ensemble in force, the model file, and after them frames of lines,
 settings and a flush.
+
+The json says what is in it: the later snapshot's line and digest, the last line, the earlier snapshot's name, the
+numbers and layouts of state and model, and under "upgraded", by the number of a later layout, the digest that the
+later snapshot has when it was brought to that one. The latter is added with every new layout of the state; the rest
+is never edited.
 """
 
+import hashlib
 import json
 import sys
 import tarfile
@@ -13,12 +19,17 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.running import sample_lines, vigild
+from detection.upgrades import MODELS, STATES, Versions
 
 HERE = Path(__file__).parent
 WARMUP = 1500
 
 
 def make(name: str) -> None:
+    """Raises FileExistsError when it was made before."""
+    archived = HERE / f"{name}.tar.xz"
+    if archived.exists():
+        raise FileExistsError(f"{archived.name} is in the hands of users, and stays as it is")
     lines = sample_lines()
     with tempfile.TemporaryDirectory() as home, vigild(Path(home), warmup=WARMUP, every_lines=10**9) as daemon:
         daemon.start()
@@ -40,11 +51,17 @@ def make(name: str) -> None:
         daemon.applied(WARMUP + 201)
         daemon.kill()
         expected = {"line": saved["line"], "digest": saved["digest"], "last_line": WARMUP + 201, "early": early}
+        expected |= {"state": _layout(STATES), "model": _layout(MODELS), "upgraded": {}}
         (HERE / f"{name}.json").write_text(json.dumps(expected, indent=1) + "\n")
-        with tarfile.open(HERE / f"{name}.tar.xz", "w:xz", preset=9) as archive:
+        with tarfile.open(archived, "w:xz", preset=9) as archive:
             for path in sorted(daemon.state.iterdir()):
                 if path.is_file() and path.name != "lock":
                     archive.add(path, path.name, filter=_anonymous)
+    print(f'"{name}": "{hashlib.sha256(archived.read_bytes()).hexdigest()}"')
+
+
+def _layout(versions: Versions) -> dict[str, object]:
+    return {"format": versions.newest, "layout": versions.layouts[versions.newest]}
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -54,4 +71,7 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 if __name__ == "__main__":
-    make(sys.argv[1])
+    try:
+        make(f"state-{STATES.newest}")
+    except FileExistsError as exc:
+        sys.exit(str(exc))
