@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from persistence import segment
 from persistence.disk import Disk
 from persistence.journal import JournalError, JournalReading, JournalWriter, segments
 from persistence.preamble import NewerFormatError, pack_preamble
@@ -264,6 +265,21 @@ def test_a_damaged_header_costs_its_segment_and_the_numbers_do_not_go_back(tmp_p
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NewerFormatError, match=r"j\.log: has format 2"):
         scan(pack_preamble(b"VIGILJNL", 2) + bytes(100), tmp_path / "j.log")
+
+
+def test_segments_of_an_older_format_are_read_and_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, entries_of(b"a", b"bb")).close()
+    monkeypatch.setattr(segment, "VERSION", 2)
+    found, reading, aside = read(tmp_path)
+    assert [entry.payload for entry in found] == [b"a", b"bb"] and not aside
+    later = JournalWriter(tmp_path, reading.last_seq, reading.last_line, tail=reading.tail)
+    later.rotate()
+    later.append(entries_of(b"ccc", seq=reading.last_seq, line=reading.last_line))
+    later.close()
+    assert [entry.payload for entry in read(tmp_path)[0]] == [b"a", b"bb", b"ccc"]
+    monkeypatch.undo()  # the control: the later segment says that it is one
+    with pytest.raises(NewerFormatError, match="has format 2"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("call", ["write", "sync file"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from persistence import model_file
 from persistence.columns import Value
 from persistence.model_file import ModelError, generation_of, hash_model, read_model, write_model
 from persistence.preamble import NewerFormatError
@@ -134,6 +135,12 @@ def test_forgeries_under_their_right_name_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ModelError):
             read_model(named(tmp_path, data), None)
             pytest.fail(what)
+
+
+def test_an_older_format_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = write_model(tmp_path, {"generation": 1})
+    monkeypatch.setattr(model_file, "FORMAT", 2)
+    assert read_model(tmp_path / written.name) == {"generation": 1}
 
 
 def test_a_newer_format_is_refused_and_left_untouched(tmp_path: Path) -> None:

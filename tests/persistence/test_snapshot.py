@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from persistence import snapshot
 from persistence.columns import Value
 from persistence.disk import UnreadableError
 from persistence.preamble import NewerFormatError, pack_preamble
@@ -160,6 +161,12 @@ def test_a_forged_body_under_a_right_checksum_is_damage_too(tmp_path: Path, body
     (tmp_path / "s").write_bytes(sealed(body))
     with pytest.raises(SnapshotError):
         read_snapshot(tmp_path / "s")
+
+
+def test_an_older_format_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_snapshot(tmp_path / "s", 1, 2, {"a": 3})
+    monkeypatch.setattr(snapshot, "VERSION", 2)
+    assert read_snapshot(tmp_path / "s") == (1, 2, {"a": 3})
 
 
 def test_a_newer_format_is_refused_and_a_rotten_version_number_is_damage(tmp_path: Path) -> None:
