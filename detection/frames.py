@@ -18,7 +18,10 @@ before it is applied, so this module's encoding is a file format:
     refused  {"type": "refused", "generation", "name", "reason", "studied"}    a model that does not take effect
 
 A new type of frame, or a field that an older program must not overlook, raises `persistence.segment.VERSION`: to
-an older program a frame it does not know would be one that cannot be applied, and its lines would be lost.
+an older program a frame it does not know would be one that cannot be applied, and its lines would be lost. So does
+a new field in a section of the settings: the sections take no field that they do not know. What is journaled already
+keeps its meaning: a type or field is never taken away, and a new field has a default that is what frames without it
+meant.
 
 A segment holds the bytes of one source exactly as they were consumed from it, except that what a line
 holds beyond `max_line_bytes` is already cut out. A segment may begin and end in the middle of a line:

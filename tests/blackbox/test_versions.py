@@ -1,4 +1,5 @@
-"""Files that another version of the program wrote: refused in one line, and left as they are."""
+"""Files that another version of the program wrote: of an older one, taken over; of a later one, or of none that is
+known, refused in one line and left as they are."""
 
 import hashlib
 import io
@@ -7,18 +8,38 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import torch
 
-from benchmarks.running import vigild
+from benchmarks.running import sample_lines, vigild
 from detection.frames import ModelFrame
-from detection.state import FORMAT
+from detection.upgrades import STATES
 from persistence import model_file, segment, snapshot
 from persistence.preamble import SIZE, pack_preamble
+from tests.faults.altered import alter, restore
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "state-1.tar.xz"
+LINES = 1701  # in it
+
+# A program of the next layout: its state has a part more.
+NEXT = """
+import detection.upgrades as upgrades
+from detection.detector import Detector
+from detection.state import layout
+newest, export = upgrades.STATES.newest, Detector.export
+upgrades.LAYOUTS[newest + 1] = {**upgrades.LAYOUTS[newest], "later": layout({"members": b""})}
+upgrades.UPGRADES[newest] = lambda state: {**state, "later.members": b"[]"}
+Detector.export = lambda self: {**export(self), "later.members": b"[]"}
+"""
+# A program whose models have another layout, to which nothing brings the older ones.
+OTHER_MODELS = """
+import detection.upgrades as upgrades
+newest = upgrades.MODELS.newest
+upgrades.MODEL_LAYOUTS[newest + 1] = {**upgrades.MODEL_LAYOUTS[newest], "ngram": "00000000"}
+"""
 
 
 def newer_snapshot(state: Path) -> Path:
@@ -38,7 +59,7 @@ def newer_state(state: Path) -> Path:
     path = sorted(state.glob("snapshot-*"))[-1]
     seq, line, columns = snapshot.read_snapshot(path)
     _, models = snapshot.check_snapshot(path)
-    snapshot.write_snapshot(path, seq, line, {**columns, "format": FORMAT + 1}, models=models)
+    snapshot.write_snapshot(path, seq, line, {**columns, "format": STATES.newest + 1}, models=models)
     return path
 
 
@@ -78,13 +99,22 @@ def other_model(state: Path) -> Path:
     return state / written.name
 
 
+def unpacked(home: Path) -> Path:
+    """The state directory of version 1, in `home`."""
+    state = home / "state"
+    state.mkdir(mode=0o700)
+    with tarfile.open(GOLDEN) as archive:
+        archive.extractall(state, filter="data")
+    return state
+
+
 def contents(state: Path) -> dict[str, bytes]:
     files = (path for path in state.iterdir() if path.is_file() and path.name != "lock")
     return {path.name: path.read_bytes() for path in files if path.stat().st_size}
 
 
 LATER = r"has format \d+, this program knows formats up to \d+; use a newer vigild$"
-OTHER = r"its \w+ are not .*; use the vigild that wrote it, or another state directory$"
+OTHER = r"the columns of its \w+ are not .*; use the vigild that wrote it, or another state directory$"
 
 
 @pytest.mark.parametrize(
@@ -95,16 +125,12 @@ OTHER = r"its \w+ are not .*; use the vigild that wrote it, or another state dir
         (newer_state, LATER),
         (newer_model, LATER),
         (other_state, OTHER),
-        (other_model, OTHER),
     ],
 )
 def test_what_another_version_wrote_is_refused_and_left_untouched(
     tmp_path: Path, make_other: Callable[[Path], Path], reason: str
 ) -> None:
-    state = tmp_path / "state"
-    state.mkdir(mode=0o700)
-    with tarfile.open(GOLDEN) as archive:
-        archive.extractall(state, filter="data")
+    state = unpacked(tmp_path)
     shutil.copytree(state, tmp_path / "before" / "state")
     with vigild(tmp_path) as daemon:
         other = make_other(state)
@@ -115,13 +141,92 @@ def test_what_another_version_wrote_is_refused_and_left_untouched(
         said = daemon.log.splitlines()[-1]
         assert said.startswith("vigild: ") and "Traceback" not in daemon.log
         assert re.search(reason, said) and str(other) in said
-        left = contents(state)
-        if make_other is other_model:
-            # It is loaded while lines are taken already, which stay: the journal has only grown.
-            assert all(left.get(name, b"").startswith(data) for name, data in before.items())
-            assert not list(state.glob("*.bad"))
-        else:
-            assert left == before
+        assert contents(state) == before
     # The control: what was not changed is loaded.
     with vigild(tmp_path / "before") as daemon:
         assert daemon.start().status()["recovery"]["tier"] == "full"
+
+
+def test_a_directory_is_taken_over_by_the_next_version_and_refused_by_the_one_before(tmp_path: Path) -> None:
+    state = unpacked(tmp_path)
+    early = min(path.name for path in state.glob("snapshot-*"))
+    with vigild(tmp_path) as daemon:
+        alter(daemon, NEXT)
+        status = daemon.start().status()
+        assert (status["recovery"]["tier"], status["recovery"]["notes"]) == ("full", [])
+        assert (status["logs_processed"], status["transformer_ready"]) == (LINES, True)
+        # An old snapshot is gone back to, now and in the replay of that; lines go on.
+        assert daemon.api.post(f"/snapshots/{early}/restore").status_code == 200
+        max(state.glob("snapshot-*")).unlink()
+        daemon.send_lines(sample_lines()[LINES : LINES + 10])
+        daemon.applied(LINES + 10)
+        daemon.kill()
+        status = daemon.start().status()
+        assert (status["recovery"]["tier"], status["logs_processed"]) == ("full", LINES + 10)
+        assert not status["transformer_ready"]  # of the early snapshot
+        taken = daemon.post("/checkpoint")["path"]
+        assert snapshot.read_snapshot(Path(taken))[2]["format"] == STATES.newest + 1
+        assert daemon.stop() == 0
+
+        before = contents(state)
+        restore(daemon)
+        daemon.launch()
+        assert daemon.process is not None and daemon.process.wait(60.0) == 1
+        assert re.search(LATER, daemon.log.splitlines()[-1]) and "Traceback" not in daemon.log
+        assert contents(state) == before
+
+        alter(daemon, NEXT)
+        assert daemon.start().status()["recovery"]["tier"] == "full"
+
+
+@pytest.mark.parametrize(
+    ("make_other", "code", "why"),
+    [
+        (other_model, "", "the columns of its transformer are not those that this program keeps"),
+        (lambda state: next(state.glob("model-*")), OTHER_MODELS, "nothing brings format 1 to 2"),
+    ],
+)
+def test_a_model_that_cannot_come_along_is_set_aside_by_name_and_all_else_is_taken_over(
+    tmp_path: Path, make_other: Callable[[Path], Path], code: str, why: str
+) -> None:
+    state = unpacked(tmp_path)
+    shutil.copytree(state, tmp_path / "before" / "state")
+    model = make_other(state)
+    arrays = model.read_bytes()
+    with vigild(tmp_path) as daemon:
+        alter(daemon, code)
+        status = daemon.start().status()
+        recovery = status["recovery"]
+        assert (recovery["tier"], recovery["lost_lines"], recovery["set_aside"]) == ("partial", 0, [model.name])
+        [aside, without] = recovery["notes"]
+        assert aside.startswith(f"{model.name}: ") and why in aside and aside.endswith(f"as {model.name}.bad")
+        assert without == "model generation 1 cannot be used by this version, only rules judge until retrained"
+        assert (state / f"{model.name}.bad").read_bytes() == arrays and not model.exists()
+        assert (status["logs_processed"], status["transformer_ready"]) == (LINES, False)
+        came_along = known(status)
+        daemon.send_lines(sample_lines()[LINES : LINES + 10])
+        daemon.applied(LINES + 10)
+        assert daemon.stop() == 0
+        recovery = daemon.start().status()["recovery"]  # it is said once, and the state goes on from there
+        assert (recovery["tier"], recovery["set_aside"], recovery["notes"]) == ("full", [], [])
+    # The control: with the model as it was, which this program can use, it judges, and all else is the same.
+    with vigild(tmp_path / "before") as daemon:
+        status = daemon.start().status()
+        assert (status["recovery"]["tier"], status["transformer_ready"]) == ("full", True)
+        assert known(status) == came_along
+
+
+def known(status: dict[str, Any]) -> dict[str, Any]:
+    """What came along besides the model."""
+    templates = {**status["templates"], "in_model": None}
+    return {**{name: status[name] for name in ("logs_processed", "sessions", "alarms")}, "templates": templates}
+
+
+def test_a_model_that_could_not_come_along_is_trained_again(tmp_path: Path) -> None:
+    state = unpacked(tmp_path)
+    other_model(state)
+    with vigild(tmp_path, warmup=1500) as daemon:
+        daemon.start()
+        daemon.wait_for_model()
+        [path] = state.glob("model-*.pt")
+        assert path.name.startswith("model-2-")
