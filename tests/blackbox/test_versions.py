@@ -183,7 +183,7 @@ def test_a_directory_is_taken_over_by_the_next_version_and_refused_by_the_one_be
     ("make_other", "code", "why"),
     [
         (other_model, "", "the columns of its transformer are not those that this program keeps"),
-        (lambda state: next(state.glob("model-*")), OTHER_MODELS, "nothing brings format 1 to 2"),
+        (lambda state: next(state.glob("model-*")), OTHER_MODELS, "nothing brings format"),
     ],
 )
 def test_a_model_that_cannot_come_along_is_set_aside_by_name_and_all_else_is_taken_over(

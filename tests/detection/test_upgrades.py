@@ -15,8 +15,8 @@ OLD: State = {"format": 1, "line": 7, "clock.now": 1.5, "clock.times": np.arange
 
 
 def second(state: State) -> State:
-    """A new part, "withdrawn"."""
-    return {**state, "withdrawn.members": b"[]"}
+    """A new part, "later"."""
+    return {**state, "later.members": b"[]"}
 
 
 def third(state: State) -> State:
@@ -38,7 +38,7 @@ def versions(of: Columns) -> Versions:
 def test_every_older_layout_is_brought_to_the_newest_step_by_step() -> None:
     known = versions(OLD)
     today = known.upgraded(OLD)
-    assert (today["format"], today["line"], today["withdrawn.members"]) == (3, 7, b"[]")
+    assert (today["format"], today["line"], today["later.members"]) == (3, 7, b"[]")
     assert "clock.now" not in today and np.array_equal(today["clock.range"], [1.5, 1.5])  # type: ignore[arg-type]
     assert digest(known.upgraded({**second(OLD), "format": 2})) == digest(today)
     assert digest(known.upgraded(today)) == digest(today)
@@ -57,7 +57,7 @@ def test_a_newer_layout_is_refused_by_who_knows_fewer() -> None:
     ("columns", "said"),
     [
         ({**OLD, "clock.more": 1}, "the columns of its clock are not those of format 1"),
-        ({**OLD, "format": 2}, "the columns of its withdrawn are not those of format 2"),
+        ({**OLD, "format": 2}, "the columns of its later are not those of format 2"),
         ({**OLD, "format": 0}, "the columns of its clock, detector are not those of format 0"),
         ({**OLD, "format": "1"}, "the state has format '1'"),
     ],
@@ -74,7 +74,7 @@ def test_a_step_that_is_missing_fails_or_does_not_keep_its_word_is_said() -> Non
         replace(known, steps={1: second}).upgraded(OLD)
     with pytest.raises(OtherVersionError, match="cannot load it: KeyError"):
         replace(known, steps={1: lambda state: {"line": state["nothing"]}, 2: third}).upgraded(OLD)
-    with pytest.raises(OtherVersionError, match="the columns of its clock, withdrawn are not those that this program"):
+    with pytest.raises(OtherVersionError, match="the columns of its clock, later are not those that this program"):
         replace(known, steps={1: second, 2: lambda _: dict(OLD)}).upgraded(OLD)
 
 
@@ -87,7 +87,7 @@ def test_a_real_state_comes_along_whole(lines: list[bytes]) -> None:
         known, steps={1: second, 2: lambda columns: columns}, layouts={**known.layouts, 3: known.layouts[2]}
     )
     today = known.upgraded({**state, "format": 1})
-    assert today.keys() - state.keys() == {"withdrawn.members"}
+    assert today.keys() - state.keys() == {"later.members"}
     assert digest({name: today[name] for name in state} | {"format": 0}) == digest({**state, "format": 0})
 
 
