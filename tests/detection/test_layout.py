@@ -73,7 +73,7 @@ def test_no_layout_changes_without_a_number_and_a_step(state: State, model: Mode
 
 def test_a_change_that_forgets_something_is_noticed(state: State, model: Model) -> None:
     """The control of the test above, with made-up changes of a part that is in users' hands."""
-    frozen = {1: dict(STATES.layouts[1])}
+    frozen = {1: dict(LAYOUT)}
     versions = replace(STATES, layouts=frozen, steps={})
     changed = {**{name: each for name, each in state.items() if name != "clock.wound"}, "clock.wound": b""}
     assert "clock.wound" not in state and complaints(versions, state, frozen) == [] == stepless(versions)
