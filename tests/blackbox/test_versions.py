@@ -219,7 +219,7 @@ def test_a_model_that_cannot_come_along_is_set_aside_by_name_and_all_else_is_tak
 def known(status: dict[str, Any]) -> dict[str, Any]:
     """What came along besides the model."""
     templates = {**status["templates"], "in_model": None}
-    return {**{name: status[name] for name in ("logs_processed", "sessions", "alarms")}, "templates": templates}
+    return {**{name: status[name] for name in ("logs_processed", "sessions")}, "templates": templates}
 
 
 def test_a_model_that_could_not_come_along_is_trained_again(tmp_path: Path) -> None:
