@@ -131,6 +131,7 @@ class _Ingest:
         self._places = trio.Semaphore(max_connections)
         self._under_way = trio.CapacityLimiter(MAX_CHUNKS_UNDER_WAY)
         self._counters = counters
+        self._lasting_reason = counters.exactly_once_reason
         self._keeping = None if keeper is None else Keeping(keeper, self._would_not_outlive_us)
         self._stopped = False
         self._waits: set[trio.CancelScope] = set()
@@ -144,12 +145,12 @@ class _Ingest:
     def _would_not_outlive_us(self, connections: int) -> None:
         counters = self._counters
         counters.connections_unkept = connections
-        counters.exactly_once = not connections
         counters.exactly_once_reason = (
             f"the service manager's store has no room for {connections} connections (FileDescriptorStoreMax)"
             if connections
-            else None
+            else self._lasting_reason
         )
+        counters.exactly_once = counters.exactly_once_reason is None
 
     async def stop_reading(self, stop: trio.Event) -> None:
         await stop.wait()

@@ -18,9 +18,10 @@ kill at that instant would pass bytes off as journaled.
 """
 
 from socket import SOL_SOCKET, socketpair
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from detection.sources import LivingSource
+if TYPE_CHECKING:  # numpy comes with it, which `vigilctl doctor` does without
+    from detection.sources import LivingSource
 
 SO_PEEK_OFF = 42  # not in Python's socket module; the same on every architecture we know but sparc and parisc
 PARITY_BIT = 30
@@ -55,7 +56,7 @@ def clear_mark(connection: Marked) -> None:
     connection.setsockopt(SOL_SOCKET, SO_PEEK_OFF, -1)
 
 
-def journaled_bytes(connection: Marked, source: LivingSource | None) -> int:
+def journaled_bytes(connection: Marked, source: "LivingSource | None") -> int:
     """How many bytes at the head of `connection` are in the journal and only wait to be consumed.
 
     `source` is where the journal leaves the source of that connection, None when it does not know it.

@@ -111,11 +111,15 @@ def inherit(env: MutableMapping[str, str] = os.environ) -> Inherited:
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """Bound, listening, non-blocking sockets. `places` says where, for people: paths and ADDRESS:PORT."""
+    """Bound, listening, non-blocking sockets. `places` says where, for people: paths and ADDRESS:PORT.
+
+    `log_is_ours`: we opened the log socket ourselves, and it goes when we go.
+    """
 
     log: Sequence[socket.socket]
     admin: Sequence[socket.socket]
     stored: dict[str, socket.socket]
+    log_is_ours: bool = True
 
     @property
     def places(self) -> list[str]:
@@ -144,7 +148,7 @@ def open_listeners(
                 admins.append(stack.enter_context(_open_unix(directory / address.path)))
         for each in (*logs, *admins):
             each.setblocking(False)
-        yield Listeners(logs, admins, given.stored)
+        yield Listeners(logs, admins, given.stored, log_is_ours=not given.log)
 
 
 @contextlib.contextmanager

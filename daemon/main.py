@@ -53,12 +53,12 @@ def _main(arguments: Sequence[str] | None) -> int:
     _log_to_stderr()
     try:
         settings = load(options.config, os.environ)
+        if options.check:
+            return _check(settings, options.state_dir or state_directory())
         rules = read_rules(settings)
         token = read_token(settings)
     except SettingsError as exc:
         return _failed(str(exc))
-    if options.check:
-        return _check(settings)
     from daemon.process import Failed, run
 
     try:
@@ -83,21 +83,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (TOML)")
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="where to remember")
-    parser.add_argument("--check", action="store_true", help="check settings and rules, and exit")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check settings, rules and token (as root: for the service's user), and exit",
+    )
     parser.add_argument("--version", action="version", version=f"vigild {version('vigild')}")
     return parser
 
 
-def _check(settings: Settings) -> int:
-    from detection.rules.engine import RuleSet
-    from detection.rules.reading import RuleError
+def _check(settings: Settings, state: Path) -> int:
+    """As root, also whether the user who owns `state`, or will own it, can read what is to be read."""
+    from daemon.access import service_user
+    from daemon.checking import check
 
-    try:
-        compiled = RuleSet.compile(read_rules(settings))
-    except RuleError as exc:
-        return _failed(str(exc))
+    checked = check(settings, service_user(state) if os.geteuid() == 0 else None)
     where = settings.path or "no file, defaults"
-    print(f"settings ({where}) and {len(compiled.rules)} rules are in order")
+    print(f"settings ({where}) and {checked.rules} rules are in order")
+    if checked.token_later:
+        print(f"the token ({checked.token}) is there only while the service runs, and was not read")
     return 0
 
 

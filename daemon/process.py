@@ -65,6 +65,11 @@ MAX_EARLY_REPLAY_BYTES = 16 << 20
 QUEUED_REQUESTS = 64
 QUEUED_VERDICTS = 4
 QUEUED_SKIPS = 64  # more than there are frames on their way to scoring
+# Said under a manager that keeps our connections: those outlive us, the socket does not.
+LOG_SOCKET_IS_OURS = (
+    "log.sock is the daemon's own, not the service manager's: while the daemon restarts new senders are refused, and "
+    "only the daemon's user and group may open it"
+)
 _TAIL_BYTES = 1 << 20
 _OUTLETS = ("alerts", "verdicts")
 
@@ -137,7 +142,17 @@ class _Daemon:
         self._outlets = outlets
         self._stop = trio.Event()
         self._reloading = trio.Lock()
-        self._service = Service(settings, version("vigild"))
+        self._service = Service(
+            settings,
+            version("vigild"),
+            places={
+                "state": str(store.directory.absolute()),
+                "runtime": str(runtime_directory().absolute()),
+                "settings": str(settings.path.absolute()) if settings.path else None,
+                "listening": listeners.places,
+                "log_socket_of": "vigild" if listeners.log_is_ours else "service manager",
+            },
+        )
         self._watchdog = _every(ALIVE_SECONDS, notifier.watchdog)
 
     async def run(self, token: str | None) -> None:
@@ -245,8 +260,11 @@ class _Daemon:
             if found.replay_bytes > MAX_EARLY_REPLAY_BYTES:
                 await up_to_date.wait()
             stored = self._listeners.stored
-            reason = await trio.to_thread.run_sync(_why_not_exactly_once, self._notifier, stored)
+            unkept = await trio.to_thread.run_sync(_why_nothing_is_kept, self._notifier, stored)
+            reason = unkept or (LOG_SOCKET_IS_OURS if self._listeners.log_is_ours else None)
             counters.exactly_once, counters.exactly_once_reason = reason is None, reason
+            if reason and not unkept:
+                log.warning("%s: start vigild.socket before vigild.service", reason)
             await flow.start(
                 partial(
                     run_ingest,
@@ -259,7 +277,7 @@ class _Daemon:
                     max_line_bytes=self._settings.ingest.max_line_bytes,
                     living=found.living,
                     stored=stored,
-                    keeper=None if reason else self._notifier,
+                    keeper=None if unkept else self._notifier,
                     counters=counters,
                 )
             )
@@ -443,7 +461,7 @@ class _Daemon:
             self._notifier.ready(self._sentence())
 
 
-def _why_not_exactly_once(notifier: Notifier, stored: Collection[str]) -> str | None:
+def _why_nothing_is_kept(notifier: Notifier, stored: Collection[str]) -> str | None:
     """None when connections outlive us, each with its mark (`actors.kept`); else the reason, for people. Blocks."""
     if not marks_work():
         return "this kernel keeps no mark beside the bytes of a socket (SO_PEEK_OFF)"

@@ -5,8 +5,10 @@ actors are handed to it when there are any.
 """
 
 import logging
+import os
 import resource
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -74,13 +76,21 @@ class Running:
 
 
 class Service:
-    """Implements `daemon.control.Control`. `now` is the wall clock in seconds since the epoch."""
+    """Implements `daemon.control.Control`. `now` is the wall clock in seconds since the epoch; `places` says, for
+    /status, where this daemon's files and sockets are."""
 
-    def __init__(self, settings: Settings, version: str, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        version: str,
+        now: Callable[[], float] = time.time,
+        places: Mapping[str, Any] | None = None,
+    ) -> None:
         self.settings = settings
         self.started = trio.Event()
         self.stopping = False
         self._version = version
+        self._places = dict(places or {})
         self._now = now
         self._began = now()
         self._sequencer: Sequencer | None = None
@@ -164,6 +174,8 @@ class Service:
                 **dict.fromkeys(summary.members, True),
             },
             "seq": summary.seq,
+            "time": self._now(),
+            "places": self._places,
             "process": _process(),
         }
         running = self._running
@@ -499,4 +511,9 @@ def _process() -> dict[str, Any]:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     with open("/proc/self/statm") as file:
         resident = int(file.read().split()[1]) * _PAGE_BYTES
-    return {"rss_bytes": resident, "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2)}
+    return {
+        "rss_bytes": resident,
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+        "pid": os.getpid(),
+        "prefix": sys.prefix,
+    }

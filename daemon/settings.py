@@ -175,9 +175,9 @@ def _unreadable(exc: OSError | ValueError, path: Path | str) -> str:
 
 def read_token(settings: Settings) -> str | None:
     """The secret that admin requests over TCP must carry, None where none is set. Raises SettingsError."""
-    if settings.admin.token_file is None:
+    path = token_path(settings)
+    if path is None:
         return None
-    path = _beside(settings, settings.admin.token_file)
     try:
         if path.stat().st_mode & 0o007:
             raise SettingsError(f"{path}: everybody can read this token; chmod 600 it")
@@ -188,6 +188,16 @@ def read_token(settings: Settings) -> str | None:
     if len(token) < TOKEN_CHARACTERS or not token.isprintable() or " " in token:
         raise SettingsError(f"{path}: a token is one word of at least {TOKEN_CHARACTERS} printable characters")
     return token
+
+
+def token_path(settings: Settings) -> Path | None:
+    """The file of `read_token`, None where no token is set."""
+    return None if settings.admin.token_file is None else _beside(settings, settings.admin.token_file)
+
+
+def rule_directories(settings: Settings) -> list[Path]:
+    """The directories in which `read_rules` looks for files."""
+    return [path for entry in settings.rules.paths if (path := _beside(settings, entry)).is_dir()]
 
 
 def _beside(settings: Settings, entry: str) -> Path:

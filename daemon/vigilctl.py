@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from daemon.client import commands, telling
 from daemon.client.admin import Admin, Failure, UsageError, admin_urls, read_token
+from daemon.places import SYSTEM_RUNTIME
 
 ANSWERS = ("normal", "anomaly", "undo")
 Command = Callable[[argparse.Namespace], int]
@@ -22,11 +23,28 @@ examples:
   vigilctl feedback 1207 normal            do not raise that again
   vigilctl train-from clean.log            learn from lines that you vouch for
   vigilctl detect 'GET /?id=1 UNION SELECT 1'
+  sudo vigilctl doctor                     is everything as it should be, and if not, what to do
   vigilctl --json status | jq .checkpoint
 
 The daemon is looked for at --admin, $VIGILD_ADMIN, admin.sock in the runtime directory
 ($RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/vigild, /run/vigild), then http://127.0.0.1:8765.
 Exit status: 0 done, 1 failed (one line says why), 2 wrong usage.
+"""
+
+
+DOCTOR_EPILOG = """\
+One line a finding:
+  ok    what was looked at and found in order
+  warn  it works, and may soon not; or it could not be looked at
+  fail  something that vigild promises does not hold
+and below warn and fail, what to do. Nothing is changed.
+
+It looks at the interpreter, torch and the other packages; the units and what changes them; users, groups,
+directories and sockets, as the service's user and those who send lines meet them; settings, rules and token;
+disk, descriptors, memory, kernel and clock; and at what the daemon says of itself. It works without systemd and
+while the daemon is down. What only root can see is looked at when root asks: sudo vigilctl doctor.
+
+Exit status: 0 nothing fails, 1 something does. With --json a list of {check, status, found, do}.
 """
 
 
@@ -89,6 +107,15 @@ def _parser() -> argparse.ArgumentParser:
         "close every open session and score the closings (end of a file)",
     )
 
+    doctor = _add(
+        choices,
+        "doctor",
+        _doctor,
+        "look at all that a daemon needs, and say what to do where something is wrong",
+        epilog=DOCTOR_EPILOG,
+    )
+    doctor.add_argument("instance", metavar="NAME", nargs="?", help="of the instance vigild@NAME, where there is one")
+
     detect = _add(choices, "detect", _detect, "what it would say of a line; changes nothing")
     detect.add_argument("line", metavar="LINE", nargs="?", default="-", help="a log line; - reads many (default)")
     detect.add_argument("--session", metavar="ID", help="judge as the next line of this session")
@@ -140,9 +167,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(
-    choices: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: Command, text: str
+    choices: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Command,
+    text: str,
+    epilog: str | None = None,
 ) -> argparse.ArgumentParser:
-    parser = choices.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    description, layout = text[0].upper() + text[1:] + ".", argparse.RawDescriptionHelpFormatter
+    parser = choices.add_parser(name, help=text, description=description, epilog=epilog, formatter_class=layout)
     # Also after the command. SUPPRESS: a second default would undo what was given before it.
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
@@ -167,6 +199,15 @@ def _on_snapshot(command: Callable[[Admin, bool, str], int]) -> Command:
 
 def _detect(args: argparse.Namespace) -> int:
     return commands.detect(_admin(args), args.json, args.line, args.session, args.explain)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from daemon.client.doctor.examination import ANSWER_SECONDS, doctor
+
+    chosen, token = args.admin or os.environ.get("VIGILD_ADMIN"), read_token(args.token_file, os.environ)
+    place = f"unix:{SYSTEM_RUNTIME / args.instance / 'admin.sock'}" if args.instance else None
+    admin = Admin(admin_urls(chosen or place, os.environ), token, ANSWER_SECONDS)
+    return doctor(admin, chosen, args.instance, os.environ, args.json)
 
 
 def _send(args: argparse.Namespace) -> int:

@@ -61,13 +61,14 @@ def read_token(given: str | None, env: Mapping[str, str]) -> str | None:
 
 @dataclass
 class Admin:
-    """Talks to the first of `urls` at which somebody listens.
+    """Talks to the first of `urls` at which somebody listens, and waits `patience` seconds for an answer.
 
     Raises `Failure`, or `UsageError` for an address that is none.
     """
 
     urls: list[str]
     token: str | None = None
+    patience: float = ANSWER_SECONDS
     _found: "tuple[str, httpx.Client] | None" = field(default=None, init=False)
 
     def get(self, path: str) -> Answer:
@@ -77,6 +78,10 @@ class Admin:
     def post(self, path: str, body: Any = None) -> Answer:
         """As `get`. `body` goes out as JSON, bytes as they are."""
         return self._ask("POST", path, body)
+
+    def health(self) -> Any:
+        """What /health says, which is an answer also where its status is 503."""
+        return self._ask("GET", "/health", failed=503).body
 
     def events(self, path: str) -> Iterator[dict[str, Any]]:
         """Records of a server-sent stream until the daemon ends it."""
@@ -92,12 +97,12 @@ class Admin:
                 if line.startswith("data:"):
                     yield _parsed(line[5:], "the stream is not vigild's (not JSON)")
 
-    def _ask(self, method: str, path: str, body: Any = None) -> Answer:
+    def _ask(self, method: str, path: str, body: Any = None, failed: int | None = None) -> Answer:
         with (
-            _failures(f"no answer within {ANSWER_SECONDS:.0f} s", "the daemon hung up"),
-            closing(self._send(method, path, body, ANSWER_SECONDS)) as response,
+            _failures(f"no answer within {self.patience:.0f} s", "the daemon hung up"),
+            closing(self._send(method, path, body, self.patience)) as response,
         ):
-            return _read_answer(response)
+            return _read_answer(response, failed)
 
     def _send(self, method: str, path: str, body: Any, seconds: float) -> "httpx.Response":
         """The answer's head; the caller reads the rest and closes it."""
@@ -179,9 +184,10 @@ def _failures(silent: str, broken: str) -> Iterator[None]:
         raise Failure(f"{broken}: {reason(exc)}") from exc
 
 
-def _read_answer(response: "httpx.Response") -> Answer:
+def _read_answer(response: "httpx.Response", answer: int | None = None) -> Answer:
+    """Raises Failure for an error, except for one with the status `answer`."""
     body = _parsed(response.read(), f"what answers is not vigild (HTTP {response.status_code}, not JSON)")
-    if response.status_code >= 400:
+    if response.status_code >= 400 and response.status_code != answer:
         error = body.get("error") if isinstance(body, dict) else None
         if isinstance(error, dict):
             raise Failure(str(error.get("message")))

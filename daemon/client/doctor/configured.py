@@ -1,0 +1,44 @@
+"""Settings, rules and token, as the daemon reads them and as the user that runs it can."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from daemon.checking import check
+from daemon.client.doctor.finding import Finding, fail, ok, unseen, warn
+from daemon.client.doctor.scene import Scene
+from daemon.settings import SettingsError, rule_directories, token_path
+
+_HOMES = tuple(map(Path, ("/home", "/root", "/run/user")))  # what ProtectHome= hides
+
+
+def check_settings(scene: Scene) -> Iterator[Finding]:
+    settings = scene.settings
+    source = scene.config or (settings.path if not isinstance(settings, SettingsError) else None)
+    test = f"vigild --config {source} --check" if source else "vigild --check"
+    if isinstance(settings, SettingsError):
+        hidden = not scene.root and "ermission denied" in str(settings)
+        yield unseen("settings", str(settings)) if hidden else fail("settings", str(settings), f"mend it, then: {test}")
+        return
+    try:
+        checked = check(settings, scene.user)
+    except SettingsError as exc:
+        if not scene.root and "ermission denied" in str(exc):
+            yield unseen("settings", str(exc))
+        else:
+            yield fail("settings", str(exc), f"mend it, then: {test}")
+        return
+    yield ok("settings", f"{settings.path or 'no file, defaults'}; {checked.rules} rules")
+    if checked.token_later:
+        yield ok("token", f"{checked.token}: systemd puts it there while the service runs")
+    elif checked.token is not None:
+        readers = f"readable for {scene.user.name}" if scene.root and scene.user else "readable for you"
+        yield ok("token", f"{checked.token}: {readers}")
+    protected = scene.service is not None and scene.service["ProtectHome"] in ("yes", "tmpfs")
+    files = [each for each in (settings.path, token_path(settings), *rule_directories(settings)) if each is not None]
+    for path in files if protected else ():
+        if any(home in path.absolute().parents for home in _HOMES):
+            yield fail(
+                "settings", f"{path}: the service sees no home directories (ProtectHome=)", "move it to /etc/vigild"
+            )
+    if settings.path is not None and settings.path.stat().st_mode & 0o002:
+        yield warn("settings", f"{settings.path}: everybody may change it", f"chmod o-w {settings.path}")

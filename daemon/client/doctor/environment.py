@@ -1,0 +1,227 @@
+"""The interpreter and the packages that the daemon runs with, by the files of its environment: nothing is imported."""
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from daemon.client.doctor.finding import Finding, fail, ok, warn
+
+if TYPE_CHECKING:
+    from daemon.client.doctor.scene import Scene
+
+PROVEN = (3, 11)
+RE_FIXED = (3, 11, 5)  # CPython gh-106052
+_PATTERN, _TEXT, _RIGHT = rb"(?:\S++ (?=\d+ ))?+(\S++)", b"a b c", b"a"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A Python environment; `prefix` is where it lies, None for the one that runs us."""
+
+    prefix: Path | None
+
+    @classmethod
+    def at(cls, prefix: str | None) -> "Environment":
+        """The environment at `prefix`, or ours."""
+        ours = prefix is None or os.path.realpath(prefix) == os.path.realpath(sys.prefix)
+        return cls(None if ours or prefix is None else Path(prefix))
+
+    @property
+    def place(self) -> str:
+        return str(self.prefix or sys.prefix)
+
+    @cached_property
+    def python(self) -> str | None:
+        """Its interpreter's version, None where that cannot be told."""
+        if self.prefix is None:
+            return ".".join(map(str, sys.version_info[:3]))
+        try:
+            text = (self.prefix / "pyvenv.cfg").read_text()
+        except FileNotFoundError:
+            return None
+        found = re.search(r"^version(?:_info)?\s*=\s*(\d+\.\d+\.\d+)", text, re.MULTILINE)
+        return found[1] if found else None
+
+    @cached_property
+    def packages(self) -> Mapping[str, Distribution]:
+        """What is installed, by normalised name; the first of two counts, as it does for an import."""
+        path = sys.path if self.prefix is None else [str(each) for each in self._folders()]
+        found: dict[str, Distribution] = {}
+        for each in distributions(path=path):
+            # A folder that pip left half removed has no name.
+            if name := each.metadata["Name"]:
+                found.setdefault(normalised(name), each)
+        return found
+
+    def _folders(self) -> Iterator[Path]:
+        assert self.prefix is not None
+        for folder in sorted(self.prefix.glob("lib/python3*/site-packages")):
+            yield folder
+            for link in sorted(folder.glob("*.pth")):
+                lines = link.read_text(errors="replace").splitlines()
+                yield from (Path(line) for line in lines if line.startswith("/"))
+
+    def constraints(self) -> dict[str, str]:
+        """The versions that this release was tested with, where they were installed or are beside the sources."""
+        beside = [
+            self.prefix or Path(sys.prefix),
+            (self.prefix or Path(sys.prefix)) / "share/vigild",
+            *([Path(__file__).parents[3]] if self.prefix is None else []),
+        ]
+        for folder in beside:
+            try:
+                lines = (folder / "constraints.txt").read_text().splitlines()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            pairs = (line.partition("==") for line in lines if "==" in line and not line.startswith("#"))
+            return {normalised(name): version.strip() for name, _, version in pairs}
+        return {}
+
+
+def normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).strip().lower()
+
+
+def public(version: str) -> str:
+    """Without the part that says how it was built: 2.13.0 of 2.13.0+cpu."""
+    return version.partition("+")[0]
+
+
+def check_python(scene: "Scene") -> Iterator[Finding]:
+    environment = scene.environment
+    version = environment.python
+    if version is None:
+        yield warn(
+            "python", f"{environment.place}: is no virtual environment; its version is unknown", "install with make"
+        )
+        return
+    numbers = tuple(map(int, version.split(".")))
+    note = (
+        "" if _re_is_right(environment, numbers) else "; its re has the bug gh-106052, which vigild does not depend on"
+    )
+    found = f"{version} ({environment.place}){note}"
+    if numbers < PROVEN:
+        yield fail(
+            "python", f"{found}: too old, vigild needs 3.11", "install again with a newer one: PYTHON=python3.11"
+        )
+    elif numbers[:2] != PROVEN:
+        yield warn(
+            "python", f"{found}: wheels exist, but vigild is proven on 3.11", "where there is one: PYTHON=python3.11"
+        )
+    else:
+        yield ok("python", found)
+
+
+def _re_is_right(environment: Environment, version: tuple[int, ...]) -> bool:
+    if environment.prefix is not None or sys.version_info < (3, 11):
+        return version >= RE_FIXED
+    found = re.match(_PATTERN, _TEXT)
+    return found is not None and found[1] == _RIGHT
+
+
+def check_torch(scene: "Scene") -> Iterator[Finding]:
+    """From the package's own files; its import takes a second and 250 MB."""
+    environment = scene.environment
+    again = f"{environment.place}/bin/pip install --force-reinstall --no-deps torch=={{}}"
+    torch = environment.packages.get("torch")
+    wanted = _exact(environment).get("torch", "")
+    if torch is None:
+        found = f"not in {environment.place}: no model can be trained or loaded"
+        yield fail("torch", found, again.format(wanted or "VERSION") + " (see README, Install it)")
+        return
+    cuda = _cuda(torch)
+    found = f"{torch.version}, " + ("for processors" if cuda is None else f"for CUDA {cuda}")
+    if wanted and public(torch.version) != public(wanted):
+        yield fail("torch", f"{found}, but vigild needs {wanted}", again.format(wanted))
+    elif cuda is not None:
+        yield warn(
+            "torch",
+            f"{found}: it works, but only the processor is used, and its packages take several GB",
+            f"{again.format(public(torch.version))} --index-url https://download.pytorch.org/whl/cpu",
+        )
+    else:
+        yield ok("torch", found)
+
+
+def _cuda(torch: Distribution) -> str | None:
+    """The version of CUDA that a torch was built for, None for one that was built for processors."""
+    try:
+        text = Path(str(torch.locate_file("torch/version.py"))).read_text()
+    except OSError:
+        local = torch.version.partition("+")[2]
+        return local.removeprefix("cu") if local.startswith("cu") else None
+    found = re.search(r"^cuda\b[^=\n]*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+    return found[1] if found else None
+
+
+def _exact(environment: Environment) -> dict[str, str]:
+    """What the installed vigild requires in exactly one version."""
+    return {name: version for name, version in _required(environment) if version}
+
+
+def _used(environment: Environment) -> set[str]:
+    """Every installed package that vigild needs to run, and what those need. A build tool beside them is no matter."""
+    seen, waiting = set[str](), ["vigild"]
+    while waiting:
+        name = waiting.pop()
+        if name in environment.packages and name not in seen:
+            seen.add(name)
+            waiting += [each for each, _ in _required(environment, name)]
+    return seen
+
+
+def _required(environment: Environment, name: str = "vigild") -> Iterable[tuple[str, str]]:
+    """(name, version or "") of what the installed package `name` requires to run."""
+    package = environment.packages.get(name)
+    for requirement in (package.requires if package is not None else None) or []:
+        wanted, _, marker = requirement.partition(";")
+        if "extra" in marker:
+            continue
+        name, _, version = wanted.partition("==")
+        yield normalised(re.split(r"[<>=!~ (\[]", name)[0]), version.strip(" )")
+
+
+def check_packages(scene: "Scene") -> Iterator[Finding]:
+    environment = scene.environment
+    packages, required = environment.packages, [name for name, _ in _required(environment)]
+    used = _used(environment)
+    tested = {name: version for name, version in environment.constraints().items() if name in used}
+    pip = f"{environment.place}/bin/pip install"
+    if "vigild" not in packages:
+        yield warn("packages", f"vigild itself is not installed in {environment.place}", f"{pip} .")
+        return
+    if missing := [name for name in required if name not in packages]:
+        yield fail("packages", f"missing: {', '.join(missing)}", f"{pip} {' '.join(missing)}")
+        return
+    others = [
+        f"{name} {packages[name].version} ({version})"
+        for name, version in sorted(tested.items())
+        if public(packages[name].version) != public(version)
+    ]
+    if others:
+        yield warn(
+            "packages",
+            f"not what vigild was tested with (in brackets): {', '.join(others)}",
+            f"{pip} --constraint constraints.txt vigild",
+        )
+    else:
+        known = f", {len(tested)} packages are of the versions it was tested with" if tested else ""
+        yield ok("packages", f"all {len(required)} required are there{known}")
+
+
+def check_version(scene: "Scene") -> Iterator[Finding]:
+    vigild = scene.environment.packages.get("vigild")
+    installed, running = vigild.version if vigild is not None else None, scene.status.get("version")
+    if running is None or installed is None:
+        yield ok("version", f"{installed or 'unknown'} installed; none is running" if running is None else str(running))
+    elif running != installed:
+        unit = f"systemctl restart {scene.service.name}" if scene.service is not None else "restart the daemon"
+        yield warn("version", f"{running} runs, {installed} is installed in {scene.environment.place}", unit)
+    else:
+        yield ok("version", running)

@@ -1,0 +1,37 @@
+"""What a check says of one thing it looked at."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Status = Literal["ok", "warn", "fail"]
+AS_ROOT = "sudo vigilctl doctor"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`check` names what was looked at, `found` says what was found, `do` what to do about it (never with "ok").
+
+    "fail": something that vigild promises does not hold now. "warn": it holds, and may soon not, or could not be seen.
+    """
+
+    check: str
+    status: Status
+    found: str
+    do: str | None = None
+
+
+def ok(check: str, found: str) -> Finding:
+    return Finding(check, "ok", found)
+
+
+def warn(check: str, found: str, do: str) -> Finding:
+    return Finding(check, "warn", found, do)
+
+
+def fail(check: str, found: str, do: str) -> Finding:
+    return Finding(check, "fail", found, do)
+
+
+def unseen(check: str, why: str) -> Finding:
+    """Only root could have looked."""
+    return warn(check, f"not checked: {why}", AS_ROOT)

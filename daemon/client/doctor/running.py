@@ -1,0 +1,148 @@
+"""What the daemon says of itself: whether it serves, keeps its promise of exactly once, trains, saves."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from daemon.client.doctor.finding import Finding, fail, ok, unseen, warn
+from daemon.client.doctor.scene import Scene, part
+from daemon.client.text import count, duration, member_name, printable
+from daemon.settings import CheckpointSettings, SettingsError
+
+# What the daemon names as a reason and goes on in full with.
+_MILD_REASONS = ("limit", "connections", "starting")
+_LATE = 3  # times as long, or as many lines, as the settings say; periodic saves may be put off when they are slow
+
+
+def check_daemon(scene: Scene) -> Iterator[Finding]:
+    if scene.silence is not None:
+        if "permission denied" in scene.silence and not scene.root:
+            yield unseen("daemon", scene.silence)
+        else:
+            unit = scene.service.name if scene.service is not None else None
+            do = f"systemctl start {unit}; journalctl --unit {unit} --lines 50" if unit else "start it: vigild &"
+            yield fail("daemon", scene.silence, do)
+        return
+    condition, reason = str(scene.health.get("status")), scene.health.get("reason")
+    reasons = [each for each in scene.health.get("reasons") or () if isinstance(each, Mapping)]
+    found = f"{condition}, process {scene.pid or '?'}, up {duration(float(scene.status.get('uptime_seconds') or 0))}"
+    log = _log(scene)
+    if condition in ("starting", "stopping"):
+        yield warn("daemon", f"{found}: {printable(reason or condition)}", "wait a moment and ask again")
+    elif condition != "serving" and not reasons:
+        yield fail("daemon", f"{found}: {printable(reason)}", log)
+    elif condition == "serving" and not reasons:
+        yield ok("daemon", found)
+    for each in reasons:
+        code, text = str(each.get("code")), printable(each.get("text"))
+        told = f"{found}: {text}"
+        yield warn("daemon", told, log) if code.startswith(_MILD_REASONS) else fail("daemon", told, log)
+
+
+def check_exactly_once(scene: Scene) -> Iterator[Finding]:
+    ingest = part(scene.status, "ingest")
+    if "exactly_once" not in ingest:
+        return
+    reason = printable(ingest.get("exactly_once_reason") or "no reason is given")
+    if ingest["exactly_once"]:
+        yield ok("exactly once", "in force: the socket is systemd's, connections outlive the daemon")
+    elif scene.service is None:
+        yield ok(
+            "exactly once",
+            f"not over a kill: {reason}; what was confirmed counts once, other senders are told by a reset",
+        )
+    else:
+        yield fail(
+            "exactly once",
+            f"not in force: {reason}",
+            f"compare the units with those of this release (docs/systemd.md); systemctl cat {scene.service.name}",
+        )
+
+
+def check_training(scene: Scene) -> Iterator[Finding]:
+    status, training = scene.status, part(scene.status, "training")
+    if not training:
+        return
+    if error := training.get("error"):
+        text = f"{count(training.get('attempts') or training.get('attempt'))} trainings failed: {printable(error)}"
+        jit = "could not create a primitive" in str(error)
+        do = "MemoryDenyWriteExecute must be off, see the unit's line above" if jit else _log(scene)
+        yield fail("training", text, do)
+    elif status.get("training_in_progress"):
+        percent = training.get("percent")
+        yield ok("training", "under way" + (f", {percent:.0f} %" if isinstance(percent, (int, float)) else ""))
+    elif training.get("generation_in_force"):
+        kept = f"; the last one was refused: {printable(training['refusal'])}" if training.get("refusal") else ""
+        yield ok("training", f"model generation {training['generation_in_force']} is in force{kept}")
+    else:
+        lines = f"{count(status.get('logs_processed'))} of {count(status.get('warmup_target'))} lines"
+        yield ok("training", f"none yet: {lines} of the warm-up")
+
+
+def check_detectors(scene: Scene) -> Iterator[Finding]:
+    active = part(scene.status, "active_models")
+    if not active:
+        return
+    withdrawn = _withdrawn(scene.status)
+    for name, why in withdrawn.items():
+        again = "it is tried again at the next start and the next model"
+        yield fail(
+            "detectors", f"{member_name(name)} withdrawn: {printable(why)}; the others judge", f"{_log(scene)}; {again}"
+        )
+    ready = [member_name(name) for name, is_ready in active.items() if is_ready and name not in withdrawn]
+    if not withdrawn:
+        learning = sum(not is_ready for is_ready in active.values())
+        yield ok("detectors", f"{len(ready)} judge" + (f", {learning} still learn" if learning else ""))
+
+
+def _withdrawn(status: Mapping[str, Any]) -> dict[str, str]:
+    """Members that were left out because they failed, and why."""
+    found = status.get("withdrawn") or part(status, "detectors").get("withdrawn") or {}
+    if isinstance(found, Mapping):
+        return {str(name): str(why) for name, why in found.items()}
+    return {str(name): "it failed" for name in found}
+
+
+def check_checkpoint(scene: Scene) -> Iterator[Finding]:
+    checkpoint = part(scene.status, "checkpoint")
+    if not checkpoint:
+        return
+    if error := checkpoint.get("error"):
+        text = (
+            f"{count(checkpoint.get('failures'))} failed: {printable(error)}; the last good one stays, and the journal"
+        )
+        yield fail("checkpoint", text, f"mend the disk, then: vigilctl checkpoint; {_log(scene)}")
+        return
+    settings = CheckpointSettings() if isinstance(scene.settings, SettingsError) else scene.settings.checkpoint
+    behind = int(scene.status.get("logs_processed") or 0) - int(checkpoint.get("last_line") or 0)
+    made = checkpoint.get("last_time")
+    age = time.time() - made if made is not None else float(scene.status.get("uptime_seconds") or 0.0)
+    last = f"through line {count(checkpoint.get('last_line'))}, " + (
+        f"{duration(age)} ago" if made else "before this start"
+    )
+    late = age > _LATE * settings.every_seconds + 60 or behind > _LATE * settings.every_lines + 1000
+    if behind > 0 and late:
+        yield warn("checkpoint", f"{last}: {behind:,} lines would be replayed", f"vigilctl checkpoint; {_log(scene)}")
+    else:
+        yield ok("checkpoint", f"{last}, {behind:,} lines since" if made or behind else "none needed yet")
+
+
+def check_recovery(scene: Scene) -> Iterator[Finding]:
+    recovery = part(scene.status, "recovery")
+    if not recovery:
+        return
+    aside = [printable(each) for each in recovery.get("set_aside") or ()]
+    if lost := recovery.get("lost_lines"):
+        yield warn(
+            "last start",
+            f"{count(lost)} lines lost; set aside: {', '.join(aside) or 'nothing'}",
+            f"{_log(scene)} says why",
+        )
+    elif aside:
+        yield warn("last start", f"nothing lost; damaged, set aside: {', '.join(aside)}", f"{_log(scene)} says why")
+    else:
+        yield ok("last start", f"{printable(recovery.get('tier'))}, nothing lost")
+
+
+def _log(scene: Scene) -> str:
+    return f"journalctl --unit {scene.service.name} --lines 50" if scene.service is not None else "the daemon's log"
