@@ -25,10 +25,11 @@ class Checked:
     token_later: bool
 
 
-def check(settings: Settings, user: User | None) -> Checked:
+def check(settings: Settings, user: User | None, instance: str | None = None) -> Checked:
     """Everything that is to be read at a start. Raises SettingsError with one line that says what to do.
 
-    With `user`, which needs root, each file must be readable for him too.
+    With `user`, who runs the service (the `instance`, where it is one), each file must be readable for him too, when
+    we are root and can find out.
     """
     texts = read_rules(settings)
     count = _compiled(texts)
@@ -37,7 +38,7 @@ def check(settings: Settings, user: User | None) -> Checked:
     if not later:
         read_token(settings)
     if user is not None and os.geteuid() == 0 and user.uid != 0:
-        _refuse_unreadable(settings, texts, None if later else token, user)
+        _refuse_unreadable(settings, texts, None if later else token, user, instance)
     return Checked(count, token, later)
 
 
@@ -51,7 +52,9 @@ def _compiled(texts: Sequence[RuleText]) -> int:
         raise SettingsError(str(exc)) from exc
 
 
-def _refuse_unreadable(settings: Settings, texts: Sequence[RuleText], token: Path | None, user: User) -> None:
+def _refuse_unreadable(
+    settings: Settings, texts: Sequence[RuleText], token: Path | None, user: User, instance: str | None
+) -> None:
     open_to_him = [settings.path] if settings.path else []
     open_to_him += [*rule_directories(settings), *(Path(text.name) for text in texts[1:])]
     if found := why_unreadable(user, open_to_him):
@@ -59,7 +62,7 @@ def _refuse_unreadable(settings: Settings, texts: Sequence[RuleText], token: Pat
         raise SettingsError(f"{path}: {user.name}, who runs the service, cannot read it ({reason}); chmod o+r it")
     if token is not None and (found := why_unreadable(user, [token])):
         path, reason = found
-        unit = f"vigild@{name}" if (name := os.environ.get("VIGILD_INSTANCE")) else "vigild"
+        unit = "vigild" if instance is None else f"vigild@{instance}"
         raise SettingsError(
             f"{path}: {user.name}, who runs the service, cannot read the token ({reason}); chown {user.name} it, or "
             f'have systemd hand it over: LoadCredential=token:{path} in "systemctl edit {unit}", and '

@@ -97,7 +97,7 @@ def _check(settings: Settings, state: Path) -> int:
     from daemon.access import service_user
     from daemon.checking import check
 
-    checked = check(settings, service_user(state) if os.geteuid() == 0 else None)
+    checked = check(settings, service_user(state), os.environ.get("VIGILD_INSTANCE"))
     where = settings.path or "no file, defaults"
     print(f"settings ({where}) and {checked.rules} rules are in order")
     if checked.token_later:

@@ -20,7 +20,7 @@ def check_settings(scene: Scene) -> Iterator[Finding]:
         yield unseen("settings", str(settings)) if hidden else fail("settings", str(settings), f"mend it, then: {test}")
         return
     try:
-        checked = check(settings, scene.user)
+        checked = check(settings, scene.user, scene.env.get("VIGILD_INSTANCE"))
     except SettingsError as exc:
         if not scene.root and "ermission denied" in str(exc):
             yield unseen("settings", str(exc))

@@ -216,12 +216,15 @@ def check_packages(scene: "Scene") -> Iterator[Finding]:
 
 
 def check_version(scene: "Scene") -> Iterator[Finding]:
-    vigild = scene.environment.packages.get("vigild")
+    vigild = scene.installed.packages.get("vigild")
     installed, running = vigild.version if vigild is not None else None, scene.status.get("version")
+    again = f"systemctl restart {scene.service.name}" if scene.service is not None else "restart the daemon"
     if running is None or installed is None:
         yield ok("version", f"{installed or 'unknown'} installed; none is running" if running is None else str(running))
     elif running != installed:
-        unit = f"systemctl restart {scene.service.name}" if scene.service is not None else "restart the daemon"
-        yield warn("version", f"{running} runs, {installed} is installed in {scene.environment.place}", unit)
+        yield warn("version", f"{running} runs, {installed} is installed in {scene.installed.place}", again)
+    elif scene.service is not None and scene.environment.place != scene.installed.place:
+        found = f"{running} runs from {scene.environment.place}, and was installed anew in {scene.installed.place}"
+        yield warn("version", found, again)
     else:
         yield ok("version", running)

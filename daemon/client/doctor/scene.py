@@ -24,7 +24,8 @@ class Scene:
     """`status` and `health` are what the daemon answered, both empty with `silence`, the reason why it did not.
 
     `service` is the unit whose daemon this is, None for a daemon that is nobody's service; `no_systemd` says why the
-    units could not be asked for. `user` runs the daemon, or will.
+    units could not be asked for. `environment` is what the daemon runs with, `installed` what it would be started
+    with now: an upgrade that was not followed by a restart lies between.
     """
 
     status: Mapping[str, Any]
@@ -37,6 +38,7 @@ class Scene:
     runtime: Path
     config: Path | None
     environment: Environment
+    installed: Environment
     env: Mapping[str, str]
 
     @property
@@ -45,6 +47,7 @@ class Scene:
 
     @cached_property
     def user(self) -> User | None:
+        """Who runs the daemon, or will."""
         if self.service is not None:
             return User.named(self.service["User"] or "root")
         return service_user(self.state) or User.named(str(os.geteuid()))
@@ -90,10 +93,9 @@ def look(admin: Admin, chosen: str | None, instance: str | None, env: Mapping[st
     if said := places.get("state"):
         state, runtime = Path(said), Path(places["runtime"])
         config = Path(places["settings"]) if places.get("settings") else config
-    prefix = part(status, "process").get("prefix") or (_prefix(service) if service is not None else None)
-    return Scene(
-        status, health, silence, units, no_systemd, service, state, runtime, config, Environment.at(prefix), env
-    )
+    installed = Environment.at(_prefix(service) if service is not None else None)
+    running = Environment.at(prefix) if (prefix := part(status, "process").get("prefix")) else installed
+    return Scene(status, health, silence, units, no_systemd, service, state, runtime, config, running, installed, env)
 
 
 def _ask(admin: Admin) -> tuple[Mapping[str, Any], Mapping[str, Any], str | None]:
@@ -144,7 +146,7 @@ def _service_places(unit: Unit, env: Mapping[str, str]) -> tuple[Path, Path, Pat
 
 
 def _option(command: list[str], name: str) -> str | None:
-    for word, following in zip(command, [*command[1:], ""], strict=True):
+    for word, following in zip(command, [*command[1:], ""], strict=False):
         if word == name:
             return following or None
         if word.startswith(name + "="):
@@ -153,6 +155,8 @@ def _option(command: list[str], name: str) -> str | None:
 
 
 def _prefix(unit: Unit) -> str | None:
-    """The environment that the unit's program lies in."""
-    program = Path(unit.program[0]) if unit.program else None
-    return str(program.parent.parent) if program is not None and program.parent.name == "bin" else None
+    """The environment that the unit's program lies in, by way of any links; None when it is not to be seen."""
+    program = Path(os.path.realpath(unit.program[0])) if unit.program else None
+    if program is None or not (program.parents[1] / "pyvenv.cfg").is_file():
+        return None
+    return str(program.parents[1])

@@ -28,7 +28,7 @@ _PACKAGES = ("actors", "daemon", "detection", "persistence")
 _EXECUTABLE = f"""#!/bin/sh
 export PYTHONPATH=/opt/vigild/src:/opt/vigild/packages PYTHONDONTWRITEBYTECODE=1
 export LD_LIBRARY_PATH=/opt/python/lib
-exec /opt/python/bin/python{sys.version_info.major}.{sys.version_info.minor} -m daemon.main "$@"
+exec /opt/python/bin/python{sys.version_info.major}.{sys.version_info.minor} -m daemon.%s "$@"
 """
 
 
@@ -162,12 +162,14 @@ class Container:
         units = self.root / "etc/systemd/system"
         for unit in ("vigild.service", "vigild.socket"):
             shutil.copy(PROJECT / "systemd" / unit, units / unit)
-        places = {"opt/vigild/bin/vigild": _EXECUTABLE, "etc/vigild/vigild.toml": settings}
+        programs = {"opt/vigild/bin/vigild": _EXECUTABLE % "main", "opt/vigild/bin/vigilctl": _EXECUTABLE % "vigilctl"}
+        places = {**programs, "etc/vigild/vigild.toml": settings}
         users = (PROJECT / "systemd/vigild.sysusers").read_text()
         for name, text in {**places, "etc/sysusers.d/vigild.conf": users}.items():
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             (self.root / name).write_text(text)
-        (self.root / "opt/vigild/bin/vigild").chmod(0o755)
+        for name in programs:
+            (self.root / name).chmod(0o755)
         self.run("systemd-sysusers")
         self.run("systemctl", "daemon-reload")
 
