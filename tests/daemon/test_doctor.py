@@ -1,4 +1,4 @@
-"""`vigilctl doctor` without a system of its own: recorded `systemctl show`, made-up environments, a daemon's answers."""
+"""`vigilctl doctor` without a system of its own: recorded `systemctl show`, made-up environments, answers."""
 
 import os
 import socket
@@ -191,10 +191,7 @@ def test_the_places_of_a_silent_service_are_its_units(monkeypatch: pytest.Monkey
     web = look(nobody, None, "web", {})
     assert str(web.state) == "/var/lib/vigild/web" and web.env["VIGILD_INSTANCE"] == "web"
     assert web.service is not None
-    assert bad(units.check_units({web.service.name: web.service}, web.service)) == [
-        ("vigild@web.service", "fail"),
-        ("vigild@web.socket", "fail"),
-    ]
+    assert bad(units.check_units({web.service.name: web.service}, web.service)) == [("vigild@web.service", "fail")]
 
 
 def test_why_systemd_cannot_be_asked_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -339,9 +336,8 @@ def test_what_a_daemon_says_is_wrong_is_a_finding_of_its_own(scene: Scene) -> No
     late = saying(scene, "checkpoint", last_time=time.time() - 5000)
     assert bad(of_daemon(late)) == [("checkpoint", "warn")]
     assert bad(of_daemon(saying(scene, "recovery", lost_lines=3001))) == [("last start", "warn")]
-    assert bad(of_daemon(replace(scene, status={**STATUS, "withdrawn": {"transformer": "it raised"}}))) == [
-        ("detectors", "fail")
-    ]
+    withdrawn = saying(scene, "training", withdrawn=[{"member": "transformer", "seq": 7, "reason": "it raised"}])
+    assert bad(of_daemon(withdrawn)) == [("detectors", "fail")]
 
 
 def test_what_is_promised_of_a_service_only_is_no_fault_of_a_plain_daemon(scene: Scene) -> None:
@@ -353,11 +349,14 @@ def test_what_is_promised_of_a_service_only_is_no_fault_of_a_plain_daemon(scene:
 
 def test_the_reasons_of_a_degraded_daemon_are_each_a_finding(scene: Scene) -> None:
     reasons = [
-        {"code": "training_failed", "text": "training failed 3 times"},
-        {"code": "limit", "text": "1,024 connected"},
+        {"code": "alerts", "text": "alerts.jsonl cannot be written"},
+        {"code": "limits", "text": "1,024 connected"},
     ]
     degraded = replace(scene, health={"status": "degraded", "reasons": reasons})
     assert bad(of_daemon(degraded)) == [("daemon", "fail"), ("daemon", "warn")]
+    twice = saying(scene, "training", error="killed", failures=3)
+    twice = replace(twice, health={"status": "degraded", "reasons": [{"code": "training", "text": "training failed"}]})
+    assert bad(of_daemon(twice)) == [("daemon", "warn"), ("training", "fail")]
     assert bad(of_daemon(replace(scene, health={"status": "degraded", "reason": "lines wait"}))) == [("daemon", "fail")]
     assert bad(of_daemon(replace(scene, health={"status": "starting"}))) == [("daemon", "warn")]
 

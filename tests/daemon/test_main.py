@@ -1,10 +1,17 @@
 """The entry point: what is said and how it ends when it cannot start."""
 
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import daemon.main
+
+NOBODY = 65534
 
 
 @pytest.mark.parametrize(("managed", "pauses"), [(True, [daemon.main.FAILED_PAUSE_SECONDS]), (False, [])])
@@ -24,3 +31,57 @@ def test_under_a_manager_that_starts_it_again_at_once_it_does_not_fail_ten_times
     assert daemon.main.main(["--config", str(tmp_path / "none.toml")]) == 1
     assert slept == pauses
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def check(config: Path, state: Path) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "daemon.main", "--check", "--config", str(config), "--state-dir", str(state)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60.0, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that every user can reach, with settings that name a token, and a state directory of nobody's."""
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        home.chmod(0o755)
+        (home / "vigild.toml").write_text('[admin]\ntoken_file = "token"\n')
+        (home / "token").write_text("a-token-of-many-letters\n")
+        (home / "token").chmod(0o600)
+        (home / "state").mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            os.chown(home / "state", NOBODY, NOBODY)
+        yield home
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can find out what others may read")
+def test_a_check_by_root_is_one_for_the_user_who_runs_the_service(place: Path) -> None:
+    config, token, state = place / "vigild.toml", place / "token", place / "state"
+    status, _, said = check(config, state)
+    assert status == 1 and said.count("\n") == 1
+    assert f"{token}: nobody, who runs the service, cannot read the token (permission denied)" in said
+    assert f"LoadCredential=token:{token}" in said and 'token_file = "/run/credentials/vigild.service/token"' in said
+    os.chown(token, NOBODY, NOBODY)
+    assert check(config, state)[0] == 0
+    # Whatever lies on the way counts, not the file's own mode alone.
+    place.chmod(0o700)
+    status, _, said = check(config, state)
+    assert status == 1 and f"{config}: nobody, who runs the service, cannot read it" in said
+    # Of a daemon that root runs, root's files are in order.
+    os.chown(state, 0, 0)
+    assert check(config, state)[0] == 0
+
+
+def test_a_check_reads_settings_rules_and_token(place: Path) -> None:
+    config, state = place / "vigild.toml", place / "none"
+    status, said, _ = check(config, state)
+    assert status == 0 and "rules are in order" in said
+    (place / "token").write_text("short\n")
+    assert check(config, state)[0] == 1
+    config.write_text('[rules]\npaths = ["mine.toml"]\n')
+    (place / "mine.toml").write_text("[[rule]]\nnonsense = 1\n")
+    status, _, said = check(config, state)
+    assert status == 1 and "mine.toml" in said
+    config.write_text('[admin]\ntoken_file = "/run/credentials/vigild-not-there.service/token"\n')
+    status, said, _ = check(config, state)
+    assert status == 0 and "only while the service runs" in said

@@ -38,10 +38,13 @@ class Managed(Vigild):
     """One daemon that is started with the log socket and everything in `stored`.
 
     `program` is Python that runs the daemon, by default as its own entry point does. The manager stores `places`
-    descriptors and closes what it is given beyond, as systemd does by its FileDescriptorStoreMax.
+    descriptors and closes what it is given beyond, as systemd does by its FileDescriptorStoreMax. One that does not
+    `listen` leaves the log socket to the daemon, as systemd does when the socket unit could not start.
     """
 
-    def __init__(self, home: Path, *, settings: str, places: int = 1100, program: str = "") -> None:
+    def __init__(
+        self, home: Path, *, settings: str, places: int = 1100, program: str = "", listen: bool = True
+    ) -> None:
         super().__init__(home, settings=settings)
         self._places = places
         entry = ["-c", program] if program else ["-m", "daemon.main"]
@@ -49,8 +52,10 @@ class Managed(Vigild):
         self._start = [sys.executable, *entry, *paths]
         self._output = home / "log"
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self.runtime / "log.sock"))
-        self._listener.listen(1024)
+        self._given = [self._listener] if listen else []
+        if listen:
+            self._listener.bind(str(self.runtime / "log.sock"))
+            self._listener.listen(1024)
         self._told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._told.bind(str(self.runtime / "notify"))
         variables = {"RUNTIME_DIRECTORY": str(self.runtime), "NOTIFY_SOCKET": str(self.runtime / "notify")}
@@ -68,10 +73,10 @@ class Managed(Vigild):
     def launch(self) -> "Managed":
         self._catch_up()
         self._ready = False
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, _HIGH_FD) for fd in (self._listener.fileno(), *self.stored.values())]
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, _HIGH_FD) for fd in self._passed()]
         moves = "; ".join(f"exec {FIRST_FD + n}<&{fd} {fd}<&-" for n, fd in enumerate(high))
-        names = ":".join(["log", *self.stored])
-        script = f'{moves}; export LISTEN_PID=$$ LISTEN_FDS={len(high)} LISTEN_FDNAMES={names}; exec "$@"'
+        names = ":".join([*("log" for _ in self._given), *self.stored])
+        script = f'{moves or ":"}; export LISTEN_PID=$$ LISTEN_FDS={len(high)} LISTEN_FDNAMES={names}; exec "$@"'
         with open(self._output, "ab") as log:
             self.process = subprocess.Popen(
                 ["bash", "-c", script, "bash", *self._start],
@@ -83,6 +88,9 @@ class Managed(Vigild):
         for fd in high:
             os.close(fd)
         return self
+
+    def _passed(self) -> list[int]:
+        return [*(each.fileno() for each in self._given), *self.stored.values()]
 
     def start(self) -> "Managed":
         self.launch()
@@ -156,9 +164,9 @@ class Managed(Vigild):
 
 
 @contextmanager
-def managed(home: Path, *, places: int = 1100, program: str = "") -> Iterator[Managed]:
+def managed(home: Path, *, places: int = 1100, program: str = "", listen: bool = True) -> Iterator[Managed]:
     """A daemon that writes every verdict and saves often, not started; whatever happens it is dead afterwards."""
-    daemon = Managed(home, settings=SETTINGS, places=places, program=program)
+    daemon = Managed(home, settings=SETTINGS, places=places, program=program, listen=listen)
     try:
         yield daemon
     finally:

@@ -129,6 +129,7 @@ def torment(
     recognised = 0
     daemon.start()
     assert daemon.status()["ingest"]["exactly_once"] is True
+    assert daemon.status()["places"]["log_socket_of"] == "service manager"
     senders = Senders(daemon, seed)
     for number in range(max(rounds, at_most)):
         if number >= rounds and recognised:
@@ -208,6 +209,27 @@ def test_without_a_store_the_sender_is_told_and_the_status_says_why(tmp_path: Pa
         daemon.applied(2)
         assert daemon.stop() == 0
         assert verdicts(daemon.state) == ["accepted", "half a line"]
+
+
+def test_a_daemon_that_had_to_open_its_own_log_socket_promises_nothing_and_still_keeps_connections(
+    tmp_path: Path,
+) -> None:
+    with managed(tmp_path, listen=False) as daemon:
+        daemon.start()
+        status = daemon.status()
+        assert status["ingest"]["exactly_once"] is False
+        assert "log.sock is the daemon's own" in status["ingest"]["exactly_once_reason"]
+        assert status["places"]["log_socket_of"] == "vigild"
+        with daemon.connect() as client:
+            client.sendall(b"before\n")
+            daemon.kill()
+            client.sendall(b"after\n")
+            daemon.start()
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""
+        assert daemon.status()["ingest"]["exactly_once"] is False
+        assert daemon.stop() == 0
+        assert verdicts(daemon.state) == ["before", "after"]
 
 
 def test_a_store_that_is_full_is_noticed_and_costs_only_those_it_has_no_room_for(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def check_groups(scene: Scene) -> Iterator[Finding]:
     """Who may send and who may command. A plain daemon has its user's group and no other."""
     if scene.service is None:
         return
-    make = "install systemd/vigild.sysusers as /usr/lib/sysusers.d/vigild.conf, then: systemd-sysusers"
+    make = "install vigild again, or, with its vigild.conf in /usr/lib/sysusers.d: systemd-sysusers"
     if scene.user is None:
         yield fail("users", f"there is no user {scene.service['User']}: the service cannot start", make)
     commanders = scene.service["Group"] or (scene.user.name if scene.user else "vigild")

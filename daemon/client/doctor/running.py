@@ -9,8 +9,9 @@ from daemon.client.doctor.scene import Scene, part
 from daemon.client.text import count, duration, member_name, printable
 from daemon.settings import CheckpointSettings, SettingsError
 
-# What the daemon names as a reason and goes on in full with.
-_MILD_REASONS = ("limit", "connections", "starting")
+# Reasons to be degraded that have a line of their own below, and which; and the one that goes away by itself.
+_OWN_LINE = {"training": "training", "withdrawn": "detectors", "checkpoint": "checkpoint"}
+_MILD = "limits"
 _LATE = 3  # times as long, or as many lines, as the settings say; periodic saves may be put off when they are slow
 
 
@@ -34,9 +35,11 @@ def check_daemon(scene: Scene) -> Iterator[Finding]:
     elif condition == "serving" and not reasons:
         yield ok("daemon", found)
     for each in reasons:
-        code, text = str(each.get("code")), printable(each.get("text"))
-        told = f"{found}: {text}"
-        yield warn("daemon", told, log) if code.startswith(_MILD_REASONS) else fail("daemon", told, log)
+        code, text = str(each.get("code")), f"{found}: {printable(each.get('text'))}"
+        if code in _OWN_LINE:
+            yield warn("daemon", text, f"see '{_OWN_LINE[code]}' below")
+        else:
+            yield warn("daemon", text, log) if code == _MILD else fail("daemon", text, log)
 
 
 def check_exactly_once(scene: Scene) -> Iterator[Finding]:
@@ -64,7 +67,7 @@ def check_training(scene: Scene) -> Iterator[Finding]:
     if not training:
         return
     if error := training.get("error"):
-        text = f"{count(training.get('attempts') or training.get('attempt'))} trainings failed: {printable(error)}"
+        text = f"{count(training.get('failures') or training.get('attempts'))} trainings failed: {printable(error)}"
         jit = "could not create a primitive" in str(error)
         do = "MemoryDenyWriteExecute must be off, see the unit's line above" if jit else _log(scene)
         yield fail("training", text, do)
@@ -97,10 +100,8 @@ def check_detectors(scene: Scene) -> Iterator[Finding]:
 
 def _withdrawn(status: Mapping[str, Any]) -> dict[str, str]:
     """Members that were left out because they failed, and why."""
-    found = status.get("withdrawn") or part(status, "detectors").get("withdrawn") or {}
-    if isinstance(found, Mapping):
-        return {str(name): str(why) for name, why in found.items()}
-    return {str(name): "it failed" for name in found}
+    found = part(status, "training").get("withdrawn") or ()
+    return {str(one.get("member")): str(one.get("reason")) for one in found if isinstance(one, Mapping)}
 
 
 def check_checkpoint(scene: Scene) -> Iterator[Finding]:

@@ -89,6 +89,8 @@ def look(admin: Admin, chosen: str | None, instance: str | None, env: Mapping[st
         state, runtime, config, env = _service_places(service, env)
     else:
         state, runtime, config = state_directory(env), runtime_directory(env), None
+        if silence is not None and not runtime.exists() and SYSTEM_RUNTIME.is_dir() and "RUNTIME_DIRECTORY" not in env:
+            state, runtime = SYSTEM_STATE, SYSTEM_RUNTIME  # the user has none of his own, so he means the machine's
     places = part(status, "places")
     if said := places.get("state"):
         state, runtime = Path(said), Path(places["runtime"])

@@ -105,7 +105,8 @@ def check_units(units: Mapping[str, Unit], service: Unit | None) -> Iterator[Fin
             yield ok(name, "installed, not enabled, not running")
             continue
         yield from check_service(unit, log_socket)
-        yield from check_socket(log_socket, unit)
+        if unit.installed:
+            yield from check_socket(log_socket, unit)
 
 
 def check_service(unit: Unit, log_socket: Unit) -> Iterator[Finding]:
