@@ -36,6 +36,9 @@ class Environment:
     def place(self) -> str:
         return str(self.prefix or sys.prefix)
 
+    def same_as(self, other: "Environment") -> bool:
+        return os.path.realpath(self.place) == os.path.realpath(other.place)
+
     @cached_property
     def python(self) -> str | None:
         """Its interpreter's version, None where that cannot be told."""
@@ -223,7 +226,7 @@ def check_version(scene: "Scene") -> Iterator[Finding]:
         yield ok("version", f"{installed or 'unknown'} installed; none is running" if running is None else str(running))
     elif running != installed:
         yield warn("version", f"{running} runs, {installed} is installed in {scene.installed.place}", again)
-    elif scene.service is not None and scene.environment.place != scene.installed.place:
+    elif scene.service is not None and not scene.environment.same_as(scene.installed):
         found = f"{running} runs from {scene.environment.place}, and was installed anew in {scene.installed.place}"
         yield warn("version", found, again)
     else:

@@ -76,9 +76,9 @@ def check_descriptors(scene: Scene) -> Iterator[Finding]:
     try:
         limits = Path(f"/proc/{scene.pid}/limits").read_text()
     except FileNotFoundError:
-        yield warn(
-            "descriptors", f"not checked: process {scene.pid} is not to be seen here", "ask where the daemon runs"
-        )
+        if scene.silence is None:  # else it has just ended, and that is said elsewhere
+            found = f"not checked: process {scene.pid} is not to be seen here"
+            yield warn("descriptors", found, "ask on the host, or in the container, in which the daemon runs")
         return
     soft, hard = open_files(limits)
     needed = MOST_CONNECTIONS + OWN_DESCRIPTORS
