@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -394,3 +396,9 @@ def test_a_socket_that_everybody_may_open_is_a_fault(scene: Scene) -> None:
         assert bad(places.check_sockets(scene)) == []
         (scene.runtime / "admin.sock").chmod(0o666)
         assert bad(places.check_sockets(scene)) == [("admin.sock", "fail")]
+
+
+def test_it_starts_fast_and_looks_at_torch_without_importing_it() -> None:
+    heavy = "{'torch', 'numpy', 'trio', 'scipy', 'httpx'}"
+    code = f"import sys, daemon.client.doctor.examination; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60.0, check=False).returncode == 0
