@@ -61,14 +61,15 @@ def read_token(given: str | None, env: Mapping[str, str]) -> str | None:
 
 @dataclass
 class Admin:
-    """Talks to the first of `urls` at which somebody listens, and waits `patience` seconds for an answer.
+    """Talks to the first of `urls` at which somebody listens, and waits `patience` seconds for an answer, as long
+    as the longest command takes where it is not said.
 
     Raises `Failure`, or `UsageError` for an address that is none.
     """
 
     urls: list[str]
     token: str | None = None
-    patience: float = ANSWER_SECONDS
+    patience: float | None = None
     _found: "tuple[str, httpx.Client] | None" = field(default=None, init=False)
 
     def get(self, path: str) -> Answer:
@@ -98,9 +99,10 @@ class Admin:
                     yield _parsed(line[5:], "the stream is not vigild's (not JSON)")
 
     def _ask(self, method: str, path: str, body: Any = None, failed: int | None = None) -> Answer:
+        seconds = ANSWER_SECONDS if self.patience is None else self.patience
         with (
-            _failures(f"no answer within {self.patience:.0f} s", "the daemon hung up"),
-            closing(self._send(method, path, body, self.patience)) as response,
+            _failures(f"no answer within {seconds:.0f} s", "the daemon hung up"),
+            closing(self._send(method, path, body, seconds)) as response,
         ):
             return _read_answer(response, failed)
 
