@@ -9,8 +9,8 @@ for bit.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import sklearn
@@ -25,6 +25,7 @@ from detection.members.registry import MEMBERS, NAMES, OFTEN_SILENT
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
 from detection.model import Model
 from detection.segments import repeat_per_row
+from detection.state import Columns, State, joined, part
 from detection.training.promotion import anchor_of, bounded, refuse_worse
 from detection.training_set import TrainingSet
 from detection.transformer import LARGEST_VOCABULARY
@@ -53,14 +54,36 @@ class Progress:
     fraction: float
 
 
-def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
+class Notebook(Protocol):
+    """Where a run notes how far it is, so that another one on the same data need not begin at its beginning.
+
+    found  what the last note of such a run said, by the same program and versions; {} when there is none
+    """
+
+    @property
+    def found(self) -> Columns: ...
+
+    def note(self, fraction: float, state: Callable[[], State]) -> None:
+        """Offered often: the notebook may take a note or not; `state` is called at once, or not at all."""
+
+
+class NoNotebook:
+    found: Columns = {}
+
+    def note(self, fraction: float, state: Callable[[], State]) -> None:
+        """Nothing is kept."""
+
+
+def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: Notebook | None = None) -> Model:
     """The model that `data` teaches. Takes seconds for a small model and about a minute of one core for a full one.
 
+    What `notebook` holds of an interrupted run on the same data is not done again, and the model is the same to the bit.
     Raises TrainingError, and `promotion.RefusedError` when what came out is worse than the model in force. Sets torch
     to one thread for the whole process: the thread count changes the weights.
     """
     torch.set_num_threads(1)
     report = _Report(progress, data.full)
+    fits = _Fits(notebook or NoNotebook(), report)
     pool = data.only(~data.tainted & (np.diff(data.offsets) > 0))
     pool = pool.only(_within_share(pool))
     if len(pool.starts) < FEWEST_SESSIONS:
@@ -71,11 +94,11 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
     learned = ~pool.flagged
     vocabulary = _vocabulary(pool.only(learned))
     quick = [member for member in MEMBERS if member.early and member.folds]
-    run = _Run(pool, view, vocabulary, report)
+    run = _Run(pool, view, vocabulary, report, fits)
     if data.previous is None or not _has_transformer(data.previous):
         learned &= ~_strangest(run.cross_fitted(quick, learned), view, quick, ~pool.vouched & learned)
         vocabulary = _vocabulary(pool.only(learned))
-        run = _Run(pool, view, vocabulary, report)
+        run = _Run(pool, view, vocabulary, report, fits)
     members = [
         member for member in MEMBERS if (member.early or data.full) and _has_enough_to_say(member, view, learned)
     ]
@@ -125,6 +148,7 @@ class _Report:
         self._progress = progress
         self._full = full
         self._begin, self._share = 0.02, 0.05
+        self.fraction = 0.0
 
     def part(self, member: type[Member], share: float) -> None:
         """The next fit takes `share` of all the fits of `member`."""
@@ -138,11 +162,54 @@ class _Report:
         return fit
 
     def __call__(self, stage: str, fraction: float) -> None:
+        self.fraction = fraction
         self._progress(Progress(stage, int(fraction * STEPS_REPORTED), STEPS_REPORTED, self.loss, fraction))
 
 
+class _Fits:
+    """The fits of one run in their order, which the data decide: those that an interrupted run finished are not done
+    again, and the one it was at goes on where it was noted.
+
+    A note is "loss", the last one reported; under "done.<number>" the part that a fit came to, and under
+    "begun.<number>" what the fit under way gave to `Lesson.keep`.
+    """
+
+    def __init__(self, notebook: Notebook, report: _Report) -> None:
+        self._notebook, self._report = notebook, report
+        self._found = notebook.found
+        self._done: State = {}
+        self._number = 0
+        loss = self._found.get("loss")
+        report.loss = loss if isinstance(loss, float) else 0.0
+
+    def fit(self, member: type[Member], lesson: Lesson) -> dict[str, NDArray[Any]]:
+        done, begun = f"done.{self._number}", f"begun.{self._number}"
+        self._number += 1
+        fitted: Any = part(done, self._found)
+        if not fitted:
+
+            def keep(state: Callable[[], Columns]) -> None:
+                self._note(lambda: joined(begun, state()))
+
+            fitted = member.fit(replace(lesson, begun=part(begun, self._found) or None, keep=keep))
+        self._done |= joined(done, fitted)
+        self._note(dict)
+        return dict(fitted)
+
+    def _note(self, more: Callable[[], State]) -> None:
+        self._notebook.note(self._report.fraction, lambda: {"loss": self._report.loss, **self._done, **more()})
+
+
 class _Run:
-    def __init__(self, pool: TrainingSet, view: View, vocabulary: NDArray[np.int32], report: _Report) -> None:
+    def __init__(
+        self,
+        pool: TrainingSet,
+        view: View,
+        vocabulary: NDArray[np.int32],
+        report: _Report,
+        fits: _Fits | None = None,
+    ) -> None:
+        self._fits = fits or _Fits(NoNotebook(), report)
         self._pool, self._view, self._vocabulary, self._report = pool, view, vocabulary, report
         self._row_session = repeat_per_row(view.offsets)
         self.said: dict[str, Floats] = {}  # what each member said, cross-fitted, by row
@@ -184,7 +251,8 @@ class _Run:
     ) -> dict[str, NDArray[Any]]:
         self._report.part(member, share)
         previous = self._pool.previous
-        return member.fit(
+        return self._fits.fit(
+            member,
             Lesson(
                 data=self._pool.only(sessions),
                 vocabulary=self._vocabulary,
@@ -196,7 +264,7 @@ class _Run:
                 ),
                 lines=len(self._pool.tokens),
                 progress=self._report.inside(member.name),
-            )
+            ),
         )
 
 
