@@ -127,7 +127,11 @@ def write_partial(source: Path, program: str, fraction: float, work: Columns, *,
     size = sum(getattr(value, "nbytes", 0) for value in work.values())
     if size > MAX_PARTIAL_BYTES:
         raise ValueError(f"{size} bytes are more than the {MAX_PARTIAL_BYTES} that are kept")
-    identity = {"input": read_header(source, disk=disk).sha256, "program": program, "fraction": fraction}
+    identity: dict[str, Value] = {
+        "input": read_header(source, disk=disk).sha256,
+        "program": program,
+        "fraction": fraction,
+    }
     return write_snapshot(
         partial_of(source), 0, 0, {**identity, **{_WORK + name: value for name, value in work.items()}}, disk=disk
     )
@@ -161,6 +165,9 @@ def read_partial(source: Path, program: str | None, *, disk: Disk = REAL) -> Not
 
 def write_attempts(directory: Path, attempts: Attempts) -> None:
     """Raises OSError."""
+    if attempts == Attempts():
+        unlink_if_there(REAL, directory / _ATTEMPTS)
+        return
     replace_file(REAL, directory / _ATTEMPTS, [msgspec.json.encode(attempts)])
 
 

@@ -68,7 +68,10 @@ class Notebook(Protocol):
 
 
 class NoNotebook:
-    found: Columns = {}
+    """A run that begins at its beginning, and would again."""
+
+    def __init__(self) -> None:
+        self.found: Columns = {}
 
     def note(self, fraction: float, state: Callable[[], State]) -> None:
         """Nothing is kept."""
@@ -77,7 +80,7 @@ class NoNotebook:
 def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: Notebook | None = None) -> Model:
     """The model that `data` teaches. Takes seconds for a small model and about a minute of one core for a full one.
 
-    What `notebook` holds of an interrupted run on the same data is not done again, and the model is the same to the bit.
+    What `notebook` holds of an interrupted run on the same data is not done again; the model is the same to the bit.
     Raises TrainingError, and `promotion.RefusedError` when what came out is worse than the model in force. Sets torch
     to one thread for the whole process: the thread count changes the weights.
     """
@@ -186,14 +189,16 @@ class _Fits:
         done, begun = f"done.{self._number}", f"begun.{self._number}"
         self._number += 1
         fitted: Any = part(done, self._found)
-        if not fitted:
+        found = bool(fitted)
+        if not found:
 
             def keep(state: Callable[[], Columns]) -> None:
                 self._note(lambda: joined(begun, state()))
 
             fitted = member.fit(replace(lesson, begun=part(begun, self._found) or None, keep=keep))
         self._done |= joined(done, fitted)
-        self._note(dict)
+        if not found:
+            self._note(dict)
         return dict(fitted)
 
     def _note(self, more: Callable[[], State]) -> None:

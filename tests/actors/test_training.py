@@ -134,7 +134,8 @@ async def test_a_model_is_trained_when_due_and_takes_effect_as_a_frame(
         assert case.flow.detector.model == "model-1-0123456789abcdef.pt"
         assert case.flow.store.snapshots[-1][3] == ("model-1-0123456789abcdef.pt",)
         seq, line, columns = read_snapshot(tmp_path / "models" / "input")
-        assert (seq, line, columns) == (2, 2, {"generation": 1, "line": 2})
+        about = columns.pop("about")
+        assert (seq, line, columns) == (2, 2, {"generation": 1, "line": 2}) and "studied" in str(about)
         assert (case.status.in_progress, case.status.error, case.status.attempts) == (False, None, 0)
         assert list((tmp_path / "training").iterdir()) == []
     told = [record.message for record in caplog.records if "%" in record.message]
@@ -182,7 +183,7 @@ async def test_progress_can_be_read_and_a_stop_kills_the_child_at_once(tmp_path:
     [
         (SAYS_NO, "3 sessions are too few"),
         (CRASHES, "trainer exited with status 1: RuntimeError: out of cheese"),
-        (DIES, "trainer was killed by signal 9"),
+        (DIES, "trainer was killed by signal 9, which the kernel sends when memory runs out"),
         (SILENT, "trainer exited with status 0"),
     ],
 )
