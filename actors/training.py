@@ -380,14 +380,14 @@ class _Runs:
             cause = failure(exc, self._scratch) if isinstance(exc, OSError) else str(exc) or type(exc).__name__
             known = isinstance(exc, TrainingFailed | OSError)
             log.error("training generation %d: failed: %s", about.generation, cause, exc_info=not known)
+            self._count(cause)
+            self._wait(self._pause())
             # What was killed from outside may go on, as long as it gets further each time; else the input is suspect.
             if isinstance(exc, TrainingKilled) and await trio.to_thread.run_sync(_fraction, source) > began_from:
                 self._kept = source, about
             else:
                 await self._forget()
-            self._count(cause)
             await self._write()
-            self._wait(self._pause())
             return None
         if published.summary.generation != about.in_force:
             # It goes on from a model that somebody has turned away from, and would undo that.
@@ -490,13 +490,17 @@ async def _train(command: Sequence[str], status: TrainingStatus, silent_seconds:
             for pipe in (process.stdin, process.stdout, process.stderr):
                 await pipe.aclose()
     if patience.cancelled_caught:
-        raise TrainingKilled(f"trainer hung: it said nothing for {allowed / 60.0:.0f} minutes, and was killed")
+        raise TrainingKilled(f"trainer hung: it said nothing for {_long(allowed)}, and was killed")
     if process.returncode == 0 and (report.done is not None or report.refused is not None):
         return report.done or report.refused or ""
     killed = process.returncode is not None and process.returncode < 0
     raise (TrainingKilled if killed else TrainingFailed)(
         report.error or f"trainer {_ending(process.returncode)}{stderr.last_line()}"
     )
+
+
+def _long(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120.0 else f"{seconds / 60.0:.0f} minutes"
 
 
 def _understood(line: bytes, status: TrainingStatus) -> _Report | None:
