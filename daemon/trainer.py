@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     source, target = Path(arguments[0]), Path(arguments[1])
     try:
         _, _, columns = read_snapshot(source)
-        notebook = _Notebook(source)
+        notebook = Notebook(source)
         model = train(from_columns(columns), progress=_Reporter(notebook.fraction), notebook=notebook)
         written = write_model(target, to_columns(model))
     except RefusedError as exc:
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-class _Notebook:
+class Notebook:
     """The notes beside `source`: those that are there, and from now on ours."""
 
     def __init__(self, source: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from detection.model import Model, to_columns
 from detection.state import Columns, State, digest
-from detection.training import transformer
+from detection.training import promotion, transformer
 from detection.training.run import Progress, train
 from detection.training_set import TrainingSet
 from persistence.training_files import read_partial, write_input, write_partial
@@ -46,6 +46,9 @@ class Notes:
 def _short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformer, "FEWEST_STEPS", STEPS)
     monkeypatch.setattr(transformer, "MOST_STEPS", STEPS)
+    # In so few steps a model may become worse, which is not what is asked here.
+    monkeypatch.setattr(promotion, "WORSE_ALLOWED", 10.0)
+    monkeypatch.setattr(promotion, "ANCHOR_WORSE_ALLOWED", 10.0)
 
 
 def run(data: TrainingSet, notes: Notes) -> tuple[str, list[Progress]]:
@@ -106,12 +109,12 @@ def test_a_run_that_never_gets_far_comes_to_its_end_all_the_same(tmp_path: Path)
     assert found == digest(to_columns(trained(first())))
 
 
-@pytest.mark.parametrize("lacking", ["exp_avg.embedding", "exp_avg_sq.2.up.weight", "rng.state"])
+@pytest.mark.parametrize("lacking", ["exp_avg.embedding", "exp_avg_sq.1.up.weight", "rng.state"])
 def test_without_any_part_of_what_is_noted_it_would_be_another_model(tmp_path: Path, lacking: str) -> None:
     with pytest.raises(Interrupted):
-        run(first(), Notes(tmp_path, patience=20))
+        run(first(), Notes(tmp_path, patience=30))
     notes = Notes(tmp_path)
-    (name,) = [name for name in notes.found if name.startswith("begun.") and name.endswith(lacking.replace("2.", "1."))]
+    (name,) = [name for name in notes.found if name.startswith("begun.") and name.endswith(lacking)]
     value = notes.found[name]
     notes.found = {**notes.found, name: value * 0 if isinstance(value, np.ndarray) else 1}
     found, _ = run(first(), notes)
@@ -128,7 +131,7 @@ def test_a_fit_that_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(transformer, "fit_transformer", counting)
     with pytest.raises(Interrupted):
-        run(first(), Notes(tmp_path, patience=40))
+        run(first(), Notes(tmp_path, patience=52))
     assert fits == [0, 0]
     fits.clear()
     run(first(), Notes(tmp_path))
