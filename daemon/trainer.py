@@ -75,6 +75,8 @@ def main(arguments: list[str]) -> int:
     except (KeyError, TypeError, ValueError) as exc:
         _say({"error": f"{source}: not a training set: {exc}"})
         return 1
+    for name, reason in model.unfitted.items():
+        _say({"note": f"trained without {name}, which could not be fitted: {reason}"})
     _say({"done": {"name": written.name, "sha256": written.sha256}})
     return 0
 

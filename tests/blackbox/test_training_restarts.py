@@ -14,7 +14,7 @@ from persistence.training_files import PartialError, read_partial
 pytestmark = pytest.mark.timeout(1500)  # the trainer yields to everyone
 
 SECONDS = 600.0
-KILLS = 3
+KILLS = 2
 UP_TO = 0.85  # a training that is nearly over may be over before it is looked at again
 
 
