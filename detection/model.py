@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from detection.state import State, Value, joined, part
 from detection.upgrades import MODELS
 
-
 UNFITTED = "unfitted"  # prefix in `meta`: why a member could not be fitted, by its name
 
 
