@@ -211,6 +211,7 @@ async def run_training(
     status: TrainingStatus,
     pause_seconds: float = 0.0,
     resume_through: int = 0,
+    program: str = "",
     silent_seconds: float = SILENT_SECONDS,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -220,11 +221,12 @@ async def run_training(
     result, appended; the input lives in `scratch`. `load(name, sha256)` gives the model, blocking, and raises
     when it is not whole. Between the end of a run for all members and the next one lie at least `pause_seconds`, or
     URGENT_PAUSE_SECONDS when that is urgent. A run that was interrupted is gone on with if what it learns from was
-    known at frame `resume_through` or before: 0 where nothing was recovered, or not all of it. A child that says
-    nothing for `silent_seconds`, or SILENT_TIMES as long as it ever did before in its run, is killed.
+    known at frame `resume_through` or before (0 where nothing was recovered, or not all of it), and if `program`,
+    which names the code and its libraries, began it. A child that says nothing for `silent_seconds`, or SILENT_TIMES
+    as long as it ever did before in its run, is killed.
     Cancelling kills the child at once.
     """
-    runs = _Runs(scoring, command, scratch, models, load, status, silent_seconds)
+    runs = _Runs(scoring, command, scratch, models, load, status, silent_seconds, program)
     with requests:
         published = scoring.published
         task_status.started()
@@ -291,6 +293,7 @@ class _About(msgspec.Struct):
     in_force: int  # the generation it goes on from
     restored: int
     studied: Studied
+    program: str
 
 
 class _Runs:
@@ -305,7 +308,9 @@ class _Runs:
         load: Callable[[str, str], Model],
         status: TrainingStatus,
         silent_seconds: float,
+        program: str,
     ) -> None:
+        self._program = program
         self._scoring = scoring
         self._command, self._scratch, self._models = command, scratch, models
         self._load = load
@@ -323,11 +328,11 @@ class _Runs:
             found = await trio.to_thread.run_sync(_find, self._scratch)
             if found is not None:
                 source, about, fraction = found
-                if about.studied.seq <= resume_through:
+                if about.studied.seq <= resume_through and about.program == self._program:
                     self._kept = source, about
                 else:
                     log.warning(
-                        "training generation %d: begun anew: the state is not what it was when it began",
+                        "training generation %d: begun anew: state or program are not what they were then",
                         about.generation,
                     )
         except (SnapshotError, NewerFormatError, msgspec.DecodeError, OSError) as exc:
@@ -357,7 +362,7 @@ class _Runs:
         published, status = self._scoring.published, self._status
         data = await self._scoring.training_set()
         summary = published.summary
-        about = _About(data.generation, data.full, summary.generation, summary.restored, data.studied)
+        about = _About(data.generation, data.full, summary.generation, summary.restored, data.studied, self._program)
         began_from = 0.0
         status.begin(data.generation)
         try:

@@ -335,6 +335,7 @@ class _Daemon:
     ) -> None:
         """Train, answer. Who waits here is cancelled at the stop, as is `background`."""
         from daemon.recovery import adopt_model
+        from daemon.trainer import program
 
         await background.start(
             partial(
@@ -349,6 +350,7 @@ class _Daemon:
                 status=running.training,
                 pause_seconds=self._settings.learning.retrain_seconds,
                 resume_through=known_through,
+                program=await trio.to_thread.run_sync(program),
             )
         )
         await listening.wait()

@@ -69,6 +69,7 @@ class Training:
         self.bad_models = 0
         self.pause_seconds = 0.0
         self.resume_through = 0
+        self.program = "this program"
         self.silent_seconds = SILENT_SECONDS
         self.command = [sys.executable, "-S", str(directory / "pick.py")]
         for name in ("training", "models"):
@@ -106,6 +107,7 @@ class Training:
                 status=self.status,
                 pause_seconds=self.pause_seconds,
                 resume_through=self.resume_through,
+                program=self.program,
                 silent_seconds=self.silent_seconds,
                 task_status=task_status,
             )
@@ -282,6 +284,7 @@ async def lives(
         clock.rate, clock.autojump_threshold = 0.0, 0.0
     case = Training(directory, *scripts)
     case.resume_through = through
+    case.program = changes.pop("program", "this program")
     case.status.now = changes.pop("now", time.time)
     case.silent_seconds = changes.pop("silent_seconds", SILENT_SECONDS)
     for name, value in changes.items():
@@ -327,6 +330,7 @@ async def test_a_run_that_a_restart_interrupted_goes_on_from_what_it_had_noted(
     [
         {"through": 1},  # the journal has lost the frame that the set was taken at
         {"through": 0},  # something of the state is lost
+        {"program": "a later program"},
         {"restored": 1},
         {"generation": 7},
         {"full": False},
