@@ -217,7 +217,7 @@ class _Daemon:
                         background.start_soon(self._ask_for_patience)
                         await self._bring_up_to_date(found, recovered, running)
                         up_to_date.set()
-                        await self._serve(background, running, listening)
+                        await self._serve(background, running, listening, _known_through(found, recovered))
             patience = DRAIN_SECONDS if running.sequencer.trouble is None else DEGRADED_DRAIN_SECONDS
             flow.cancel_scope.deadline = trio.current_time() + patience
         if running.sequencer.trouble is not None:
@@ -348,9 +348,12 @@ class _Daemon:
             recovered_line=found.line,
         )
 
-    async def _serve(self, background: trio.Nursery, running: Running, listening: trio.Event) -> None:
+    async def _serve(
+        self, background: trio.Nursery, running: Running, listening: trio.Event, known_through: int
+    ) -> None:
         """Train, answer. Who waits here is cancelled at the stop, as is `background`."""
         from daemon.recovery import adopt_model
+        from daemon.trainer import program
 
         await background.start(
             partial(
@@ -364,6 +367,8 @@ class _Daemon:
                 load=partial(adopt_model, self._store),
                 status=running.training,
                 pause_seconds=self._settings.learning.retrain_seconds,
+                resume_through=known_through,
+                program=await trio.to_thread.run_sync(program),
             )
         )
         await listening.wait()
@@ -476,6 +481,15 @@ async def _journal_skips(
     with skips, requests:
         async for frame in skips:
             await submit(requests, frame)
+
+
+def _known_through(found: Found, recovered: "Recovered") -> int:
+    """The frame through which the state is what it was in the life before; 0 when something of it is missing.
+
+    Template ids may have been given twice then, and what was learned from the old ones must not meet the new ones.
+    """
+    lost = found.lost_lines or found.frames_missing or recovered.report.lost_lines or recovered.report.set_aside
+    return 0 if lost else found.seq
 
 
 def _every(seconds: float, act: Callable[[], None]) -> Callable[[], None]:

@@ -200,6 +200,7 @@ class Service:
                 "model_line": summary.model_line,
                 "refused": summary.models_refused,
                 "refusal": summary.refusal or None,
+                "unfitted": dict(summary.unfitted),
             },
             "ingest": {
                 **asdict(running.ingest),

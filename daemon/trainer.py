@@ -3,28 +3,40 @@
 Reads a training set (a snapshot file of its columns), trains, writes the model file into OUTPUT_DIR and says
 so on standard output, one JSON object a line:
 
+    {"resumed": 0.43}                                                     first, when it goes on with what another began
+    {"note": "one sentence"}                                              for the log
     {"stage", "epoch", "epochs", "loss", "fraction", "seconds_left"}      progress
     {"done": {"name", "sha256"}}                                          last line, exit 0
     {"refused": "one sentence"}                                           last line, exit 0: no better than the old one
     {"error": "one sentence"}                                             last line, exit 1
 
-It may be killed at any moment: a model file appears whole or not at all. It dies with its parent, which holds
+It may be killed at any moment: a model file appears whole or not at all. Beside the input it notes how far it is
+(`persistence.training_files`), and begins there when it is run on the same input again, by the same program: the model
+is the same to the bit. No more than NOTES_SHARE of the time goes into the notes. It dies with its parent, which holds
 the other end of its standard input open for as long as it wants a model: end of file there ends the process
 (exit 2). The kernel's parent-death signal would not do, it fires when the *thread* that spawned us ends.
 """
 
+import hashlib
 import json
+import math
 import os
+import platform
 import sys
 import threading
 import time
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from detection.state import Columns, State
     from detection.training.run import Progress
 
 ORPHANED = 2
+NOTES_SECONDS = 2.0
+NOTES_SHARE = 0.01
 
 
 def main(arguments: list[str]) -> int:
@@ -40,6 +52,7 @@ def main(arguments: list[str]) -> int:
     from detection.training.promotion import RefusedError
     from detection.training.run import TrainingError, train
     from detection.training_set import from_columns
+    from persistence.disk import failure
     from persistence.model_file import write_model
     from persistence.preamble import NewerFormatError
     from persistence.snapshot import SnapshotError, read_snapshot
@@ -47,30 +60,93 @@ def main(arguments: list[str]) -> int:
     source, target = Path(arguments[0]), Path(arguments[1])
     try:
         _, _, columns = read_snapshot(source)
-        model = train(from_columns(columns), progress=_Reporter())
+        notebook = Notebook(source)
+        model = train(from_columns(columns), progress=_Reporter(notebook.fraction), notebook=notebook)
         written = write_model(target, to_columns(model))
     except RefusedError as exc:
         _say({"refused": str(exc)})
         return 0
-    except (TrainingError, SnapshotError, NewerFormatError, OtherVersionError, OSError) as exc:
+    except (TrainingError, SnapshotError, NewerFormatError, OtherVersionError) as exc:
         _say({"error": str(exc)})
+        return 1
+    except OSError as exc:
+        _say({"error": failure(exc, target)})
         return 1
     except (KeyError, TypeError, ValueError) as exc:
         _say({"error": f"{source}: not a training set: {exc}"})
         return 1
+    for name, reason in model.unfitted.items():
+        _say({"note": f"trained without {name}, which could not be fitted: {reason}"})
     _say({"done": {"name": written.name, "sha256": written.sha256}})
     return 0
 
 
-class _Reporter:
-    """Prints progress with an estimate of the time left, from what the work so far has taken."""
+class Notebook:
+    """The notes beside `source`: those that are there, and from now on ours."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: Path) -> None:
+        from persistence.training_files import PartialError, read_partial
+
+        self._source = source
+        self._program = program()
+        self._not_before = time.monotonic() + NOTES_SECONDS
+        self.found: Columns = {}
+        self.fraction = 0.0
+        try:
+            notes = read_partial(source, self._program)
+        except PartialError as exc:
+            _say({"note": f"beginning anew: {exc}"})
+            return
+        if notes is not None:
+            self.found, self.fraction = notes.work, notes.fraction
+            _say({"resumed": round(notes.fraction, 4)})
+
+    def note(self, fraction: float, state: "Callable[[], State]") -> None:
+        from persistence.disk import failure
+        from persistence.training_files import partial_of, write_partial
+
+        began = time.monotonic()
+        # What a fit that is not done again would say was noted before.
+        if began < self._not_before or fraction <= self.fraction:
+            return
+        try:
+            write_partial(self._source, self._program, fraction, state())
+        except (OSError, ValueError) as exc:
+            why = failure(exc, partial_of(self._source)) if isinstance(exc, OSError) else str(exc)
+            _say({"note": f"a restart will begin where it was last noted ({self.fraction:.0%}): {why}"})
+            self._not_before = math.inf  # a disk that is full is needed for more than this
+            return
+        self.fraction = fraction
+        now = time.monotonic()
+        self._not_before = now + max(NOTES_SECONDS, (now - began) / NOTES_SHARE)
+
+
+def program() -> str:
+    """What must be the same for a run to go on with what another began: our code, libraries, threads."""
+    import detection
+
+    sha = hashlib.sha256()
+    root = Path(detection.__path__[0])
+    for path in sorted(root.rglob("*.py")):
+        sha.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    libraries = " ".join(f"{name} {version(name)}" for name in ("numpy", "scikit-learn", "torch"))
+    return f"{sha.hexdigest()} {libraries} {platform.python_version()} 1 thread"
+
+
+class _Reporter:
+    """Prints progress with an estimate of the time left, from what the work so far has taken.
+
+    `begun` is the fraction that was done before.
+    """
+
+    def __init__(self, begun: float) -> None:
         self._started = time.monotonic()
+        self._begun = begun
 
     def __call__(self, progress: "Progress") -> None:
         spent = time.monotonic() - self._started
-        left = spent * (1.0 - progress.fraction) / progress.fraction
+        done = progress.fraction - self._begun
+        left = spent * (1.0 - progress.fraction) / done if done > 0.0 else None
         _say(
             {
                 "stage": progress.stage,
@@ -78,7 +154,7 @@ class _Reporter:
                 "epochs": progress.epochs,
                 "loss": round(progress.loss, 4),
                 "fraction": round(progress.fraction, 4),
-                "seconds_left": round(left, 1),
+                "seconds_left": None if left is None else round(left, 1),
             }
         )
 

@@ -642,6 +642,7 @@ class Detector:
             generation=ensemble.generation if ensemble else 0,
             model_line=ensemble.line if ensemble else 0,
             members=ensemble.members if ensemble else (),
+            unfitted=tuple(ensemble.model.unfitted.items()) if ensemble else (),
             templates=len(self._templates),
             templates_created=self._templates.created,
             templates_evicted=self._templates.evicted,

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from detection.state import State, Value, joined, part
 from detection.upgrades import MODELS
 
+UNFITTED = "unfitted"  # prefix in `meta`: why a member could not be fitted, by its name
+
 
 @dataclass(frozen=True)
 class Model:
@@ -36,6 +38,11 @@ class Model:
     templates: Mapping[str, Value]
     rings: Mapping[str, NDArray[np.float64]]
     meta: Mapping[str, int | float | str]
+
+    @property
+    def unfitted(self) -> dict[str, str]:
+        """The members that could not be fitted, and why: this generation is without them."""
+        return {name: str(why) for name, why in part(UNFITTED, self.meta).items()}
 
 
 def to_columns(model: Model) -> State:

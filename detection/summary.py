@@ -24,6 +24,7 @@ class Summary:
     generation: int = 0
     model_line: int = 0
     members: tuple[str, ...] = ()  # of the model in force that judge
+    unfitted: tuple[tuple[str, str], ...] = ()  # those that it was trained without, each with the reason
     withdrawn: tuple[Withdrawn, ...] = ()  # those that do not
     templates: int = 0
     templates_created: int = 0

@@ -4,7 +4,7 @@
     snapshot-<seq>.msgpack   the state at `seq` (persistence/snapshot.py); with `.pin` beside it it stays
     model-<gen>-<hash>.pt    immutable (persistence/model_file.py); the last MODELS_KEPT stay, to go back to
     journal-<seq>.log        the frames from `seq` on (persistence/journal.py)
-    training/                scratch of the trainer, emptied at open
+    training/                what the trainer works with (persistence/training_files.py): no state
     frame-<seq>.bad          a frame that could not be applied
     alerts.jsonl, .mark      what was flagged (persistence/jsonl.py), and how far that file has come
     verdicts.jsonl, .mark    every verdict, where the settings ask for it
@@ -19,7 +19,6 @@ a time; everything else may run beside them, and waits for its turn at the files
 
 import math
 import os
-import shutil
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -47,6 +46,7 @@ from persistence.recovery import (
 )
 from persistence.segment import Entry
 from persistence.snapshot import SnapshotError
+from persistence.training_files import open_training
 
 MODELS_KEPT = 5
 
@@ -102,7 +102,7 @@ class Store:
         self._used: dict[str, float] = {}
         # Held by whoever looks through snapshots and segments, and by whoever takes some away.
         self._files = threading.RLock()
-        self._empty_training()
+        self._open_training()
 
     def recover(self) -> Recovery:
         """Find what is left (see `Recovery`). May be called again, also while the journal is open: that
@@ -402,11 +402,9 @@ class Store:
             return self._journal.seq
         return self._reading.last_seq if self._reading is not None else 0
 
-    def _empty_training(self) -> None:
+    def _open_training(self) -> None:
         try:
-            if self.training.exists():
-                shutil.rmtree(self.training)
-            self.training.mkdir(mode=0o700)
+            open_training(self.training)
         except OSError as exc:
             raise StoreError(f"{self.training}: {exc.strerror}") from exc
 

@@ -105,6 +105,8 @@ def _phase(status: Mapping[str, Any]) -> str:
         parts = [phase if phase == "training" else f"{phase}, next generation in training"]
         if training.get("percent") is not None:
             parts.append(f"{training['percent']:.0f} %")
+        if training.get("resumed_from") is not None:
+            parts.append(f"resumed at {100.0 * training['resumed_from']:.0f} %")
         if training.get("epoch") is not None:
             parts.append(f"epoch {training['epoch']} of {training.get('epochs', '?')}")
         if training.get("seconds_left") is not None:
@@ -121,6 +123,8 @@ def _troubles(status: Mapping[str, Any]) -> Iterator[str]:
         yield printable(status["reason"])
     if refusal := (status.get("training") or {}).get("refusal"):
         yield f"the last model trained was refused, the one before stays: {printable(refusal)}"
+    for name, why in ((status.get("training") or {}).get("unfitted") or {}).items():
+        yield f"trained without {printable(name)}: {printable(why)}"
     for name in ("checkpoint", "training"):
         if error := (status.get(name) or {}).get("error"):
             yield f"{name} failed: {printable(error)}"

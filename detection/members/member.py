@@ -1,6 +1,6 @@
 """The one interface of the ensemble's members."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.members.view import Floats, Standing, View
+from detection.state import Columns
 from detection.training_set import TrainingSet
 
 Part = Mapping[str, NDArray[Any]]
@@ -17,6 +18,10 @@ class Progress(Protocol):
     """Told how much of a fit is done, in [0, 1], and the loss in nats a token, where there is one."""
 
     def __call__(self, fraction: float, loss: float | None = None) -> None: ...
+
+
+def keep_nothing(state: Callable[[], Columns]) -> None:
+    """Of a fit that cannot be interrupted there is nothing to keep."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Lesson:
     previous    this member's part of the model in force, and its vocabulary, when there is one to begin with
     lines       how many there are in all, of which a fit for calibration gets a part: it shall learn for as long as the
                 fit on all of them, for a model that learned for less time is less sure, and its scores are lower
+    begun       what an interrupted fit of the same lesson gave to `keep` last; going on from it gives the same bits.
+                A fit that takes long calls `keep` now and then; `state` is called at once, or not at all
     """
 
     data: TrainingSet
@@ -37,6 +44,8 @@ class Lesson:
     previous: tuple[Part, NDArray[np.int32]] | None
     lines: int
     progress: Progress
+    begun: Columns | None = None
+    keep: Callable[[Callable[[], Columns]], None] = keep_nothing
 
 
 class Member(Protocol):

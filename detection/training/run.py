@@ -3,14 +3,17 @@
 Every member is fitted on the sessions that may be learned from, and *cross-fitted* for its calibration: each session
 is scored by a fit that did not see it, so that the rings hold what unseen normal sessions come to, from all of the
 data. Before the first full model the sessions that the quick members find strangest are left out of every fit: what
-happened before the daemon came is not known to be clean. The same data, seed and versions give the same model, bit
-for bit.
+happened before the daemon came is not known to be clean. A member that cannot be fitted (a library that does not
+work on this machine) is left out of the model, which says so; but never one that the model in force has. The same
+data, seed and versions give the same model, bit for bit.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import sklearn
@@ -23,8 +26,9 @@ from detection.members.member import Lesson, Member
 from detection.members.member import Progress as Fitting
 from detection.members.registry import MEMBERS, NAMES, OFTEN_SILENT
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
-from detection.model import Model
+from detection.model import UNFITTED, Model
 from detection.segments import repeat_per_row
+from detection.state import Columns, State, joined, part
 from detection.training.promotion import anchor_of, bounded, refuse_worse
 from detection.training_set import TrainingSet
 from detection.transformer import LARGEST_VOCABULARY
@@ -53,14 +57,39 @@ class Progress:
     fraction: float
 
 
-def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
+class Notebook(Protocol):
+    """Where a run notes how far it is, so that another one on the same data need not begin at its beginning.
+
+    found  what the last note of such a run said, by the same program and versions; {} when there is none
+    """
+
+    @property
+    def found(self) -> Columns: ...
+
+    def note(self, fraction: float, state: Callable[[], State]) -> None:
+        """Offered often: the notebook may take a note or not; `state` is called at once, or not at all."""
+
+
+class NoNotebook:
+    """A run that begins at its beginning, and would again."""
+
+    def __init__(self) -> None:
+        self.found: Columns = {}
+
+    def note(self, fraction: float, state: Callable[[], State]) -> None:
+        """Nothing is kept."""
+
+
+def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: Notebook | None = None) -> Model:
     """The model that `data` teaches. Takes seconds for a small model and about a minute of one core for a full one.
 
+    What `notebook` holds of an interrupted run on the same data is not done again; the model is the same to the bit.
     Raises TrainingError, and `promotion.RefusedError` when what came out is worse than the model in force. Sets torch
     to one thread for the whole process: the thread count changes the weights.
     """
     torch.set_num_threads(1)
     report = _Report(progress, data.full)
+    fits = _Fits(notebook or NoNotebook(), report)
     pool = data.only(~data.tainted & (np.diff(data.offsets) > 0))
     pool = pool.only(_within_share(pool))
     if len(pool.starts) < FEWEST_SESSIONS:
@@ -71,19 +100,26 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
     learned = ~pool.flagged
     vocabulary = _vocabulary(pool.only(learned))
     quick = [member for member in MEMBERS if member.early and member.folds]
-    run = _Run(pool, view, vocabulary, report)
+    run = _Run(pool, view, vocabulary, report, fits)
     if data.previous is None or not _has_transformer(data.previous):
-        learned &= ~_strangest(run.cross_fitted(quick, learned), view, quick, ~pool.vouched & learned)
+        first = run.cross_fitted(quick, learned)
+        quick = fits.fitted(quick)
+        _refuse_without(fits.failed, quick, data.previous)
+        learned &= ~_strangest(first, view, quick, ~pool.vouched & learned)
         vocabulary = _vocabulary(pool.only(learned))
-        run = _Run(pool, view, vocabulary, report)
+        run = _Run(pool, view, vocabulary, report, fits)
     members = [
         member for member in MEMBERS if (member.early or data.full) and _has_enough_to_say(member, view, learned)
     ]
     standing = run.cross_fitted(members, learned)
-    parts = run.parts | {
-        member.name: run.fit(member, learned, standing, share=1.0 / (member.folds + 1))
-        for member in members
-        if member.folds > 1
+    for member in fits.fitted(members):
+        if member.folds > 1:
+            with fits.may_fail(member):
+                run.parts[member.name] = run.fit(member, learned, standing, share=1.0 / (member.folds + 1))
+    members = fits.fitted(members)
+    _refuse_without(fits.failed, members, data.previous)
+    parts: dict[str, Mapping[str, NDArray[Any]]] = {
+        name: part for name, part in run.parts.items() if name not in fits.failed
     }
 
     report("calibration", 0.98)
@@ -105,6 +141,7 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
             "sessions": len(data.starts),
             "fitted_sessions": int(learned.sum()),
             "full": int(data.full),
+            **{f"{UNFITTED}.{name}": why for name, why in fits.failed.items()},
         },
     )
     previous = data.previous
@@ -117,6 +154,15 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None]) -> Model:
     return model
 
 
+def _refuse_without(failed: Mapping[str, str], members: Sequence[type[Member]], previous: Model | None) -> None:
+    """Raise TrainingError when the model would be none without the members that failed, or less than there is."""
+    for name, reason in failed.items():
+        if previous is not None and name in previous.rings:
+            raise TrainingError(f"{name} could not be fitted, and the model in force has it: {reason}")
+    if failed and not any(member.folds for member in members):
+        raise TrainingError("no member could be fitted: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
+
+
 class _Report:
     """Where the run stands. The transformer takes nearly all of the time of a full run."""
 
@@ -125,6 +171,7 @@ class _Report:
         self._progress = progress
         self._full = full
         self._begin, self._share = 0.02, 0.05
+        self.fraction = 0.0
 
     def part(self, member: type[Member], share: float) -> None:
         """The next fit takes `share` of all the fits of `member`."""
@@ -138,11 +185,75 @@ class _Report:
         return fit
 
     def __call__(self, stage: str, fraction: float) -> None:
+        self.fraction = fraction
         self._progress(Progress(stage, int(fraction * STEPS_REPORTED), STEPS_REPORTED, self.loss, fraction))
 
 
+class _Fits:
+    """The fits of one run in their order, which the data decide: those that an interrupted run finished are not done
+    again, and the one it was at goes on where it was noted.
+
+    A note is "loss", the last one reported; under "done.<member>:<n>" the part that a member's n-th fit came to; under
+    "begun.<member>:<n>" what the one under way gave to `Lesson.keep`; under "failed" why a member could not be fitted,
+    which then holds for the whole of the run, for the fits after it did without it.
+    """
+
+    def __init__(self, notebook: Notebook, report: _Report) -> None:
+        self._notebook, self._report = notebook, report
+        self._found = notebook.found
+        self._done: State = {}
+        self._counts: Counter[str] = Counter()
+        self.failed: dict[str, str] = {name: str(why) for name, why in part("failed", self._found).items()}
+        loss = self._found.get("loss")
+        report.loss = loss if isinstance(loss, float) else 0.0
+
+    def fitted(self, members: Sequence[type[Member]]) -> list[type[Member]]:
+        """Those of `members` that did not fail."""
+        return [member for member in members if member.name not in self.failed]
+
+    @contextmanager
+    def may_fail(self, member: type[Member]) -> Iterator[None]:
+        """What raises in here costs the run `member`."""
+        try:
+            yield
+        except Exception as exc:  # whatever it is, it concerns one member of several
+            self.failed[member.name] = f"{type(exc).__name__}: {exc}".partition("\n")[0]
+            self._note(dict)
+
+    def fit(self, member: type[Member], lesson: Lesson) -> dict[str, NDArray[Any]]:
+        name = f"{member.name}:{self._counts[member.name]}"
+        done, begun = f"done.{name}", f"begun.{name}"
+        self._counts[member.name] += 1
+        fitted: Any = part(done, self._found)
+        found = bool(fitted)
+        if not found:
+
+            def keep(state: Callable[[], Columns]) -> None:
+                self._note(lambda: joined(begun, state()))
+
+            fitted = member.fit(replace(lesson, begun=part(begun, self._found) or None, keep=keep))
+        self._done |= joined(done, fitted)
+        if not found:
+            self._note(dict)
+        return dict(fitted)
+
+    def _note(self, more: Callable[[], State]) -> None:
+        self._notebook.note(
+            self._report.fraction,
+            lambda: {"loss": self._report.loss, **joined("failed", self.failed), **self._done, **more()},
+        )
+
+
 class _Run:
-    def __init__(self, pool: TrainingSet, view: View, vocabulary: NDArray[np.int32], report: _Report) -> None:
+    def __init__(
+        self,
+        pool: TrainingSet,
+        view: View,
+        vocabulary: NDArray[np.int32],
+        report: _Report,
+        fits: _Fits | None = None,
+    ) -> None:
+        self._fits = fits or _Fits(NoNotebook(), report)
         self._pool, self._view, self._vocabulary, self._report = pool, view, vocabulary, report
         self._row_session = repeat_per_row(view.offsets)
         self.said: dict[str, Floats] = {}  # what each member said, cross-fitted, by row
@@ -151,16 +262,19 @@ class _Run:
     def cross_fitted(self, members: Sequence[type[Member]], learned: Bools) -> Standing:
         """Every session of the pool as `members` see it that did not learn from it (nor from any but `learned`)."""
         standing = Standing(self._view, NAMES)
-        for member in members:
-            if member.folds == 0:
-                scores = member({}, self._vocabulary).scores(self._view, standing)
-            elif member.folds == 1:
-                scores = self._out_of_bag(member, learned, standing)
-            else:
-                scores = self._by_folds(member, learned, standing)
-            standing.put(member.name, scores)
-            self.said[member.name] = scores
+        for member in self._fits.fitted(members):
+            with self._fits.may_fail(member):
+                scores = self._cross_fitted(member, learned, standing)
+                standing.put(member.name, scores)
+                self.said[member.name] = scores
         return standing
+
+    def _cross_fitted(self, member: type[Member], learned: Bools, standing: Standing) -> Floats:
+        if member.folds == 0:
+            return member({}, self._vocabulary).scores(self._view, standing)
+        if member.folds == 1:
+            return self._out_of_bag(member, learned, standing)
+        return self._by_folds(member, learned, standing)
 
     def _out_of_bag(self, member: type[Member], learned: Bools, standing: Standing) -> Floats:
         part = self.parts[member.name] = self.fit(member, learned, standing, share=1.0)
@@ -184,7 +298,8 @@ class _Run:
     ) -> dict[str, NDArray[Any]]:
         self._report.part(member, share)
         previous = self._pool.previous
-        return member.fit(
+        return self._fits.fit(
+            member,
             Lesson(
                 data=self._pool.only(sessions),
                 vocabulary=self._vocabulary,
@@ -196,7 +311,7 @@ class _Run:
                 ),
                 lines=len(self._pool.tokens),
                 progress=self._report.inside(member.name),
-            )
+            ),
         )
 
 

@@ -1,6 +1,7 @@
 """Fitting the transformer: next-template loss, the end of sessions included, by AdamW over unique windows."""
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from detection.members.member import Lesson, Part
 from detection.network import hidden, initial, logits
+from detection.state import Columns, State, joined, part
 from detection.training_set import TrainingSet
 from detection.transformer import CONTEXT, FIRST, UNSEEN, Plan, tokenised
 
@@ -24,6 +26,8 @@ WARMUP_SHARE = 0.05
 WEIGHT_DECAY = 0.01
 LARGEST_GRADIENT = 1.0
 HIDDEN_SHARE = 0.03  # of the inputs are shown as UNSEEN, so that a new template does not upset what follows it
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+_DRAWN, _HALF_DRAWN = ("state", "inc"), ("has_uint32", "uinteger")  # of PCG64, and of what 32 bits it drew
 _TOKEN_ROWS = ("embedding", "output.weight", "output.bias")
 
 
@@ -41,6 +45,8 @@ def fit_transformer(lesson: Lesson) -> dict[str, NDArray[Any]]:
     if lesson.previous is not None:
         weights |= _carried_over(weights, *lesson.previous, lesson.vocabulary)
         rate, share = FINE_RATE, FINE_TUNING
+    if lesson.begun is not None:
+        weights = _tensors("weights", lesson.begun)
     for tensor in weights.values():
         tensor.requires_grad_(True)
     optimizer = torch.optim.AdamW(weights.values(), lr=rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
@@ -49,7 +55,8 @@ def fit_transformer(lesson: Lesson) -> dict[str, NDArray[Any]]:
     if lesson.previous is not None and data.fresh.any() and not data.fresh.all():
         samplers = [_Sampler(data.only(some), lesson.vocabulary, rng) for some in (data.fresh, ~data.fresh)]
     recent: list[float] = []
-    for step in range(steps):
+    done = 0 if lesson.begun is None else _go_on(lesson.begun, weights, optimizer, rng)
+    for step in range(done, steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * _schedule(step / steps)
         loss = _loss(weights, *samplers[step % len(samplers)].batch())
@@ -61,7 +68,52 @@ def fit_transformer(lesson: Lesson) -> dict[str, NDArray[Any]]:
         if (step + 1) * REPORTS // steps > step * REPORTS // steps:
             lesson.progress((step + 1) / steps, sum(recent) / len(recent))
             recent.clear()
+            if step + 1 < steps:
+                lesson.keep(partial(_interrupted, step + 1, weights, optimizer, rng))
     return {name: tensor.detach().numpy() for name, tensor in weights.items()}
+
+
+def _interrupted(
+    steps: int, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer, rng: np.random.Generator
+) -> State:
+    """All that the steps to come depend on, after `steps` of them."""
+    state, drawn = optimizer.state, rng.bit_generator.state
+    return {
+        "steps": steps,
+        **joined("weights", {name: tensor.detach().numpy() for name, tensor in weights.items()}),
+        **{
+            f"{moment}.{name}": state[tensor][moment].numpy() for name, tensor in weights.items() for moment in _MOMENTS
+        },
+        **joined("rng", {name: drawn["state"][name] for name in _DRAWN}),
+        **joined("rng", {name: drawn[name] for name in _HALF_DRAWN}),
+    }
+
+
+def _go_on(
+    begun: Columns, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer, rng: np.random.Generator
+) -> int:
+    """Put optimizer and generator where `_interrupted` found them; returns how many steps have been made."""
+    steps = begun["steps"]
+    assert isinstance(steps, int)
+    moments = {moment: _tensors(moment, begun) for moment in _MOMENTS}
+    for name, tensor in weights.items():
+        optimizer.state[tensor] = {
+            "step": torch.tensor(float(steps)),
+            **{moment: moments[moment][name] for moment in _MOMENTS},
+        }
+    drawn: Any = part("rng", begun)
+    rng.bit_generator.state = {
+        **rng.bit_generator.state,
+        "state": {name: drawn[name] for name in _DRAWN},
+        **{name: drawn[name] for name in _HALF_DRAWN},
+    }
+    return steps
+
+
+def _tensors(prefix: str, columns: Columns) -> dict[str, Tensor]:
+    """Those under `prefix`, in memory of torch's own: aligned like the ones that an uninterrupted fit computes with."""
+    arrays: Any = part(prefix, columns)
+    return {name: torch.tensor(array) for name, array in arrays.items()}
 
 
 def _carried_over(

@@ -81,6 +81,7 @@ class FakeDetector:
     due: bool = False  # until the next model
     urgent: bool = False
     restored: int = 0
+    full: bool = True
     gate: threading.Event | None = None
     calls: list[str] = field(default_factory=list)
     answered: dict[str, FeedbackFrame] = field(default_factory=dict)
@@ -143,7 +144,7 @@ class FakeDetector:
         return {"seq": self.seq, "line": self.line, "text": self.text, "model": self.model}
 
     def training_set(self) -> FakeTrainingSet:
-        return FakeTrainingSet(generation=1, line=self.line)
+        return FakeTrainingSet(generation=1, line=self.line, full=self.full)
 
     def summary(self) -> FakeSummary:
         due = self.due or self.urgent or (self.line >= self.warmup_lines and not self.model)

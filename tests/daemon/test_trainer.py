@@ -1,16 +1,23 @@
 """The trainer as the daemon meets it: a process with a pipe at either end."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from daemon.trainer import ORPHANED
+import numpy as np
+import pytest
+
+from daemon.trainer import ORPHANED, Notebook, program
 from detection.model import from_columns
 from persistence.model_file import read_model
 from persistence.snapshot import write_snapshot
+from persistence.training_files import partial_of, read_partial, write_partial
 from tests.detection.streams import stream
 
 SECONDS = 120
@@ -77,3 +84,106 @@ def test_it_dies_when_its_parent_lets_go(tmp_path: Path) -> None:
         process.stdin.close()
         assert process.wait(10) == ORPHANED
     assert not list(tmp_path.glob("model-*"))
+
+
+def _killed_in_the_middle(source: Path, target: Path) -> float:
+    """Run it until it has noted something, and kill it; the fraction it had noted."""
+    with _trainer(source, target) as process:
+        assert process.stdout is not None
+        while not partial_of(source).exists():
+            assert process.stdout.readline()
+    notes = read_partial(source, None)
+    assert notes is not None
+    return notes.fraction
+
+
+def _resumed(source: Path, target: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What it says first: that it goes on, or why not; and its first progress."""
+    with _trainer(source, target) as process:
+        assert process.stdout is not None
+        said: list[dict[str, Any]] = []
+        while "stage" not in (said[-1] if said else {}):
+            said.append(json.loads(process.stdout.readline()))
+    return [message for message in said if "stage" not in message], [each for each in said if "stage" in each]
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was_noted_and_says_so(tmp_path: Path) -> None:
+    source = _input(tmp_path / "training-3.msgpack", 2000, full=True)
+    fraction = _killed_in_the_middle(source, tmp_path)
+    first, progress = _resumed(source, tmp_path)
+    assert first == [{"resumed": round(fraction, 4)}]
+    assert progress[0]["fraction"] >= first[0]["resumed"] > 0.0
+
+
+@pytest.mark.parametrize("damage", ["rot", "cut off", "another input", "another program", "nothing there"])
+def test_notes_that_cannot_be_gone_on_from_are_named_and_cost_no_more_than_the_work(
+    tmp_path: Path, damage: str
+) -> None:
+    source = _input(tmp_path / "training-3.msgpack", 400, full=True)
+    write_partial(source, program(), 0.4, {"loss": 1.0})
+    path, expected = partial_of(source), []
+    match damage:
+        case "rot":
+            data = bytearray(path.read_bytes())
+            data[-1] ^= 1
+            path.write_bytes(data)
+            expected = [{"note": f"beginning anew: {path}: checksum mismatch over {len(data) - 76} bytes"}]
+        case "cut off":
+            path.write_bytes(path.read_bytes()[:50])
+            expected = [{"note": f"beginning anew: {path}: cut off in its header"}]
+        case "another input":
+            _input(source, 401, full=True)
+            expected = [{"note": f"beginning anew: {path}: is of another training set"}]
+        case "another program":
+            write_partial(source, program().replace("torch 2", "torch 1"), 0.4, {"loss": 1.0})
+            what = "was begun by another version of the program or of its libraries"
+            expected = [{"note": f"beginning anew: {path}: {what}"}]
+        case _:
+            path.unlink()
+    first, progress = _resumed(source, tmp_path)
+    assert first == expected
+    assert progress[0]["fraction"] < 0.4
+
+
+def test_a_disk_too_full_for_notes_costs_the_notes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = _input(tmp_path / "training-3.msgpack", 40)
+    monkeypatch.setattr("daemon.trainer.NOTES_SECONDS", 0.0)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/state/training/training-3.part.tmp")
+
+    notebook = Notebook(source)
+    monkeypatch.setattr("persistence.training_files.write_partial", full)
+    for fraction in (0.1, 0.2):
+        notebook.note(fraction, lambda: {})
+    (said,) = capsys.readouterr().out.splitlines()
+    assert json.loads(said)["note"] == (
+        "a restart will begin where it was last noted (0%): "
+        "/state/training/training-3.part.tmp: No space left on device; free some space there"
+    )
+    assert not partial_of(source).exists()
+
+
+def test_notes_are_whole_or_those_before(tmp_path: Path) -> None:
+    source = _input(tmp_path / "training-3.msgpack", 40)
+    write_partial(source, "us", 0.25, {"kept": 1})
+    unfinished = partial_of(source).with_name(partial_of(source).name + ".tmp")
+    unfinished.write_bytes(partial_of(source).read_bytes()[:100])  # as a kill leaves it
+    notes = read_partial(source, "us")
+    assert notes is not None and (notes.fraction, notes.work) == (0.25, {"kept": 1})
+    write_partial(source, "us", 0.5, {"kept": 2})
+    notes = read_partial(source, "us")
+    assert notes is not None and (notes.fraction, notes.work) == (0.5, {"kept": 2})
+    assert not unfinished.exists()
+
+
+def test_notes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _input(tmp_path / "training-3.msgpack", 40)
+    monkeypatch.setattr("persistence.training_files.MAX_PARTIAL_BYTES", 1000)
+    write_partial(source, "us", 0.25, {"kept": np.zeros(125)})
+    with pytest.raises(ValueError, match="1008 bytes"):
+        write_partial(source, "us", 0.5, {"kept": np.zeros(126)})
+    notes = read_partial(source, "us")
+    assert notes is not None and notes.fraction == 0.25

@@ -8,14 +8,15 @@ import pytest
 from numpy.typing import NDArray
 
 from detection.calibration import Ring
+from detection.ensemble import Ensemble
 from detection.members.member import Lesson, Part
 from detection.members.ngram import Ngram
-from detection.members.registry import NAMES
+from detection.members.registry import MEMBERS, NAMES
 from detection.members.transformer import Transformer
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
-from detection.model import Model
+from detection.model import Model, from_columns, to_columns
 from detection.training import run, transformer
-from detection.training.run import _Report, _rings, _Run
+from detection.training.run import TrainingError, _Report, _rings, _Run
 from detection.training.transformer import fit_transformer
 from detection.training_set import TrainingSet
 from detection.transformer import FIRST, UNSEEN
@@ -282,3 +283,41 @@ def test_one_like_the_one_before_takes_its_place_with_its_anchor(habitual: Model
     for name, array in habitual.parts["anchor"].items():
         np.testing.assert_array_equal(model.parts["anchor"][name], array)
     assert Transformer(model.parts["transformer"], model.vocabulary)
+
+
+def _no_transformer(monkeypatch: pytest.MonkeyPatch, why: Exception | None = None) -> None:
+    def fit(lesson: Lesson) -> dict[str, NDArray[Any]]:
+        raise why or RuntimeError("could not create a primitive")
+
+    monkeypatch.setattr(Transformer, "fit", fit)
+
+
+def test_a_member_that_cannot_be_fitted_costs_the_model_that_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    _no_transformer(monkeypatch)
+    model = trained(stream(habits(200, 1)))
+    assert model.unfitted == {"transformer": "RuntimeError: could not create a primitive"}
+    assert "transformer" not in model.rings and "transformer" not in model.parts
+    ensemble = Ensemble(model)
+    assert {"ngram", "counts", "isolation_forest"} <= set(ensemble.members)
+    assert not ensemble.complete, "it is tried again when the next training is due"
+    again = from_columns(to_columns(model))
+    assert again.unfitted == model.unfitted
+
+
+def test_a_member_that_the_model_in_force_has_is_never_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer, "MOST_STEPS", 20)
+    previous = trained(stream(habits(200, 1)))
+    assert previous.unfitted == {}
+    _no_transformer(monkeypatch)
+    with pytest.raises(TrainingError, match="transformer could not be fitted, and the model in force has it: Runtime"):
+        trained(stream(habits(200, 2), generation=4, previous=previous))
+
+
+def test_without_any_member_there_is_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(lesson: Lesson) -> dict[str, NDArray[Any]]:
+        raise MemoryError
+
+    for member in MEMBERS:
+        monkeypatch.setattr(member, "fit", fit)
+    with pytest.raises(TrainingError, match="no member could be fitted"):
+        trained(stream(habits(200, 1)))

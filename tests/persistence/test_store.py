@@ -17,6 +17,7 @@ from persistence.preamble import pack_preamble
 from persistence.segment import Entry
 from persistence.snapshot import SnapshotError
 from persistence.store import MODELS_KEPT, Store, open_store
+from persistence.training_files import Attempts, read_attempts, write_attempts
 from tests.persistence.disks import FaultyDisk, fail_at, fail_from, fail_nth
 from tests.persistence.ledger import toy_model
 
@@ -351,6 +352,26 @@ def test_leftovers_go_and_the_trainers_scratch_is_emptied(directory: Path) -> No
         assert list(store.training.iterdir()) == []
         assert store.recover().notes == [f"{snapshot_name(3)}.tmp: removed, an unfinished write"]
     assert names(directory, "*.tmp") == ["mine.tmp"]
+
+
+def test_of_the_trainers_files_the_newest_run_and_the_count_of_failures_stay(directory: Path) -> None:
+    with open_store(directory) as store:
+        for generation in (1, 2):
+            (store.training / f"training-{generation}.msgpack").touch(0o600)
+            (store.training / f"training-{generation}.part").touch(0o600)
+        write_attempts(store.training, Attempts(failures=2, failures_total=3, error="out of cheese"))
+        (store.training / "training-2.part.tmp").touch(0o600)
+        (store.training / "model-2-0123456789abcdef.pt").touch(0o600)
+        (store.training / "training-3.msgpack").symlink_to(directory / "lock")
+        (store.training / "training-4.msgpack").touch()
+        (store.training / "training-4.msgpack").chmod(0o666)
+    with open_store(directory) as store:
+        stay = {"training-2.msgpack", "training-2.part", "attempts.json"}
+        assert {path.name for path in store.training.iterdir()} == stay
+        assert read_attempts(store.training).failures == 2
+        (store.training / "attempts.json").write_bytes(b"{rot")
+        assert read_attempts(store.training) == Attempts()
+    assert (directory / "lock").exists()
 
 
 def test_a_segment_that_a_kill_kept_from_being_born_goes_with_a_note_and_one_cut_short_is_damage(

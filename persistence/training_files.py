@@ -1,0 +1,193 @@
+"""The store's `training` directory: what a training run works with, kept so that a restart can go on with it.
+
+    training-<generation>.msgpack  what the run learns from: a snapshot file (persistence/snapshot.py) of its columns,
+                                   and one more, "about" (str): what the writer wants to know of it later
+    training-<generation>.part     how far the run is: a snapshot file (its seq and line are 0) with the columns
+                                     input     str    SHA-256 of the body of what the run learns from, in hex
+                                     program   str    what else decides the result: versions and code
+                                     fraction  float  of the run
+                                     work.*           the run's own notes
+    attempts.json                  `Attempts`, as a JSON object
+    model-<generation>-<hash>.pt   a result that the daemon has not taken over yet
+
+There is one run at a time, so at most one file of each kind. Each appears whole or not at all, and none of them is
+state: whatever is damaged, foreign or missing costs the time it would have saved. When the store is opened everything
+else is removed, the unfinished and results that nobody took over included. All calls block.
+"""
+
+import os
+import re
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from persistence.columns import Columns, Value
+from persistence.disk import REAL, Disk, replace_file, unlink_if_there
+from persistence.preamble import NewerFormatError
+from persistence.snapshot import SnapshotError, read_header, read_snapshot, write_snapshot
+
+MAX_PARTIAL_BYTES = 256 << 20  # a run of the largest models notes some 20 MB
+MAX_ATTEMPTS_BYTES = 1 << 16
+
+_INPUT = re.compile(r"training-([1-9][0-9]{0,17})\.msgpack")
+_PARTIAL = re.compile(r"training-[1-9][0-9]{0,17}\.part")
+_ATTEMPTS = "attempts.json"
+_ABOUT = "about"
+_WORK = "work."
+
+
+class PartialError(Exception):
+    """There are no notes that a run could go on from. The message is `path: why`."""
+
+
+class Attempts(msgspec.Struct, omit_defaults=True):
+    """How the trainings since the last success went, across restarts.
+
+    `failures` of them failed in a row, the last one at `failed_at` (epoch seconds) of `error`; `failures_total` counts
+    those of all times. `began_from` is the fraction the last run began from, None when it came to an end; and
+    `no_further` how many runs in a row ended with the daemon without having got any further.
+    """
+
+    failures: int = 0
+    failures_total: int = 0
+    failed_at: float = 0.0
+    error: str | None = None
+    began_from: float | None = None
+    no_further: int = 0
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a run had come to: `fraction` of all, in the columns `work`."""
+
+    fraction: float
+    work: dict[str, Value]
+
+
+def open_training(directory: Path) -> None:
+    """Make `directory`, or clear it of all but what the next run may go on from. Raises OSError."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    inputs = []
+    for path in sorted(directory.iterdir()):
+        found = path.lstat()
+        ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+        if ours and _INPUT.fullmatch(path.name):
+            inputs.append(path)
+        elif not (ours and (path.name == _ATTEMPTS or _PARTIAL.fullmatch(path.name))):
+            _remove(path)
+    newest = max(inputs, key=_generation, default=None)
+    for path in directory.iterdir():
+        if path.name != _ATTEMPTS and (newest is None or path.stem != newest.stem):
+            path.unlink()
+
+
+def write_input(directory: Path, generation: int, seq: int, line: int, columns: Columns, about: str) -> Path:
+    """Put down what run `generation` is to learn from, in place of everything of an earlier run. Raises OSError."""
+    forget_run(directory)
+    path = directory / f"training-{generation}.msgpack"
+    write_snapshot(path, seq, line, {**columns, _ABOUT: about})
+    return path
+
+
+def find_input(directory: Path) -> tuple[Path, str] | None:
+    """The input of a run that did not come to its end, whole, and what was said about it.
+
+    Raises SnapshotError when it is damaged, NewerFormatError, OSError.
+    """
+    path = max((path for path in directory.iterdir() if _INPUT.fullmatch(path.name)), key=_generation, default=None)
+    if path is None:
+        return None
+    _, _, columns = read_snapshot(path)
+    about = columns.get(_ABOUT)
+    if not isinstance(about, str):
+        raise SnapshotError(f"{path}: says nothing about itself")
+    return path, about
+
+
+def forget_run(directory: Path) -> None:
+    """Remove the files of the run there was; what is known of attempts stays. Raises OSError."""
+    for path in directory.iterdir():
+        if path.name != _ATTEMPTS:
+            _remove(path)
+
+
+def partial_of(source: Path) -> Path:
+    """Where the notes of the run are that learns from `source`."""
+    return source.with_suffix(".part")
+
+
+def write_partial(source: Path, program: str, fraction: float, work: Columns, *, disk: Disk = REAL) -> int:
+    """Note how far the run on `source` is, in place of the note before; returns the file's size.
+
+    Raises OSError, and ValueError when it is too much: the note before stays.
+    """
+    size = sum(getattr(value, "nbytes", 0) for value in work.values())
+    if size > MAX_PARTIAL_BYTES:
+        raise ValueError(f"{size} bytes are more than the {MAX_PARTIAL_BYTES} that are kept")
+    identity: dict[str, Value] = {
+        "input": read_header(source, disk=disk).sha256,
+        "program": program,
+        "fraction": fraction,
+    }
+    return write_snapshot(
+        partial_of(source), 0, 0, {**identity, **{_WORK + name: value for name, value in work.items()}}, disk=disk
+    )
+
+
+def read_partial(source: Path, program: str | None, *, disk: Disk = REAL) -> Notes | None:
+    """What was noted of the run on `source`, None when nothing was; None as `program` takes that of any.
+
+    Raises PartialError when it is damaged, or not of that input and program.
+    """
+    path = partial_of(source)
+    try:
+        _, _, columns = read_snapshot(path, disk=disk)
+        theirs = read_header(source, disk=disk).sha256
+    except FileNotFoundError:
+        return None
+    except (SnapshotError, NewerFormatError) as exc:
+        raise PartialError(str(exc)) from exc
+    except OSError as exc:
+        raise PartialError(f"{path}: {exc.strerror}") from exc
+    fraction = columns.get("fraction")
+    if columns.get("input") != theirs:
+        raise PartialError(f"{path}: is of another training set")
+    if program is not None and columns.get("program") != program:
+        raise PartialError(f"{path}: was begun by another version of the program or of its libraries")
+    if not isinstance(fraction, float) or not 0.0 <= fraction <= 1.0:
+        raise PartialError(f"{path}: does not say how far it is")
+    work = {name.removeprefix(_WORK): value for name, value in columns.items() if name.startswith(_WORK)}
+    return Notes(fraction, work)
+
+
+def write_attempts(directory: Path, attempts: Attempts) -> None:
+    """Raises OSError."""
+    if attempts == Attempts():
+        unlink_if_there(REAL, directory / _ATTEMPTS)
+        return
+    replace_file(REAL, directory / _ATTEMPTS, [msgspec.json.encode(attempts)])
+
+
+def read_attempts(directory: Path) -> Attempts:
+    """None of them when there is no file, or one that is damaged. Raises OSError when it cannot be read."""
+    try:
+        with REAL.read(directory / _ATTEMPTS) as file:
+            return msgspec.json.decode(file.read(MAX_ATTEMPTS_BYTES), type=Attempts)
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        return Attempts()
+
+
+def _generation(path: Path) -> int:
+    match = _INPUT.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        unlink_if_there(REAL, path)
