@@ -1,0 +1,514 @@
+#!/bin/sh
+# Installs vigild as a service, upgrades it in place, removes it: `./install.sh --help`.
+#
+# A virtual environment cannot be moved, so each version is built where it stays, PREFIX/versions/NAME, and the link
+# PREFIX/current is then turned to it in one rename. PREFIX/bin leads through that link. Whatever fails or is killed
+# before the rename leaves the version that runs untouched, with all the modules it may still import.
+set -eu
+umask 022
+unset PYTHONPATH PYTHONHOME
+
+usage() {
+    cat <<'END'
+sudo ./install.sh [--from WHEEL|DIR] [--python PROGRAM] [--no-start]
+sudo ./install.sh --uninstall
+
+Installs vigild as a service of systemd and starts it. Run it again to upgrade in place: state and settings are kept,
+and senders that are connected notice a pause and nothing else. If anything fails before the new version is complete,
+the old one goes on running.
+
+  --from WHEEL|DIR   what to install: a wheel of vigild, or another checkout (default: the one this script lies in)
+  --python PROGRAM   the interpreter, 3.11 or newer, with its venv module (default: /usr/bin/python3)
+  --no-start         neither start the service nor restart it
+  --uninstall        stop and remove vigild. State, settings and the user stay; it says where they are
+  --help             this
+
+Environment:
+  PREFIX        where the program goes, a directory of its own (default: /opt/vigild)
+  DESTDIR       put everything below this directory and leave the running system alone: for packagers, needs no root
+  TORCH_INDEX   where to take PyTorch from (default: PyTorch's own index of builds without CUDA)
+  PIP_...       pip's own variables; without a network: PIP_NO_INDEX=1 PIP_FIND_LINKS=/directory/of/wheels
+                (sudo drops variables: sudo env PIP_NO_INDEX=1 ... ./install.sh)
+
+What goes where:
+  PREFIX/versions/, PREFIX/current, PREFIX/bin/       the program, with everything it needs of Python's
+  /usr/local/lib/systemd/system/vigild*               the units; your own changes go to /etc/systemd/system, as ever
+  /usr/local/lib/sysusers.d/, /usr/local/lib/tmpfiles.d/   the user vigild, the group vigild-log, the directories
+  /etc/logrotate.d/vigild                             rotates the alerts when they are large; yours to change
+  /usr/local/bin/vigild, /usr/local/bin/vigilctl      links to PREFIX/bin
+  /etc/vigild, /var/lib/vigild                        settings and state: made when absent, never changed or removed
+END
+}
+
+die() {
+    echo "install.sh: $*" >&2
+    exit 1
+}
+
+UNITS="vigild.service vigild.socket vigild@.service vigild@.socket"
+UNIT_DIR=/usr/local/lib/systemd/system
+LOGROTATE=/etc/logrotate.d/vigild
+NEEDED_MIB=2500 # PyTorch, its wheel while it is unpacked, and everything else
+
+main() {
+    action=install from='' start=yes
+    python=${PYTHON:-}
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --from) [ $# -gt 1 ] || die "--from wants a wheel or a directory"; from=$2; shift ;;
+            --from=*) from=${1#*=} ;;
+            --python) [ $# -gt 1 ] || die "--python wants a program"; python=$2; shift ;;
+            --python=*) python=${1#*=} ;;
+            --no-start) start=no ;;
+            --uninstall) action=uninstall ;;
+            --help | -h) usage; exit 0 ;;
+            *) echo "install.sh: there is no option '$1'; see ./install.sh --help" >&2; exit 2 ;;
+        esac
+        shift
+    done
+    prefix=${PREFIX:-/opt/vigild}
+    prefix=${prefix%/}
+    destdir=${DESTDIR:-}
+    destdir=${destdir%/}
+    # They end up in units and in the first lines of scripts, where a blank would end a path.
+    for path in "$prefix" ${destdir:+"$destdir"}; do
+        case $path in
+            *[!A-Za-z0-9/._+-]*) die "$path: PREFIX and DESTDIR may hold letters, digits and / . _ + - only" ;;
+            /?*) ;;
+            *) die "'$path': PREFIX and DESTDIR are absolute paths" ;;
+        esac
+    done
+    home=$destdir$prefix
+    [ "$(uname -s)" = Linux ] || die "vigild runs on Linux, this is $(uname -s)"
+    if [ -z "$destdir" ] && [ "$(id -u)" != 0 ]; then
+        die "has to be run as root: sudo ./install.sh (or set DESTDIR to prepare the files elsewhere)"
+    fi
+    systemd=no
+    if [ -z "$destdir" ] && [ -d /run/systemd/system ]; then systemd=yes; fi
+    "$action"
+}
+
+# --- installing
+
+install() {
+    here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+    check_source
+    check_python
+    check_prefix
+    check_space
+    lock
+
+    began=$(date +%s)
+    version=$(new_version)
+    venv=$home/versions/$version
+    work=$(mktemp -d "$home/.install-XXXXXX")
+    log=$work/log
+    unfinished=$venv worker=
+    trap clean_up EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    # pip unpacks beside the environment: /tmp is small, or in memory, on many hosts.
+    TMPDIR=$work
+    export TMPDIR
+
+    echo "vigild $version goes to $home, with $("$python" --version) of $python"
+    step "an environment of its own" "$python" -m venv "$venv"
+    if [ -f "$source/install/cpu_torch.sh" ]; then
+        step "PyTorch without CUDA (200 MB)" sh "$source/install/cpu_torch.sh" "$venv/bin/python"
+    fi
+    step "vigild and everything else it needs" pip_install "$package"
+    step "does it run, and take the settings" check_program
+    relocate
+
+    remember_units
+    put_files
+    switch
+    unfinished=
+    if [ -n "$destdir" ]; then
+        prune
+        echo "staged in $destdir in $(elapsed "$began"); the running system was left alone"
+        return
+    fi
+    users_and_directories
+    activate
+    prune
+    echo "installed in $(elapsed "$began")"
+    finish
+}
+
+check_source() {
+    from=${from:-$here}
+    case $from in
+        *.whl)
+            [ -f "$from" ] || die "$from: there is no such wheel"
+            source=$here package=$from
+            name=$(basename "$from" | cut -d- -f2)
+            ;;
+        *)
+            [ -f "$from/pyproject.toml" ] || die "$from: is neither a wheel nor a checkout of vigild (no pyproject.toml)"
+            source=$(CDPATH='' cd -- "$from" && pwd -P)
+            package=$source
+            name=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$source/pyproject.toml")
+            ;;
+    esac
+    for file in constraints.txt systemd/vigild.service systemd/vigild.tmpfiles; do
+        [ -f "$source/$file" ] || die "$source/$file is missing: the checkout is not whole, or of a version before this script"
+    done
+}
+
+check_python() {
+    if [ -z "$python" ]; then
+        if [ -x /usr/bin/python3 ]; then python=/usr/bin/python3; else python=python3; fi
+    fi
+    command -v "$python" >/dev/null || die "there is no $python: install Python 3.11 or newer (Debian: apt install python3 python3-venv), or name it with --python"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        die "$("$python" --version 2>&1) ($python) is too old: vigild needs 3.11 or newer; name one with --python"
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        die "$python cannot make environments: install its venv module (Debian: apt install python3-venv)"
+    base=$("$python" -c 'import os, sys; print(os.path.realpath(sys.base_prefix))')
+    case $base/ in
+        /home/* | /root/* | /run/user/*)
+            # ProtectHome=yes in the unit.
+            [ -n "$destdir" ] || die "$python lies in $base, which the service cannot see; name another with --python, such as /usr/bin/python3"
+            ;;
+    esac
+}
+
+check_prefix() {
+    [ -d "$home" ] || return 0
+    [ -n "$(ls -A "$home")" ] || return 0
+    # pyvenv.cfg: installed by hand before there was this script, the environment being PREFIX itself.
+    if [ -d "$home/versions" ] || { [ -f "$home/pyvenv.cfg" ] && [ -f "$home/bin/vigild" ]; }; then return 0; fi
+    die "$home: is there and holds something else; PREFIX is a directory for vigild alone"
+}
+
+check_space() {
+    place=$home
+    until [ -d "$place" ]; do place=$(dirname "$place"); done
+    free=$(df -Pk "$place" | awk 'NR == 2 { print int($4 / 1024) }')
+    [ "$free" -ge "$NEEDED_MIB" ] || die "$place has $free MiB free, installing takes $NEEDED_MIB MiB; make room or set PREFIX"
+}
+
+lock() {
+    mkdir -p "$home/versions"
+    command -v flock >/dev/null || return 0
+    exec 9>"$home/.lock"
+    flock -n 9 || die "another install.sh is at work in $home"
+}
+
+new_version() {
+    number=1 each=$name
+    while [ -e "$home/versions/$each" ]; do
+        number=$((number + 1)) each=$name-$number
+    done
+    echo "$each"
+}
+
+# step WHAT COMMAND...: one line for it and the time it took, a sign of life in between; what COMMAND wrote is shown
+# when it fails.
+step() {
+    what=$1
+    shift
+    start_of_step=$(date +%s)
+    "$@" >"$log" 2>&1 9>&- &
+    worker=$!
+    said=0 pause=0.1
+    while kill -0 "$worker" 2>/dev/null; do
+        sleep "$pause" 9>&-
+        seconds=$(($(date +%s) - start_of_step))
+        [ "$seconds" -lt 2 ] || pause=1
+        if [ -t 1 ]; then
+            printf '\r  %-40s %4d s ' "$what" "$seconds"
+        elif [ $((seconds - said)) -ge 20 ]; then
+            said=$seconds
+            echo "  $what: $seconds s so far"
+        fi
+    done
+    if wait "$worker"; then status=0; else status=$?; fi
+    worker=
+    [ ! -t 1 ] || printf '\r'
+    if [ "$status" = 0 ]; then
+        printf '  %-40s %4d s\n' "$what" $(($(date +%s) - start_of_step))
+        return 0
+    fi
+    [ ! -t 1 ] || echo
+    tail -n 20 "$log" | sed 's/^/    /' >&2
+    echo "install.sh: '$what' failed (status $status), see above" >&2
+    return "$status"
+}
+
+clean_up() {
+    if [ -n "$worker" ]; then
+        kill "$worker" 2>/dev/null || true
+        wait "$worker" 2>/dev/null || true
+    fi
+    rm -rf "$work"
+    if [ -n "$unfinished" ]; then
+        rm -rf "$unfinished"
+        rmdir "$home/versions" 2>/dev/null || true
+        if [ -L "$home/current" ] || [ -f "$home/pyvenv.cfg" ]; then
+            echo "install.sh: not upgraded; the version that was there is as it was" >&2
+        else
+            rm -f "$home/.lock"
+            rmdir "$home" 2>/dev/null || true
+            echo "install.sh: nothing was installed" >&2
+        fi
+    fi
+}
+
+pip_install() {
+    "$venv/bin/python" -m pip install --disable-pip-version-check --no-input \
+        --constraint "$source/constraints.txt" "$1"
+}
+
+check_program() {
+    "$venv/bin/vigild" --version
+    [ -z "$destdir" ] || return 0
+    for file in /etc/vigild/*.toml; do
+        [ -f "$file" ] || continue
+        each=$(basename "$file" .toml)
+        if [ "$each" = vigild ]; then
+            "$venv/bin/vigild" --config "$file" --check
+        elif [ -e "/var/lib/vigild/$each" ]; then # an instance's; other files may lie there too
+            VIGILD_INSTANCE=$each "$venv/bin/vigild" --config "$file" --check
+        fi
+    done
+}
+
+# Scripts of an environment name its interpreter by its full path, and compiled modules their source.
+relocate() {
+    [ -n "$destdir" ] || return 0
+    step "full paths as they will be" "$venv/bin/python" -m compileall -q -f -s "$destdir" -p / "$venv/lib"
+    for file in "$venv"/bin/* "$venv/pyvenv.cfg"; do
+        if [ -f "$file" ] && [ ! -L "$file" ] && grep -qI "$destdir" "$file"; then
+            sed "s|$destdir$prefix|$prefix|g" "$file" >"$work/file"
+            cat "$work/file" >"$file" # keeps its mode
+        fi
+    done
+}
+
+# What is enabled and what runs, before anything is changed.
+remember_units() {
+    first=yes
+    if [ -L "$home/current" ] || [ -f "$home/pyvenv.cfg" ]; then first=no; fi
+    enabled='' running=''
+    [ "$systemd" = yes ] || return 0
+    for link in /etc/systemd/system/*.wants/vigild.service /etc/systemd/system/*.wants/vigild.socket \
+        /etc/systemd/system/*.wants/vigild@?*.service /etc/systemd/system/*.wants/vigild@?*.socket; do
+        if [ -L "$link" ]; then enabled="$enabled $(basename "$link")"; fi
+    done
+    running=$(systemctl list-units --plain --no-legend --state=active,activating,reloading,deactivating \
+        vigild.service 'vigild@*.service' | awk '{ print $1 }')
+}
+
+put_files() {
+    : >"$work/installed"
+    for unit in $UNITS; do put "systemd/$unit" "$UNIT_DIR/$unit"; done
+    put systemd/vigild.sysusers /usr/local/lib/sysusers.d/vigild.conf
+    put systemd/vigild.tmpfiles /usr/local/lib/tmpfiles.d/vigild.conf
+    for page in "$source"/man/*.[1-8]; do
+        if [ -f "$page" ]; then put "man/$(basename "$page")" "/usr/local/share/man/man${page##*.}/$(basename "$page")"; fi
+    done
+    if [ -f "$source/completions/vigilctl.bash" ]; then
+        put completions/vigilctl.bash /usr/local/share/bash-completion/completions/vigilctl
+    fi
+    put_logrotate
+    for program in vigild vigilctl; do
+        link=/usr/local/bin/$program
+        if [ -e "$destdir$link" ] && [ ! -L "$destdir$link" ]; then
+            echo "  left alone: $link, which is not a link of ours"
+            continue
+        fi
+        mkdir -p "$destdir/usr/local/bin"
+        ln -sfn "$prefix/bin/$program" "$destdir$link"
+        echo "$link" >>"$work/installed"
+    done
+    [ -z "$destdir" ] || return 0
+    # Units in /etc hide ours. The ones that were copied there by hand, before there was this script, are of the past.
+    for old in /etc/systemd/system/vigild.service /etc/systemd/system/vigild.socket \
+        /etc/systemd/system/vigild@.service /etc/systemd/system/vigild@.socket /etc/sysusers.d/vigild.conf; do
+        if [ -L "$old" ] || [ ! -f "$old" ]; then continue; fi
+        if [ -f "$home/installed" ]; then
+            echo "  note: $old is used instead of the one installed here; changes are better made with 'systemctl edit'"
+        else
+            mv "$old" "$old.before"
+            echo "  set aside: $old is now $old.before; make changes with 'systemctl edit'"
+        fi
+    done
+}
+
+# put SOURCE TARGET: replaces TARGET; remembered for --uninstall.
+put() {
+    mkdir -p "$destdir$(dirname "$2")"
+    sed "s|/opt/vigild|$prefix|g" "$source/$1" >"$work/file"
+    command install -m 644 "$work/file" "$destdir$2"
+    echo "$2" >>"$work/installed"
+}
+
+# A setting of the administrator's, once changed.
+put_logrotate() {
+    shipped=$home/shipped-logrotate
+    if [ -e "$destdir$LOGROTATE" ] && ! cmp -s "$destdir$LOGROTATE" "$shipped"; then
+        echo "  left alone: $LOGROTATE, which was changed"
+    else
+        mkdir -p "$destdir$(dirname "$LOGROTATE")"
+        command install -m 644 "$source/systemd/vigild.logrotate" "$destdir$LOGROTATE"
+    fi
+    command install -m 644 "$source/systemd/vigild.logrotate" "$shipped"
+}
+
+switch() {
+    mkdir -p "$home/bin"
+    for program in vigild vigilctl; do point "../current/bin/$program" "$home/bin/$program"; done
+    before=
+    if [ -L "$home/current" ]; then before=$(readlink "$home/current"); fi
+    point "versions/$version" "$home/current"
+    # What an older version had installed and this one has not.
+    if [ -f "$home/installed" ]; then
+        grep -vxF -f "$work/installed" "$home/installed" | while read -r file; do rm -f "$destdir$file"; done
+    fi
+    mv "$work/installed" "$home/installed"
+}
+
+# point TARGET LINK: in one step, whatever LINK was.
+point() {
+    ln -sfn "$1" "$work/link"
+    mv -T "$work/link" "$2"
+}
+
+users_and_directories() {
+    missing=
+    if command -v systemd-sysusers >/dev/null; then
+        systemd-sysusers /usr/local/lib/sysusers.d/vigild.conf || die "systemd-sysusers could not make the user vigild, see above"
+    else
+        missing="the user vigild and the group vigild-log"
+    fi
+    if command -v systemd-tmpfiles >/dev/null && id vigild >/dev/null 2>&1; then
+        systemd-tmpfiles --create /usr/local/lib/tmpfiles.d/vigild.conf || die "systemd-tmpfiles could not make the directories, see above"
+    fi
+}
+
+activate() {
+    if [ "$systemd" = no ]; then
+        echo "  systemd does not run here, so nothing was started${missing:+; to be made by you: $missing}"
+        return
+    fi
+    systemctl daemon-reload
+    # The links led to units that may lie elsewhere now, and [Install] may have changed.
+    # shellcheck disable=SC2086
+    [ -z "$enabled" ] || systemctl --quiet reenable $enabled
+    if [ "$start" = no ]; then
+        echo "  not started, as you wished: systemctl enable --now vigild.socket vigild.service"
+        return
+    fi
+    for unit in $running; do
+        step "restart of $unit" systemctl restart "$unit" || fall_back "$unit"
+    done
+    case " $running " in *vigild.service*) return ;; esac
+    case $first$enabled in
+        yes* | *vigild.service*)
+            # A socket that failed before, for want of the user, would stay so.
+            systemctl reset-failed vigild.service vigild.socket 2>/dev/null || true
+            step "start (reads the state back)" systemctl enable --now vigild.socket vigild.service || fall_back vigild.service
+            ;;
+        *) echo "  vigild.service was not running and is not enabled, so it was not started" ;;
+    esac
+}
+
+# The new version does not start: what ran before is taken up again, if it is still there.
+fall_back() {
+    journalctl --unit="$1" --lines=20 --no-pager --output=cat 2>/dev/null | sed 's/^/    /' >&2 || true
+    [ -n "$before" ] || die "$1 does not start; why is above, and in: journalctl -u $1"
+    point "$before" "$home/current"
+    # shellcheck disable=SC2086
+    if systemctl restart ${running:-"$1"}; then
+        die "$1 does not start with the new version, so the one before runs again ($home/$before); why is above"
+    fi
+    die "$1 starts neither with the new version nor with the one before ($home/$before, in place again); why is above"
+}
+
+# Versions that nobody runs any more, and the environment of an installation by hand.
+prune() {
+    current=$(readlink "$home/current")
+    for old in "$home"/versions/*; do
+        [ "$old" != "$home/$current" ] || continue
+        # In a file, or grep would find itself.
+        echo "$old/" >"$work/old"
+        if [ -z "$destdir" ] && grep -qsF -f "$work/old" /proc/[0-9]*/cmdline; then
+            echo "  kept: $old, which still runs; it is removed next time"
+        else
+            rm -rf "$old"
+        fi
+    done
+    [ -f "$home/pyvenv.cfg" ] || return 0
+    echo "$home/bin/python" >"$work/old"
+    if grep -qsF -f "$work/old" /proc/[0-9]*/cmdline; then
+        echo "  kept: the environment in $home itself, which still runs; it is removed next time"
+        return
+    fi
+    (cd "$home" && rm -rf lib lib64 include share pyvenv.cfg)
+    for file in "$home"/bin/*; do
+        case ${file##*/} in vigild | vigilctl) ;; *) rm -f "$file" ;; esac
+    done
+}
+
+elapsed() {
+    seconds=$(($(date +%s) - $1))
+    printf '%d:%02d min' $((seconds / 60)) $((seconds % 60))
+}
+
+finish() {
+    healthy=yes
+    # From the release on that has it.
+    if [ "$systemd$start" = yesyes ] && "$home/bin/vigilctl" doctor --help >/dev/null 2>&1; then
+        "$home/bin/vigilctl" doctor || healthy=no
+    fi
+    cat <<'END'
+What next:
+  usermod --append --groups vigild-log www-data        who may send lines (here: a web server); restart it afterwards
+  vigilctl send /var/log/nginx/access.log              feed it; or write lines to /run/vigild/log.sock
+  vigilctl status                                      what it knows; its page is at http://127.0.0.1:8765/
+END
+    [ "$healthy" = yes ] || die "installed, and not well yet: see the lines of 'vigilctl doctor' above"
+}
+
+# --- removing
+
+uninstall() {
+    [ -f "$home/installed" ] || die "$home: nothing that this script installed is there (another PREFIX?)"
+    if [ "$systemd" = yes ]; then
+        echo "stopping (the last state is saved)"
+        remember_units
+        systemctl stop vigild.socket vigild.service 'vigild@*.socket' 'vigild@*.service'
+        # shellcheck disable=SC2086
+        [ -z "$enabled" ] || systemctl --quiet disable $enabled
+    fi
+    while read -r file; do rm -f "$destdir$file"; done <"$home/installed"
+    if cmp -s "$destdir$LOGROTATE" "$home/shipped-logrotate"; then rm -f "$destdir$LOGROTATE"; fi
+    (cd "$home" && rm -rf versions current bin installed shipped-logrotate .lock)
+    rmdir "$home" 2>/dev/null || true
+    if [ "$systemd" = yes ]; then
+        systemctl daemon-reload
+        systemctl reset-failed 'vigild*' 2>/dev/null || true
+    fi
+    [ -n "$destdir" ] || rm -rf /run/vigild
+    echo "vigild is removed. Left, for you to keep or remove:"
+    left=
+    for path in /var/lib/vigild /etc/vigild /etc/systemd/system/vigild*.d /etc/systemd/system/vigild*.before \
+        /etc/sysusers.d/vigild.conf.before "$LOGROTATE" "$prefix"; do
+        case $path in
+            /etc/systemd/system/vigild\*) continue ;;
+        esac
+        if [ -e "$destdir$path" ]; then
+            left="$left $destdir$path"
+            du -sh "$destdir$path" | awk '{ printf "  %-40s %s\n", $2, $1 }'
+        fi
+    done
+    [ -z "$left" ] || echo "    rm -r$left"
+    if [ -z "$destdir" ] && id vigild >/dev/null 2>&1; then
+        echo "  the user vigild and the groups vigild and vigild-log"
+        echo "    userdel vigild; groupdel vigild-log"
+    fi
+}
+
+main "$@"
