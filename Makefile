@@ -5,6 +5,7 @@
 # make quality measure the verdicts on every labelled set (an hour or two) and rewrite the table in docs/detection.md
 # make lint   only the checks of format, style, types and cancellation
 # make setup  only prepare .venv
+# sudo make install, sudo make uninstall   the service, by install.sh; PREFIX and DESTDIR as it has them
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 # function without await (the web framework asks for them), httpx's name.
 OPTIONAL := ASYNC9,ASYNC114,ASYNC124,ASYNC127
 
-.PHONY: run test faults lint bench quality setup clean
+.PHONY: run test faults lint bench quality setup clean install uninstall
 
 run: $(VENV)/.installed
 	@$(BIN)/python -m daemon.demo
@@ -68,6 +69,16 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "$(PYTHON) cannot make environments: install its venv package (Debian: apt install python3-venv)" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
+
+# Its own interpreter unless one is named: the one on PATH may be out of the service's sight.
+install:
+	@./install.sh $(if $(filter command% environment%,$(origin PYTHON)),--python "$$(command -v $(PYTHON))")
+
+uninstall:
+	@./install.sh --uninstall
+
+install uninstall: export PREFIX := $(PREFIX)
+install uninstall: export DESTDIR := $(DESTDIR)
 
 clean:
 	rm -rf $(VENV) .run

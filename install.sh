@@ -125,13 +125,14 @@ install() {
     switch
     unfinished=
     if [ -n "$destdir" ]; then
-        prune
+        step "removing the version before" prune
         echo "staged in $destdir in $(elapsed "$began"); the running system was left alone"
         return
     fi
     users_and_directories
     activate
-    prune
+    step "removing the version before" prune
+    if [ -s "$log" ]; then sed 's/^/  /' "$log"; fi
     echo "installed in $(elapsed "$began")"
     finish
 }
@@ -435,7 +436,7 @@ prune() {
         # In a file, or grep would find itself.
         echo "$old/" >"$work/old"
         if [ -z "$destdir" ] && grep -qsF -f "$work/old" /proc/[0-9]*/cmdline; then
-            echo "  kept: $old, which still runs; it is removed next time"
+            echo "kept: $old, which still runs; it is removed next time"
         else
             rm -rf "$old"
         fi
@@ -443,7 +444,7 @@ prune() {
     [ -f "$home/pyvenv.cfg" ] || return 0
     echo "$home/bin/python" >"$work/old"
     if grep -qsF -f "$work/old" /proc/[0-9]*/cmdline; then
-        echo "  kept: the environment in $home itself, which still runs; it is removed next time"
+        echo "kept: the environment in $home itself, which still runs; it is removed next time"
         return
     fi
     (cd "$home" && rm -rf lib lib64 include share pyvenv.cfg)
@@ -484,6 +485,7 @@ uninstall() {
         [ -z "$enabled" ] || systemctl --quiet disable $enabled
     fi
     while read -r file; do rm -f "$destdir$file"; done <"$home/installed"
+    echo "removing"
     if cmp -s "$destdir$LOGROTATE" "$home/shipped-logrotate"; then rm -f "$destdir$LOGROTATE"; fi
     (cd "$home" && rm -rf versions current bin installed shipped-logrotate .lock)
     rmdir "$home" 2>/dev/null || true
