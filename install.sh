@@ -252,7 +252,7 @@ clean_up() {
         else
             rm -f "$home/.lock"
             rmdir "$home" 2>/dev/null || true
-            echo "install.sh: nothing was installed" >&2
+            echo "install.sh: not installed" >&2
         fi
     fi
 }
