@@ -254,7 +254,8 @@ def refusals(installer: Installer) -> dict[str, tuple[list[str], dict[str, str],
     package = ["--from", str(wheel(installer.home, "1.0"))]
     python = ["--python", sys.executable]
     return {
-        "no root": (python, {"DESTDIR": ""}, "has to be run as root: sudo ./install.sh"),
+        # Without an interpreter that works: were it not refused, this host is not to be changed.
+        "no root": (["--python", "/none"], {"DESTDIR": ""}, "has to be run as root: sudo ./install.sh"),
         "old python": (["--python", str(old)], {}, "Python 3.9.2 (.*) is too old: vigild needs 3.11"),
         "no python": (["--python", "/none"], {}, "there is no /none: .*apt install python3 python3-venv"),
         "no venv": (["--python", str(bare)], {}, "cannot make environments: .*apt install python3-venv"),
