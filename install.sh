@@ -268,7 +268,11 @@ check_program() {
     for file in /etc/vigild/*.toml; do
         [ -f "$file" ] || continue
         each=$(basename "$file" .toml)
-        if [ "$each" = vigild ]; then
+        unit=vigild@$each.service
+        [ "$each" != vigild ] || unit=vigild.service
+        # What systemd hands over (a token) is there while the service is.
+        if grep -q /run/credentials/ "$file" && [ ! -d "/run/credentials/$unit" ]; then continue; fi
+        if [ "$unit" = vigild.service ]; then
             "$venv/bin/vigild" --config "$file" --check
         elif [ -e "/var/lib/vigild/$each" ]; then # an instance's; other files may lie there too
             VIGILD_INSTANCE=$each "$venv/bin/vigild" --config "$file" --check
