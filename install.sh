@@ -337,7 +337,7 @@ put_files() {
             echo "  note: $old is used instead of the one installed here; changes are better made with 'systemctl edit'"
         else
             mv "$old" "$old.before"
-            echo "  set aside: $old is now $old.before; make changes with 'systemctl edit'"
+            echo "  set aside: $old is now $old.before"
         fi
     done
 }
@@ -423,10 +423,12 @@ activate() {
 # The new version does not start: what ran before is taken up again, if it is still there.
 fall_back() {
     journalctl --unit="$1" --lines=20 --no-pager --output=cat 2>/dev/null | sed 's/^/    /' >&2 || true
+    # An installation by hand has its units set aside and its programs replaced: there is no way back to it by itself.
     [ -n "$before" ] || die "$1 does not start; why is above, and in: journalctl -u $1"
     point "$before" "$home/current"
     # shellcheck disable=SC2086
     if systemctl restart ${running:-"$1"}; then
+        rm -rf "$venv"
         die "$1 does not start with the new version, so the one before runs again ($home/$before); why is above"
     fi
     die "$1 starts neither with the new version nor with the one before ($home/$before, in place again); why is above"
