@@ -74,7 +74,7 @@ _GROUPS = re.compile(rb"\b(?:(?:0|[A-Fa-f]{1,8})[:-]{1,2}){4,7}(?:0|[A-Fa-f]{1,1
 # `key=value`: the value goes, up to what closes it.
 _ASSIGNED = re.compile(rb"(?<=[\w)\]])=[^\s,;=()\[\]{}<>&\"']+")
 # What begins with a number, with its sign and all that hangs on: 0.0.0.0:0, 0-0-0.dsl.example, 0%.
-_CHAIN = re.compile(rb"(?:(?<![A-Za-z0-9.)])[-+])?0(?:[.:/,@_-]0|[._-]\w+)*+%?")
+_CHAIN = re.compile(rb"(?:(?<![A-Za-z0-9.)])[-+])?0(?>(?:[.:/,@_-]0|[._-]\w+)*)%?")
 # Absolute paths and URLs, numbers in them already masked.
 _PATH = re.compile(rb"(?<![\w.>*)/~%@$+:<-])(?:[a-z]{1,12}:/)?/[\w.~%@$+:*<>/-]*+")
 
@@ -94,7 +94,7 @@ def message_tokens(skeleton: bytes) -> list[bytes]:
 
 
 _METHOD_BYTES = 16
-_NUMBER = re.compile(rb"\d+(?:[._-]\d+)*+")
+_NUMBER = re.compile(rb"\d+(?>(?:[._-]\d+)*)")
 _EXTENSION = re.compile(rb"\.[A-Za-z][A-Za-z0-9]{0,4}\Z")
 _IDENTIFIER = re.compile(rb"\d[A-Za-z]|%")
 

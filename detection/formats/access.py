@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from detection.formats import levels, times
 from detection.formats.fields import Fields, one_line
 
-# Possessive throughout: a line that does not fit must fail in one pass.
-_QUOTED = rb'"([^"\\\n]*+(?:\\.[^"\\\n]*+)*+)"'
+# Nothing is read in a second way: a line that does not fit must fail in one pass. Groups are atomic rather than
+# possessive, `(?>(?:...)*)` for `(?:...)*+`. It means the same, but in Python 3.11.2, which Debian 12 has, a possessive
+# quantifier around a group that backtracks matches the wrong text.
+_QUOTED = rb'"([^"\\\n]*+(?>(?:\\.[^"\\\n]*+)*))"'
 _BEFORE = (
-    rb"(?:[^\s\[]++ (?=[0-9a-fA-F]{0,4}[.:][0-9a-fA-F.:]++ |[0-9]{1,3}\.[0-9.]++ ))?+"
+    rb"(?>(?:[^\s\[]++ (?=[0-9a-fA-F]{0,4}[.:][0-9a-fA-F.:]++ |[0-9]{1,3}\.[0-9.]++ ))?)"
     rb"([^\s,]++),? [^\[\n]*+"
     rb"\[([0-3]\d/[A-Z][a-z]{2}/\d{4}:[0-2]\d:[0-5]\d:[0-6]\d) ([+-]\d{4})\] "
 )
-_AFTER = rb' (\d{3}|-)(?: \S++(?: "[^"\\\n]*+(?:\\.[^"\\\n]*+)*+" ' + _QUOTED + rb")?)?"
+_AFTER = rb' (\d{3}|-)(?: \S++(?: "[^"\\\n]*+(?>(?:\\.[^"\\\n]*+)*)" ' + _QUOTED + rb")?)?"
 _LINE = re.compile(_BEFORE + _QUOTED + _AFTER)
 # Some servers do not escape quotes: the request then ends where a quote and a status follow.
 _LOOSE = re.compile(_BEFORE + rb'"(.*?)"' + _AFTER)

@@ -18,7 +18,7 @@ from detection.formats.roles import BYTE_ROLES
 
 # A run of key characters is looked at once: the lookbehind refuses to start again inside it.
 _PAIR = re.compile(
-    rb"(?<![\w.@/-])([A-Za-z_@][\w.@/-]{0,63})=(?:\"([^\"\\]*+(?:\\.[^\"\\]*+)*+)\"|([^\s\"]*+))", re.DOTALL
+    rb"(?<![\w.@/-])([A-Za-z_@][\w.@/-]{0,63})=(?:\"([^\"\\]*+(?>(?:\\.[^\"\\]*+)*))\"|([^\s\"]*+))", re.DOTALL
 )
 _HEAD = re.compile(rb"[A-Za-z_@][\w.@/-]{0,63}=(?!audit\()")
 _HEAD_BYTES = 1024

@@ -18,8 +18,8 @@ _ANSI = re.compile(rb"\x1b\[[0-9;?]{0,16}[A-Za-z]")
 # After the time: the rest of its bracket, separators, then numbers that are a process or a thread: in
 # brackets, or bare in front of a level. "3 users logged in" keeps its 3.
 _AFTER = re.compile(
-    rb"[\])\"]?[\s:,|;]*+(?:-++\s++)?+(?:\[\d{1,10}\]:?\s*+)?+"
-    rb"(?:(?:\d{1,10}\s++){1,3}+(?=" + levels.WORD_AHEAD + rb"|[VDIWEFA]\s))?+"
+    rb"[\])\"]?[\s:,|;]*+(?>(?:-++\s++)?)(?>(?:\[\d{1,10}\]:?\s*+)?)"
+    rb"(?>(?:(?>(?:\d{1,10}\s++){1,3})(?=" + levels.WORD_AHEAD + rb"|[VDIWEFA]\s))?)"
 )
 _BEFORE = b' \t[("#,:|-'
 # BlueGene: alert label, epoch, date, node, time, node. The label is somebody's verdict, no part of the event.
