@@ -1,6 +1,7 @@
 # make run    see it work on real lines (the first run trains a model and remembers it)
 # make test   everything that CI checks
 # make faults the tests of tests/faults in their long form (hours; as root, for the power cuts)
+# make test-interpreters  on every Python of this machine, all tests that need no torch
 # make bench  print the benchmarks' tables
 # make quality measure the verdicts on every labelled set (an hour or two) and rewrite the table in docs/detection.md
 # make lint   only the checks of format, style, types and cancellation
@@ -16,13 +17,17 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 # function without await (the web framework asks for them), httpx's name.
 OPTIONAL := ASYNC9,ASYNC114,ASYNC124,ASYNC127
 
-.PHONY: run test faults lint bench quality setup clean install uninstall
+.PHONY: run test test-interpreters faults lint bench quality setup clean install uninstall
 
 run: $(VENV)/.installed
 	@$(BIN)/python -m daemon.demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-interpreters: export VIGILD_INTERPRETERS := all
+test-interpreters: setup
+	$(BIN)/python -m pytest tests/interpreters -rs -s
 
 # How often each fault is caused; without these a short form of each runs with the other tests.
 faults: export VIGILD_FAULTS ?= 10000
@@ -53,11 +58,13 @@ setup: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing what vigild needs into $(VENV) (once; torch is large, it takes a while)"
+	@sh install/cpu_torch.sh $(BIN)/python
 	@$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing what vigild and its tests need into $(VENV) (once; torch is large, it takes a while)"
+	@sh install/cpu_torch.sh $(BIN)/python
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
