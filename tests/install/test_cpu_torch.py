@@ -244,4 +244,4 @@ def test_every_way_to_install_uses_it() -> None:
     with closing(open(ROOT / "Makefile")) as makefile:
         assert makefile.read().count("sh install/cpu_torch.sh $(BIN)/python") == 2
     assert "sh install/cpu_torch.sh /opt/vigild/bin/python" in (ROOT / "Dockerfile").read_text()
-    assert "sh install/cpu_torch.sh" in (ROOT / "README.md").read_text()
+    assert '"$source/install/cpu_torch.sh" "$venv/bin/python"' in (ROOT / "install.sh").read_text()
