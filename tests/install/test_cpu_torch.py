@@ -76,6 +76,7 @@ def _serve(index: Index) -> ThreadingHTTPServer:
             index.asked.append(self.path)
             if index.hangs:
                 time.sleep(60)
+                return
             body = index.answer(self.path)
             self.send_response(404 if body is None else 200)
             self.send_header("Content-Type", "text/html" if "/files/" not in self.path else "application/octet-stream")
