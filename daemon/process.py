@@ -70,6 +70,8 @@ LOG_SOCKET_IS_OURS = (
     "log.sock is the daemon's own, not the service manager's: while the daemon restarts new senders are refused, and "
     "only the daemon's user and group may open it"
 )
+# Whoever rotates logs may send them, and left alone they would end us.
+HARMLESS = (signal.SIGUSR1, signal.SIGUSR2)
 _TAIL_BYTES = 1 << 20
 _OUTLETS = ("alerts", "verdicts")
 
@@ -90,8 +92,9 @@ def run(
 ) -> None:
     """Run until SIGTERM or SIGINT. Raises Failed; what is a fault of ours comes out as it is."""
     os.umask(0o077)
-    # Until the event loop takes it: the settings have only just been read, there is nothing to reload.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Until the event loop takes them: the settings have only just been read, there is nothing to reload.
+    for number in (signal.SIGHUP, *HARMLESS):
+        signal.signal(number, signal.SIG_IGN)
     keep_freed_buffers()
     notifier = Notifier.from_environment()
     try:
@@ -161,14 +164,18 @@ class _Daemon:
         async with trio.open_nursery() as outer:
             await outer.start(self._obey_signals, outer)
             await outer.start(partial(run_server, app, self._listeners.admin, self._stop.wait))
+            outer.start_soon(self._tell)
             await self._work()
             outer.cancel_scope.cancel()
 
     async def _obey_signals(self, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *HARMLESS) as signals:
             task_status.started()
             async for number in signals:
-                if number == signal.SIGHUP:
+                if number in HARMLESS:
+                    name = signal.Signals(number).name
+                    log.info("%s: nothing to do, a file that was rotated is noticed by itself", name)
+                elif number == signal.SIGHUP:
                     # Beside, for it may have to wait (for the start, for a disk), and the next signal must not.
                     nursery.start_soon(self._reload)
                 elif not self._stop.is_set():
@@ -186,6 +193,7 @@ class _Daemon:
             with verdicts_in:
                 found = await self._find(last_line)
                 alerts.begin_after(found.snapshot_seq, found.line)
+                self._service.read(found.reading)
                 store, counters, backlog = self._store, Counters(), Backlog(EARLY_BYTES)
                 sequencer = Sequencer(store.append, store.rotate, seq=found.seq, line=found.line, now=time.time)
                 self._service.journal(sequencer)
@@ -371,11 +379,11 @@ class _Daemon:
                 program=await trio.to_thread.run_sync(program),
             )
         )
+        background.start_soon(self._service.count_withdrawals)
         await listening.wait()
         self._service.started.set()
         log.info("serving from line %d on; %s", running.recovered_line, running.recovery.sentence())
-        self._notifier.ready(self._sentence())
-        background.start_soon(self._tell)
+        self._notifier.ready(self._service.sentence())
         await self._stop.wait()
 
     async def _find(self, last_line: int) -> Found:
@@ -399,13 +407,17 @@ class _Daemon:
         """The state, in a thread; replayed verdicts go to alerts, which writes those it has not."""
         tell = _every(ALIVE_SECONDS, lambda: self._notifier.extend(ALIVE_GRACE_SECONDS))
 
+        def deliver(said: Verdicts) -> None:
+            trio.from_thread.run(verdicts.send, said)
+            found.reading.replayed(said.seq)
+
         def recover() -> "Recovered":
             import torch  # a second and more, while lines are taken already
 
             torch.set_num_threads(1)
             from daemon.recovery import recover
 
-            return recover(self._store, found, lambda v: trio.from_thread.run(verdicts.send, v), tell)
+            return recover(self._store, found, deliver, tell)
 
         recovered = await trio.to_thread.run_sync(recover)
         recovered.report.notes.extend(writer.note for writer in self._outlets if writer.note)
@@ -444,12 +456,8 @@ class _Daemon:
     async def _tell(self) -> None:
         """Keep `systemctl status` true."""
         while True:
-            self._notifier.status(self._sentence())
-            await trio.sleep(STATUS_SECONDS)
-
-    def _sentence(self) -> str:
-        health = self._service.health()
-        return f"{health['status']}, {health['phase']}, {health['logs_processed']:,} lines"
+            self._notifier.status(self._service.sentence())
+            await trio.sleep(STATUS_SECONDS if self._service.started.is_set() else ALIVE_SECONDS)
 
     async def _reload(self) -> None:
         """SIGHUP: settings and rules anew. What sockets, format and sessions need waits for a restart."""
@@ -463,7 +471,7 @@ class _Daemon:
                 log.error("not reloaded, the settings in force stay: %s", exc)
             except trio.BrokenResourceError:
                 log.warning("not reloaded: the daemon is stopping")
-            self._notifier.ready(self._sentence())
+            self._notifier.ready(self._service.sentence())
 
 
 def _why_nothing_is_kept(notifier: Notifier, stored: Collection[str]) -> str | None:

@@ -45,6 +45,7 @@ async function refresh() {
   for (const incident of listed.incidents.reverse()) takeIncident(incident);
   for (const record of alerts.anomalies) takeRecord(record);
   for (const item of items.values()) showAnswer(item);
+  $("nothing").hidden = items.size > 0;
   showStream();
   lookUp();
 }
