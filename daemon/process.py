@@ -26,14 +26,14 @@ import trio
 from actors.alerts import Alerts, Outlet, Record, id_key, run_alerts
 from actors.backlog import Backlog, run_backlog
 from actors.checkpoint import CheckpointError, Checkpoints, run_checkpoint
-from actors.ingest import Counters, run_ingest
+from actors.ingest import MAX_CONNECTIONS, Counters, run_ingest
 from actors.kept import marks_work
 from actors.scoring import Scoring, Verdicts, run_scoring
 from actors.sequencer import Request, Sequencer, run_sequencer, submit
 from actors.training import TrainingStatus, run_training
 from daemon.api.app import create_app
 from daemon.finding import Found, find
-from daemon.listeners import ListenError, Listeners, inherit, open_listeners
+from daemon.listeners import ListenError, Listeners, inherit, open_listeners, room_for_connections
 from daemon.memory import keep_freed_buffers
 from daemon.notify import Notifier
 from daemon.places import make_private, runtime_directory
@@ -273,6 +273,9 @@ class _Daemon:
             counters.exactly_once, counters.exactly_once_reason = reason is None, reason
             if reason and not unkept:
                 log.warning("%s: start vigild.socket before vigild.service", reason)
+            connections = room_for_connections(MAX_CONNECTIONS)
+            if connections < MAX_CONNECTIONS:
+                log.warning("few files may be open (LimitNOFILE): room for %d connections for log lines", connections)
             await flow.start(
                 partial(
                     run_ingest,
@@ -283,6 +286,7 @@ class _Daemon:
                     recognise=recognise,
                     kind=self._settings.format.kind,
                     max_line_bytes=self._settings.ingest.max_line_bytes,
+                    max_connections=connections,
                     living=found.living,
                     stored=stored,
                     keeper=None if unkept else self._notifier,

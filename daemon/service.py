@@ -11,7 +11,7 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
@@ -537,15 +537,20 @@ class Service:
             return await trio.to_thread.run_sync(find_record, path, alert_id)
         return record
 
-    @asynccontextmanager
-    async def events(self, *, everything: bool) -> AsyncIterator["trio.MemoryReceiveChannel[dict[str, Any]]"]:
-        with self._ready().alerts.subscribe(everything=everything) as channel:
-            yield channel
+    def events(self, *, everything: bool) -> AbstractAsyncContextManager["trio.MemoryReceiveChannel[dict[str, Any]]"]:
+        # Not in the context manager: that is entered when an answer has begun, which is too late to refuse.
+        return _subscribed(self._ready().alerts, everything)
 
     def _ready(self) -> Running:
         if self._running is None:
-            raise ControlError(503, "starting", "the state is still being recovered; try again in a moment")
+            raise ControlError(503, "starting", "the state is still being read; try again in a moment")
         return self._running
+
+
+@asynccontextmanager
+async def _subscribed(alerts: Alerts, everything: bool) -> AsyncIterator["trio.MemoryReceiveChannel[dict[str, Any]]"]:
+    with alerts.subscribe(everything=everything) as channel:
+        yield channel
 
 
 def _no_snapshot(name: str) -> NoReturn:

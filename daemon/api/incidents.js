@@ -38,7 +38,7 @@ async function refresh() {
     [alerts, listed, answers] = await Promise.all([
       read("anomalies?limit=200"), read(`incidents?limit=${SHOWN}`), read("feedback")]);
   } catch (error) {
-    put("stream", `not connected: ${error.name === "TimeoutError" ? "no answer in time" : error.message}`);
+    put("stream", error.name === "TimeoutError" ? "no answer in time" : error.message);
     return;
   }
   answered = new Map(answers.feedback.map((answer) => [answer.cause, answer]));

@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from actors.ingest import MAX_CONNECTIONS
@@ -27,7 +28,11 @@ NOBODY_GIVES_WAY = """
 import actors.places
 actors.places.Places.let_go = lambda self: False
 """
-TINY_BYTES = 64 << 10
+TAKES_EVERY_FILE = """
+import daemon.process
+daemon.process.room_for_connections = lambda most: most
+"""
+FILES = 200
 NO_SNAPSHOTS = SETTINGS.replace("every_lines = 5000", "every_lines = 10000000")
 VIGILCTL = [sys.executable, "-m", "daemon.vigilctl"]
 
@@ -69,7 +74,7 @@ def test_a_training_that_fails_is_a_reason_until_one_succeeds(tmp_path: Path) ->
     """There is no space where the trainer gets what it is to learn from."""
     with vigild(tmp_path, warmup=1500) as daemon:
         daemon.start()
-        with mounted("tmpfs", daemon.state / "training", "-t", "tmpfs", "-o", f"size={TINY_BYTES},mode=0700"):
+        with mounted("tmpfs", daemon.state / "training", "-t", "tmpfs", "-o", "size=4096,mode=0700"):
             daemon.send_lines(sample_lines()[:1500])
             daemon.wait(lambda: "training" in degraded(daemon))
             assert "No space left" in degraded(daemon)["training"]
@@ -104,18 +109,16 @@ def test_alerts_that_cannot_be_written_are_a_reason_until_they_are(tmp_path: Pat
 
 
 @contextmanager
-def all_places_taken(daemon: Vigild) -> Iterator[list[socket.socket]]:
+def all_places_taken(daemon: Vigild, places: int = MAX_CONNECTIONS) -> Iterator[list[socket.socket]]:
     """By connections that send nothing."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < 4096:
+    if hard < 4096:
         pytest.skip("too few files may be open here")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
-    assert daemon.process is not None
-    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (4096, 4096))
     try:
         with ExitStack() as stack:
-            idle = [stack.enter_context(daemon.connect()) for _ in range(MAX_CONNECTIONS)]
-            daemon.wait(lambda: daemon.status()["ingest"]["connections"] == MAX_CONNECTIONS)
+            idle = [stack.enter_context(daemon.connect()) for _ in range(places)]
+            daemon.wait(lambda: daemon.status()["ingest"]["connections"] == places)
             yield idle
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -142,12 +145,14 @@ def ended(connections: list[socket.socket]) -> int:
 def test_connections_that_never_sent_a_byte_give_way_and_it_is_said_once(tmp_path: Path) -> None:
     with vigild(tmp_path) as daemon:
         daemon.start()
-        with all_places_taken(daemon) as idle:
+        with all_places_taken(daemon) as idle, ExitStack() as stack:
             idle[0].sendall(b"the oldest has spoken, half a line")
             daemon.wait(lambda: daemon.status()["ingest"]["bytes"] > 0)
             assert degraded(daemon) == {}, "full is not yet too full"
-            for number in range(3):
-                assert confirmed(daemon, 2 * SILENT_SECONDS), number
+            came = [stack.enter_context(daemon.connect()) for _ in range(3)]
+            for newcomer in came:
+                newcomer.sendall(b"at last\n")
+            daemon.wait(lambda: daemon.status()["ingest"]["lines"] == len(came), 2 * SILENT_SECONDS)
             assert "1,024 connections" in degraded(daemon)["limits"] and by_metrics(daemon) == {"limits"}
             assert metrics(daemon)["vigild_connections_waiting"] == 1.0
             assert metrics(daemon)["vigild_connections_gave_way_total"] == ended(idle) == 3
@@ -172,24 +177,41 @@ def test_without_giving_way_nobody_else_is_heard(tmp_path: Path) -> None:
             assert set(degraded(daemon)) == {"limits"}, "it is seen all the same"
 
 
-def test_out_of_descriptors_it_is_said_once_and_the_silent_give_way(tmp_path: Path) -> None:
-    with vigild(tmp_path) as daemon, ExitStack() as stack:
+def with_few_files(daemon: Vigild) -> None:
+    """So many that may be open, from its next start on."""
+    daemon.command[:0] = ["prlimit", f"--nofile={FILES}:{FILES}", "--"]
+
+
+def test_where_few_files_may_be_open_connections_leave_room_for_the_rest(tmp_path: Path) -> None:
+    with vigild(tmp_path) as daemon:
+        with_few_files(daemon)
         daemon.start()
-        assert daemon.process is not None
-        for _ in range(3):
-            stack.enter_context(daemon.connect())
-        daemon.wait(lambda: daemon.status()["ingest"]["connections"] == 3)
-        pid = daemon.process.pid
-        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        highest = max(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir())
-        free = sum(number not in {int(e.name) for e in Path(f"/proc/{pid}/fd").iterdir()} for number in range(highest))
-        taken = [stack.enter_context(daemon.connect()) for _ in range(free)]
-        daemon.wait(lambda: daemon.status()["ingest"]["connections"] == 3 + len(taken))
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
-        assert confirmed(daemon, 3 * SILENT_SECONDS)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
-        assert "Too many open files" in degraded(daemon)["limits"]
-        assert daemon.log.count("cannot be accepted: Too many open files") == 1
+        assert f"room for {FILES // 2} connections" in daemon.log
+        with all_places_taken(daemon, FILES // 2) as idle, ExitStack() as stack:
+            for _ in range(FILES):
+                stack.enter_context(daemon.connect())  # these wait
+            idle[0].sendall(b"one\n")
+            daemon.applied(1)
+            daemon.post("/checkpoint")
+            daemon.wait(lambda: set(degraded(daemon)) == {"limits"})
+        daemon.send_lines([b"two"])
+
+
+def test_without_that_room_it_cannot_even_save(tmp_path: Path) -> None:
+    """The control."""
+    with vigild(tmp_path) as daemon:
+        alter(daemon, TAKES_EVERY_FILE)
+        with_few_files(daemon)
+        daemon.start()
+        daemon.send_lines([b"one"])
+        with ExitStack() as stack:
+            for _ in range(2 * FILES):
+                stack.enter_context(daemon.connect())
+            daemon.wait(lambda: "Too many open files" in daemon.log)
+            try:
+                assert daemon.api.post("/checkpoint").status_code == 503
+            except httpx.TransportError:  # nor answer
+                assert "Too many open files" in daemon.log
 
 
 def test_signals_that_rotation_sends_do_nothing_but_are_said(tmp_path: Path) -> None:
