@@ -148,6 +148,6 @@ class Control(Protocol):
     def events(self, *, everything: bool) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[dict[str, Any]]]:
         """A live subscription: flagged records, or with `everything` a sample of the rest as well.
 
-        Raises `ControlError` when called, not when entered. The channel ends when the daemon stops. A subscriber that does not keep up misses records and is
-        told how many by {"left_out": n}; it never slows the daemon.
+        Raises `ControlError` when called, not when entered. The channel ends when the daemon stops. A subscriber that
+        does not keep up misses records and is told how many by {"left_out": n}; it never slows the daemon.
         """

@@ -213,7 +213,7 @@ async def test_it_is_degraded_for_as_long_as_something_has_failed(tmp_path: Path
             True,
             "training failed: no space",
         )
-        assert service.sentence() == "degraded, warmup, 0 lines: training failed: no space"
+        assert service.sentence() == "degraded, training, 0 lines: training failed: no space"
         running.training.end("no more space")
         assert service.health()["reason"] == "training failed 2 times in a row: no more space"
         assert service.status()["reasons"] == service.health()["reasons"]
