@@ -46,8 +46,8 @@ class Control(Protocol):
             recovery    tier, snapshot_line, replayed_lines, lost_lines, seconds, set_aside[]
             checkpoint  last_line, last_time (epoch seconds), lines_at_risk, error, failures
             training    epoch, epochs, loss, percent (0..100), seconds_left, attempt, error, due, generation_in_force,
-                        refused (how many models), refusal (why the last one was, or None), failures (how many
-                        runs), withdrawn [{member, seq, reason}], withdrawals (how many since the start)
+                        refused (how many models), refusal (why the last one was, or None), failures_total
+                        (runs that failed), withdrawn [{member, seq, reason}], withdrawals (how many since the start)
             ingest      connections, bytes, lines_truncated, future_lines (their time lay more than a day ahead),
                         connections_waiting, connections_gave_way, accept_errors
             alarms      flagged, per_day, alpha, floor_binding, incidents {opened, open, digest, evicted},

@@ -92,9 +92,6 @@ def run(
 ) -> None:
     """Run until SIGTERM or SIGINT. Raises Failed; what is a fault of ours comes out as it is."""
     os.umask(0o077)
-    # Until the event loop takes them: the settings have only just been read, there is nothing to reload.
-    for number in (signal.SIGHUP, *HARMLESS):
-        signal.signal(number, signal.SIG_IGN)
     keep_freed_buffers()
     notifier = Notifier.from_environment()
     try:

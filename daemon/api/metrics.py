@@ -32,7 +32,7 @@ _COUNTERS = {  # name (the format adds _total): where in the status, help
     "vigild_sources_evicted": ("sources.evicted", "Sources whose counters made room in the bounded table."),
     "vigild_admitted_dropped": ("alarms.admitted_dropped", "Admitted causes that made room for newer ones."),
     "vigild_answers_dropped": ("alarms.answers_dropped", "Answers that made room for newer ones."),
-    "vigild_training_failures": ("training.failures", "Trainings that failed since the start."),
+    "vigild_training_failures": ("training.failures_total", "Trainings that failed since the start."),
     "vigild_member_withdrawals": ("training.withdrawals", "Members withdrawn, since they failed, since the start."),
     "vigild_checkpoint_failures": ("checkpoint.failures", "Checkpoints that failed since the start."),
     "vigild_records_lost": ("alarms.records_lost", "Alerts and verdicts that could not be written and are lost."),

@@ -401,7 +401,7 @@ async def test_metrics_have_every_reason_to_be_degraded_and_serving_is_what_heal
     assert {f'vigild_degraded{{reason="{code}"}} 0.0' for code in CODES} <= set(await samples())
     control.health_status, control.reasons = "degraded", [{"code": "limits", "text": "all are taken"}]
     control.status_extra = {
-        "training": {"failures": 4, "withdrawals": 2}, "checkpoint": {"failures": 3},
+        "training": {"failures_total": 4, "withdrawals": 2}, "checkpoint": {"failures": 3},
         "alarms": {"records_lost": 5, "records_waiting": 6},
         "ingest": {"connections_waiting": True, "connections_gave_way": 7, "accept_errors": 8},
     }  # fmt: skip

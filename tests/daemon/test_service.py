@@ -204,9 +204,9 @@ async def test_it_is_degraded_for_as_long_as_something_has_failed(tmp_path: Path
         assert (service.health()["status"], service.health()["reasons"]) == ("serving", [])
         assert service.sentence() == "serving, warmup, 0 lines"
         running = service._ready()
-        running.training.begin(3)
-        running.training.end("no space")
-        running.training.begin(3)
+        training = running.training
+        training.attempts, training.error = 1, "no space"
+        training.begin(3)
         health = service.health()
         assert (health["status"], health["serving"], health["reason"]) == (
             "degraded",
@@ -214,7 +214,7 @@ async def test_it_is_degraded_for_as_long_as_something_has_failed(tmp_path: Path
             "training failed: no space",
         )
         assert service.sentence() == "degraded, training, 0 lines: training failed: no space"
-        running.training.end("no more space")
+        training.in_progress, training.error = False, "no more space"
         assert service.health()["reason"] == "training failed 2 times in a row: no more space"
         assert service.status()["reasons"] == service.health()["reasons"]
         daemon.sequencer.trouble = Trouble("/s: full", 5.0)
@@ -222,7 +222,7 @@ async def test_it_is_degraded_for_as_long_as_something_has_failed(tmp_path: Path
         assert (health["status"], health["serving"], health["since"]) == ("degraded", False, 5.0)
         assert [reason["code"] for reason in health["reasons"]] == ["journal", "training"]
         daemon.sequencer.trouble = None
-        running.training.end(None)
+        training.error = None
         assert service.health()["status"] == "serving"
         service.stopping = True
         assert (service.health()["status"], service.health()["serving"]) == ("stopping", False)
