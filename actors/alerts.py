@@ -260,11 +260,18 @@ class Alerts:
         self._progress.set()
         self._progress = trio.Event()
 
+    def outlets(self) -> dict[str, Record]:
+        """How each file of records is, by its name."""
+        return {outlet.name: outlet.status() for outlet in self._outlets}
+
     def status(self) -> Record:
+        outlets = self.outlets()
         return {
             "flagged": self.flagged,
             "streams": len(self._streams),
-            **{outlet.name: outlet.status() for outlet in self._outlets},
+            "records_waiting": sum(outlet["pending"] for outlet in outlets.values()),
+            "records_lost": sum(outlet["lost"] for outlet in outlets.values()),
+            **outlets,
         }
 
 

@@ -25,6 +25,7 @@ import trio
 from actors.keeping import Keeping
 from actors.kept import Keeper, clear_mark, journaled_bytes, set_mark
 from actors.lines import Recognise, Source
+from actors.places import Places
 from actors.sequencer import Chunk
 from detection.frames import Segment
 from detection.sources import LivingSource
@@ -51,6 +52,8 @@ class Counters:
     `connections_unkept` are those that may not though others do, for want of room.
     `connections_resumed` came from an earlier process; `chunks_recognised` of them had a chunk under way that
     was found in the journal, so it was not read again.
+    `connections_waiting` says whether others have to wait for a place; if so, the reason is beside it.
+    `connections_gave_way` had never sent anything, and were let go for those that waited.
     """
 
     lines: int = 0
@@ -65,6 +68,9 @@ class Counters:
     connections_unkept: int = 0
     connections_resumed: int = 0
     chunks_recognised: int = 0
+    connections_waiting: bool = False
+    connections_waiting_reason: str | None = None
+    connections_gave_way: int = 0
 
 
 async def run_ingest(
@@ -85,8 +91,9 @@ async def run_ingest(
 ) -> None:
     """Turn what senders write into durable chunks until `stop`; then close `chunks`, which is ours.
 
-    The listeners are bound, listening, non-blocking, and stay the caller's. At `max_connections` nothing is
-    accepted and the backlog waits. Sources are called "<salt>-<n>": `salt` must differ between starts.
+    The listeners are bound, listening, non-blocking, and stay the caller's. At `max_connections` whoever comes waits
+    in the backlog, and those that have sent nothing give way (`actors.places`). Sources are called "<salt>-<n>":
+    `salt` must differ between starts.
 
     `living` are the sources that have not ended as of the last journaled frame, `stored` the connections that
     were kept for us by the names of their sources: those go on. A living source without its connection ends
@@ -103,6 +110,7 @@ async def run_ingest(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ingest.stop_reading, stop)
             nursery.start_soon(ingest.watch_store)
+            nursery.start_soon(ingest.watch_places)
             known = {source.name: source for source in living}
             for name, connection in stored.items():
                 nursery.start_soon(ingest.resume, connection, name, known.get(name))
@@ -128,7 +136,7 @@ class _Ingest:
         self._recognise = recognise
         self._kind = kind
         self._max_line_bytes = max_line_bytes
-        self._places = trio.Semaphore(max_connections)
+        self._places = Places(max_connections, self._have_to_wait)
         self._under_way = trio.CapacityLimiter(MAX_CHUNKS_UNDER_WAY)
         self._counters = counters
         self._lasting_reason = counters.exactly_once_reason
@@ -141,6 +149,16 @@ class _Ingest:
         if self._keeping is not None:
             with self._until_stop():
                 await self._keeping.watch()
+
+    async def watch_places(self) -> None:
+        """Until `stop`."""
+        with self._until_stop():
+            await self._places.watch()
+
+    def _have_to_wait(self, reason: str | None, gave_way: int) -> None:
+        counters = self._counters
+        counters.connections_waiting, counters.connections_waiting_reason = reason is not None, reason
+        counters.connections_gave_way = gave_way
 
     def _would_not_outlive_us(self, connections: int) -> None:
         counters = self._counters
@@ -181,7 +199,7 @@ class _Ingest:
     async def resume(self, connection: socket.socket, name: str, before: LivingSource | None) -> None:
         """Go on with a connection that an earlier process had; `before` is where the journal leaves its source."""
         with self._until_stop() as scope:
-            await self._places.acquire()
+            await self._places.take()
         if scope.cancelled_caught:
             return
         self._counters.connections_open += 1
@@ -195,12 +213,12 @@ class _Ingest:
             with self._until_stop() as scope:
                 # A place is taken when somebody comes, not before: connections that were kept for us need them.
                 await trio.lowlevel.wait_readable(listener)
-                await self._places.acquire()
+                await self._places.take()
             if scope.cancelled_caught:
                 return
             connection = await self._accepted(listener)
             if connection is None:
-                self._places.release()
+                self._places.give_back()
                 continue
             self._counters.connections_total += 1
             name = f"{self._salt}-{self._counters.connections_total}"
@@ -222,9 +240,12 @@ class _Ingest:
                 if exc.errno not in _EXHAUSTED | _GONE:
                     raise
                 self._counters.accept_errors += 1
-                log.warning("connection not accepted: %s", exc)
                 if exc.errno in _EXHAUSTED:
+                    self._places.short_of(f"connections for log lines cannot be accepted: {exc.strerror}")
+                    self._places.let_go()
                     await trio.sleep(ACCEPT_PAUSE_SECONDS)
+                else:
+                    log.warning("connection not accepted: %s", exc)
         return connection
 
     def _source(self, name: str, before: LivingSource | None) -> Source:
@@ -232,6 +253,8 @@ class _Ingest:
 
     async def _serve(self, connection: trio.socket.SocketType, source: Source, journaled: int = 0) -> None:
         """Read `connection` from its byte `journaled` on to its end, or to ours."""
+        if not source.begun:
+            self._places.is_silent(connection)
         try:
             with connection:
                 await _consume(connection, journaled)
@@ -249,7 +272,7 @@ class _Ingest:
                     self._keeping.closed(source.name)
         finally:
             self._counters.connections_open -= 1
-            self._places.release()
+            self._places.give_back(connection)
 
     async def _read_all(self, connection: trio.socket.SocketType, source: Source) -> bool:
         """True at the end of the source, False when we stop before."""
@@ -271,6 +294,7 @@ class _Ingest:
             data = await connection.recv(CHUNK_BYTES, socket.MSG_PEEK)
             if not data:
                 return False
+            self._places.spoke(connection)
             segment = source.feed(data)
             if self._keeping is not None and segment is not None:
                 set_mark(connection, len(data), segment.parity)

@@ -41,6 +41,11 @@ class Source:
             if before is None or before.lines < SAMPLE_LINES:
                 self._sample = _Sample(recognise, before.tail if before else b"")
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has said anything yet."""
+        return self._begun
+
     def feed(self, data: bytes) -> Segment | None:
         """The segment for the next `data` of this source; None when it all belongs to a line already full."""
         was_full = self._skipping

@@ -55,7 +55,7 @@ def run(daemon: Vigild, lines: list[bytes], warmup: int, total: int, long: int) 
     daemon.launch()
     daemon.wait(lambda: (daemon.runtime / "log.sock").exists())
     accepting = time.monotonic() - began
-    daemon.wait(lambda: daemon.health().get("status") == "serving")
+    daemon.wait(lambda: bool(daemon.health().get("serving")))
     say("start, fresh", f"log socket after {accepting:.2f} s, serving after {time.monotonic() - began:.2f} s")
 
     rate = send(daemon, stream, warmup)

@@ -102,7 +102,7 @@ def measure(daemon: Vigild, rounds: int) -> None:
         daemon.launch()
         send_as_soon_as_possible(daemon, b"one line more\n")
         durable.append(time.monotonic() - began)
-        daemon.wait(lambda: daemon.health().get("status") == "serving")
+        daemon.wait(lambda: bool(daemon.health().get("serving")))
         serving.append(time.monotonic() - began)
         recovery = daemon.status()["recovery"]
         print(

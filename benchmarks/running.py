@@ -81,7 +81,7 @@ class Vigild:
     def start(self) -> "Vigild":
         """Start the process and return when it serves."""
         self.launch()
-        self.wait(lambda: self.health().get("status") == "serving", START_SECONDS)
+        self.wait(lambda: bool(self.health().get("serving")), START_SECONDS)
         return self
 
     def wait(self, happened: Callable[[], bool], seconds: float = 60.0) -> None:

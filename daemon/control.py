@@ -28,25 +28,30 @@ class Control(Protocol):
     """
 
     def health(self) -> dict[str, Any]:
-        """{"status", "reason", "since", "phase", "logs_processed", "transformer_ready", "active_models"}; never blocks.
+        """{"status", "serving", "reason", "since", "reasons", "reading", "phase", "logs_processed",
+        "transformer_ready", "active_models"}; never blocks.
 
-        `status` is "serving", or what keeps the daemon from it: "starting", "degraded" (lines wait, questions are
-        answered), "stopping"; `reason` is why, a sentence, `since` the epoch second where that is known.
+        `status` is "serving", "degraded", "starting" or "stopping". `serving` says whether lines are taken and judged:
+        so they are while it is degraded, unless they wait for the disk. `reasons` are what is wrong, as {"code",
+        "text"} (`daemon.degraded`), `reason` says it in one sentence, `since` is the epoch second where that is known.
+        While the state is read `reading` is {"percent", "lines_to_replay"}, otherwise None.
         """
 
     def status(self) -> dict[str, Any]:
         """The whole of `GET /status`; never blocks, whatever the scoring thread is doing.
 
-        Beyond the contract's fields: "status" as in `health`, and "reason", why it is not "serving"
-        (a sentence or None). Parts the page and the metrics read where they are present:
+        Beyond the contract's fields: "status", "serving", "reason", "since", "reasons" and "reading" as in `health`.
+        Parts the page and the metrics read where they are present:
 
             recovery    tier, snapshot_line, replayed_lines, lost_lines, seconds, set_aside[]
-            checkpoint  last_line, last_time (epoch seconds), lines_at_risk, error
+            checkpoint  last_line, last_time (epoch seconds), lines_at_risk, error, failures
             training    epoch, epochs, loss, percent (0..100), seconds_left, attempt, error, due, generation_in_force,
-                        refused (how many models), refusal (why the last one was, or None)
-            ingest      connections, bytes, lines_truncated, future_lines (their time lay more than a day ahead)
+                        refused (how many models), refusal (why the last one was, or None), failures_total
+                        (runs that failed), withdrawn [{member, seq, reason}], withdrawals (how many since the start)
+            ingest      connections, bytes, lines_truncated, future_lines (their time lay more than a day ahead),
+                        connections_waiting, connections_gave_way, accept_errors
             alarms      flagged, per_day, alpha, floor_binding, incidents {opened, open, digest, evicted},
-                        answers, answers_dropped, admitted, admitted_dropped
+                        answers, answers_dropped, admitted, admitted_dropped, records_waiting, records_lost
             templates, sessions, sources  evicted: how many made room in their bounded tables
             vouched     lines, rule_hits, sessions, waiting (a file has ended that no model has learned from)
         """
@@ -143,6 +148,6 @@ class Control(Protocol):
     def events(self, *, everything: bool) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[dict[str, Any]]]:
         """A live subscription: flagged records, or with `everything` a sample of the rest as well.
 
-        The channel ends when the daemon stops. A subscriber that does not keep up misses records and is
-        told how many by {"left_out": n}; it never slows the daemon.
+        Raises `ControlError` when called, not when entered. The channel ends when the daemon stops. A subscriber that
+        does not keep up misses records and is told how many by {"left_out": n}; it never slows the daemon.
         """

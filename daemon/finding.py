@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from daemon.reading import Reading
 from detection.frames import LinesFrame, SettingsFrame, SkipFrame, decode
 from detection.settings import DetectionSettings, RuleText
 from detection.sources import LivingSource, LivingSources
@@ -29,7 +30,7 @@ class Found:
     `frames_missing` says whether frames are, which may have held no line: an answer, a model.
 
     `living` are the sources that have not ended, `settings` what is in force (None before the first settings),
-    `skipped` the frames that skip frames tell of, `replay_bytes` how much there is to apply after the snapshot at
+    `skipped` the frames that skip frames tell of, `reading` what there is to apply after the snapshot at
     `snapshot_seq` (0: there is none). The rest is as in `Recovery`.
     """
 
@@ -41,11 +42,15 @@ class Found:
     living: list[LivingSource]
     settings: SettingsFrame | None
     skipped: set[int]
-    replay_bytes: int
+    reading: Reading
     models: list[ModelFile]
     set_aside: list[str]
     notes: list[str]
     journal_missing: bool
+
+    @property
+    def replay_bytes(self) -> int:
+        return self.reading.bytes
 
     @property
     def only_models_left(self) -> bool:
@@ -77,6 +82,7 @@ def _found(recovery: Recovery, seen: "_Seen", last_line: int) -> Found:
         lost_lines += last_line - line
         recovery.notes.append(f"records were written up to line {last_line}, the journal ends at line {line}")
         line = last_line
+    seen.reading.seq, seen.reading.line = recovery.last_seq, line
     settings = [frame for seq, frame in seen.settings if seq not in seen.skipped]
     return Found(
         snapshot_seq=recovery.snapshot[0] if recovery.snapshot is not None else 0,
@@ -87,7 +93,7 @@ def _found(recovery: Recovery, seen: "_Seen", last_line: int) -> Found:
         living=seen.living.sources(),
         settings=settings[-1] if settings else None,
         skipped=seen.skipped,
-        replay_bytes=seen.replay_bytes,
+        reading=seen.reading,
         models=recovery.models,
         set_aside=recovery.set_aside,
         notes=recovery.notes,
@@ -100,7 +106,7 @@ class _Seen:
     living: LivingSources = field(default_factory=LivingSources)
     settings: list[tuple[int, SettingsFrame]] = field(default_factory=list)
     skipped: set[int] = field(default_factory=set)
-    replay_bytes: int = 0
+    reading: Reading = field(default_factory=Reading)
 
     @classmethod
     def of(cls, columns: Columns) -> "_Seen":
@@ -115,7 +121,7 @@ class _Seen:
 
     def take(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            self.replay_bytes += len(entry.payload)
+            self.reading.add(entry)
             try:
                 frame = decode(entry.payload)
             except ValueError:

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import socket
 import stat
 import struct
@@ -24,6 +25,8 @@ from pathlib import Path
 from daemon.notify import PROBE_NAME
 
 BACKLOG = 1024
+# Of the descriptors that may be open, those that are not for log lines: 64 connections on each admin socket, and more.
+RESERVED_FILES = 512
 SOCKET_MODE = 0o660
 PATH_BYTES = 107  # sockaddr_un.sun_path, less its closing NUL
 
@@ -233,6 +236,18 @@ def _open_tcp(address: TcpAddress) -> Iterator[socket.socket]:
 def _identity(path: Path) -> tuple[int, int]:
     found = path.lstat()
     return found.st_dev, found.st_ino
+
+
+def room_for_connections(most: int) -> int:
+    """How many connections for log lines may be open at a time, at most `most`: so many that files, questions and the
+    trainer find descriptors as well. Raises this process's soft limit as far as that takes and its hard limit lets it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = most + RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < enough:
+        soft = enough if hard == resource.RLIM_INFINITY else min(hard, enough)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return most if soft == resource.RLIM_INFINITY else min(most, max(soft - RESERVED_FILES, soft // 2))
 
 
 def _place(listener: socket.socket) -> str:

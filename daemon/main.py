@@ -7,6 +7,7 @@ start, and what it sends waits in the kernel until the state is there.
 import argparse
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -59,6 +60,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         token = read_token(settings)
     except SettingsError as exc:
         return _failed(str(exc))
+    # Until the event loop takes them: the settings have only just been read, there is nothing to reload.
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     from daemon.process import Failed, run
 
     try:

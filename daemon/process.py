@@ -26,14 +26,14 @@ import trio
 from actors.alerts import Alerts, Outlet, Record, id_key, run_alerts
 from actors.backlog import Backlog, run_backlog
 from actors.checkpoint import CheckpointError, Checkpoints, run_checkpoint
-from actors.ingest import Counters, run_ingest
+from actors.ingest import MAX_CONNECTIONS, Counters, run_ingest
 from actors.kept import marks_work
 from actors.scoring import Scoring, Verdicts, run_scoring
 from actors.sequencer import Request, Sequencer, run_sequencer, submit
 from actors.training import TrainingStatus, run_training
 from daemon.api.app import create_app
 from daemon.finding import Found, find
-from daemon.listeners import ListenError, Listeners, inherit, open_listeners
+from daemon.listeners import ListenError, Listeners, inherit, open_listeners, room_for_connections
 from daemon.memory import keep_freed_buffers
 from daemon.notify import Notifier
 from daemon.places import make_private, runtime_directory
@@ -70,6 +70,8 @@ LOG_SOCKET_IS_OURS = (
     "log.sock is the daemon's own, not the service manager's: while the daemon restarts new senders are refused, and "
     "only the daemon's user and group may open it"
 )
+# Whoever rotates logs may send them, and left alone they would end us.
+HARMLESS = (signal.SIGUSR1, signal.SIGUSR2)
 _TAIL_BYTES = 1 << 20
 _OUTLETS = ("alerts", "verdicts")
 
@@ -90,8 +92,6 @@ def run(
 ) -> None:
     """Run until SIGTERM or SIGINT. Raises Failed; what is a fault of ours comes out as it is."""
     os.umask(0o077)
-    # Until the event loop takes it: the settings have only just been read, there is nothing to reload.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     keep_freed_buffers()
     notifier = Notifier.from_environment()
     try:
@@ -161,14 +161,18 @@ class _Daemon:
         async with trio.open_nursery() as outer:
             await outer.start(self._obey_signals, outer)
             await outer.start(partial(run_server, app, self._listeners.admin, self._stop.wait))
+            outer.start_soon(self._tell)
             await self._work()
             outer.cancel_scope.cancel()
 
     async def _obey_signals(self, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *HARMLESS) as signals:
             task_status.started()
             async for number in signals:
-                if number == signal.SIGHUP:
+                if number in HARMLESS:
+                    name = signal.Signals(number).name
+                    log.info("%s: nothing to do, a file that was rotated is noticed by itself", name)
+                elif number == signal.SIGHUP:
                     # Beside, for it may have to wait (for the start, for a disk), and the next signal must not.
                     nursery.start_soon(self._reload)
                 elif not self._stop.is_set():
@@ -186,6 +190,7 @@ class _Daemon:
             with verdicts_in:
                 found = await self._find(last_line)
                 alerts.begin_after(found.snapshot_seq, found.line)
+                self._service.read(found.reading)
                 store, counters, backlog = self._store, Counters(), Backlog(EARLY_BYTES)
                 sequencer = Sequencer(store.append, store.rotate, seq=found.seq, line=found.line, now=time.time)
                 self._service.journal(sequencer)
@@ -265,6 +270,9 @@ class _Daemon:
             counters.exactly_once, counters.exactly_once_reason = reason is None, reason
             if reason and not unkept:
                 log.warning("%s: start vigild.socket before vigild.service", reason)
+            connections = room_for_connections(MAX_CONNECTIONS)
+            if connections < MAX_CONNECTIONS:
+                log.warning("few files may be open (LimitNOFILE): room for %d connections for log lines", connections)
             await flow.start(
                 partial(
                     run_ingest,
@@ -275,6 +283,7 @@ class _Daemon:
                     recognise=recognise,
                     kind=self._settings.format.kind,
                     max_line_bytes=self._settings.ingest.max_line_bytes,
+                    max_connections=connections,
                     living=found.living,
                     stored=stored,
                     keeper=None if unkept else self._notifier,
@@ -371,11 +380,11 @@ class _Daemon:
                 program=await trio.to_thread.run_sync(program),
             )
         )
+        background.start_soon(self._service.count_withdrawals)
         await listening.wait()
         self._service.started.set()
         log.info("serving from line %d on; %s", running.recovered_line, running.recovery.sentence())
-        self._notifier.ready(self._sentence())
-        background.start_soon(self._tell)
+        self._notifier.ready(self._service.sentence())
         await self._stop.wait()
 
     async def _find(self, last_line: int) -> Found:
@@ -399,13 +408,17 @@ class _Daemon:
         """The state, in a thread; replayed verdicts go to alerts, which writes those it has not."""
         tell = _every(ALIVE_SECONDS, lambda: self._notifier.extend(ALIVE_GRACE_SECONDS))
 
+        def deliver(said: Verdicts) -> None:
+            trio.from_thread.run(verdicts.send, said)
+            found.reading.replayed(said.seq)
+
         def recover() -> "Recovered":
             import torch  # a second and more, while lines are taken already
 
             torch.set_num_threads(1)
             from daemon.recovery import recover
 
-            return recover(self._store, found, lambda v: trio.from_thread.run(verdicts.send, v), tell)
+            return recover(self._store, found, deliver, tell)
 
         recovered = await trio.to_thread.run_sync(recover)
         recovered.report.notes.extend(writer.note for writer in self._outlets if writer.note)
@@ -444,12 +457,8 @@ class _Daemon:
     async def _tell(self) -> None:
         """Keep `systemctl status` true."""
         while True:
-            self._notifier.status(self._sentence())
-            await trio.sleep(STATUS_SECONDS)
-
-    def _sentence(self) -> str:
-        health = self._service.health()
-        return f"{health['status']}, {health['phase']}, {health['logs_processed']:,} lines"
+            self._notifier.status(self._service.sentence())
+            await trio.sleep(STATUS_SECONDS if self._service.started.is_set() else ALIVE_SECONDS)
 
     async def _reload(self) -> None:
         """SIGHUP: settings and rules anew. What sockets, format and sessions need waits for a restart."""
@@ -463,7 +472,7 @@ class _Daemon:
                 log.error("not reloaded, the settings in force stay: %s", exc)
             except trio.BrokenResourceError:
                 log.warning("not reloaded: the daemon is stopping")
-            self._notifier.ready(self._sentence())
+            self._notifier.ready(self._service.sentence())
 
 
 def _why_nothing_is_kept(notifier: Notifier, stored: Collection[str]) -> str | None:

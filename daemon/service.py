@@ -11,7 +11,7 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
@@ -26,8 +26,10 @@ from actors.scoring import Scoring, StateAbandoned
 from actors.sequencer import FrameRequest, Request, Sequencer, submit
 from actors.training import TrainingStatus
 from daemon.control import ControlError
+from daemon.degraded import Reason, reasons
 from daemon.feedback import about, find_record
 from daemon.models import earlier_model, listed
+from daemon.reading import Reading
 from daemon.settings import Settings, SettingsError
 from daemon.vouching import Vouching
 from detection import causes
@@ -38,7 +40,7 @@ from detection.rules.engine import RuleSet
 from detection.rules.reading import RuleError
 from detection.settings import RuleText
 from detection.state import OtherVersionError
-from detection.summary import Summary
+from detection.summary import Summary, Withdrawn
 from detection.training_set import TrainingSet
 from persistence.model_file import ModelError
 from persistence.preamble import NewerFormatError
@@ -94,13 +96,19 @@ class Service:
         self._now = now
         self._began = now()
         self._sequencer: Sequencer | None = None
+        self._reading: Reading | None = None
         self._running: Running | None = None
+        self._withdrawals: set[Withdrawn] = set()
         self._asking = trio.Lock()
         self._vouching: Vouching | None = None
 
     def journal(self, sequencer: Sequencer) -> None:
         """From here on lines are journaled, or wait; what comes of them is known when there is a state."""
         self._sequencer = sequencer
+
+    def read(self, reading: Reading) -> None:
+        """From here on it is known how far the state goes, and `reading` says how much of it is there."""
+        self._reading = reading
 
     def run(self, running: Running) -> None:
         """From here on there is a state to ask; lines are taken when `started` is set."""
@@ -114,6 +122,15 @@ class Service:
             secrets.token_hex(4),
             self._now,
         )
+
+    async def count_withdrawals(self) -> None:
+        """Until cancelled, or scoring has ended."""
+        published = self._ready().scoring.published
+        summary = published.summary
+        with suppress(trio.EndOfChannel):
+            while True:
+                self._withdrawals.update(summary.withdrawn)
+                summary = await published.newer(summary)
 
     async def adopt(self, fresh: Settings, rules: tuple[RuleText, ...]) -> None:
         """Let `fresh` settings and rules take effect, except what sockets, formats and sessions need.
@@ -137,11 +154,8 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         summary = self._summary()
-        condition, reason, since = self._condition()
         return {
-            "status": condition,
-            "reason": reason,
-            "since": since,
+            **self._condition(),
             "phase": self.phase(),
             "logs_processed": self._line(),
             "transformer_ready": "transformer" in summary.members,
@@ -150,12 +164,9 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         summary, settings = self._summary(), self.settings
-        condition, reason, since = self._condition()
         ready = "transformer" in summary.members
         status: dict[str, Any] = {
-            "status": condition,
-            "reason": reason,
-            "since": since,
+            **self._condition(),
             "version": self._version,
             "uptime_seconds": round(self._now() - self._began, 1),
             "phase": self.phase(),
@@ -173,9 +184,9 @@ class Service:
                 "transformer": ready,
                 **dict.fromkeys(summary.members, True),
             },
-            "seq": summary.seq,
             "time": self._now(),
             "places": self._places,
+            "seq": summary.seq if self._reading is None else max(summary.seq, self._reading.seq),
             "process": _process(),
         }
         running = self._running
@@ -201,6 +212,8 @@ class Service:
                 "refused": summary.models_refused,
                 "refusal": summary.refusal or None,
                 "unfitted": dict(summary.unfitted),
+                "withdrawn": [asdict(one) for one in summary.withdrawn],
+                "withdrawals": len(self._withdrawals),
             },
             "ingest": {
                 **asdict(running.ingest),
@@ -260,25 +273,67 @@ class Service:
         due = running is not None and (running.training.in_progress or summary.training_due)
         return "training" if due and enough else "warmup"
 
-    def _condition(self) -> tuple[str, str | None, float | None]:
-        """What the daemon is doing; when that is not serving: why, and since when, where that is known."""
-        running = self._running
+    def _condition(self) -> dict[str, Any]:
+        """What the daemon is doing, whether it serves (takes lines and judges them), and what is wrong if anything is:
+        in one sentence, since when where that is known, and as a list."""
+        running, trouble = self._running, self._sequencer.trouble if self._sequencer is not None else None
+        found = [] if self.stopping else self._reasons()
+        words = "; ".join(one.text for one in found) or None
+        reading = self._reading if running is None else None
+        reason: str | None
+        since: float | None = self._began
         if self.stopping:
-            return "stopping", "the daemon is stopping", None
+            status, reason, since = "stopping", "the daemon is stopping", None
+        elif running is None:
+            begun = "looking through the state directory" if reading is None else reading.sentence()
+            status, reason = "starting", "; ".join(filter(None, (begun, words)))
+        elif trouble is not None:
+            status, reason, since = "degraded", words, trouble.since
+        elif not self.started.is_set():
+            status, reason = "starting", "the state is being brought up to date"
+        else:
+            status, reason, since = "degraded" if found else "serving", words, None
+        return {
+            "status": status,
+            "serving": status in ("serving", "degraded") and trouble is None,
+            "reason": reason,
+            "since": since,
+            "reasons": [one.as_dict() for one in found],
+            "reading": reading.as_dict() if reading is not None and not self.stopping else None,
+        }
+
+    def _reasons(self) -> list[Reason]:
         trouble = self._sequencer.trouble if self._sequencer is not None else None
-        waiting = f"lines wait: {trouble.error}" if trouble is not None else None
+        journal = trouble.error if trouble is not None else None
+        running = self._running
         if running is None:
-            return "starting", "the state is being recovered" + (f"; {waiting}" if waiting else ""), self._began
-        if trouble is not None:
-            return "degraded", waiting, trouble.since
-        if not self.started.is_set():
-            return "starting", "the state is being brought up to date", self._began
-        return "serving", None, None
+            return reasons(journal=journal)
+        training = running.training
+        return reasons(
+            journal=journal,
+            training=training.error,
+            trainings_failed=training.attempts - training.in_progress,
+            withdrawn=self._summary().withdrawn,
+            checkpoint=running.checkpoints.error,
+            outlets=running.alerts.outlets(),
+            waiting=running.ingest.connections_waiting_reason,
+        )
+
+    def sentence(self) -> str:
+        """One line for whoever has no more room than that."""
+        health = self.health()
+        if health["status"] == "starting":
+            return f"starting, {health['reason']}"
+        words = f"{health['status']}, {health['phase']}, {health['logs_processed']:,} lines"
+        return f"{words}: {health['reason']}" if health["reasons"] else words
 
     def _line(self) -> int:
-        """The last line applied; where lines at the end of the journal are lost, their numbers are not used again."""
+        """The last line applied; where lines at the end of the journal are lost, their numbers are not used again.
+
+        While the state is read it is the last line of all that is there to be applied.
+        """
         if self._running is None:
-            return 0
+            return self._reading.line if self._reading is not None else 0
         return max(self._running.scoring.published.summary.line, self._running.recovered_line)
 
     def _summary(self) -> Summary:
@@ -482,15 +537,20 @@ class Service:
             return await trio.to_thread.run_sync(find_record, path, alert_id)
         return record
 
-    @asynccontextmanager
-    async def events(self, *, everything: bool) -> AsyncIterator["trio.MemoryReceiveChannel[dict[str, Any]]"]:
-        with self._ready().alerts.subscribe(everything=everything) as channel:
-            yield channel
+    def events(self, *, everything: bool) -> AbstractAsyncContextManager["trio.MemoryReceiveChannel[dict[str, Any]]"]:
+        # Not in the context manager: that is entered when an answer has begun, which is too late to refuse.
+        return _subscribed(self._ready().alerts, everything)
 
     def _ready(self) -> Running:
         if self._running is None:
-            raise ControlError(503, "starting", "the state is still being recovered; try again in a moment")
+            raise ControlError(503, "starting", "the state is still being read; try again in a moment")
         return self._running
+
+
+@asynccontextmanager
+async def _subscribed(alerts: Alerts, everything: bool) -> AsyncIterator["trio.MemoryReceiveChannel[dict[str, Any]]"]:
+    with alerts.subscribe(everything=everything) as channel:
+        yield channel
 
 
 def _no_snapshot(name: str) -> NoReturn:

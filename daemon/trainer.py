@@ -22,6 +22,7 @@ import json
 import math
 import os
 import platform
+import signal
 import sys
 import threading
 import time
@@ -43,6 +44,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2:
         print("usage: python -m daemon.trainer INPUT OUTPUT_DIR  (standard input held open)", file=sys.stderr)
         return 64
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # meant for the daemon, and sent to all of its service
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     _yield_to_everyone()
 

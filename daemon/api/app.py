@@ -125,7 +125,7 @@ def _add_reading(app: QuartTrio, control: Control) -> None:
 
     async def health() -> Response:
         answer = control.health()
-        return _json(answer, 200 if answer["status"] == "serving" else 503)
+        return _json(answer, 200 if answer["serving"] else 503)
 
     async def status() -> Response:
         return _json(control.status())

@@ -38,13 +38,14 @@ async function refresh() {
     [alerts, listed, answers] = await Promise.all([
       read("anomalies?limit=200"), read(`incidents?limit=${SHOWN}`), read("feedback")]);
   } catch (error) {
-    put("stream", `not connected: ${error.name === "TimeoutError" ? "no answer in time" : error.message}`);
+    put("stream", error.name === "TimeoutError" ? "no answer in time" : error.message);
     return;
   }
   answered = new Map(answers.feedback.map((answer) => [answer.cause, answer]));
   for (const incident of listed.incidents.reverse()) takeIncident(incident);
   for (const record of alerts.anomalies) takeRecord(record);
   for (const item of items.values()) showAnswer(item);
+  $("nothing").hidden = items.size > 0;
   showStream();
   lookUp();
 }

@@ -34,7 +34,7 @@ async function poll() {
 function showStatus(status) {
   document.body.classList.remove("stale");
   const state = status.status || "serving";
-  showHealth(state, state === "serving" ? "good" : "warn");
+  showHealth(state, state === "serving" ? "good" : status.serving === false && state === "degraded" ? "bad" : "warn");
   put("version", status.version ? `version ${status.version}` : "");
   showNotice(troubles(status, state));
   showPhase(status);
@@ -56,19 +56,31 @@ function showHealth(text, tone) {
   document.title = tone === "good" ? "vigild" : `${text} · vigild`;
 }
 
+let noticed = "";
+
 function showNotice(sentences, bad = false) {
-  $("notice").hidden = sentences.length === 0;
   $("notice").classList.toggle("bad", bad);
-  put("notice", sentences.join(" "));
+  if (noticed === sentences.join("\n")) return; // else a screen reader would read it out again each time
+  noticed = sentences.join("\n");
+  $("notice").hidden = sentences.length === 0;
+  $("notice").replaceChildren(...sentences.map((sentence) => {
+    const line = document.createElement("p");
+    line.textContent = sentence;
+    return line;
+  }));
 }
+
+const asSentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
 
 function troubles(status, state) {
   const found = [];
-  const checkpoint = part(status, "checkpoint"), training = part(status, "training"), recovery = part(status, "recovery");
-  if (state !== "serving") found.push(`${state}: ${status.reason || "no reason given"}.`);
-  if (checkpoint.error) found.push(`Last checkpoint failed: ${checkpoint.error}.`);
+  const alarms = part(status, "alarms"), training = part(status, "training"), recovery = part(status, "recovery");
+  const reasons = (status.reasons || []).map((reason) => reason.text);
+  if (state !== "serving" && state !== "starting" && !reasons.length) reasons.push(status.reason || `${state}, for no known reason`);
+  found.push(...reasons.map(asSentence));
+  if (alarms.records_lost > 0)
+    found.push(`${count(alarms.records_lost)} alerts and verdicts could not be written and are lost.`);
   if (training.refusal) found.push(`The last model trained was refused, the one before stays: ${training.refusal}.`);
-  if (training.error) found.push(`Last training failed: ${training.error}.`);
   if (recovery.lost_lines > 0) found.push(`The last start lost ${count(recovery.lost_lines)} lines.`);
   if (recovery.set_aside && recovery.set_aside.length)
     found.push(`Damaged files set aside: ${recovery.set_aside.map(nameOf).join(", ")}.`);
@@ -79,7 +91,8 @@ const nameOf = (item) => (typeof item === "string" ? item : item.name || item.pa
 
 function showPhase(status) {
   const order = ["warmup", "training", "ensemble"];
-  const now = order.indexOf(status.phase);
+  const starting = status.status === "starting";
+  const now = starting ? -1 : order.indexOf(status.phase); // while the state is read it is not known
   for (const step of $("steps").children) {
     const place = order.indexOf(step.dataset.phase);
     step.className = place < now ? "done" : place === now ? "now" : "";
@@ -87,7 +100,10 @@ function showPhase(status) {
   }
   const training = part(status, "training");
   let percent = null, text = "All detectors score.", detail = "";
-  if (status.training_in_progress) {
+  if (starting) {
+    percent = status.reading ? status.reading.percent : null;
+    text = asSentence(status.reason || "starting");
+  } else if (status.training_in_progress) {
     percent = training.percent;
     text = status.phase === "ensemble" ? "All detectors score; the next generation is in training" : "Training";
     if (Number.isFinite(percent)) text += ` · ${Math.floor(percent)} %`;
@@ -112,6 +128,13 @@ function showPhase(status) {
 }
 
 function showNumbers(status) {
+  if (status.status === "starting") {
+    put("lines", status.logs_processed > 0 ? count(status.logs_processed) : "–");
+    for (const id of ["flagged", "risk", "tier"]) put(id, "–");
+    for (const id of ["rate", "flagged-detail", "budget", "checkpoint", "recovery"]) put(id, "\u00a0");
+    last = null;
+    return;
+  }
   const lines = status.logs_processed, at = performance.now();
   if (last && at > last.at) {
     rates.push(Math.max(0, (1000 * (lines - last.lines)) / (at - last.at)));
@@ -154,11 +177,13 @@ const MEMBER_NAMES = {
 };
 
 function showMembers(status) {
-  const members = Object.entries(status.active_models || {});
+  const members = Object.entries(status.active_models || {}), starting = status.status === "starting";
+  const withdrawn = new Set((part(status, "training").withdrawn || []).map((one) => one.member));
   $("members").replaceChildren(...members.map(([name, ready]) => {
     const item = document.createElement("li");
     item.className = ready ? "ready" : "";
-    item.append(span(memberName(name)), span(ready ? "ready" : "learning", "quiet"));
+    const said = ready ? "ready" : starting ? "being read" : withdrawn.has(name) ? "withdrawn" : "learning";
+    item.append(span(memberName(name)), span(said, "quiet"));
     return item;
   }));
 }

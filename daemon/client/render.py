@@ -13,7 +13,12 @@ VERDICT_COLOURS = {"attack": "red", "anomaly": "yellow", "novel": "blue", "norma
 def status_lines(status: Mapping[str, Any], style: Style) -> Iterator[str]:
     """The summary of `GET /status`: a line a subject, troubles first."""
     state = str(status.get("status", "serving"))
-    head = style(state, "bold", "green" if state == "serving" else "red")
+    head = style(state, "bold", {"serving": "green", "starting": "yellow"}.get(state, "red"))
+    if state == "starting":  # what is not read yet is not known, and nothing else is to be said of it
+        yield f"vigild {printable(status.get('version', ''))}: {head}, {printable(status.get('reason', ''))}"
+        yield ""
+        yield _fact("lines", count(status.get("logs_processed")), style)
+        return
     yield f"vigild {printable(status.get('version', ''))}: {head}, {_phase(status)}"
     for trouble in _troubles(status):
         yield style(f"! {trouble}", "red")
@@ -30,7 +35,11 @@ def status_lines(status: Mapping[str, Any], style: Style) -> Iterator[str]:
     }
     for name, fact in facts.items():
         if fact:
-            yield f"  {style(f'{name:<11}', 'dim')}{fact}"
+            yield _fact(name, fact, style)
+
+
+def _fact(name: str, fact: str, style: Style) -> str:
+    return f"  {style(f'{name:<11}', 'dim')}{fact}"
 
 
 def judgement_lines(text: str, answer: Mapping[str, Any], style: Style) -> Iterator[str]:
@@ -119,15 +128,16 @@ def _phase(status: Mapping[str, Any]) -> str:
 
 def _troubles(status: Mapping[str, Any]) -> Iterator[str]:
     recovery = status.get("recovery") or {}
-    if status.get("reason"):
+    reasons = status.get("reasons") or []
+    yield from (printable(reason.get("text")) for reason in reasons)
+    if status.get("reason") and not reasons:
         yield printable(status["reason"])
     if refusal := (status.get("training") or {}).get("refusal"):
         yield f"the last model trained was refused, the one before stays: {printable(refusal)}"
     for name, why in ((status.get("training") or {}).get("unfitted") or {}).items():
         yield f"trained without {printable(name)}: {printable(why)}"
-    for name in ("checkpoint", "training"):
-        if error := (status.get(name) or {}).get("error"):
-            yield f"{name} failed: {printable(error)}"
+    if lost := (status.get("alarms") or {}).get("records_lost"):
+        yield f"{count(lost)} alerts and verdicts could not be written and are lost"
     if recovery.get("lost_lines"):
         yield f"{count(recovery['lost_lines'])} lines lost at the last start"
     for item in recovery.get("set_aside") or []:

@@ -17,6 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.ingest import ACCEPT_PAUSE_SECONDS, CHUNK_BYTES, Counters, run_ingest
 from actors.kept import SO_PEEK_OFF, Keeper, marks_work, set_mark
+from actors.places import CALM_SECONDS, SILENT_SECONDS
 from actors.sequencer import Chunk
 from detection.frames import Segment
 from detection.sources import LivingSource, LivingSources
@@ -240,6 +241,57 @@ async def test_at_the_cap_connections_wait_in_the_backlog(tmp_path: Path) -> Non
         await second.aclose()
 
 
+async def test_who_never_spoke_gives_way_the_oldest_first_and_who_has_to_wait_is_told(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ingesting(tmp_path, max_connections=3) as ingest:
+        counters = ingest.counters
+        speaker, *silent = [await ingest.connect() for _ in range(3)]
+        await speaker.send_all(b"half a line")
+        assert (await ingest.commit()).data == b"half a line"
+        newcomer = await ingest.connect()
+        await newcomer.send_all(b"at last\n")
+        await trio.sleep(SILENT_SECONDS / 2)
+        assert counters.connections_open == 3 and counters.connections_waiting and counters.connections_gave_way == 0
+        assert (await ingest.commit()).data == b"at last\n"
+        assert await silent[0].receive_some(1) == b"" and counters.connections_gave_way == 1
+        with pytest.raises(trio.BrokenResourceError):
+            await silent[0].send_all(b"too late\n")
+        await silent[1].send_all(b"in time\n")
+        assert (await ingest.commit()).data == b"in time\n"
+        await trio.sleep(CALM_SECONDS + 1.0)
+        assert not counters.connections_waiting and counters.connections_waiting_reason is None
+        last = await ingest.connect()  # nobody is silent now: it waits
+        await trio.sleep(3 * SILENT_SECONDS)
+        assert counters.connections_open == 3 and counters.connections_gave_way == 1 and counters.connections_waiting
+        await speaker.aclose()
+        assert (await ingest.commit()).last
+        await trio.sleep(CALM_SECONDS + 1.0)
+        assert not counters.connections_waiting and counters.connections_open == 3
+        for stream in (last, newcomer, *silent):
+            await stream.aclose()
+    assert sum("are taken, and others wait" in message for message in caplog.messages) == 2
+
+
+async def test_what_one_that_gives_way_says_at_that_very_moment_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    async with ingesting(tmp_path, max_connections=1) as ingest:
+        silent = await ingest.connect()
+
+        def has_said_nothing(connection: object) -> bool:
+            silent.socket._sock.send(b"just in time\n")  # type: ignore[attr-defined]
+            return False
+
+        monkeypatch.setattr("actors.places._readable", has_said_nothing)
+        newcomer = await ingest.connect()
+        assert (await ingest.commit()).data == b"just in time\n"
+        assert (await ingest.commit()).last
+        assert await silent.receive_some(1) == b"", "a clean end: all it sent is durable"
+        await silent.aclose()
+        await newcomer.aclose()
+
+
 async def test_out_of_descriptors_accepting_pauses_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
@@ -257,6 +309,7 @@ async def test_out_of_descriptors_accepting_pauses_and_goes_on(
         await client.send_all(b"in the end\n")
         assert (await ingest.commit()).data == b"in the end\n"
         assert ingest.counters.accept_errors == 3
+        assert "Too many open files" in (ingest.counters.connections_waiting_reason or "")
         gaps = [later - earlier for earlier, later in pairwise(accepted[:4])]
         assert gaps == pytest.approx([ACCEPT_PAUSE_SECONDS] * 3)
 
@@ -428,6 +481,20 @@ async def test_more_kept_connections_than_places_wait_for_one(tmp_path: Path, st
             writer.close()
         rest = [await ingest.commit() for _ in range(4)]
         assert first | {segment.data for segment in rest} == {b"0\n", b"1\n", b"2\n", b""}
+
+
+async def test_a_kept_connection_that_never_spoke_gives_way_like_any_other(
+    tmp_path: Path, store: Store, autojump_clock: MockClock
+) -> None:
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    with writer:
+        async with ingesting(tmp_path, stored={"0123abcd-1": reader}, keeper=store, max_connections=1) as ingest:
+            newcomer = await ingest.connect()
+            await newcomer.send_all(b"at last\n")
+            assert (await ingest.commit()).data == b"at last\n"
+            assert writer.recv(1) == b"" and ingest.counters.connections_gave_way == 1
+            await newcomer.aclose()
 
 
 async def test_connections_that_found_no_room_in_the_store_are_told_of_and_kept_when_there_is(

@@ -17,6 +17,8 @@ class FakeControl:
 
     def __init__(self) -> None:
         self.health_status = "serving"
+        self.serving = True  # unless something else keeps it from that
+        self.reasons: list[dict[str, str]] = []
         self.status_extra: dict[str, Any] = {}
         self.asked: list[Any] = []
         self.error: Exception | None = None
@@ -40,6 +42,9 @@ class FakeControl:
     def health(self) -> dict[str, Any]:
         return {
             "status": self.health_status,
+            "serving": self.serving and self.health_status in ("serving", "degraded"),
+            "reasons": self.reasons,
+            "reading": None,
             "phase": "training",
             "logs_processed": 51234,
             "transformer_ready": False,

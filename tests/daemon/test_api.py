@@ -13,6 +13,7 @@ from daemon.api import events
 from daemon.api.app import create_app
 from daemon.api.bodies import MAX_BODY_BYTES, decode, encode
 from daemon.control import ControlError
+from daemon.degraded import CODES
 from daemon.vouching import MAX_CHUNK_BYTES
 from tests.daemon.fake_control import FakeControl, incident, record, unavailable
 
@@ -62,11 +63,17 @@ async def test_every_path_answers_with_and_without_the_prefix(call: Caller, pref
         assert (await call.raw("GET", prefix + asset)).status_code == 200, asset
 
 
-async def test_health_is_200_only_while_serving(control: FakeControl, call: Caller) -> None:
+async def test_health_is_200_for_as_long_as_lines_are_taken_and_judged(control: FakeControl, call: Caller) -> None:
     assert await call("GET", "/health") == (200, control.health())
     control.health_status = "degraded"
+    control.reasons = [{"code": "training", "text": "training failed: no space"}]
     status, answer = await call("GET", "/health")
-    assert (status, answer["status"]) == (503, "degraded")
+    assert (status, answer["status"], answer["reasons"]) == (200, "degraded", control.reasons)
+    control.serving = False  # lines wait
+    assert (await call("GET", "/health"))[0] == 503
+    for other in ("starting", "stopping"):
+        control.health_status = other
+        assert (await call("GET", "/health"))[0] == 503, other
 
 
 async def test_status_passes_everything_on_and_no_nan_leaves(control: FakeControl, call: Caller) -> None:
@@ -382,6 +389,45 @@ async def test_metrics_come_from_the_status(control: FakeControl, call: Caller) 
     assert 'vigild_phase{phase="training"} 1.0\n' in text
     assert "vigild_checkpoint_lines_at_risk" not in text and "vigild_lines_at_risk 1234.0\n" in text
     assert "lost_lines" not in text  # null has no sample
+
+
+async def test_metrics_have_every_reason_to_be_degraded_and_serving_is_what_health_says(
+    control: FakeControl, call: Caller
+) -> None:
+    async def samples() -> list[str]:
+        return (await (await call.raw("GET", "/metrics")).get_data(as_text=True)).splitlines()
+
+    assert "vigild_serving 1.0" in await samples()
+    assert {f'vigild_degraded{{reason="{code}"}} 0.0' for code in CODES} <= set(await samples())
+    control.health_status, control.reasons = "degraded", [{"code": "limits", "text": "all are taken"}]
+    control.status_extra = {
+        "training": {"failures_total": 4, "withdrawals": 2}, "checkpoint": {"failures": 3},
+        "alarms": {"records_lost": 5, "records_waiting": 6},
+        "ingest": {"connections_waiting": True, "connections_gave_way": 7, "accept_errors": 8},
+    }  # fmt: skip
+    found = await samples()
+    for sample in (
+        'vigild_degraded{reason="limits"} 1.0', 'vigild_degraded{reason="training"} 0.0', "vigild_serving 1.0",
+        "vigild_training_failures_total 4.0", "vigild_member_withdrawals_total 2.0",
+        "vigild_checkpoint_failures_total 3.0", "vigild_records_lost_total 5.0", "vigild_records_waiting 6.0",
+        "vigild_connections_waiting 1.0", "vigild_connections_gave_way_total 7.0", "vigild_accept_errors_total 8.0",
+    ):  # fmt: skip
+        assert sample in found, sample
+    control.serving = False
+    assert "vigild_serving 0.0" in await samples()
+
+
+async def test_while_the_state_is_read_no_metric_calls_what_is_not_known_yet_0(
+    control: FakeControl, call: Caller
+) -> None:
+    control.health_status = "starting"
+    control.status_extra = {"logs_processed": 0, "vocabulary_size": 0, "training": {}, "alarms": {}}
+    text = await (await call.raw("GET", "/metrics")).get_data(as_text=True)
+    assert "vigild_lines_total" not in text and "vigild_templates " not in text
+    assert "vigild_serving 0.0\n" in text and 'vigild_phase{phase="training"} 0.0\n' in text
+    control.status_extra = {"logs_processed": 700, "reading": {"percent": 40.0, "lines_to_replay": 300}}
+    text = await (await call.raw("GET", "/metrics")).get_data(as_text=True)
+    assert "vigild_lines_total 700.0\n" in text and "vigild_lines_to_replay 300.0\n" in text
 
 
 async def test_every_answer_forbids_what_the_page_does_not_need(call: Caller) -> None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from actors.scoring import Scoring, Verdicts, run_scoring
 from actors.sequencer import Request, Sequencer, Trouble, run_sequencer
 from actors.training import TrainingStatus
 from daemon import feedback
+from daemon.api.app import create_app
 from daemon.control import Control, ControlError
+from daemon.reading import Reading
 from daemon.recovery import Report
 from daemon.service import Running, Service
 from daemon.settings import Settings
@@ -29,11 +31,12 @@ from detection.detector import Detector
 from detection.frames import Sequenced, VouchedFrame, decode
 from detection.sources import LivingSources
 from detection.state import joined
-from detection.summary import Summary
+from detection.summary import Summary, Withdrawn
 from detection.templates import TemplateTable
 from persistence.columns import Columns, Value
 from persistence.jsonl import open_jsonl
 from persistence.model_file import ModelFile, write_model
+from persistence.segment import Entry
 from persistence.store import Store, open_store
 from tests.actors.fakes import FakeDetector, FakeVerdicts, wall_clock
 
@@ -163,6 +166,82 @@ async def refused(status: int, code: str) -> AsyncIterator[list[str]]:
         yield said
     assert (error.value.status, error.value.code) == (status, code)
     said.append(error.value.message)
+
+
+async def test_before_there_is_a_state_what_needs_one_is_refused_and_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service = Service(Settings(), "0", now=wall_clock)
+    client = create_app(service, hosts=(), token=None).test_client()
+
+    async def get(path: str) -> tuple[int, Any]:
+        answer = await client.get(path, headers={"Host": "localhost"})
+        return answer.status_code, await answer.get_json()
+
+    for path in ("/events", "/anomalies", "/incidents", "/models"):
+        code, answer = await get(path)
+        assert (code, answer["error"]["code"]) == (503, "starting"), path
+    code, health = await get("/health")
+    assert (code, health["status"], health["reading"]) == (503, "starting", None)
+    reading = Reading()
+    reading.line = 700
+    reading.add(Entry(1, 400, 400, bytes(40)))
+    reading.add(Entry(2, 700, 300, bytes(60)))
+    reading.replayed(1)
+    service.read(reading)
+    code, health = await get("/health")
+    assert code == 503 and health["logs_processed"] == 700
+    assert health["reading"] == {"percent": 40.0, "lines_to_replay": 300}
+    assert service.sentence() == "starting, reading the state: 40 %, 300 lines to replay"
+    assert (await get("/status"))[1]["reason"] == "reading the state: 40 %, 300 lines to replay"
+    assert not caplog.records, "none of it is a fault of ours"
+
+
+async def test_it_is_degraded_for_as_long_as_something_has_failed(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        service = daemon.service
+        service.started.set()
+        assert (service.health()["status"], service.health()["reasons"]) == ("serving", [])
+        assert service.sentence() == "serving, warmup, 0 lines"
+        running = service._ready()
+        training = running.training
+        training.attempts, training.error = 1, "no space"
+        training.begin(3)
+        health = service.health()
+        assert (health["status"], health["serving"], health["reason"]) == (
+            "degraded",
+            True,
+            "training failed: no space",
+        )
+        assert service.sentence() == "degraded, training, 0 lines: training failed: no space"
+        training.in_progress, training.error = False, "no more space"
+        assert service.health()["reason"] == "training failed 2 times in a row: no more space"
+        assert service.status()["reasons"] == service.health()["reasons"]
+        daemon.sequencer.trouble = Trouble("/s: full", 5.0)
+        health = service.health()
+        assert (health["status"], health["serving"], health["since"]) == ("degraded", False, 5.0)
+        assert [reason["code"] for reason in health["reasons"]] == ["journal", "training"]
+        daemon.sequencer.trouble = None
+        training.error = None
+        assert service.health()["status"] == "serving"
+        service.stopping = True
+        assert (service.health()["status"], service.health()["serving"]) == ("stopping", False)
+
+
+async def test_a_member_withdrawn_is_a_reason_and_counted_once(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon, trio.open_nursery() as nursery:
+        daemon.service.started.set()
+        nursery.start_soon(daemon.service.count_withdrawals)
+        published = daemon.service._ready().scoring.published
+        gone = Withdrawn("transformer", 12, "could not create a primitive")
+        for withdrawn in ((), (gone,), (gone,), (), (Withdrawn("transformer", 31, "again"),)):
+            published.publish(replace(published.summary, withdrawn=withdrawn))
+            await trio.testing.wait_all_tasks_blocked()
+        status = daemon.service.status()
+        assert status["reasons"] == [{"code": "withdrawn", "text": "transformer does not judge since frame 31: again"}]
+        assert status["training"]["withdrawn"] == [{"member": "transformer", "seq": 31, "reason": "again"}]
+        assert status["training"]["withdrawals"] == 2
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_answer_is_in_force_and_in_the_journal_when_it_is_confirmed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -187,3 +188,13 @@ def test_notes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         write_partial(source, "us", 0.5, {"kept": np.zeros(126)})
     notes = read_partial(source, "us")
     assert notes is not None and notes.fraction == 0.25
+
+
+def test_signals_for_the_daemon_that_reach_it_do_not_end_it(tmp_path: Path) -> None:
+    with _trainer(_input(tmp_path / "set", 2000, full=True), tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            process.send_signal(number)
+        for _ in range(2):
+            assert "stage" in json.loads(process.stdout.readline())

@@ -212,8 +212,30 @@ async def test_status_is_a_summary_or_the_daemon_s_own_json(tmp_path: Path) -> N
         assert "! the last model trained was refused, the one before stays: the anchor set got worse" in out
         control.status_extra = {"status": "degraded", "reason": "disk \x1b[31m full"}
         assert "! disk \\x1b[31m full" in (await ask("status", env=env))[1]
+        control.status_extra = {
+            "status": "degraded",
+            "reasons": [{"code": "training", "text": "training failed: \x1b no"}, {"code": "alerts", "text": "full"}],
+            "reason": "training failed: \x1b no; full",
+            "training": {"error": "\x1b no"},
+        }
+        out = (await ask("status", env=env))[1]
+        assert "! training failed: \\x1b no\n! full\n" in out and out.count("failed") == 1
         for arguments in (("--json", "status"), ("status", "--json")):
             assert json.loads((await ask(*arguments, env=env))[1]) == control.status()
+
+
+async def test_while_the_state_is_read_status_says_how_far_that_is_and_nothing_else(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as (control, env):
+        control.status_extra = {
+            "status": "starting",
+            "reason": "reading the state: 40 %, 12,000 lines to replay",
+            "phase": "warmup",
+            "logs_processed": 51234,
+        }
+        status, out, _ = await ask("status", env=env)
+        assert status == 0 and "starting, reading the state: 40 %, 12,000 lines to replay\n" in out
+        assert "  lines      51,234\n" in out
+        assert "50,000" not in out and "warm-up" not in out and "learning" not in out
 
 
 async def test_checkpoint_flush_and_snapshots(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ class Managed(Vigild):
         self._environment = {name: value for name, value in os.environ.items() if name != "STATE_DIRECTORY"} | variables
         self.stored: dict[str, int] = {}
         self.ever_stored = 0
+        self.said: list[str] = []  # the status lines
         self._changed = threading.Condition()
         self._ready = self._caught_up = False
         # Held by who connects, until the connection is stored, and by who kills: the moment between accepting
@@ -153,6 +154,7 @@ class Managed(Vigild):
         said = dict(line.split("=", 1) for line in message.decode().splitlines() if "=" in line)
         name = said.get("FDNAME", "")
         self._ready |= "READY" in said
+        self.said += [said["STATUS"]] if "STATUS" in said else []
         self._caught_up |= message == b"CATCH UP"
         if "FDSTOREREMOVE" in said and name in self.stored:
             return [self.stored.pop(name)]

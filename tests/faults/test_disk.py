@@ -113,7 +113,9 @@ class Sender(threading.Thread):
 
 
 def degraded(daemon: Vigild) -> bool:
-    return bool(daemon.health()["status"] == "degraded")
+    """Lines wait."""
+    health = daemon.health()
+    return bool(health["status"] == "degraded" and not health["serving"])
 
 
 def healed(daemon: Vigild, began: float) -> None:
@@ -145,6 +147,7 @@ def test_a_full_disk_makes_lines_wait_and_nothing_else(home: Path) -> None:
             answer = daemon.api.get("/health")
             assert (answer.status_code, answer.json()["status"]) == (503, "degraded")
             assert "No space left" in answer.json()["reason"]
+            assert answer.json()["reasons"][0]["code"] == "journal"
             assert began - 1 < answer.json()["since"] < time.time()
             assert daemon.api.get("/").status_code == 200
             assert daemon.status()["reason"] == answer.json()["reason"]
@@ -226,7 +229,8 @@ def test_before_there_is_a_state_a_full_disk_is_said_too(home: Path) -> None:
         assert str(daemon.state) in health["reason"]
         assert health["reason"].endswith("No space left on device; free some space there")
         free(daemon)
-        daemon.wait(lambda: daemon.health()["reason"] == "the state is being recovered")
+        daemon.wait(lambda: "lines wait" not in daemon.health()["reason"])
+        assert daemon.health()["reason"] == "reading the state: 0 %, 100 lines to replay"
         gate.touch()
         healed(daemon, time.time())
 
@@ -260,8 +264,12 @@ def test_files_that_may_not_grow_roll_on_and_the_rest_waits(tmp_path: Path) -> N
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
         for number in range(30):
             daemon.send_lines(sample_lines()[:50])
-            assert daemon.health()["status"] == "serving", number
+            assert daemon.health()["serving"], number
         daemon.wait(lambda: "File too large" in (daemon.status()["checkpoint"]["error"] or ""))
+        answer = daemon.api.get("/health")
+        assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+        assert [reason["code"] for reason in answer.json()["reasons"]] == ["checkpoint"]
+        assert "File too large" in answer.json()["reasons"][0]["text"]
         daemon.applied(1500)  # scoring goes on
         sender = Sender(daemon, lines=300)  # more than a segment may hold
         daemon.wait(lambda: degraded(daemon))

@@ -1,0 +1,68 @@
+"""What has failed while the daemon runs on, as a list of reasons.
+
+One list for everyone who asks how the daemon is: `GET /health` and `/status`, the page, `vigilctl status`, the service
+manager's status line and the metrics. A reason is there for as long as its cause is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from detection.summary import Withdrawn
+
+CODES = {
+    "journal": "lines cannot be journaled: sources wait, and the daemon does not serve",
+    "training": "the last training failed",
+    "withdrawn": "a member of the model failed and does not judge",
+    "checkpoint": "the last checkpoint failed",
+    "alerts": "a file of records cannot be written",
+    "limits": "all connections are taken, and others wait",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """`code` is one of CODES, `text` a sentence for people without its full stop."""
+
+    code: str
+    text: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def reasons(
+    *,
+    journal: str | None = None,
+    training: str | None = None,
+    trainings_failed: int = 0,
+    withdrawn: Sequence[Withdrawn] = (),
+    checkpoint: str | None = None,
+    outlets: Mapping[str, Mapping[str, Any]] | None = None,
+    waiting: str | None = None,
+) -> list[Reason]:
+    """Why the daemon is degraded, the gravest first; empty when all is well.
+
+    `journal`, `training` and `checkpoint` are the errors of the last try, None when it succeeded; `trainings_failed`
+    is how many in a row have not. `outlets` are the files of records by name, as `actors.alerts.Outlet.status` gives
+    them. `waiting` says why connections have to wait, None when they do not.
+    """
+    found = []
+    if journal is not None:
+        found.append(Reason("journal", f"lines wait: {journal}"))
+    for name, outlet in (outlets or {}).items():
+        if outlet["error"] is not None:
+            lost = f", {outlet['lost']:,} are lost" if outlet["lost"] else ""
+            text = f"{name} cannot be written: {outlet['error']}; {outlet['pending']:,} records wait in memory{lost}"
+            found.append(Reason("alerts", text))
+    if checkpoint is not None:
+        found.append(Reason("checkpoint", f"checkpoint failed: {checkpoint}"))
+    if withdrawn:
+        members = "; ".join(f"{one.member} does not judge since frame {one.seq:,}: {one.reason}" for one in withdrawn)
+        found.append(Reason("withdrawn", members))
+    if training is not None:
+        times = f" {trainings_failed:,} times in a row" if trainings_failed > 1 else ""
+        found.append(Reason("training", f"training failed{times}: {training}"))
+    if waiting is not None:
+        found.append(Reason("limits", waiting))
+    return found

@@ -1,0 +1,35 @@
+"""Reasons to be degraded: each for as long as its cause, the gravest first, in words that say what and where."""
+
+from daemon.degraded import CODES, Reason, reasons
+from detection.summary import Withdrawn
+
+WELL = {"error": None, "lost": 0, "pending": 0}
+
+
+def test_nothing_wrong_is_no_reason() -> None:
+    assert reasons(outlets={"alerts.jsonl": WELL | {"lost": 3}}) == []
+
+
+def test_everything_wrong_at_once_is_said_in_order_and_all_codes_are_known() -> None:
+    found = reasons(
+        journal="/s: no space",
+        training="trainer was killed by signal 9",
+        trainings_failed=3,
+        withdrawn=[Withdrawn("transformer", 812, "could not create a primitive")],
+        checkpoint="no snapshot: /s: no space",
+        outlets={"alerts.jsonl": WELL, "verdicts.jsonl": {"error": "no space", "lost": 2, "pending": 10_000}},
+        waiting="all 1,024 are taken",
+    )
+    assert found == [
+        Reason("journal", "lines wait: /s: no space"),
+        Reason("alerts", "verdicts.jsonl cannot be written: no space; 10,000 records wait in memory, 2 are lost"),
+        Reason("checkpoint", "checkpoint failed: no snapshot: /s: no space"),
+        Reason("withdrawn", "transformer does not judge since frame 812: could not create a primitive"),
+        Reason("training", "training failed 3 times in a row: trainer was killed by signal 9"),
+        Reason("limits", "all 1,024 are taken"),
+    ]
+    assert {reason.code for reason in found} == set(CODES)
+
+
+def test_one_failure_is_not_counted() -> None:
+    assert reasons(training="no", trainings_failed=1) == [Reason("training", "training failed: no")]

@@ -1,0 +1,32 @@
+"""How far reading the state has come: by bytes, and in lines that are left."""
+
+from daemon.reading import Reading
+from persistence.segment import Entry
+
+
+def some() -> Reading:
+    reading = Reading()
+    for seq, count, size in ((11, 100, 600), (12, 0, 100), (14, 50, 300)):
+        reading.add(Entry(seq, 0, count, bytes(size)))
+    return reading
+
+
+def test_it_goes_from_nothing_to_all_of_it() -> None:
+    reading = some()
+    assert reading.sentence() == "reading the state: 0 %, 150 lines to replay"
+    reading.replayed(10)  # of before the snapshot
+    assert reading.as_dict() == {"percent": 0.0, "lines_to_replay": 150}
+    for seq, percent, lines in ((11, 60.0, 50), (12, 70.0, 50), (13, 70.0, 50), (14, 100.0, 0), (15, 100.0, 0)):
+        reading.replayed(seq)
+        assert reading.as_dict() == {"percent": percent, "lines_to_replay": lines}, seq
+
+
+def test_replaying_may_begin_again() -> None:
+    reading = some()
+    reading.replayed(12)
+    reading.replayed(11)
+    assert reading.sentence() == "reading the state: 60 %, 50 lines to replay"
+
+
+def test_with_nothing_to_replay_there_is_no_share_of_it() -> None:
+    assert Reading().sentence() == "reading the state"
