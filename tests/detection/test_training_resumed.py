@@ -18,7 +18,7 @@ from tests.detection.streams import habits, stream, trained
 STEPS = 40  # of a fit, two to a report
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     pass
 
 
