@@ -11,6 +11,7 @@ from detection.explaining import LINES_SHOWN, evidence_shown, explained, source_
 from detection.incidents import Incidents
 from detection.intake import Reading
 from detection.judging import Judged
+from detection.members.failing import asked
 from detection.members.sources import SourceCounters
 from detection.members.values import ValueModel
 from detection.recent import RecentLines
@@ -35,7 +36,7 @@ class Lines:
 
 
 class Alerting:
-    """Collects the batches of one frame."""
+    """Collects the batches of one frame. `origins` is None while they are withdrawn."""
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class Alerting:
         templates: TemplateTable,
         ensemble: Ensemble | None,
         rules: RuleSet,
-        origins: SourceCounters,
+        origins: SourceCounters | None,
         per_day: float,
     ) -> None:
         self.batches: list[tuple[Rows, Alerted]] = []
@@ -108,7 +109,8 @@ class Alerting:
             )
         if lines is not None and not closing:
             number = lines.start + row
-            odd_value = None if lines.values is None else lines.reading.strangest_value(lines.values, number)
+            with asked("values"):
+                odd_value = None if lines.values is None else lines.reading.strangest_value(lines.values, number)
             if odd_value is not None:
                 reasons["value"] = value_shown(odd_value)
             target, agent = lines.reading.matched_in[number]
@@ -116,7 +118,8 @@ class Alerting:
                 evidence_shown(self._rules.evidence(rule, target, agent, rows.texts[row])) for rule in rows.hit_by(row)
             ]
         # Its counters are those after the batch by now, and the batch may go on for hours without it.
-        reasons["source"] = source_shown(self._origins, _who(rows, row, lines))
+        with asked("sources"):
+            reasons["source"] = source_shown(self._origins, _who(rows, row, lines))
         reasons["lines"] = [
             {"line": number, "text": shown(self._recent.text(number) or b""), "odd": number == odd}
             for number in self._recent.of_session(serial, through, LINES_SHOWN)

@@ -1,6 +1,6 @@
 """Answers to "what would you say of this line?": the detector's judgement without its consequences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from detection.causes import KINDS, NONE, RULE, in_words, rule_causes
 from detection.ensemble import Ensemble, Judgement
 from detection.explaining import LINES_SHOWN, evidence_shown, explained, source_shown, value_shown
+from detection.formats.fields import Fields
 from detection.formats.kinds import parse, recognise
 from detection.intake import KeyPattern, match_rules, session_key
 from detection.known import KnownCauses
+from detection.members.failing import asked
 from detection.members.registry import NAMES
 from detection.members.source_lines import sources_of, things_of, troubles
 from detection.members.sources import SourceCounters
@@ -61,14 +63,15 @@ class Opinion:
     known: KnownCauses
     recent: RecentLines
     values: ValueModel | None  # None while it has learned too little to be asked
-    origins: SourceCounters
+    origins: SourceCounters | None  # None while they are withdrawn
     settings: DetectionSettings
     alpha: float
     line: int
     clock: float
+    failed: Mapping[str, str]  # members that could not say what they think of these lines, and why
 
     def on(self, lines: Sequence[bytes], session: str | None, explain: bool) -> list[dict[str, Any]]:
-        """One answer a line, in order, each judged on its own against the current state."""
+        """One answer a line, in order, each judged on its own against the current state. Raises MemberError."""
         if not lines:
             return []
         read = self._read(lines)
@@ -110,9 +113,9 @@ class Opinion:
             normal = self.known.normal(rule_causes(self.rules.names, hits.rules[surest], ids[lines_hit]))
             kept = ~np.isin(hits.lines, lines_hit[normal])
             keys = fields.keys if self.pattern is None else self.pattern.keys(texts)
-            values = values_of(targets, web)
-            odd = self.values.scores(values, len(where)) if self.values is not None else np.zeros(len(where))
-            origins, trouble, things = sources_of(fields), troubles(fields), things_of(fields.contents)
+            odd, strangest = self._values_said(targets, web)
+            source = self._sources_said(fields, clock, len(where))
+            origins = sources_of(fields)
             for j, i in enumerate(where):
                 low, high = np.searchsorted(hits.lines, [j, j + 1])
                 read[i] = _Line(
@@ -125,11 +128,28 @@ class Opinion:
                     target=targets[j],
                     agent=fields.agents[j],
                     value=float(odd[j]),
-                    strangest=self.values.explain(values, j) if self.values is not None else None,
-                    source=self.origins.peek(origins[j], clock, bool(trouble[j]), int(things[j])),
+                    strangest=strangest[j],
+                    source=source[j],
                     origin=origins[j],
                 )
         return [read[i] for i in range(len(lines))]
+
+    def _values_said(
+        self, targets: Sequence[bytes], web: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], list[Strangest | None]]:
+        """How odd the parameter values of each line are, and the oddest of them."""
+        if self.values is None:
+            return np.zeros(len(web)), [None] * len(web)
+        with asked("values"):
+            values = values_of(targets, web)
+            return self.values.scores(values, len(web)), [self.values.explain(values, j) for j in range(len(web))]
+
+    def _sources_said(self, fields: Fields, clock: float, lines: int) -> list[float]:
+        if self.origins is None:
+            return [0.0] * lines
+        with asked("sources"):
+            each = zip(sources_of(fields), troubles(fields), things_of(fields.contents), strict=True)
+            return [self.origins.peek(origin, clock, bool(trouble), int(thing)) for origin, trouble, thing in each]
 
     def _view(self, read: Sequence[_Line], slot: int | None) -> View:
         """Each line as the next one of the session in `slot`, or of a new one: a piece of one row each."""
@@ -248,6 +268,7 @@ class Opinion:
                     },
                     "weights": dict.fromkeys(active, 1 / len(active)) if active else {},
                     "active_models": ["rule_based", *active],
+                    **({"failed_models": dict(self.failed)} if self.failed else {}),
                 },
                 "log_data": {
                     "kind": line.kind,
@@ -314,7 +335,8 @@ class Opinion:
         if line.strangest is not None:
             reasons["value"] = value_shown(line.strangest)
         clock = 0.0 if np.isnan(self.clock) else self.clock
-        reasons["source"] = source_shown(self.origins, line.origin, clock)
+        with asked("sources"):
+            reasons["source"] = source_shown(self.origins, line.origin, clock)
         before: list[int] = []
         if slot is not None:
             serial = int(self.sessions.column["serial"][slot])

@@ -3,10 +3,15 @@
 `apply` is deterministic: no clock but the log's, no randomness, no I/O. Two detectors that applied the
 same frames hold the same state bit for bit, whatever their caches held and wherever they were exported
 and loaded in between.
+
+A member that raises makes `apply` raise a `MemberError` that names it. The caller applies the frame again, to the state
+from before it, `without` that member: it is *withdrawn*. Nothing is asked of it from there on, open sessions carry of
+it what they carry of a member that is not ready, and their p is what the others say. The state holds which members
+are withdrawn, since when and why; so it is the same wherever the frames are applied, be the member well or not.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -20,7 +25,7 @@ from detection.asking import Opinion
 from detection.calibration import alpha_for
 from detection.causes import rule_causes
 from detection.clock import LogClock
-from detection.ensemble import Ensemble
+from detection.ensemble import Ensemble, members_of, resting
 from detection.frames import (
     FeedbackFrame,
     FlushFrame,
@@ -30,6 +35,7 @@ from detection.frames import (
     ModelFrame,
     RefusedFrame,
     RestoreFrame,
+    ReturnedFrame,
     Segment,
     Sequenced,
     SettingsFrame,
@@ -37,6 +43,7 @@ from detection.frames import (
     Studied,
     TickFrame,
     VouchedFrame,
+    WithdrawnFrame,
     count_lines,
 )
 from detection.generations import Generations
@@ -46,6 +53,8 @@ from detection.intake import Intake, KeyPattern, Reading, read_lines, take_in
 from detection.judging import Batch, Closings, Judged, closed_as_they_are, judge
 from detection.known import Answer, KnownCauses
 from detection.labels import bad_and_flagged
+from detection.members.failing import MemberError, asked
+from detection.members.registry import NAMES
 from detection.members.sources import SourceCounters
 from detection.members.values import ValueModel
 from detection.model import Model
@@ -53,11 +62,11 @@ from detection.rate import SessionRate
 from detection.recent import RecentLines
 from detection.rules.engine import Hits, RuleSet
 from detection.schedule import Progress, Schedule
-from detection.sessions import SessionTable, cut
+from detection.sessions import Cut, SessionTable, cut
 from detection.settings import DetectionSettings, RuleText
 from detection.sources import LivingSource, LivingSources
 from detection.state import Columns, State, joined, of_this_version, part
-from detection.summary import Summary
+from detection.summary import Summary, Withdrawn, exported, loaded
 from detection.templates import TemplateTable
 from detection.training_set import TrainingSet
 from detection.upgrades import STATES
@@ -65,6 +74,7 @@ from detection.verdicts import Verdicts, rows_of
 from detection.vouching import Vouching
 
 CHUNK_LINES = 4096
+ONLINE = ("values", "sources")  # members that learn with every line, whether or not there is a model
 UPLOAD_GONE_LINES = 5000  # when so many lines came since a vouched one, the rest of the file is not waited for
 FEWEST_VALUES = 500  # lines with parameter values, before the model of them is asked: all are odd at first
 
@@ -99,7 +109,9 @@ class Detector:
         self._rate = SessionRate()
         self._rules = _compiled(())
         self._pattern: KeyPattern | None = None
-        self._ensemble: Ensemble | None = None
+        self._model: Model | None = None
+        self._withdrawn: dict[str, Withdrawn] = {}
+        self._ensemble: Ensemble | None = None  # None without a model, and where no member of it judges
         self._living = LivingSources()
         self._clock = LogClock()
         self._received = math.nan
@@ -121,18 +133,24 @@ class Detector:
     def apply(self, item: Sequenced) -> Verdicts:
         """Fold one frame into the state. After an exception the state is undefined: load another.
 
-        A gap in the line numbers is lines that were lost; they are counted.
+        A gap in the line numbers is lines that were lost; they are counted. Raises MemberError when a member failed
+        that `item.without` does not name: also one that could not be loaded, whatever the frame.
         """
         frame, lines = item.frame, count_lines(item.frame)
         self._lose_before(item, lines)
+        if item.without:
+            self._withdraw(item.seq, item.without)
+            self._assemble()
+            self._judge_anew()
         self._known.admits = not self._schedule.closed(self.settings.learning)
         self._templates.pinned = self._known.templates
         alarms = self.settings.alarms
         # Who says how sure to be, and not how many to see, has no budget.
         per_day = alarms.per_day if alarms.alpha is None else math.inf
         alerting = Alerting(
-            self._incidents, self._recent, self._templates, self._ensemble, self._rules, self._origins, per_day
-        )
+            self._incidents, self._recent, self._templates, self._ensemble, self._rules,
+            None if "sources" in self._withdrawn else self._origins, per_day,
+        )  # fmt: skip
         match frame:
             case LinesFrame():
                 self._take(frame, alerting)
@@ -141,19 +159,23 @@ class Detector:
             case FlushFrame():
                 self._close(self._sessions.all_open(), alerting)
             case ModelFrame():
-                self._install(frame, item.model)
+                self._install(item.seq, frame, item.model, item.without)
             case SettingsFrame():
                 self._adopt(frame, alerting)
             case RestoreFrame():
-                self._restore(item.seq, item.knowledge, alerting)
+                self._restore(item.seq, item.knowledge, item.without, alerting)
             case FeedbackFrame():
                 self._hear(frame)
             case VouchedFrame():
                 self._vouch(item.seq, frame)
             case RefusedFrame():
                 self._refuse(frame)
-            case SkipFrame():
+            case ReturnedFrame():
+                self._bring_back(item.seq, item.without)
+            case SkipFrame() | WithdrawnFrame():
                 pass
+        if self._ensemble is not None:
+            self._ensemble.check()
         self.seq = item.seq
         self._counters.flagged += alerting.flagged
         return Verdicts(item.seq, self.line, lines, tuple(alerting.batches))
@@ -192,7 +214,7 @@ class Detector:
         self._counters.cut_lines += intake.cut
         self._counters.unterminated_lines += intake.unterminated
         self._counters.future_lines += intake.future
-        reading = read_lines(intake, self._templates, self._rules)
+        reading = read_lines(intake, self._templates, self._rules, without=self._withdrawn)
         self._counters.rule_hits += len(reading.hits.lines)
         hits = self._without_known(reading)
         odd = self._odd_values(reading)
@@ -214,22 +236,22 @@ class Detector:
         if not math.isnan(self._received):
             self._clock.pass_silence(received - self._received)
 
-    def _install(self, frame: ModelFrame, model: Model | None) -> None:
-        """Let `model` judge from here on; without one (withdrawn, or its file is lost) only rules are left."""
+    def _install(self, seq: int, frame: ModelFrame, model: Model | None, without: Mapping[str, str]) -> None:
+        """Let `model` judge from here on, all its members but those `without`; without a model (withdrawn, or its file
+        is lost) only rules are left."""
         self.model = ModelFrame(frame.generation, frame.name, frame.sha256)
         self._have_studied(frame.studied)
         if frame.studied is None and model is not None and frame.generation > self._generations:
             self._schedule.trained_at -= max(self.line - model.line, 0)  # what came while it was trained
         self._generations = max(self._generations, frame.generation)
-        self._use(model)
+        self._withdrawn.clear()
+        self._use(model, seq, without)
         self._schedule.fulfilled |= self._has_all_members()
         self._history.set_mark()
-        members = self._ensemble.members if self._ensemble is not None else ()
+        members = members_of(model) if model is not None else ()
         if frame.name:
             self._models.took_effect(frame.generation, frame.name, self.line, members)
-        for name in ("reached", "strangeness", "muted", "excused", "novel"):  # measured by another model
-            self._sessions.column[name][:] = 0
-        self._sessions.column["p"][:] = np.nan
+        self._forget_judgements()
 
     def _refuse(self, frame: RefusedFrame) -> None:
         self._generations = max(self._generations, frame.generation)
@@ -239,11 +261,61 @@ class Detector:
     def _have_studied(self, studied: Studied | None) -> None:
         self._schedule.studied(studied or Studied(self.seq, self._learned, self._known.admissions), self._learned)
 
-    def _use(self, model: Model | None) -> None:
-        self._ensemble = None  # the old one's memory first: each holds some 80 MB
-        self._ensemble = Ensemble(model) if model is not None else None
+    def _use(self, model: Model | None, seq: int = 0, without: Mapping[str, str] = {}) -> None:
+        self._model = model
+        self._withdraw(seq, without)
+        self._assemble()
         if model is not None and not len(self._templates):
             self._templates = TemplateTable.load(model.templates)
+
+    # --- members that failed ------------------------------------------------------------------------
+
+    def _withdraw(self, seq: int, without: Mapping[str, str]) -> None:
+        """Remember that these members do not judge from frame `seq` on, nor those that look at what they say.
+
+        Only what there is can be withdrawn: another model may have had more.
+        """
+        there = {*ONLINE, *(members_of(self._model) if self._model is not None else ())}
+        out = dict(without) | resting({*self._withdrawn, *without}) if without else {}
+        self._withdrawn |= {name: Withdrawn(name, seq, reason) for name, reason in out.items() if name in there}
+
+    def _assemble(self) -> None:
+        """Let those members of the model judge that are not withdrawn."""
+        self._ensemble = None  # the old one's memory first: each holds some 80 MB
+        ensemble = Ensemble(self._model, self._withdrawn) if self._model is not None else None
+        self._ensemble = ensemble if ensemble is not None and ensemble.members else None
+
+    def _judge_anew(self) -> None:
+        """Let open sessions be what they are by the members that judge now.
+
+        As if those withdrawn had not been ready when they began; a member that comes back has nothing to say of them
+        yet. What known causes explained of a session before, they still explain. With rules alone it is as after a
+        change of models. What was flagged stays flagged.
+        """
+        table = self._sessions.column
+        for name in self._withdrawn:
+            table["reached"][:, NAMES.index(name)] = 0.0
+        judged = np.flatnonzero(self._sessions.open & ~np.isnan(table["p"]))
+        if self._ensemble is None:
+            self._forget_judgements()
+        elif len(judged):
+            judgement = self._ensemble.judge(table["reached"][judged])
+            table["strangeness"][judged], table["p"][judged] = judgement.strangeness, judgement.p
+            excused = table["excused"][judged]
+            table["excused"][judged] = np.where(excused > 0.0, np.minimum(excused, judgement.p), 0.0)
+
+    def _bring_back(self, seq: int, without: Mapping[str, str]) -> None:
+        """Let every member judge again that is not to be left out from this very frame on."""
+        self._withdrawn.clear()
+        self._withdraw(seq, without)
+        self._assemble()
+        self._judge_anew()
+
+    def _forget_judgements(self) -> None:
+        """What was measured by another model, of every open session."""
+        for name in ("reached", "strangeness", "muted", "excused", "novel"):
+            self._sessions.column[name][:] = 0
+        self._sessions.column["p"][:] = np.nan
 
     def _hear(self, frame: FeedbackFrame) -> None:
         if frame.answer == "undo":
@@ -263,13 +335,14 @@ class Detector:
                 )
             )
 
-    def _restore(self, seq: int, knowledge: Knowledge | None, alerting: Alerting) -> None:
+    def _restore(self, seq: int, knowledge: Knowledge | None, without: Mapping[str, str], alerting: Alerting) -> None:
         """Know what `knowledge` knew: templates, model, training buffer, answers, rate of sessions. The rest goes on.
 
         Open sessions end here, judged by what was known until now, and those that were open in the snapshot stay
         closed: they had their end when they ended. Settings, rules, the clock, incidents, the texts of the last lines
         and all counts are facts about now, not knowledge. Ids of templates and generations of models are not given
-        twice. Without `knowledge` (its snapshot is lost) only the sessions end.
+        twice. Members judge again, but those `without`. Without `knowledge` (its snapshot is lost) only the sessions
+        end.
         """
         self._close(self._sessions.all_open(), alerting)
         self._restored = seq
@@ -280,7 +353,10 @@ class Detector:
         self._templates, created = then._templates, self._templates.created
         self._templates.created = max(self._templates.created, created)
         self._templates.evicted = self._templates.created - len(self._templates)
-        self.model, self._ensemble, self._history = then.model, then._ensemble, then._history
+        self.model, self._history = then.model, then._history
+        then._ensemble = None
+        self._withdrawn.clear()
+        self._use(then._model, seq, without)
         self._known, self._values, self._origins = then._known, then._values, then._origins
         self._counters.value_lines = then._counters.value_lines
         self._generations = max(self._generations, then._generations)
@@ -312,7 +388,7 @@ class Detector:
         vouching.at_line = self.line
         segments: tuple[Segment, ...] = (frame.segment,)
         intake = take_in(segments, vouching.living, self._pattern, clock=clock.now, received=frame.received)
-        reading = read_lines(intake, self._templates, self._rules)
+        reading = read_lines(intake, self._templates, self._rules, without=self._withdrawn)
         hits = self._without_known(reading)
         odd, n = self._odd_values(reading), len(reading.ids)
         confidence = self._confidence(hits, n)
@@ -329,9 +405,7 @@ class Detector:
                 clock=now,
                 hit=confidence[chunk],
                 values=odd[chunk],
-                sources=vouching.counters.observe(
-                    reading.origins[chunk], now, reading.troubles[chunk], reading.things[chunk]
-                ),
+                sources=self._observed(vouching.counters, reading, chunk, now),
                 origins=reading.origins[chunk],
             )
             keys, windowed = intake.keys[chunk], intake.windowed[chunk]
@@ -388,13 +462,29 @@ class Detector:
         return Hits(hits.lines[kept], hits.rules[kept])
 
     def _odd_values(self, reading: Reading) -> NDArray[np.float64]:
-        if self._counters.value_lines < FEWEST_VALUES:
+        if (values := self._grown_values()) is None:
             return np.zeros(len(reading.ids))
-        return reading.odd_values(self._values)
+        with asked("values"):
+            return reading.odd_values(values)
 
     def _learn_values(self, reading: Reading, clean: NDArray[np.bool_]) -> None:
-        reading.learn_values(self._values, clean)
+        with asked("values"):
+            reading.learn_values(self._values, clean)
         self._counters.value_lines += sum(len(np.unique(v.lines)) for _, v in reading.values)
+
+    def _grown_values(self) -> ValueModel | None:
+        """None while it has learned too little to be asked, or is withdrawn."""
+        grown = self._counters.value_lines >= FEWEST_VALUES and "values" not in self._withdrawn
+        return self._values if grown else None
+
+    def _observed(
+        self, counters: SourceCounters, reading: Reading, chunk: slice, clock: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """What the sources of these lines do, and count it; zeros while that is withdrawn."""
+        if "sources" in self._withdrawn:
+            return np.zeros(len(reading.ids[chunk]))
+        with asked("sources"):
+            return counters.observe(reading.origins[chunk], clock, reading.troubles[chunk], reading.things[chunk])
 
     def _judge_lines(
         self,
@@ -426,9 +516,7 @@ class Detector:
             clock=clock,
             hit=self._confidence(hits, n),
             values=odd[chunk],
-            sources=self._origins.observe(
-                reading.origins[chunk], clock, reading.troubles[chunk], reading.things[chunk]
-            ),
+            sources=self._observed(self._origins, reading, chunk, clock),
             origins=reading.origins[chunk],
         )
         pieces = cut(
@@ -440,7 +528,7 @@ class Detector:
             window=self.settings.session.window,
         )
         alpha, _ = self.alpha()
-        judged = judge(self._sessions, self._lessons(), self._ensemble, self._known, alpha, batch, pieces)
+        judged = self._judged(alpha, batch, pieces)
         judged = replace(judged, closings=judged.closings.and_also(crowded_out))
         self._recent.append(first_line, texts, judged.states.serial)
         self._move_to(first_line + n - 1)
@@ -448,6 +536,10 @@ class Detector:
         self._say(batch, judged, shown_times, texts, hits, alpha, alerting, reading, chunk.start)
         clean: NDArray[np.bool_] = (batch.hit == 0.0) & (judged.states.verdict == 0)
         return clean
+
+    def _judged(self, alpha: float, batch: Batch, pieces: Cut) -> Judged:
+        lessons, counts = self._lessons(), self._has_all_members()
+        return judge(self._sessions, lessons, self._ensemble, self._known, alpha, batch, pieces, flags_count=counts)
 
     def _close(self, slots: NDArray[np.int64], alerting: Alerting) -> None:
         """End these sessions now: keyed ones are scored as ended, windows close as they are."""
@@ -467,7 +559,7 @@ class Detector:
             ending=slots[~windowed],
         )
         alpha, _ = self.alpha()
-        judged = judge(self._sessions, self._lessons(), self._ensemble, self._known, alpha, batch, pieces)
+        judged = self._judged(alpha, batch, pieces)
         judged = replace(judged, closings=judged.closings.and_also(as_they_are))
         self._say(batch, judged, batch.clock, [], Hits.none(), alpha, alerting)
 
@@ -497,8 +589,7 @@ class Detector:
             batch, judged.states, closings, alpha, self._number(closings), times,
             texts + self._texts_of(closings), hits, causes, rules, self._templates, self._ensemble,
         )  # fmt: skip
-        values = self._values if self._counters.value_lines >= FEWEST_VALUES else None
-        alerting.add(rows, judged, alpha, None if reading is None else Lines(reading, start, values))
+        alerting.add(rows, judged, alpha, None if reading is None else Lines(reading, start, self._grown_values()))
 
     def _confidence(self, hits: Hits, lines: int) -> NDArray[np.float64]:
         """Of each line the confidence of the surest rule that hit it, 0 where none did."""
@@ -532,14 +623,30 @@ class Detector:
         """What would be said of each of `lines`, each on its own, now: the contract's answer to /detect.
 
         With `session` a line is judged as the next one of that open session; with `explain` each answer says why.
-        Changes nothing.
+        Changes nothing. A member that fails is left out of these answers, which say so ("failed_models"); it is not
+        withdrawn by that: a question is no frame, and the next line shows whether it can judge.
         """
-        opinion = Opinion(
-            self._templates, self._rules, self._sessions, self._ensemble, self._pattern, self._known, self._recent,
-            self._values if self._counters.value_lines >= FEWEST_VALUES else None, self._origins,
-            self.settings, self.alpha()[0], self.line, self._clock.now,
+        failed: dict[str, str] = {}
+        while True:
+            try:
+                return self._opinion(failed).on(lines, session, explain)
+            except MemberError as exc:
+                if exc.member in failed:
+                    raise
+                failed[exc.member] = exc.reason
+                failed |= resting(failed)
+
+    def _opinion(self, failed: Mapping[str, str]) -> Opinion:
+        """Of all members that judge but those that just `failed`."""
+        ensemble = self._ensemble.without(failed) if self._ensemble is not None and failed else self._ensemble
+        out = {*self._withdrawn, *failed}
+        return Opinion(
+            self._templates, self._rules, self._sessions,
+            ensemble if ensemble is not None and ensemble.members else None,
+            self._pattern, self._known, self._recent,
+            None if "values" in out else self._grown_values(), None if "sources" in out else self._origins,
+            self.settings, self.alpha()[0], self.line, self._clock.now, failed,
         )  # fmt: skip
-        return opinion.on(lines, session, explain)
 
     def incidents(self, limit: int) -> list[dict[str, Any]]:
         """The last `limit` incidents, newest first."""
@@ -559,9 +666,9 @@ class Detector:
 
     def alpha(self) -> tuple[float, bool]:
         """The level sessions are tested at, and whether it is the floor that calibration sets."""
-        if self._ensemble is None:
+        if self._model is None:
             return 0.0, False
-        alarms, calibration = self.settings.alarms, self._ensemble.calibration
+        alarms, calibration = self.settings.alarms, len(self._model.rings["ensemble"])
         if alarms.alpha is not None:
             floor = 5.0 / max(calibration, 5)
             return max(alarms.alpha, floor), alarms.alpha < floor
@@ -593,7 +700,7 @@ class Detector:
             keys=found.keys,
             causes=found.causes,
             templates=self._templates.export(),
-            previous=self._ensemble.model if self._ensemble is not None else None,
+            previous=self._model,
             studied=Studied(self.seq, self._learned, self._known.admissions),
         )
 
@@ -607,18 +714,19 @@ class Detector:
 
         What was there when that began stays, so that a vouched file adds to it, and a model that is lost comes again.
         """
-        closed = self._ensemble is not None and self._schedule.closed(self.settings.learning)
+        closed = self._model is not None and self._schedule.closed(self.settings.learning)
         return None if closed else self._history
 
     def _has_all_members(self) -> bool:
-        return self._ensemble is not None and self._ensemble.complete
+        """Whether the model in force has the members that learn from the whole warm-up; they may be withdrawn."""
+        return self._model is not None and "transformer" in members_of(self._model)
 
     def _progress(self) -> Progress:
         vouching = self._vouching
         return Progress(
             learned=self._learned,
             admissions=self._known.admissions,
-            has_model=self._ensemble is not None,
+            has_model=self._model is not None,
             complete=self._has_all_members(),
             uploading=vouching is not None and self.line - vouching.at_line < UPLOAD_GONE_LINES,
         )
@@ -628,7 +736,7 @@ class Detector:
         return self._living.sources()
 
     def summary(self) -> Summary:
-        ensemble, learning, counters = self._ensemble, self.settings.learning, self._counters
+        ensemble, model, learning, counters = self._ensemble, self._model, self.settings.learning, self._counters
         alpha, floor_binding = self.alpha()
         progress, now = self._progress(), self._clock.now
         return Summary(
@@ -639,14 +747,15 @@ class Detector:
             lines_since_training=self._learned - self._schedule.trained_at,
             training_due=self._schedule.due(learning, progress),
             training_urgent=self._schedule.urgent(learning, progress),
-            generation=ensemble.generation if ensemble else 0,
-            model_line=ensemble.line if ensemble else 0,
+            generation=model.generation if model else 0,
+            model_line=model.line if model else 0,
             members=ensemble.members if ensemble else (),
-            unfitted=tuple(ensemble.model.unfitted.items()) if ensemble else (),
+            unfitted=tuple(model.unfitted.items()) if model else (),
+            withdrawn=tuple(self._withdrawn_in_order()),
             templates=len(self._templates),
             templates_created=self._templates.created,
             templates_evicted=self._templates.evicted,
-            vocabulary=len(ensemble.vocabulary) if ensemble else 0,
+            vocabulary=len(model.vocabulary) if model else 0,
             sessions_open=len(self._sessions),
             sessions_closed=counters.sessions,
             sessions_evicted=self._sessions.evicted,
@@ -663,7 +772,7 @@ class Detector:
             alpha=alpha,
             floor_binding=floor_binding,
             sessions_per_day=self._rate.per_day(),
-            calibration=ensemble.calibration if ensemble else 0,
+            calibration=len(model.rings["ensemble"]) if model else 0,
             restored=self._restored,
             incidents_opened=self._incidents.opened,
             incidents_open=self._incidents.open_count(now),
@@ -680,6 +789,9 @@ class Detector:
             vouched_sessions=counters.vouched_sessions,
             vouched_waiting=self._schedule.vouched_at > 0,
         )
+
+    def _withdrawn_in_order(self) -> list[Withdrawn]:
+        return [self._withdrawn[name] for name in NAMES if name in self._withdrawn]
 
     # --- the state as columns -----------------------------------------------------------------------
 
@@ -710,6 +822,7 @@ class Detector:
             **joined("models", self._models.export()),
             **joined("values", self._values.export()),
             **joined("origins", self._origins.export()),
+            **joined("withdrawn", exported(self._withdrawn_in_order())),
             **(joined("vouching", self._vouching.export()) if self._vouching is not None else {}),
         }
 
@@ -747,6 +860,7 @@ class Detector:
         detector._models = Generations.load(part("models", state))
         detector._values = ValueModel.load(part("values", state))
         detector._origins = SourceCounters.load(part("origins", state))
+        detector._withdrawn = {each.member: each for each in loaded(part("withdrawn", state))}
         vouching = part("vouching", state)
         detector._vouching = Vouching.load(vouching) if vouching else None
         detector._set(

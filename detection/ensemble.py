@@ -1,24 +1,35 @@
-"""A model generation at work: the members' scores, their p-values, and the one p they come to."""
+"""A model generation at work: the members' scores, their p-values, and the one p they come to.
+
+A member that raises is a `MemberError`; the ensemble goes on `without` it. Then the members that are left share what
+each family counts for. The ring of the combined statistic was made by all members, so what it says of the statistic
+of some is no p-value any more; Cauchy's combination of p-values is one by itself, of whichever members and under any
+dependence, nearly so and where it is small, which is where it matters. So without a member p is the larger of the two:
+never smaller than what holds by theory, and never smaller than what the same statistic would have been given before.
+"""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.calibration import Ring, combined
+from detection.members.failing import MemberError, asked
 from detection.members.features import FEATURES, features
+from detection.members.member import Member
 from detection.members.ngram import Ngram
-from detection.members.registry import IN_NATS, MEMBERS, NAMES
+from detection.members.registry import IN_NATS, LOOKS_AT, MEMBERS, NAMES
 from detection.members.transformer import Transformer
 from detection.members.view import CLOSING, Floats, Standing, View
 from detection.model import Model
 from detection.transformer import END, FIRST, UNSEEN
 
 EXPECTED = 3
+PREDICTING = (Ngram.name, Transformer.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,57 +43,83 @@ class Judgement:
 
 
 class Ensemble:
-    def __init__(self, model: Model) -> None:
+    """The members of `model`, except those named in `out`. One that cannot be made of its part fails when it is asked,
+    and at `check`."""
+
+    def __init__(self, model: Model, out: Collection[str] = ()) -> None:
         self.model = model
         self.generation = model.generation
         self.line = model.line
         self.vocabulary = model.vocabulary
         self._rings = {name: Ring(np.asarray(ring)) for name, ring in model.rings.items()}
-        self._members = [
-            member(model.parts.get(member.name, {}), model.vocabulary)
-            for member in MEMBERS
-            if member.name in self._rings
-        ]
-        self.members = tuple(member.name for member in self._members)
-        self._columns = [NAMES.index(name) for name in self.members]
-        self._shares = shares([member.family for member in self._members])
+        self._ring = self._rings["ensemble"]
+        names = members_of(model)
+        self._whole = not any(name in out for name in names)
+        self._take([_made(member, model) for member in MEMBERS if member.name in names and member.name not in out])
 
-    @property
-    def complete(self) -> bool:
-        """Whether the members that learn from the whole warm-up are among these."""
-        return "transformer" in self.members
+    def without(self, out: Collection[str]) -> "Ensemble":
+        """This one with some members fewer; it shares the others with it."""
+        fewer = copy(self)
+        fewer._whole = self._whole and not any(name in out for name in self.members)
+        fewer._take([member for member in self._members if member.name not in out])
+        return fewer
+
+    def _take(self, members: "Sequence[Member | _Unmade]") -> None:
+        self._members = members
+        self.members = tuple(member.name for member in members)
+        self._columns = [NAMES.index(name) for name in self.members]
+        self._shares = shares([member.family for member in members])
+
+    def check(self) -> None:
+        """Raises MemberError when a member could not be made of its part of the model."""
+        for member in self._members:
+            if isinstance(member, _Unmade):
+                member.fail()
 
     @property
     def calibration(self) -> int:
         """How many sessions the combined statistic was calibrated on."""
-        return len(self._rings["ensemble"])
+        return len(self._ring)
 
     def score(self, view: View) -> Standing:
         """Where each row leaves its session, by member; members that are not ready say 0."""
         standing = Standing(view, NAMES)
         for member in self._members:
-            standing.put(member.name, member.scores(view, standing))
+            with asked(member.name):
+                standing.put(member.name, member.scores(view, standing))
         return standing
 
     def judge(self, reached: Floats) -> Judgement:
         """`reached` float64 [n, M]: what sessions have come to (`Standing.reached`)."""
         members = np.full(reached.shape, np.nan)
         for name, column in zip(self.members, self._columns, strict=True):
-            members[:, column] = p_of(name, self._rings[name], reached[:, column])
+            with asked(name):
+                members[:, column] = p_of(name, self._rings[name], reached[:, column])
         strangeness = combined(members[:, self._columns], self._shares)
-        return Judgement(members, strangeness, self._rings["ensemble"].p(strangeness))
+        p = self._ring.p(strangeness)
+        return Judgement(members, strangeness, p if self._whole else np.maximum(p, np.exp(-strangeness * math.log(10))))
 
     def threshold(self, member: str, alpha: float) -> float | None:
         """The score beyond which `member` alone has a p-value below `alpha`; None: whatever it scores, it has not."""
-        return score_at(member, self._rings[member], alpha)
+        with asked(member):
+            return score_at(member, self._rings[member], alpha)
 
-    def expected(self, context: NDArray[np.int32], starts: bool, found: int) -> tuple[list[tuple[int, float]], float]:
+    def expected(
+        self, context: NDArray[np.int32], starts: bool, found: int
+    ) -> tuple[list[tuple[int, float]], float | None]:
         """The three likeliest templates after `context` (CLOSING stands for the end), and the probability of `found`.
 
-        By the transformer, by the 3-gram before there is one.
+        By the transformer, by the 3-gram where there is none; nothing, and None, where neither judges.
         """
-        predicting = [member for member in self._members if isinstance(member, Ngram | Transformer)]
-        p = predicting[-1].likely(context, starts)
+        predicting = [
+            member
+            for member in self._members
+            if isinstance(member, Ngram | Transformer) or (isinstance(member, _Unmade) and member.name in PREDICTING)
+        ]
+        if not predicting:
+            return [], None
+        with asked(predicting[-1].name):
+            p = predicting[-1].likely(context, starts)
         ids = np.concatenate(([CLOSING], self.vocabulary))
         probability = np.concatenate((p[END : END + 1], p[FIRST : FIRST + len(self.vocabulary)]))
         best = np.argsort(-probability, kind="stable")[:EXPECTED]
@@ -93,11 +130,13 @@ class Ensemble:
     def standing_out(self, standing: Standing, row: int) -> list[dict[str, Any]]:
         """The features of a row beyond what is usual at the end of a session: [{name, value, usual, high}]."""
         usual = self.model.parts.get("isolation_forest", {}).get("usual")
-        if usual is None:
+        if usual is None or "isolation_forest" not in self.members:
             return []
-        values = features(standing.only(np.arange(len(standing.reached)) == row))[0]
+        with asked("isolation_forest"):
+            values = features(standing.only(np.arange(len(standing.reached)) == row))[0]
         low, middle, high = usual.T
-        out = np.flatnonzero((values > high) | (values < low))
+        judged = np.array([name in self.members or name not in NAMES for name in FEATURES])
+        out = np.flatnonzero(judged & ((values > high) | (values < low)))
         spread = np.maximum(high - low, 1e-9)
         order = out[np.argsort(-np.abs(values - middle)[out] / spread[out], kind="stable")]
         return [
@@ -113,6 +152,44 @@ class Ensemble:
         at = np.minimum(at, len(self.vocabulary) - 1)
         known: NDArray[np.bool_] = self.vocabulary[at] == template_ids
         return known
+
+
+def members_of(model: Model) -> tuple[str, ...]:
+    """The members that `model` has, in the order in which they are asked."""
+    return tuple(name for name in NAMES if name in model.rings)
+
+
+def resting(out: Collection[str]) -> dict[str, str]:
+    """Members that cannot judge while those in `out` do not, for they look at them: each with the reason."""
+    return {
+        member: f"it judges by what {', '.join(missing)} says"
+        for member, looks_at in LOOKS_AT.items()
+        if member not in out and (missing := [name for name in looks_at if name in out])
+    }
+
+
+class _Unmade:
+    """In place of a member whose part of the model it could not be made of."""
+
+    def __init__(self, member: type[Member], error: Exception) -> None:
+        self.name, self.family = member.name, member.family
+        self._error = error
+
+    def fail(self) -> NoReturn:
+        raise MemberError(self.name) from self._error
+
+    def scores(self, view: View, standing: Standing) -> Floats:
+        self.fail()
+
+    def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
+        self.fail()
+
+
+def _made(member: type[Member], model: Model) -> "Member | _Unmade":
+    try:
+        return member(model.parts.get(member.name, {}), model.vocabulary)
+    except Exception as exc:  # whatever it is, the others can judge
+        return _Unmade(member, exc)
 
 
 def p_of(member: str, ring: Ring, scores: Floats) -> Floats:

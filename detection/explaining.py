@@ -1,9 +1,10 @@
 """Why: for a row of a view, what each member said, what was expected instead, and what stands out.
 
-members    [{name, score, p, threshold}]              every member that is ready, the most sure first; beyond
+members    [{name, score, p, threshold}]              every member that judges, the most sure first; beyond
                                                       `threshold` it alone would flag, None: it never would
 expected   [{template_id, template, p}]               the three likeliest instead of the row, with their probability
-found      {template_id, template, p}                 ... and the row's own
+found      {template_id, template, p}                 ... and the row's own; none, and null, where neither the
+                                                      transformer nor the 3-gram judges
 features   [{name, value, usual, high}]               beyond what 99 % of normal sessions come to
 value      {text, start, end, characters, score}      the line's oddest parameter value, if it has any
 source     [{name, value, usual, nats}]               the counters of the line's source, the strangest first
@@ -48,8 +49,10 @@ def value_shown(odd: Strangest) -> dict[str, Any]:
     }
 
 
-def source_shown(counters: SourceCounters, source: bytes, clock: float | None = None) -> list[dict[str, Any]]:
-    """How a source stands at `clock`, by default in the minute of its last line, for JSON."""
+def source_shown(counters: SourceCounters | None, source: bytes, clock: float | None = None) -> list[dict[str, Any]]:
+    """How a source stands at `clock`, by default in the minute of its last line, for JSON; nothing without counters."""
+    if counters is None:
+        return []
     return [
         {"name": counter.name, "value": counter.value, "usual": counter.usual, "nats": counter.nats}
         for counter in counters.explain(source, clock)
@@ -83,7 +86,7 @@ def explained(
     found = int(view.templates[row])
     expected, chance = ensemble.expected(context, bool(view.starts[piece]), found)
 
-    def named(template: int, p: float) -> dict[str, Any]:
+    def named(template: int, p: float | None) -> dict[str, Any]:
         text = "<end of session>" if template == CLOSING else text_of(template)
         return {"template_id": template, "template": text, "p": p}
 

@@ -16,6 +16,14 @@ before it is applied, so this module's encoding is a file format:
                                                  the operator's answer to alert `alert`, which is about `cause`
     vouched  {"type": "vouched", "received", "segment", "done"}     lines that somebody says are clean
     refused  {"type": "refused", "generation", "name", "reason", "studied"}    a model that does not take effect
+    withdrawn {"type": "withdrawn", "seq", "members": {name: reason}}   from frame `seq` on, before this one, these
+                                                 members do not judge: whoever replays it leaves them out, too, even
+                                                 where they would not fail. Journal format 2
+    returned {"type": "returned"}                members that were withdrawn judge again. Journal format 2
+
+Who replays a journal looks for its skip and withdrawn frames first (`daemon.finding`), for they come after the
+frames that they are about. A withdrawal holds until the next frame that brings members back, which is a `returned`,
+a `model` or a `restore` that puts a model in force; where that is the very frame `seq`, it does not bring them back.
 
 A new type of frame, or a field that an older program must not overlook, raises `persistence.segment.VERSION`: to
 an older program a frame it does not know would be one that cannot be applied, and its lines would be lost. So does
@@ -32,7 +40,8 @@ The segments of a source carry 0 and 1 in turn, its `parity`: a process that fin
 them, and knows the parity that was journaled last, can tell whether they are in the journal.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
@@ -148,6 +157,18 @@ class RefusedFrame(msgspec.Struct, frozen=True, tag="refused", omit_defaults=Tru
     studied: Studied | None = None
 
 
+class WithdrawnFrame(msgspec.Struct, frozen=True, tag="withdrawn"):
+    """From frame `seq` on these `members` do not judge: by name, each with the reason. Applying this changes nothing,
+    they were withdrawn when `seq` was applied; a replay looks for it beforehand."""
+
+    seq: int
+    members: dict[str, str]
+
+
+class ReturnedFrame(msgspec.Struct, frozen=True, tag="returned"):
+    """All members that were withdrawn judge again, from this frame on."""
+
+
 Frame = (
     LinesFrame
     | ModelFrame
@@ -159,6 +180,8 @@ Frame = (
     | FeedbackFrame
     | VouchedFrame
     | RefusedFrame
+    | WithdrawnFrame
+    | ReturnedFrame
 )
 
 
@@ -175,7 +198,8 @@ class Sequenced:
     """A frame with its place: `seq` counts frames from 1, `line` is the last line number through it.
 
     What a frame names comes resolved: `model` for a `ModelFrame`, `knowledge` for a `RestoreFrame`; None when it
-    is lost, and for every other frame.
+    is lost, and for every other frame. `without` are the members that do not judge from this frame on, by name and
+    with the reason, as a `WithdrawnFrame` will say or has said.
     """
 
     seq: int
@@ -183,6 +207,7 @@ class Sequenced:
     frame: Frame
     model: Model | None = None
     knowledge: Knowledge | None = None
+    without: Mapping[str, str] = field(default_factory=dict)
 
 
 def count_lines(frame: Frame) -> int:

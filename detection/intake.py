@@ -1,7 +1,7 @@
 """From the segments of a frame to lines and their fields."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from detection.formats.fields import Fields
 from detection.formats.kinds import parse, parse_each
 from detection.formats.requests import request_targets
 from detection.frames import Segment
+from detection.members.failing import asked
 from detection.members.source_lines import sources_of, things_of, troubles
 from detection.members.values import Strangest, ValueModel, Values, values_of
 from detection.rules.engine import Hits, RuleSet
@@ -72,8 +73,9 @@ class Reading:
             model.learn(values, keep[where])
 
 
-def read_lines(intake: Intake, templates: TemplateTable, rules: RuleSet) -> Reading:
-    """Read the fields of all lines; new templates get their ids."""
+def read_lines(intake: Intake, templates: TemplateTable, rules: RuleSet, *, without: Collection[str] = ()) -> Reading:
+    """Read the fields of all lines; new templates get their ids. Nothing is read for members `without` which it goes
+    on. Raises MemberError."""
     n = len(intake.lines)
     reading = Reading(
         np.empty(n, np.int32),
@@ -89,10 +91,13 @@ def read_lines(intake: Intake, templates: TemplateTable, rules: RuleSet) -> Read
         reading.ids[at] = templates.assign(fields.family, fields.contents)
         hits, targets, web = match_rules(rules, fields, [intake.lines[i] for i in at.tolist()])
         found.append(Hits(lines=at[hits.lines].astype(np.int32), rules=hits.rules))
-        if web.any():
-            reading.values.append((at, values_of(targets, web)))
-        reading.troubles[at] = troubles(fields)
-        reading.things[at] = things_of(fields.contents)
+        if web.any() and "values" not in without:
+            with asked("values"):
+                reading.values.append((at, values_of(targets, web)))
+        if "sources" not in without:
+            with asked("sources"):
+                reading.troubles[at] = troubles(fields)
+                reading.things[at] = things_of(fields.contents)
         origins, matched_in = sources_of(fields), list(zip(targets, fields.agents, strict=True))
         if len(intake.fields) == 1:
             reading.origins[:], reading.matched_in[:] = origins, matched_in

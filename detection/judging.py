@@ -148,11 +148,13 @@ def judge(
     batch: Batch,
     pieces: Cut,
     *,
+    flags_count: bool = False,
     closing_flags: int = 0,
 ) -> Judged:
     """Score a batch, move the sessions on, remember it for training unless there is no `history`. Without an ensemble
     p is nan.
 
+    `flags_count` says whether what was flagged is kept from the next model: an incomplete one's flags are not.
     `closing_flags` are put on every closing in the history (`history.VOUCHED`).
     """
     brought = _Brought(sessions, pieces)
@@ -161,9 +163,8 @@ def judge(
     scored = _score(ensemble, known, alpha, sessions, pieces, brought, view, serial, batch.origins)
     standing = _stand(batch, pieces, brought, scored, serial, first_line)
     key = sessions.column["key"][pieces.slot]
-    counts = ensemble is not None and ensemble.complete
     if history is not None:
-        _remember(history, batch, pieces, standing, source_causes(key), counts, closing_flags)
+        _remember(history, batch, pieces, standing, source_causes(key), flags_count, closing_flags)
     closings = _closings(batch, pieces, scored, standing, key)
 
     line_rows = np.flatnonzero(~pieces.row_closing)

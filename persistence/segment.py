@@ -1,8 +1,9 @@
 """One journal segment as bytes: the format, and what can be trusted of a damaged one. Pure.
 
     segment := header frame* [closing]                   all integers little endian
-    header  := preamble (magic "VIGILJNL", version 1; see persistence/preamble.py)
+    header  := preamble (magic "VIGILJNL", version 2; see persistence/preamble.py)
                salt 16 random bytes, first seq u64, line before it u64, CRC-32 of all before it u32
+               In version 1 no frame says that a member of a model is withdrawn or comes back; all else is the same
     frame   := marker "VJF\\xf1", kind u32, length u32, seq u64, line u64, count u64, durable u64,
                head crc u32, crc u32, payload (length bytes)
         kind     1 entry, 2 closing (no payload, count 0; the next segment begins at seq + 1)
@@ -31,7 +32,7 @@ from pathlib import Path
 from persistence.preamble import check_preamble, pack_preamble
 
 MAGIC = b"VIGILJNL"
-VERSION = 1
+VERSION = 2
 MAX_PAYLOAD_BYTES = 64 << 20
 HEADER_BYTES = 52
 FRAME_BYTES = 52

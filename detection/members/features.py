@@ -4,14 +4,14 @@ import numpy as np
 
 from detection.members.view import Floats, Standing
 
-_JUDGED = ("transformer", "ngram", "counts")
-_REACHED = (*_JUDGED, "values", "sources")
+JUDGED = ("transformer", "ngram", "counts")
+_REACHED = (*JUDGED, "values", "sources")
 FEATURES = (*_REACHED, "log_length", "distinct", "error_share", "rate")
 
 
 def judged(standing: Standing) -> Floats:
     """What the forest sees of each row: float64 [R, 3]."""
-    return np.stack([standing.reached[:, standing.column[name]] for name in _JUDGED], axis=1)
+    return np.stack([standing.reached[:, standing.column[name]] for name in JUDGED], axis=1)
 
 
 def features(standing: Standing) -> Floats:
