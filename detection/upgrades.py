@@ -16,13 +16,15 @@ To change columns after a release (tests/detection/test_layout.py says what is m
 What a column holds as JSON (settings, generations) has no number: fields are added, with a default, and stay.
 
 UPGRADES
-    (none yet)
+    1 -> 2  members that are withdrawn
 MODEL_UPGRADES
     (none yet)
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from detection.state import (
     Columns,
@@ -58,7 +60,15 @@ LAYOUTS: dict[int, Mapping[str, str]] = {
         "vouching": "48d2286a",
     },
 }
-UPGRADES: dict[int, Step] = {}
+LAYOUTS[2] = {**LAYOUTS[1], "withdrawn": "e1ed097f"}
+
+
+def _with_withdrawn_members(state: State) -> State:
+    """The part "withdrawn" is new: no member was ever withdrawn before."""
+    return {**state, "withdrawn.entries": np.frombuffer(b"[]", dtype=np.uint8).copy()}
+
+
+UPGRADES: dict[int, Step] = {1: _with_withdrawn_members}
 
 # Of `model.to_columns`: each member's arrays (none: "4f53cda1") and the anchor, of which a model has some; the state's
 # templates; "ensemble", which is a ring without arrays; and the columns under no prefix are the "model"'s.
