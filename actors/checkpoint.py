@@ -210,11 +210,11 @@ class Checkpoints:
         """One snapshot of the state as it is. Raises CheckpointError, logged and counted."""
         began, heals = trio.current_time(), self._sequencer.heals
         try:
-            summary, columns = await self._scoring.export()
-            await self._alerts.sync_through(summary.seq)
-            info, sha = await trio.to_thread.run_sync(
-                self._write, summary.seq, summary.line, columns, limiter=self._limiter, abandon_on_cancel=True
-            )
+            async with self._scoring.exporting() as (summary, columns):
+                await self._alerts.sync_through(summary.seq)
+                info, sha = await trio.to_thread.run_sync(
+                    self._write, summary.seq, summary.line, columns, limiter=self._limiter, abandon_on_cancel=True
+                )
         except Exception as exc:
             # Whatever it was, it cost one snapshot; the journal holds what the snapshot would have.
             self.failures += 1

@@ -2,12 +2,13 @@
 
 Turns are first come, first served, so a question waits for at most one frame (and for questions before it).
 
-A frame on which the detector raises has spoilt it. Another one, with the state from before and the frame left
-out, is made in the same turn, so nobody sees the spoilt one; the frame has no verdicts.
+A frame on which the detector raises has spoilt it. Another one is made in the same turn, so nobody sees the spoilt
+one, and what it says of the frame takes the place of what the spoilt one would have said: it may have judged without
+a part of itself, or have left the frame out. Whoever makes it has journaled that before it comes here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 import trio
@@ -66,36 +67,23 @@ class StateAbandoned(Exception):
     """A frame was applied half-way, so the state in memory is no state of any frame."""
 
 
-@dataclass(frozen=True, slots=True)
-class NoVerdicts:
-    """Of a frame that was left out."""
-
-    seq: int
-    line: int
-    lines: int = 0
-
-    def flagged(self) -> list[dict[str, Any]]:
-        return []
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        return iter(())
-
-
 class Scoring(Generic[S, TrainingSetT]):
     """Turns at the detector, and `published`: its summary after the last frame.
 
-    `without` gets a frame on which the detector raised, and the error; it returns a detector whose state is that
-    before the frame, with the frame left out, or raises. Blocking, called in the worker thread.
+    `read_back` gets a frame on which the detector raised, and the error; it returns a detector that has seen that
+    frame, or left it out, and the verdicts, or raises. Blocking, called in the worker thread; no state that was
+    exported before is on its way then, see `exporting`.
     """
 
     def __init__(
         self,
         detector: Detector[S, TrainingSetT],
-        without: Callable[[Sequenced, Exception], Detector[S, TrainingSetT]] | None = None,
+        read_back: Callable[[Sequenced, Exception], tuple[Detector[S, TrainingSetT], Verdicts]] | None = None,
     ) -> None:
         self._detector = detector
-        self._without = without
+        self._read_back = read_back
         self._turn = trio.Lock()
+        self._saving = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
         self._applying: int | None = None
         self.published: Published[S] = Published(detector.summary())
@@ -103,23 +91,35 @@ class Scoring(Generic[S, TrainingSetT]):
     async def apply(self, item: Sequenced) -> Verdicts:
         """Apply and publish. After an error the state is abandoned: nothing is answered or exported."""
 
-        def apply() -> tuple[Verdicts, S]:
+        def apply() -> tuple[Verdicts, S] | Exception:
             # Marked in the thread: a cancellation before it starts must not cost the state.
             self._applying = item.seq
-            verdicts: Verdicts
             try:
                 verdicts = self._detector.apply(item)
-            except Exception as exc:  # whatever it is, it costs the frame and not the daemon
-                if self._without is None:
+                summary = self._detector.summary()
+            except Exception as exc:  # whatever it is, it must not cost the daemon
+                if self._read_back is None:
                     raise
-                self._detector = self._without(item, exc)
-                verdicts = NoVerdicts(item.seq, item.line)
+                return exc
+            self._applying = None
+            return verdicts, summary
+
+        def read_back(error: Exception) -> tuple[Verdicts, S]:
+            assert self._read_back is not None
+            self._detector, verdicts = self._read_back(item, error)
             self._applying = None
             return verdicts, self._detector.summary()
 
         async with self._turn:
             self._refuse_abandoned()
-            verdicts, summary = await self._in_thread(apply)
+            outcome = await self._in_thread(apply)
+            if isinstance(outcome, Exception):
+                error = outcome
+                # A snapshot under way is written first: frames before this one may come to be judged otherwise, and
+                # none may be written then that does not know of it.
+                async with self._saving:
+                    outcome = await self._in_thread(lambda: read_back(error))
+            verdicts, summary = outcome
             self.published.publish(summary)
         return verdicts
 
@@ -143,13 +143,26 @@ class Scoring(Generic[S, TrainingSetT]):
         """What became of each generation of models, newest first."""
         return await self._turn_for(lambda: self._detector.generations())
 
+    @asynccontextmanager
+    async def exporting(self) -> AsyncIterator[tuple[S, State]]:
+        """A copy of the state, and the summary of the same moment; for one at a time. Frames go on being applied,
+        but until this is left none is read back: what is written in here is never of a state that was taken back."""
+        async with self._turn:
+            self._refuse_abandoned()
+            exported = await self._in_thread(self._export)
+            # In this turn, before the next frame can fail; who holds it waits for no turn.
+            await self._saving.acquire()
+        try:
+            yield exported
+        finally:
+            self._saving.release()
+
     async def export(self) -> tuple[S, State]:
         """A copy of the state, and the summary of the same moment."""
+        return await self._turn_for(self._export)
 
-        def export() -> tuple[S, State]:
-            return self._detector.summary(), self._detector.export()
-
-        return await self._turn_for(export)
+    def _export(self) -> tuple[S, State]:
+        return self._detector.summary(), self._detector.export()
 
     async def training_set(self) -> TrainingSetT:
         return await self._turn_for(lambda: self._detector.training_set())

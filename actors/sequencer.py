@@ -4,6 +4,9 @@ Order of events for a frame: numbered, appended to the journal (durable on retur
 sources, sent to scoring. So what scoring has seen is in the journal, and a source that was told "committed"
 may forget its bytes. Chunks of many sources share a frame, and everything that waits shares one append.
 
+What becomes of a frame that cannot be applied is a frame, too, and journaled by whoever is applying it, while
+everybody else may wait for him: `interject` does not queue behind requests, nor wait until frames are passed on.
+
 A journal that cannot be written degrades the daemon, it does not stop it: nothing is told, so sources wait,
 and the same frames are tried again every `RETRY_SECONDS` until the disk is back. Then `heals` counts one up, and
 a snapshot is due.
@@ -11,6 +14,7 @@ a snapshot is due.
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -102,8 +106,11 @@ class Sequencer:
         self._append = append
         self._rotate = rotate
         self._now = now
+        self._placing = trio.Lock()  # from giving numbers out to their being durable
         self._turn = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
+        self._onward: deque[Sequenced] = deque()  # durable, in order, not passed on yet
+        self._moved = trio.Event()
 
     async def rotate(self) -> None:
         """Begin a new journal segment, between two appends. Raises JournalError or OSError.
@@ -113,18 +120,49 @@ class Sequencer:
         async with self._turn:
             await trio.to_thread.run_sync(self._rotate, limiter=self._limiter)
 
-    async def commit(self, requests: Sequence[Request]) -> list[Sequenced]:
-        """Number and append `requests`, and tell who waits; however often the journal fails."""
-        placed = self._place(requests)
-        await self._journal([item for item, _ in placed])
-        for item, members in placed:
-            self.seq, self.line = item.seq, item.line
-            self.handed_on = item.seq
-            for request in members:
-                if isinstance(request, FrameRequest):
-                    request.seq, request.line = item.seq, item.line
-                request.committed.set()
-        return [item for item, _ in placed]
+    async def interject(self, frame: Frame) -> int:
+        """Have `frame` journaled now, and return its seq when it is durable; it is passed on in its place.
+
+        For whoever is in the middle of applying another frame, and holds all up: nothing waits for that here. Also
+        works when `run_sequencer` has ended; then nobody applies it any more in this process.
+        """
+        request = FrameRequest(frame)
+        await self.commit([request])
+        return request.seq
+
+    async def commit(self, requests: Sequence[Request]) -> None:
+        """Number and append `requests`, and tell who waits; however often the journal fails. Then they are to be
+        passed on, see `next`."""
+        async with self._placing:
+            placed = self._place(requests)
+            await self._journal([item for item, _ in placed])
+            for item, members in placed:
+                self.seq, self.line = item.seq, item.line
+                self.handed_on = item.seq
+                self._onward.append(item)
+                for request in members:
+                    if isinstance(request, FrameRequest):
+                        request.seq, request.line = item.seq, item.line
+                    request.committed.set()
+        self._wake()
+
+    async def pass_on(self, frames: trio.MemorySendChannel[Sequenced]) -> None:
+        """Until cancelled, send on what is durable, one after the other."""
+        while True:
+            while self._onward:
+                await frames.send(self._onward[0])
+                self._onward.popleft()
+                self._wake()
+            await self._moved.wait()
+
+    async def passed_on(self) -> None:
+        """Return when everything durable has been passed on."""
+        while self._onward:
+            await self._moved.wait()
+
+    def _wake(self) -> None:
+        self._moved.set()
+        self._moved = trio.Event()
 
     def _place(self, requests: Sequence[Request]) -> list[tuple[Sequenced, list[Request]]]:
         placed: list[tuple[Sequenced, list[Request]]] = []
@@ -198,20 +236,23 @@ async def run_sequencer(
     """
     silence = idle_seconds + TICK_GRACE_SECONDS
     with requests, frames:
-        task_status.started()
-        # From the start: sessions that were open before a restart end by silence, too.
-        tick_at = trio.current_time() + silence
-        while True:
-            try:
-                gathered = await _gather(requests, tick_at)
-            except trio.EndOfChannel:
-                return
-            if not gathered:
-                gathered, tick_at = [sequencer.tick()], math.inf
-            elif any(isinstance(request, Chunk) for request in gathered):
-                tick_at = trio.current_time() + silence
-            for item in await sequencer.commit(gathered):
-                await frames.send(item)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sequencer.pass_on, frames)
+            task_status.started()
+            # From the start: sessions that were open before a restart end by silence, too.
+            tick_at = trio.current_time() + silence
+            while True:
+                try:
+                    gathered = await _gather(requests, tick_at)
+                except trio.EndOfChannel:
+                    break
+                if not gathered:
+                    gathered, tick_at = [sequencer.tick()], math.inf
+                elif any(isinstance(request, Chunk) for request in gathered):
+                    tick_at = trio.current_time() + silence
+                await sequencer.commit(gathered)
+                await sequencer.passed_on()
+            nursery.cancel_scope.cancel()
 
 
 async def _gather(requests: "trio.MemoryReceiveChannel[Request]", deadline: float) -> list[Request]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from daemon.reading import Reading
-from detection.frames import LinesFrame, SettingsFrame, SkipFrame, decode
+from detection.frames import LinesFrame, SettingsFrame, SkipFrame, WithdrawnFrame, decode
 from detection.settings import DetectionSettings, RuleText
 from detection.sources import LivingSource, LivingSources
 from detection.state import Columns, OtherVersionError, of_this_version, part
@@ -30,7 +30,8 @@ class Found:
     `frames_missing` says whether frames are, which may have held no line: an answer, a model.
 
     `living` are the sources that have not ended, `settings` what is in force (None before the first settings),
-    `skipped` the frames that skip frames tell of, `reading` what there is to apply after the snapshot at
+    `skipped` the frames that skip frames tell of, `withdrawn` the members that are withdrawn from which frame on, with
+    the reasons, as withdrawn frames tell, `reading` what there is to apply after the snapshot at
     `snapshot_seq` (0: there is none). The rest is as in `Recovery`.
     """
 
@@ -42,6 +43,7 @@ class Found:
     living: list[LivingSource]
     settings: SettingsFrame | None
     skipped: set[int]
+    withdrawn: dict[int, dict[str, str]]
     reading: Reading
     models: list[ModelFile]
     set_aside: list[str]
@@ -93,6 +95,7 @@ def _found(recovery: Recovery, seen: "_Seen", last_line: int) -> Found:
         living=seen.living.sources(),
         settings=settings[-1] if settings else None,
         skipped=seen.skipped,
+        withdrawn=seen.withdrawn,
         reading=seen.reading,
         models=recovery.models,
         set_aside=recovery.set_aside,
@@ -106,6 +109,7 @@ class _Seen:
     living: LivingSources = field(default_factory=LivingSources)
     settings: list[tuple[int, SettingsFrame]] = field(default_factory=list)
     skipped: set[int] = field(default_factory=set)
+    withdrawn: dict[int, dict[str, str]] = field(default_factory=dict)
     reading: Reading = field(default_factory=Reading)
 
     @classmethod
@@ -134,5 +138,8 @@ class _Seen:
                     self.settings.append((entry.seq, frame))
                 case SkipFrame():
                     self.skipped.add(frame.seq)
+                case WithdrawnFrame():
+                    # Two of one frame: the first was journaled, and then a process was killed that would go on from it.
+                    self.withdrawn[frame.seq] = frame.members | self.withdrawn.get(frame.seq, {})
                 case _:
                     continue

@@ -40,7 +40,7 @@ from daemon.places import make_private, runtime_directory
 from daemon.server import run_server
 from daemon.service import Running, Service
 from daemon.settings import Settings, SettingsError, load, read_rules
-from detection.frames import Frame, ModelFrame, Sequenced, SettingsFrame, SkipFrame
+from detection.frames import Frame, ModelFrame, ReturnedFrame, Sequenced, SettingsFrame
 from detection.model import Model
 from detection.settings import RuleText
 from detection.summary import Summary
@@ -64,7 +64,6 @@ EARLY_BYTES = 1 << 20
 MAX_EARLY_REPLAY_BYTES = 16 << 20
 QUEUED_REQUESTS = 64
 QUEUED_VERDICTS = 4
-QUEUED_SKIPS = 64  # more than there are frames on their way to scoring
 # Said under a manager that keeps our connections: those outlive us, the socket does not.
 LOG_SOCKET_IS_OURS = (
     "log.sock is the daemon's own, not the service manager's: while the daemon restarts new senders are refused, and "
@@ -202,21 +201,20 @@ class _Daemon:
                         background.start_soon(
                             self._listen, flow, found, requests_in.clone(), counters, up_to_date, listening
                         )
-                        skips_in, skips = trio.open_memory_channel[Frame](QUEUED_SKIPS)
-                        background.start_soon(_journal_skips, skips, requests_in.clone())
                         # A stop does not end it: what is journaled already is to be applied and saved.
                         with trio.CancelScope(shield=True):
-                            recovered = await self._recover(verdicts_in, found)
+                            recovered = await self._recover(verdicts_in, found, sequencer)
                             if found.only_models_left:
                                 # Not before: a model may turn out to be of a later version, whose directory this is.
                                 await self._start_journal(found)
+                            verdicts_out = verdicts_in.clone()  # scoring's, which closes it
                             running = await self._running(
-                                found, recovered, sequencer, alerts, counters, requests_in, skips_in
+                                found, recovered, sequencer, alerts, counters, requests_in, verdicts_out
                             )
                             self._service.run(running)
                             await flow.start(run_checkpoint, running.checkpoints)
                             await flow.start(
-                                run_scoring, running.scoring, frames, verdicts_in.clone(), self._notifier.watchdog
+                                run_scoring, running.scoring, frames, verdicts_out, self._notifier.watchdog
                             )
                             backlog.room = 0
                         background.start_soon(self._ask_for_patience)
@@ -311,24 +309,17 @@ class _Daemon:
         alerts: Alerts,
         counters: Counters,
         requests: "trio.MemorySendChannel[Request]",
-        skips: "trio.MemorySendChannel[Frame]",
+        verdicts: "trio.MemorySendChannel[Verdicts]",
     ) -> Running:
         """The actors' shared parts, around the recovered state."""
-        from daemon.poison import LeaveOut
+        from daemon.poison import ReadBack
         from detection.detector import model_in
         from detection.state import digest
 
         store, detector, checkpoint = self._store, recovered.detector, self._settings.checkpoint
 
-        def skipped(seq: int) -> None:
-            try:
-                trio.from_thread.run_sync(skips.send_nowait, SkipFrame(seq))
-            except (trio.WouldBlock, trio.BrokenResourceError):
-                # We are stopping, or it is one of very many: the next start finds it again.
-                log.warning("frame %d: that it is skipped is not in the journal yet", seq)
-
         scoring: Scoring[Summary, TrainingSet] = Scoring(
-            detector, without=LeaveOut(store, recovered, skipped, self._watchdog)
+            detector, ReadBack(store, recovered, _sending(verdicts), self._watchdog)
         )
         checkpoints = Checkpoints(
             store,
@@ -404,8 +395,14 @@ class _Daemon:
             # There is a state to ask; the sequencer tries again with the first frame, and says that lines wait.
             log.error("%s", exc)
 
-    async def _recover(self, verdicts: "trio.MemorySendChannel[Verdicts]", found: Found) -> "Recovered":
+    async def _recover(
+        self, verdicts: "trio.MemorySendChannel[Verdicts]", found: Found, sequencer: Sequencer
+    ) -> "Recovered":
         """The state, in a thread; replayed verdicts go to alerts, which writes those it has not."""
+
+        def say(frame: Frame) -> None:
+            trio.from_thread.run(self._say, sequencer, found, frame)
+
         tell = _every(ALIVE_SECONDS, lambda: self._notifier.extend(ALIVE_GRACE_SECONDS))
 
         def deliver(said: Verdicts) -> None:
@@ -418,7 +415,7 @@ class _Daemon:
             torch.set_num_threads(1)
             from daemon.recovery import recover
 
-            return recover(self._store, found, deliver, tell)
+            return recover(self._store, found, deliver, tell, say)
 
         recovered = await trio.to_thread.run_sync(recover)
         recovered.report.notes.extend(writer.note for writer in self._outlets if writer.note)
@@ -427,18 +424,48 @@ class _Daemon:
         return recovered
 
     async def _bring_up_to_date(self, found: Found, recovered: "Recovered", running: Running) -> None:
-        """Apply what this start changes: a model lost or found, settings whose own frame could not be applied."""
+        """Apply what this start changes: a model lost or found, settings whose own frame could not be applied, members
+        that were withdrawn before it."""
         detector, settings = recovered.detector, SettingsFrame(self._settings.detection, self._rules)
-        changes: list[tuple[Frame, Model | None]] = [(SkipFrame(seq), None) for seq in recovered.unsaid]
+        changes: list[tuple[Frame, Model | None]] = []
         if found.settings == settings and SettingsFrame(detector.settings, detector.rule_texts) != settings:
             changes.append((settings, None))
         if recovered.withdraw is not None:
             changes.append((ModelFrame(recovered.withdraw.generation, "", ""), None))
         if recovered.model is not None:
             changes.append(recovered.model)
+        if recovered.to_return or detector.failing():
+            changes.append((ReturnedFrame(recovered.to_return), None))
         for frame, model in changes:
             seq, _ = await submit(running.requests, frame, model)
             await running.scoring.published.wait_for(seq)
+
+    async def _say(self, sequencer: Sequencer, found: Found, frame: Frame) -> None:
+        """Have a frame journaled without which nothing may go on: what was decided about one that failed.
+
+        The disk may be full for a while; then this waits, and all that needs the state waits behind it, but for a stop.
+        Raises StoreError when that comes.
+        """
+        with trio.CancelScope() as patience:
+            async with trio.open_nursery() as waiting:
+                waiting.start_soon(self._wait_patiently, patience)
+                if found.only_models_left and not self._store.is_journaling:
+                    await self._start_journal(found)
+                await sequencer.interject(frame)
+                waiting.cancel_scope.cancel()
+        if patience.cancelled_caught:
+            why = sequencer.trouble.error if sequencer.trouble is not None else "stopped"
+            raise StoreError(f"what was decided about a frame that failed could not be journaled: {why}")
+
+    async def _wait_patiently(self, scope: trio.CancelScope) -> None:
+        """Keep the service manager from taking us for hung; when we are to stop, cancel `scope` a little later."""
+        while not self._stop.is_set():
+            self._watchdog()
+            self._notifier.extend(ALIVE_GRACE_SECONDS)
+            with trio.move_on_after(ALIVE_SECONDS):
+                await self._stop.wait()
+        await trio.sleep(DEGRADED_DRAIN_SECONDS)
+        scope.cancel()
 
     def _alerts(self) -> tuple[Alerts, int]:
         """The alerts actor's part, and the last line that it has written a record about."""
@@ -483,13 +510,13 @@ def _why_nothing_is_kept(notifier: Notifier, stored: Collection[str]) -> str | N
     return None if stored else notifier.why_nothing_is_kept()
 
 
-async def _journal_skips(
-    skips: "trio.MemoryReceiveChannel[Frame]", requests: "trio.MemorySendChannel[Request]"
-) -> None:
-    """Until cancelled. A skip that is not journaled in time is found again at the next start."""
-    with skips, requests:
-        async for frame in skips:
-            await submit(requests, frame)
+def _sending(verdicts: "trio.MemorySendChannel[Verdicts]") -> Callable[[Verdicts], None]:
+    """`verdicts.send` for worker threads."""
+
+    def send(item: Verdicts) -> None:
+        trio.from_thread.run(verdicts.send, item)
+
+    return send
 
 
 def _known_through(found: Found, recovered: "Recovered") -> int:

@@ -12,21 +12,25 @@ that cannot be is set aside by name, as if it were lost: it is trained again, an
 is of a later version, or has a state of columns that no version gave this number, is none of these: the start is
 refused, and all of it stays.
 
-A frame on which `apply` raises costs that frame, not the daemon: it is kept as `frame-<seq>.bad`, its
-lines are counted as lost, and the state is folded again without it. A skip frame that says so is journaled
-then, and whoever replays the journal later looks for those first: a program that could apply the frame
-must not come to another state, nor say again, or at last, what was said or left unsaid.
+A frame on which `apply` raises is tried again, with less and less (`daemon.ladder`): the member that raised is
+withdrawn, and only what cannot be applied by rules alone is left out. It costs that frame, not the daemon: it is kept
+as `frame-<seq>.bad`, and its lines are counted as lost. What was decided is journaled before its verdicts are
+delivered, and whoever replays the journal later looks for that first: a program that could apply the frame, with all
+its members, must not come to another state, nor say again, or at last, what was said or left unsaid.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from daemon.finding import Found
+from daemon.ladder import ApplyError, Ladder, Replay
 from detection.detector import Detector, model_in
 from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, Sequenced, decode
 from detection.model import Model, from_columns
@@ -53,6 +57,7 @@ class Report:
     snapshot_line: int = 0
     replayed_lines: int = 0
     lost_lines: int = 0
+    retried_frames: int = 0  # that could be applied at the second try
     seconds: float = 0.0
     set_aside: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -68,49 +73,53 @@ class Report:
 @dataclass(frozen=True)
 class Recovered:
     """`model` is one to install because the state that used it, or any, is lost; `withdraw` names a model in the
-    state whose file is lost. `skipped` are the frames left out, `unsaid` those of them that no skip frame tells of
-    yet."""
+    state whose file is lost. `ladder` knows what was left out, and the running daemon goes on with it."""
 
     detector: Detector
     report: Report
     model: tuple[ModelFrame, Model] | None
     withdraw: ModelFrame | None
-    skipped: set[int]
-    unsaid: list[int]
+    ladder: Ladder
+
+    @property
+    def to_return(self) -> tuple[str, ...]:
+        """Members that were withdrawn by an earlier process: what ailed them may be over."""
+        withdrawn = self.detector.summary().withdrawn
+        return tuple(each.member for each in withdrawn if each.seq not in self.ladder.decided)
 
 
-class Poison(Exception):
-    """`apply` raised on this entry, which is the cause."""
-
-    def __init__(self, entry: Entry) -> None:
-        super().__init__(f"frame {entry.seq}")
-        self.entry = entry
-
-
-def recover(store: Store, found: Found, deliver: Callable[[Verdicts], None], alive: Callable[[], None]) -> Recovered:
+def recover(
+    store: Store,
+    found: Found,
+    deliver: Callable[[Verdicts], None],
+    alive: Callable[[], None],
+    say: Callable[[Frame], None],
+) -> Recovered:
     """Blocking: the state as of what was `found`. `deliver` gets the verdicts of replayed frames, some of which were
-    delivered before; `alive` is called between frames. Frames that follow may be journaled meanwhile. Raises
-    StoreError and JournalError when the disk fails, and StoreError for files of another version."""
+    delivered before; `alive` is called between frames; `say` has a frame journaled and returns when it is durable.
+    Frames that follow may be journaled meanwhile. Raises StoreError and JournalError when the disk fails, and
+    StoreError for files of another version."""
     began = time.monotonic()
-    poisoned: dict[int, Entry] = {}
+    report = Report(lost_lines=found.lost_lines, set_aside=found.set_aside, notes=found.notes)
+    ladder = Ladder(
+        found.skipped,
+        found.withdrawn,
+        say=say,
+        set_aside=lambda entry: set_aside(store, entry, report),
+        note=report.notes.append,
+    )
     try:
-        while True:
-            try:
-                recovered = _recover(store, found, deliver, alive, poisoned)
-                break
-            except Poison as poison:
-                log.error(
-                    "frame %d cannot be applied; it is set aside and skipped",
-                    poison.entry.seq,
-                    exc_info=poison.__cause__,
-                )
-                poisoned[poison.entry.seq] = poison.entry
+        try:
+            recovered = _recover(store, found, deliver, alive, report, ladder, copies=False)
+        except ApplyError as error:
+            # From the beginning, for there is nothing to go back to; and this time with copies, should more fail.
+            ladder.failed(error)
+            recovered = _recover(store, found, deliver, alive, report, ladder, copies=True)
     except OtherVersionError as exc:
         raise StoreError(f"{exc}; {exc.advice}") from exc
     except (NewerFormatError, UnreadableError) as exc:
         raise StoreError(str(exc)) from exc
-    for entry in poisoned.values():
-        set_aside(store, entry, recovered.report)
+    recovered.report.retried_frames = ladder.retried
     recovered.report.seconds = round(time.monotonic() - began, 3)
     return recovered
 
@@ -179,20 +188,24 @@ def _recover(
     found: Found,
     deliver: Callable[[Verdicts], None],
     alive: Callable[[], None],
-    poisoned: dict[int, Entry],
+    report: Report,
+    ladder: Ladder,
+    *,
+    copies: bool,
 ) -> Recovered:
-    report = Report(lost_lines=found.lost_lines, set_aside=found.set_aside, notes=found.notes)
+    report.replayed_lines = 0
     with store.reading_back(found.seq + 1) as (columns, entries):
         fold = Fold(store, report, columns)
+        replay = Replay(fold, ladder, alive, copies=copies)
         for entry in entries:
-            if entry.seq in found.skipped or entry.seq in poisoned:
-                fold.skip(entry)
-                if entry.seq in found.skipped:
-                    fold.note(f"frame {entry.seq} is left out, as it was when it came")
-                continue
-            deliver(fold.apply(entry))
-            report.replayed_lines += entry.count
-            alive()
+            taken = replay.take(entry)
+            for verdicts in (*taken.again, taken.verdicts):
+                deliver(verdicts)
+            if entry.seq in found.skipped:
+                fold.note(f"frame {entry.seq} is left out, as it was when it came")
+            elif not ladder.is_left_out(entry.seq):
+                report.replayed_lines += entry.count
+    poisoned = any(ladder.is_left_out(seq) for seq in ladder.decided)
     detector = fold.detector
     model_to_use = None
     incomplete = found.lost_lines > 0 or found.frames_missing or found.journal_missing
@@ -209,8 +222,7 @@ def _recover(
         report=report,
         model=model_to_use,
         withdraw=fold.withdraw,
-        skipped=found.skipped | poisoned.keys(),
-        unsaid=sorted(poisoned),
+        ladder=ladder,
     )
 
 
@@ -228,25 +240,38 @@ class Fold:
         self._report = report
         self.detector = Detector() if columns is None else self._loaded(columns)
 
-    def apply(self, entry: Entry) -> Verdicts:
-        """Raises Poison when the frame cannot be applied; `skip` it in a new fold then."""
+    def apply(self, entry: Entry, without: Mapping[str, str]) -> Verdicts:
+        """Raises ApplyError when the frame cannot be applied like this; the detector is spoilt then."""
         try:
             frame = decode(entry.payload)
         except ValueError as exc:
-            raise Poison(entry) from exc
-        item = self._resolved(entry, frame)
+            raise ApplyError(entry, hopeless=True) from exc
+        item = replace(self._resolved(entry, frame), without=without)
         try:
             return self.detector.apply(item)
-        except Exception as exc:  # whatever it is, it must not keep the daemon from starting
-            raise Poison(entry) from exc
+        except Exception as exc:  # whatever it is, it must not keep the daemon from going on
+            raise ApplyError(entry) from exc
 
-    def skip(self, entry: Entry) -> None:
+    def skip(self, entry: Entry) -> Verdicts:
+        """Leave this frame out; it has no verdicts."""
         frame: Frame | None
         try:
             frame = decode(entry.payload)
         except ValueError:
             frame = None
         self.detector.skip(entry.seq, entry.line, frame)
+        return Verdicts(entry.seq, entry.line, 0, ())
+
+    def copied(self) -> Callable[[], None]:
+        """A copy of the state; what is returned goes back to it, as often as it is called."""
+        columns, model, withdraw = self.detector.export(), self.detector.in_force, self.withdraw
+
+        def back() -> None:
+            # A detector may go on writing into the arrays that it was loaded from.
+            fresh = {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in columns.items()}
+            self.detector, self.withdraw = Detector.load(fresh, model), withdraw
+
+        return back
 
     def _loaded(self, columns: Columns) -> Detector:
         with _telling_where(f"{self._store.directory}: the newest snapshot"):

@@ -11,7 +11,7 @@ are withdrawn, since when and why; so it is the same wherever the frames are app
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -130,6 +130,11 @@ class Detector:
         self._schedule = Schedule()
         self._restored = 0  # seq of the last restore
 
+    @property
+    def in_force(self) -> Model | None:
+        """The model that `model` names, withdrawn members and all."""
+        return self._model
+
     def apply(self, item: Sequenced) -> Verdicts:
         """Fold one frame into the state. After an exception the state is undefined: load another.
 
@@ -171,7 +176,7 @@ class Detector:
             case RefusedFrame():
                 self._refuse(frame)
             case ReturnedFrame():
-                self._bring_back(item.seq, item.without)
+                self._bring_back(item.seq, frame.members, item.without)
             case SkipFrame() | WithdrawnFrame():
                 pass
         if self._ensemble is not None:
@@ -276,7 +281,7 @@ class Detector:
         Only what there is can be withdrawn: another model may have had more.
         """
         there = {*ONLINE, *(members_of(self._model) if self._model is not None else ())}
-        out = dict(without) | resting({*self._withdrawn, *without}) if without else {}
+        out = dict(without) | resting({*self._withdrawn, *without})
         self._withdrawn |= {name: Withdrawn(name, seq, reason) for name, reason in out.items() if name in there}
 
     def _assemble(self) -> None:
@@ -304,9 +309,10 @@ class Detector:
             excused = table["excused"][judged]
             table["excused"][judged] = np.where(excused > 0.0, np.minimum(excused, judgement.p), 0.0)
 
-    def _bring_back(self, seq: int, without: Mapping[str, str]) -> None:
-        """Let every member judge again that is not to be left out from this very frame on."""
-        self._withdrawn.clear()
+    def _bring_back(self, seq: int, members: Collection[str], without: Mapping[str, str]) -> None:
+        """Let those of these members judge again that are not to be left out from this very frame on."""
+        for name in members:
+            self._withdrawn.pop(name, None)
         self._withdraw(seq, without)
         self._assemble()
         self._judge_anew()
@@ -734,6 +740,15 @@ class Detector:
     def living_sources(self) -> list[LivingSource]:
         """Sources that have sent something and have not ended, by name."""
         return self._living.sources()
+
+    def failing(self) -> bool:
+        """Whether a member that is to judge could not be loaded: the next frame, of whatever kind, will say which."""
+        try:
+            if self._ensemble is not None:
+                self._ensemble.check()
+        except MemberError:
+            return True
+        return False
 
     def summary(self) -> Summary:
         ensemble, model, learning, counters = self._ensemble, self._model, self.settings.learning, self._counters

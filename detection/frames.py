@@ -19,11 +19,11 @@ before it is applied, so this module's encoding is a file format:
     withdrawn {"type": "withdrawn", "seq", "members": {name: reason}}   from frame `seq` on, before this one, these
                                                  members do not judge: whoever replays it leaves them out, too, even
                                                  where they would not fail. Journal format 2
-    returned {"type": "returned"}                members that were withdrawn judge again. Journal format 2
+    returned {"type": "returned", "members": [name, ...]}    these were withdrawn and judge again. Journal format 2
 
 Who replays a journal looks for its skip and withdrawn frames first (`daemon.finding`), for they come after the
-frames that they are about. A withdrawal holds until the next frame that brings members back, which is a `returned`,
-a `model` or a `restore` that puts a model in force; where that is the very frame `seq`, it does not bring them back.
+frames that they are about. A withdrawal holds until the next frame that brings the member back, which is a `returned`
+that names it, a `model`, or a `restore`; where that is the very frame `seq`, it does not bring it back.
 
 A new type of frame, or a field that an older program must not overlook, raises `persistence.segment.VERSION`: to
 an older program a frame it does not know would be one that cannot be applied, and its lines would be lost. So does
@@ -166,7 +166,9 @@ class WithdrawnFrame(msgspec.Struct, frozen=True, tag="withdrawn"):
 
 
 class ReturnedFrame(msgspec.Struct, frozen=True, tag="returned"):
-    """All members that were withdrawn judge again, from this frame on."""
+    """These members, which were withdrawn, judge again from this frame on."""
+
+    members: tuple[str, ...]
 
 
 Frame = (

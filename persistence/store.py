@@ -142,6 +142,11 @@ class Store:
                 raise StoreError(f"{self.directory / 'lock'}: {exc.strerror}") from exc
             self._lock.was_journaled = True
 
+    @property
+    def is_journaling(self) -> bool:
+        """Whether `append` works."""
+        return self._journal is not None
+
     def append(self, entries: Sequence[Entry]) -> None:
         """Make `entries` durable; see `JournalWriter.append`."""
         self._writer().append(entries)
