@@ -51,7 +51,7 @@ class ReadBack:
         failed.__cause__ = error
         self._ladder.failed(failed)
         with self._store.reading_back(item.seq) as (columns, entries):
-            replay = Replay(Fold(self._store, report, columns), self._ladder, self._alive, copies=True)
+            replay = Replay(Fold(self._store, report, columns, item), self._ladder, self._alive, copies=True)
             for each in chain(entries, [entry]):
                 taken = replay.take(each)
                 for verdicts in taken.again:

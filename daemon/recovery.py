@@ -93,18 +93,18 @@ def recover(
     found: Found,
     deliver: Callable[[Verdicts], None],
     alive: Callable[[], None],
-    say: Callable[[Frame], None],
+    say: Callable[[Frame], None] | None = None,
 ) -> Recovered:
     """Blocking: the state as of what was `found`. `deliver` gets the verdicts of replayed frames, some of which were
     delivered before; `alive` is called between frames; `say` has a frame journaled and returns when it is durable.
     Frames that follow may be journaled meanwhile. Raises StoreError and JournalError when the disk fails, and
-    StoreError for files of another version."""
+    StoreError for files of another version, and where something is to be said and there is no `say`."""
     began = time.monotonic()
     report = Report(lost_lines=found.lost_lines, set_aside=found.set_aside, notes=found.notes)
     ladder = Ladder(
         found.skipped,
         found.withdrawn,
-        say=say,
+        say=_refuse if say is None else say,
         set_aside=lambda entry: set_aside(store, entry, report),
         note=report.notes.append,
     )
@@ -122,6 +122,10 @@ def recover(
     recovered.report.retried_frames = ladder.retried
     recovered.report.seconds = round(time.monotonic() - began, 3)
     return recovered
+
+
+def _refuse(frame: Frame) -> None:
+    raise StoreError(f"nothing can be journaled here: {frame}")
 
 
 def set_aside(store: Store, entry: Entry, report: Report) -> None:
@@ -227,26 +231,32 @@ def _recover(
 
 
 class Fold:
-    """A detector on its way from a snapshot (`columns`, None: from nothing) along the journal.
+    """A detector on its way from a snapshot (`columns`, None: from nothing) along the journal. What the frame `given`
+    names is there already.
 
     `withdraw` is a model in force whose file is lost, or of no use to this program; `lost` says whether anything that
     a frame or the snapshot names was, with a note in `report` for each.
     """
 
-    def __init__(self, store: Store, report: Report, columns: Columns | None) -> None:
+    def __init__(self, store: Store, report: Report, columns: Columns | None, given: Sequenced | None = None) -> None:
         self.withdraw: ModelFrame | None = None
         self.lost = False
         self._store = store
         self._report = report
+        self._given = given
         self.detector = Detector() if columns is None else self._loaded(columns)
 
     def apply(self, entry: Entry, without: Mapping[str, str]) -> Verdicts:
         """Raises ApplyError when the frame cannot be applied like this; the detector is spoilt then."""
-        try:
-            frame = decode(entry.payload)
-        except ValueError as exc:
-            raise ApplyError(entry, hopeless=True) from exc
-        item = replace(self._resolved(entry, frame), without=without)
+        if self._given is not None and self._given.seq == entry.seq:
+            item = self._given
+        else:
+            try:
+                frame = decode(entry.payload)
+            except ValueError as exc:
+                raise ApplyError(entry, hopeless=True) from exc
+            item = self._resolved(entry, frame)
+        item = replace(item, without=without)
         try:
             return self.detector.apply(item)
         except Exception as exc:  # whatever it is, it must not keep the daemon from going on

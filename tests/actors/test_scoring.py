@@ -7,7 +7,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from actors.published import Published
 from actors.scoring import HEARTBEAT_SECONDS, Scoring, StateAbandoned, Verdicts, run_scoring
 from detection.frames import LinesFrame, Segment, Sequenced
-from tests.actors.fakes import FakeDetector, FakeSummary, FakeTrainingSet
+from tests.actors.fakes import FakeDetector, FakeSummary, FakeTrainingSet, FakeVerdicts
 
 
 def frame(seq: int, line: int, text: bytes = b"x\n") -> Sequenced:
@@ -80,21 +80,23 @@ async def test_after_a_frame_that_raised_half_way_the_state_is_not_given_to_anyo
     assert scoring.published.summary.seq == 1
 
 
-async def test_a_frame_that_raises_is_left_out_and_nobody_sees_the_spoilt_state(nursery: trio.Nursery) -> None:
-    left_out: list[tuple[int, str]] = []
+async def test_what_is_read_back_takes_the_place_of_a_frame_that_raises_and_nobody_sees_the_spoilt_state(
+    nursery: trio.Nursery,
+) -> None:
+    read: list[tuple[int, str]] = []
 
-    def without(item: Sequenced, error: Exception) -> FakeDetector:
-        left_out.append((item.seq, str(error)))
-        return FakeDetector(seq=item.seq, line=item.line, text=b"read back\n")
+    def read_back(item: Sequenced, error: Exception) -> tuple[FakeDetector, FakeVerdicts]:
+        read.append((item.seq, str(error)))
+        return FakeDetector(seq=item.seq, line=item.line, text=b"read back\n"), FakeVerdicts(item.seq, item.line)
 
-    scoring: Scoring[FakeSummary, FakeTrainingSet] = Scoring(FakeDetector(), without)
+    scoring: Scoring[FakeSummary, FakeTrainingSet] = Scoring(FakeDetector(), read_back)
     frames_in, frames = trio.open_memory_channel[Sequenced](8)
     verdicts_in, verdicts = trio.open_memory_channel[Verdicts](8)
     await nursery.start(run_scoring, scoring, frames, verdicts_in, lambda: None)
     for item in (frame(1, 1), frame(2, 3, b"a\nPOISON\n"), frame(3, 4, b"BAD\n")):
         frames_in.send_nowait(item)
     said = [await verdicts.receive() for _ in range(3)]
-    assert left_out == [(2, "poison")]
+    assert read == [(2, "poison")]
     assert [(v.seq, v.line, v.lines, v.flagged(), len(list(v.records()))) for v in said[:2]] == [
         (1, 1, 1, [], 1),
         (2, 3, 0, [], 0),
@@ -107,10 +109,11 @@ async def test_a_frame_that_raises_is_left_out_and_nobody_sees_the_spoilt_state(
 async def test_a_question_that_waits_behind_such_a_frame_is_answered_by_the_state_without_it() -> None:
     spoilt = FakeDetector(gate=threading.Event())
 
-    def without(item: Sequenced, error: Exception) -> FakeDetector:
-        return FakeDetector(seq=item.seq, line=item.line, known_generations=[{"generation": 7}])
+    def read_back(item: Sequenced, error: Exception) -> tuple[FakeDetector, FakeVerdicts]:
+        detector = FakeDetector(seq=item.seq, line=item.line, known_generations=[{"generation": 7}])
+        return detector, FakeVerdicts(item.seq, item.line)
 
-    scoring: Scoring[FakeSummary, FakeTrainingSet] = Scoring(spoilt, without)
+    scoring: Scoring[FakeSummary, FakeTrainingSet] = Scoring(spoilt, read_back)
     answers: list[object] = []
 
     async def ask() -> None:
@@ -134,6 +137,24 @@ async def test_what_the_detector_knows_is_asked_in_a_turn() -> None:
     assert await scoring.answers() == await scoring.generations() == []
     [answer] = await scoring.ask([b"?"], None, explain=True)
     assert answer["explain"] == {"members": {}}
+
+
+async def test_a_state_that_is_being_saved_is_saved_before_another_is_read_back() -> None:
+    """Or it would be written after it was decided that frames in it are judged otherwise."""
+    order: list[str] = []
+
+    def read_back(item: Sequenced, error: Exception) -> tuple[FakeDetector, FakeVerdicts]:
+        order.append("read back")
+        return FakeDetector(seq=item.seq, line=item.line), FakeVerdicts(item.seq, item.line)
+
+    scoring: Scoring[FakeSummary, FakeTrainingSet] = Scoring(FakeDetector(), read_back)
+    await scoring.apply(frame(1, 1))
+    async with trio.open_nursery() as turns:
+        async with scoring.exporting() as (summary, _):
+            turns.start_soon(scoring.apply, frame(2, 2, b"POISON\n"))
+            await wait_all_tasks_blocked()
+            order.append(f"saved {summary.seq}")
+    assert order == ["saved 1", "read back"]
 
 
 async def test_a_cancelled_turn_leaves_the_state_whole() -> None:

@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.sequencer import FRAME_BYTES, GATHER_BYTES, Chunk, FrameRequest, Request, Sequencer, run_sequencer, submit
-from detection.frames import FlushFrame, LinesFrame, Segment, Sequenced, TickFrame, decode
+from detection.frames import FlushFrame, LinesFrame, Segment, Sequenced, SkipFrame, TickFrame, decode
 from persistence.segment import Entry
 from tests.actors.fakes import FakeStore, wall_clock
 
@@ -191,6 +191,32 @@ async def test_after_silence_one_tick_is_journaled_and_none_until_lines_come_aga
         assert kinds == [LinesFrame, TickFrame]
         await trio.sleep(3600)
         assert run.sequencer.seq == 12
+
+
+async def test_a_frame_is_journaled_at_once_while_whoever_applies_frames_takes_none() -> None:
+    """He waits for it, and everybody waits for him."""
+    async with running(FakeStore(), queue=0) as run:
+        for n in range(3):
+            run.requests.send_nowait(FrameRequest(FlushFrame(n)))
+            await wait_all_tasks_blocked()
+        assert [entry.seq for entry in run.store.entries] == [8], "the others wait until this one is taken"
+        with trio.fail_after(5):
+            assert await run.sequencer.interject(SkipFrame(8)) == 9
+        assert [decode(entry.payload) for entry in run.store.entries] == [FlushFrame(0), SkipFrame(8)]
+        taken = [await run.frames.receive() for _ in range(4)]
+        assert [(item.seq, item.frame) for item in taken] == [
+            (8, FlushFrame(0)),
+            (9, SkipFrame(8)),
+            (10, FlushFrame(1)),
+            (11, FlushFrame(2)),
+        ]
+
+
+async def test_a_frame_that_comes_when_all_is_quiet_is_passed_on_too() -> None:
+    async with running(FakeStore()) as run:
+        await wait_all_tasks_blocked()
+        assert await run.sequencer.interject(SkipFrame(8)) == 8
+        assert (await run.frames.receive()).frame == SkipFrame(8)
 
 
 async def test_it_ends_with_its_requesters_and_what_they_asked_for_is_passed_on() -> None:

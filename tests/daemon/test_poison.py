@@ -1,14 +1,10 @@
 """A frame of each kind on which `apply` raises, met live and met at recovery: one decision, for ever."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from daemon.finding import Found, find
-from daemon.poison import LeaveOut
-from daemon.recovery import Recovered, recover
 from detection.detector import Detector
 from detection.frames import (
     FlushFrame,
@@ -25,10 +21,9 @@ from detection.frames import (
     encode,
 )
 from detection.settings import DetectionSettings, SessionSettings
-from detection.state import digest
 from detection.verdicts import Verdicts
 from persistence.segment import Entry
-from persistence.store import Store, open_store
+from tests.daemon.applying import Killed, Process, process
 
 NOW = 1_700_000_000.0
 ACCESS = b'10.0.0.%d - - [17/May/2015:10:05:%02d +0000] "GET /%d HTTP/1.1" 200 1 "-" "-"\n'
@@ -47,51 +42,6 @@ POISON: list[Frame] = [
     FlushFrame(NOW + 666),
     RestoreFrame("snapshot-00000000000000000002.msgpack", "00"),
 ]
-
-
-class Process:
-    """Applies frames as the daemon does: journaled first, left out when they cannot be applied."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.delivered: list[Verdicts] = []
-        self.found: Found = find(store)
-        self.recovered: Recovered = recover(store, self.found, self.delivered.append, lambda: None)
-        self.detector: Detector = self.recovered.detector
-        # Known before anything was applied, poison or not.
-        assert self.found.living == self.detector.living_sources()
-        self.seq, self.line = self.found.seq, self.found.line
-        self.skips = list(self.recovered.unsaid)
-        self._leave_out = LeaveOut(store, self.recovered, self.skips.append, lambda: None)
-        store.start_journal(self.seq, self.line)
-        self.say_skips()
-
-    def apply(self, *frames: Frame) -> None:
-        for frame in frames:
-            self.seq, self.line = self.seq + 1, self.line + count_lines(frame)
-            self.store.append([Entry(self.seq, self.line, count_lines(frame), encode(frame))])
-            item = Sequenced(self.seq, self.line, frame)
-            try:
-                self.detector.apply(item)
-            except Exception as exc:
-                self.detector = self._leave_out(item, exc)
-
-    def say_skips(self) -> None:
-        skips, self.skips[:] = [SkipFrame(seq) for seq in self.skips], []
-        self.apply(*skips)
-
-    def save(self) -> None:
-        self.store.write_snapshot(self.detector.seq, self.detector.line, self.detector.export())
-
-    @property
-    def digest(self) -> str:
-        return digest(self.detector.export())
-
-
-@contextmanager
-def process(directory: Path) -> Iterator[Process]:
-    with open_store(directory) as store:
-        yield Process(store)
 
 
 @pytest.fixture
@@ -121,49 +71,44 @@ def test_it_costs_its_own_lines_once_and_every_later_replay_comes_to_the_same_st
         if saved:
             live.save()
         live.apply(poison, access(22, 23), access(*range(24, 40)))
-        assert live.skips == [3], "one frame is left out, no other"
+        assert live.decided == [SkipFrame(3)], "one frame is left out, no other"
         assert live.detector.summary().lost_lines == lost
-        assert (live.detector.seq, live.detector.line) == (5, 40 + lost)
+        assert (live.detector.seq, live.detector.line) == (6, 40 + lost)
         assert live.recovered.report.set_aside == ["frame-00000000000000000003.bad"]
         assert (tmp_path / "frame-00000000000000000003.bad").read_bytes() == encode(poison)
-        live.say_skips()
         expected = live.digest
     # By the program that cannot apply it, then by one that could.
     for _ in range(2):
         with process(tmp_path) as again:
             assert again.digest == expected
-            assert (again.recovered.report.tier, again.recovered.unsaid) == ("full", [])
-            assert 3 not in [verdicts.seq for verdicts in again.delivered]
+            assert (again.recovered.report.tier, again.decided) == ("full", [])
+            assert [verdicts for verdicts in again.delivered if verdicts.seq == 3 and verdicts.lines] == []
         monkeypatch.undo()
 
 
 @pytest.mark.parametrize("poison", POISON, ids=lambda frame: type(frame).__name__)
 def test_killed_before_it_was_said_the_start_decides_the_same(tmp_path: Path, planted: None, poison: Frame) -> None:
-    with process(tmp_path) as live:
-        live.apply(access(*range(20), tail=b"unfinished "), poison, access(20, 21))
-        expected = live.digest
+    def kill(moment: str) -> None:
+        if moment == "deciding":
+            raise Killed
+
+    with pytest.raises(Killed), process(tmp_path, moment=kill) as live:
+        live.apply(access(*range(20), tail=b"unfinished "), poison)
     with process(tmp_path) as again:
-        assert again.recovered.unsaid == [2]
+        assert again.decided == [SkipFrame(2)]
         assert again.recovered.report.lost_lines == count_lines(poison)
-        assert digest_at(again, 3) == expected
-        again.apply(access(22))
-        later = again.digest
+        again.apply(access(20, 21))
+        expected = again.digest
     with process(tmp_path) as third:
-        assert third.recovered.unsaid == []
-        assert third.digest == later
-
-
-def digest_at(found: Process, seq: int) -> str:
-    """The digest when the state was at `seq`: the skip frame after it changes nothing but the number."""
-    state = found.detector.export()
-    assert state["seq"] == seq + 1
-    return digest({**state, "seq": seq})
+        assert third.decided == []
+        assert third.digest == expected
 
 
 def test_without_the_skip_frame_a_program_that_can_apply_it_comes_to_another_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: None
 ) -> None:
     """The control of the tests above."""
+    monkeypatch.setattr(Process, "_say", lambda process, frame: process.apply(TickFrame(NOW)))
     with process(tmp_path) as live:
         live.apply(access(*range(20)), POISON[0], access(20, 21))
         expected = live.digest
@@ -175,8 +120,7 @@ def test_without_the_skip_frame_a_program_that_can_apply_it_comes_to_another_sta
 def test_two_in_a_row_are_both_left_out(tmp_path: Path, planted: None) -> None:
     with process(tmp_path) as live:
         live.apply(access(1, 2), POISON[0], POISON[3], access(3))
-        assert live.skips == [2, 3]
-        live.say_skips()
+        assert live.decided == [SkipFrame(2), SkipFrame(4)], "the first skip is a frame, too"
         expected = live.digest
     with process(tmp_path) as again:
         assert again.digest == expected
@@ -187,7 +131,7 @@ def test_bytes_that_are_no_frame_cost_their_lines_and_no_restart(tmp_path: Path)
         live.apply(access(1, 2))
         live.store.append([Entry(2, 7, 5, b"\xc1 no frame"), Entry(3, 8, 1, encode(access(3)))])
     with process(tmp_path) as again:
-        assert again.recovered.unsaid == [2]
+        assert again.decided == [SkipFrame(2)]
         assert (again.detector.line, again.detector.summary().lost_lines) == (8, 5)
         expected = again.digest
     with process(tmp_path) as third:

@@ -24,7 +24,7 @@ LINES = PLANTED.format(condition="any(b'POISON' in s.data for s in getattr(item.
 WITHOUT_RELOAD = """
 import actors.scoring
 init = actors.scoring.Scoring.__init__
-actors.scoring.Scoring.__init__ = lambda self, detector, without=None: init(self, detector)
+actors.scoring.Scoring.__init__ = lambda self, detector, read_back=None: init(self, detector)
 """
 POISON = b'203.0.113.1 - - [17/May/2015:10:05:03 +0000] "GET /POISON HTTP/1.1" 200 1 "-" "-"'
 

@@ -1,0 +1,101 @@
+"""A process in little: applies frames as the daemon does, each journaled first, and can be killed anywhere."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from daemon.finding import Found, find
+from daemon.poison import ReadBack
+from daemon.recovery import Recovered, recover
+from detection.detector import Detector
+from detection.frames import Frame, ReturnedFrame, Sequenced, SkipFrame, WithdrawnFrame, count_lines, encode
+from detection.model import Model
+from detection.state import digest
+from detection.verdicts import Verdicts
+from persistence.segment import Entry
+from persistence.store import Store, open_store
+
+
+class Killed(BaseException):
+    """Nothing of the process goes on after this."""
+
+
+class Process:
+    """`decided` are the frames that say what was done about others. `records` is what was flagged, as the file of
+    alerts has it: of what is delivered again, nothing that is not behind the last id. `moment` is called at every
+    moment at which a kill makes a difference, with a word for it."""
+
+    def __init__(self, store: Store, records: list[dict[str, Any]], moment: Callable[[str], None]) -> None:
+        self.store = store
+        self.records = records
+        self.delivered: list[Verdicts] = []
+        self.decided: list[Frame] = []
+        self._moment = moment
+        self._pending: list[Sequenced] = []
+        self.found: Found = find(store)
+        self.seq, self.line = self.found.seq, self.found.line
+        store.start_journal(self.seq, self.line)
+        self.recovered: Recovered = recover(store, self.found, self._deliver, lambda: None, self._say)
+        self.detector: Detector = self.recovered.detector
+        # Known before anything was applied, poison or not.
+        assert self.found.living == self.detector.living_sources()
+        self._read_back = ReadBack(store, self.recovered, self._deliver, lambda: None)
+        self._apply_pending()
+        if self.recovered.to_return or self.detector.failing():
+            self.apply(ReturnedFrame(self.recovered.to_return))
+
+    def apply(self, *frames: Frame, model: Model | None = None) -> None:
+        for frame in frames:
+            item = self._journaled(frame, model)
+            self._apply(item)
+            self._apply_pending()
+
+    def _apply(self, item: Sequenced) -> None:
+        self._moment("journaled")
+        try:
+            verdicts = self.detector.apply(item)
+        except Exception as exc:
+            self.detector, verdicts = self._read_back(item, exc)
+        self._deliver(verdicts)
+
+    def _apply_pending(self) -> None:
+        while self._pending:
+            self._apply(self._pending.pop(0))
+
+    def _journaled(self, frame: Frame, model: Model | None = None) -> Sequenced:
+        self.seq, self.line = self.seq + 1, self.line + count_lines(frame)
+        self.store.append([Entry(self.seq, self.line, count_lines(frame), encode(frame))])
+        return Sequenced(self.seq, self.line, frame, model)
+
+    def _say(self, frame: Frame) -> None:
+        assert isinstance(frame, SkipFrame | WithdrawnFrame)
+        self._moment("deciding")
+        self.decided.append(frame)
+        self._pending.append(self._journaled(frame))
+        self._moment("decided")
+
+    def _deliver(self, verdicts: Verdicts) -> None:
+        self._moment("delivering")
+        self.delivered.append(verdicts)
+        last = (self.records[-1]["line"], self.records[-1]["id"]) if self.records else (0, "")
+        self.records += [record for record in verdicts.flagged() if (record["line"], record["id"]) > last]
+        self._moment("delivered")
+
+    def save(self) -> None:
+        name = self.detector.model.name
+        self.store.write_snapshot(
+            self.detector.seq, self.detector.line, self.detector.export(), models=[name] if name else []
+        )
+
+    @property
+    def digest(self) -> str:
+        return digest(self.detector.export())
+
+
+@contextmanager
+def process(
+    directory: Path, records: list[dict[str, Any]] | None = None, moment: Callable[[str], None] = lambda _: None
+) -> Iterator[Process]:
+    with open_store(directory) as store:
+        yield Process(store, [] if records is None else records, moment)
