@@ -24,11 +24,15 @@ class Killed(BaseException):
 class Process:
     """`decided` are the frames that say what was done about others. `records` is what was flagged, as the file of
     alerts has it: of what is delivered again, nothing that is not behind the last id. `moment` is called at every
-    moment at which a kill makes a difference, with a word for it."""
+    moment at which a kill makes a difference, with a word for it. Members that were withdrawn come back at a start,
+    unless not `bring_back`."""
 
-    def __init__(self, store: Store, records: list[dict[str, Any]], moment: Callable[[str], None]) -> None:
+    def __init__(
+        self, store: Store, records: list[dict[str, Any]], moment: Callable[[str], None], *, bring_back: bool = True
+    ) -> None:
         self.store = store
         self.records = records
+        self.live = False  # else it is replaying
         self.delivered: list[Verdicts] = []
         self.decided: list[Frame] = []
         self._moment = moment
@@ -38,11 +42,12 @@ class Process:
         store.start_journal(self.seq, self.line)
         self.recovered: Recovered = recover(store, self.found, self._deliver, lambda: None, self._say)
         self.detector: Detector = self.recovered.detector
+        self.recovered_digest = self.digest
         # Known before anything was applied, poison or not.
         assert self.found.living == self.detector.living_sources()
         self._read_back = ReadBack(store, self.recovered, self._deliver, lambda: None)
         self._apply_pending()
-        if self.recovered.to_return or self.detector.failing():
+        if bring_back and (self.recovered.to_return or self.detector.failing()):
             self.apply(ReturnedFrame(self.recovered.to_return))
 
     def apply(self, *frames: Frame, model: Model | None = None) -> None:
@@ -53,9 +58,11 @@ class Process:
 
     def _apply(self, item: Sequenced) -> None:
         self._moment("journaled")
+        self.live = True
         try:
             verdicts = self.detector.apply(item)
         except Exception as exc:
+            self.live = False
             self.detector, verdicts = self._read_back(item, exc)
         self._deliver(verdicts)
 
@@ -95,7 +102,11 @@ class Process:
 
 @contextmanager
 def process(
-    directory: Path, records: list[dict[str, Any]] | None = None, moment: Callable[[str], None] = lambda _: None
+    directory: Path,
+    records: list[dict[str, Any]] | None = None,
+    moment: Callable[[str], None] = lambda _: None,
+    *,
+    bring_back: bool = True,
 ) -> Iterator[Process]:
     with open_store(directory) as store:
-        yield Process(store, [] if records is None else records, moment)
+        yield Process(store, [] if records is None else records, moment, bring_back=bring_back)
