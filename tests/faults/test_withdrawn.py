@@ -15,7 +15,7 @@ from benchmarks.running import Vigild, sample_lines, vigild
 from tests.faults.altered import alter, restore
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "state-1.tar.xz"
-SAVED, KILLED = 1600, 1701  # the lines of that state: at its last snapshot, and when it was killed
+SAVED, KILLED_AT = 1600, 1701  # the lines of that state: at its last snapshot, and when it was killed
 # prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN): inherited, and kept over exec.
 REFUSED = """
 import ctypes
@@ -66,7 +66,7 @@ def test_where_the_transformer_cannot_run_every_line_is_judged_by_the_others_and
     served(daemon)
     for start in range(0, 300, 100):
         daemon.send_lines(lines[start : start + 100])
-    daemon.applied(KILLED + 300)
+    daemon.applied(KILLED_AT + 300)
     status = daemon.status()
     assert (status["lost_lines"], status["recovery"]["lost_lines"]) == (0, 0)
     assert not list(daemon.state.glob("*.bad"))
@@ -78,9 +78,9 @@ def test_where_the_transformer_cannot_run_every_line_is_judged_by_the_others_and
     # Withdrawn once, at the first frame that it was to judge, and not for every frame anew.
     assert daemon.log.count("transformer does not judge from frame") == 2, "once as it happened, once in the report"
     # What a member that is out said of a line is not there, what the others said is.
-    daemon.wait(lambda: ids(daemon) == [str(n) for n in range(SAVED + 1, KILLED + 301)])
-    assert {"ngram", "counts"} <= members_of(daemon, KILLED + 300)
-    assert not {"transformer", "isolation_forest"} & members_of(daemon, KILLED + 300)
+    daemon.wait(lambda: ids(daemon) == [str(n) for n in range(SAVED + 1, KILLED_AT + 301)])
+    assert {"ngram", "counts"} <= members_of(daemon, KILLED_AT + 300)
+    assert not {"transformer", "isolation_forest"} & members_of(daemon, KILLED_AT + 300)
     digest = daemon.post("/checkpoint")["digest"]
     daemon.kill()
 
@@ -89,10 +89,10 @@ def test_where_the_transformer_cannot_run_every_line_is_judged_by_the_others_and
     status = daemon.status()
     assert (status["lost_lines"], status["state_digest"]) == (0, digest)
     daemon.send_lines(lines[300:400])
-    daemon.applied(KILLED + 400)
+    daemon.applied(KILLED_AT + 400)
     assert (daemon.status()["lost_lines"], daemon.status()["phase"]) == (0, "ensemble")
-    daemon.wait(lambda: ids(daemon) == [str(n) for n in range(SAVED + 1, KILLED + 401)])
-    assert {"transformer", "isolation_forest"} <= members_of(daemon, KILLED + 400)
+    daemon.wait(lambda: ids(daemon) == [str(n) for n in range(SAVED + 1, KILLED_AT + 401)])
+    assert {"transformer", "isolation_forest"} <= members_of(daemon, KILLED_AT + 400)
 
 
 def test_without_withdrawing_it_every_line_is_lost(trained: Vigild) -> None:
@@ -102,3 +102,79 @@ def test_without_withdrawing_it_every_line_is_lost(trained: Vigild) -> None:
     served(daemon)
     daemon.send_lines(sample_lines()[:100])
     daemon.wait(lambda: daemon.status()["lost_lines"] > 0)
+
+
+def failing_once_there_is(gate: Path) -> str:
+    return f"""
+from pathlib import Path
+from detection.members.transformer import Transformer
+scores = Transformer.scores
+def failing(self, view, standing):
+    if Path({str(gate)!r}).exists():
+        raise RuntimeError("planted")
+    return scores(self, view, standing)
+Transformer.scores = failing
+"""
+
+
+KILLED = """
+import os, signal
+from actors.sequencer import Sequencer
+interject = Sequencer.interject
+async def killed(self, frame):
+    if {after}:
+        await interject(self, frame)
+    os.kill(os.getpid(), signal.SIGKILL)
+Sequencer.interject = killed
+"""
+
+
+def test_one_that_fails_in_the_middle_of_a_flood_holds_up_nobody_and_costs_no_line(
+    trained: Vigild, tmp_path: Path
+) -> None:
+    """Frames wait at every place between the sockets and scoring when the withdrawal is to be journaled."""
+    daemon, gate, lines = trained, tmp_path / "gate", sample_lines()
+    alter(daemon, failing_once_there_is(gate))
+    daemon.start()
+    last = KILLED_AT + 3 * len(lines)
+    with daemon.connect() as one, daemon.connect() as other:
+        for turn in range(3):
+            if turn == 1:
+                gate.touch()
+            for connection in (one, other) if turn % 2 else (other, one):
+                connection.sendall(b"".join(line + b"\n" for line in lines[turn % 2 :: 2]))
+    daemon.applied(last)
+    status = daemon.status()
+    assert status["lost_lines"] == 0
+    assert any("transformer does not judge from frame" in note for note in status["recovery"]["notes"])
+    digest = daemon.post("/checkpoint")["digest"]
+    assert len(ids(daemon)) == len(set(ids(daemon))) == last - SAVED
+    daemon.kill()
+    # The snapshots are taken away: all of it is replayed, on a machine on which it works.
+    for snapshot in sorted(daemon.state.glob("snapshot-*"))[-1:]:
+        snapshot.unlink()
+    restore(daemon)
+    daemon.start()
+    assert daemon.status()["state_digest"] == digest
+    assert len(ids(daemon)) == len(set(ids(daemon))) == last - SAVED
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it is durable", "when it is durable"])
+def test_killed_while_the_withdrawal_is_journaled_nothing_was_said_that_is_not_replayed(
+    trained: Vigild, tmp_path: Path, after: bool
+) -> None:
+    daemon, gate = trained, tmp_path / "gate"
+    alter(daemon, failing_once_there_is(gate) + KILLED.format(after=after))
+    daemon.start()
+    daemon.post("/checkpoint")  # what is read back is this, and the transformer is not asked about it again
+    gate.touch()
+    daemon.send_lines(sample_lines()[:100])
+    assert daemon.process is not None
+    daemon.process.wait(60.0)
+    assert ids(daemon) == [str(n) for n in range(SAVED + 1, KILLED_AT + 1)], "nothing of the frame has left"
+    restore(daemon)
+    daemon.start()
+    daemon.applied(KILLED_AT + 100)
+    daemon.wait(lambda: ids(daemon) == [str(n) for n in range(SAVED + 1, KILLED_AT + 101)])
+    assert ("transformer" in members_of(daemon, KILLED_AT + 100)) is not after
+    assert daemon.status()["lost_lines"] == 0
