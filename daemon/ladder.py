@@ -95,10 +95,10 @@ class Ladder:
         elif self._failures[seq] == 1 and (member is None or self._recovered[member] < PATIENCE):
             log.error("frame %d: %s; it is tried once more", seq, _told(member, reason), exc_info=cause)
         elif member is not None and member not in out:
-            log.error("frame %d: %s; it is tried without %s", seq, _told(member, reason), member, exc_info=cause)
+            log.error("frame %d: %s; it is tried without %s", seq, _told(member, reason), member)
             self._decide(seq, out | {member: reason})
         elif not out.keys() >= set(NAMES):
-            log.error("frame %d: %s; it is tried with rules alone", seq, _told(member, reason), exc_info=cause)
+            log.error("frame %d: %s; it is tried with rules alone", seq, _told(member, reason))
             self._decide(seq, out | {name: reason for name in NAMES if name not in out})
         else:
             self._leave_out(entry, cause)

@@ -263,13 +263,16 @@ def test_a_damaged_header_costs_its_segment_and_the_numbers_do_not_go_back(tmp_p
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NewerFormatError, match=r"j\.log: has format 2"):
-        scan(pack_preamble(b"VIGILJNL", 2) + bytes(100), tmp_path / "j.log")
+    later = segment.VERSION + 1
+    with pytest.raises(NewerFormatError, match=rf"j\.log: has format {later}"):
+        scan(pack_preamble(b"VIGILJNL", later) + bytes(100), tmp_path / "j.log")
 
 
 def test_segments_of_an_older_format_are_read_and_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = segment.VERSION - 1  # in which no member was withdrawn
+    monkeypatch.setattr(segment, "VERSION", older)
     write(tmp_path, entries_of(b"a", b"bb")).close()
-    monkeypatch.setattr(segment, "VERSION", 2)
+    monkeypatch.undo()
     found, reading, aside = read(tmp_path)
     assert [entry.payload for entry in found] == [b"a", b"bb"] and not aside
     later = JournalWriter(tmp_path, reading.last_seq, reading.last_line, tail=reading.tail)
@@ -277,8 +280,8 @@ def test_segments_of_an_older_format_are_read_and_gone_on_from(tmp_path: Path, m
     later.append(entries_of(b"ccc", seq=reading.last_seq, line=reading.last_line))
     later.close()
     assert [entry.payload for entry in read(tmp_path)[0]] == [b"a", b"bb", b"ccc"]
-    monkeypatch.undo()  # the control: the later segment says that it is one
-    with pytest.raises(NewerFormatError, match="has format 2"):
+    monkeypatch.setattr(segment, "VERSION", older)  # the control: the later segment says that it is one
+    with pytest.raises(NewerFormatError, match=f"has format {older + 1}"):
         read(tmp_path)
 
 
