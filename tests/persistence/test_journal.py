@@ -53,7 +53,7 @@ def test_a_segment_is_what_the_specification_says(tmp_path: Path) -> None:
     writer.rotate()
     writer.close()
 
-    header = pack_preamble(b"VIGILJNL", 1) + SALT + struct.pack("<QQ", 5, 40)
+    header = pack_preamble(b"VIGILJNL", 2) + SALT + struct.pack("<QQ", 5, 40)
     expected = header + struct.pack("<I", zlib.crc32(header))
     for kind, seq, line, count, durable, payload in [
         (1, 5, 42, 2, 52, b"one"),
