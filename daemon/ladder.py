@@ -18,11 +18,11 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from detection.frames import Frame, SkipFrame, WithdrawnFrame
+from detection.frames import Frame, SkipFrame, WithdrawnFrame, decode
 from detection.members.failing import MemberError, in_a_line
 from detection.members.registry import NAMES
 from detection.verdicts import Verdicts
@@ -48,8 +48,9 @@ class ApplyError(Exception):
 class Ladder:
     """Which frames are left out, and which members from which frame on: what the journal says, and what is found out.
 
-    `say` has a frame journaled, and returns when it is durable. `set_aside` keeps a frame that is left out, `note` is
-    given a sentence for each decision. All are called in the thread that calls this.
+    `skipped` and `withdrawn` are what the frames after frame `since` say. `say` has a frame journaled, and returns when
+    it is durable. `set_aside` keeps a frame that is left out, `note` is given a sentence for each decision. All are
+    called in the thread that calls this.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class Ladder:
         skipped: set[int],
         withdrawn: Mapping[int, Mapping[str, str]],
         *,
+        since: int,
         say: Callable[[Frame], None],
         set_aside: Callable[[Entry], None],
         note: Callable[[str], None],
     ) -> None:
         self.decided: set[int] = set()  # frames of which this process decided something, settled or not
+        self.since = since
         self.retried = 0  # frames that could be applied at the second try
         self._skipped = set(skipped)
         self._withdrawn = {seq: dict(members) for seq, members in withdrawn.items()}
@@ -70,6 +73,19 @@ class Ladder:
         self._last_failed: dict[int, str | None] = {}
         self._recovered: Counter[str] = Counter()  # by member: frames on which it failed, and then did not
         self._unsettled: set[int] = set()
+
+    def learn(self, since: int, entries: Iterable[Entry]) -> None:
+        """What the frames after frame `since` say, as they were journaled: for going further back than before."""
+        self.since = since
+        for entry in entries:
+            try:
+                frame = decode(entry.payload)
+            except ValueError:
+                continue  # it was left out as well, as some frame after it says
+            if isinstance(frame, SkipFrame):
+                self._skipped.add(frame.seq)
+            elif isinstance(frame, WithdrawnFrame):
+                self._withdrawn[frame.seq] = frame.members | self._withdrawn.get(frame.seq, {})
 
     def is_left_out(self, seq: int) -> bool:
         return seq in self._skipped

@@ -51,6 +51,11 @@ class ReadBack:
         failed.__cause__ = error
         self._ladder.failed(failed)
         with self._store.reading_back(item.seq) as (columns, entries):
+            since = 0 if columns is None else int(columns["seq"])  # type: ignore[arg-type]
+            if since < self._ladder.since:
+                # The snapshots since are damaged; of what was decided before them the start did not have to know.
+                with self._store.reading_back(item.seq) as (_, before):
+                    self._ladder.learn(since, before)
             replay = Replay(Fold(self._store, report, columns, item), self._ladder, self._alive, copies=True)
             for each in chain(entries, [entry]):
                 taken = replay.take(each)

@@ -104,6 +104,7 @@ def recover(
     ladder = Ladder(
         found.skipped,
         found.withdrawn,
+        since=found.snapshot_seq,
         say=_refuse if say is None else say,
         set_aside=lambda entry: set_aside(store, entry, report),
         note=report.notes.append,

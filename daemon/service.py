@@ -267,7 +267,8 @@ class Service:
     def phase(self) -> str:
         """By what is ready, not by a count: an ensemble that is retrained stays one, quick members are none yet."""
         summary, running = self._summary(), self._running
-        if "transformer" in summary.members:
+        # Members that are withdrawn are another matter: the model has them, and they may be back soon.
+        if "transformer" in (*summary.members, *(each.member for each in summary.withdrawn)):
             return "ensemble"
         enough = summary.line + summary.vouched_lines >= summary.warmup_lines
         due = running is not None and (running.training.in_progress or summary.training_due)

@@ -281,8 +281,9 @@ class Detector:
         Only what there is can be withdrawn: another model may have had more.
         """
         there = {*ONLINE, *(members_of(self._model) if self._model is not None else ())}
-        out = dict(without) | resting({*self._withdrawn, *without})
-        self._withdrawn |= {name: Withdrawn(name, seq, reason) for name, reason in out.items() if name in there}
+        out = {name: reason for name, reason in without.items() if name in there}
+        out |= {name: why for name, why in resting({*self._withdrawn, *out}).items() if name in there}
+        self._withdrawn |= {name: Withdrawn(name, seq, reason) for name, reason in out.items()}
 
     def _assemble(self) -> None:
         """Let those members of the model judge that are not withdrawn."""

@@ -14,6 +14,7 @@ from detection.members.ngram import Ngram
 from detection.members.transformer import Transformer
 from detection.members.values import ValueModel
 from detection.model import to_columns
+from detection.state import digest
 from detection.training import transformer
 from persistence.model_file import write_model
 from tests.daemon.applying import Killed, Process, process
@@ -402,3 +403,34 @@ def test_returned_members_are_named_by_the_frame_that_brings_them_back(state: Pa
         assert [each.member for each in live.detector.summary().withdrawn] == ["isolation_forest"]
         live.apply(ReturnedFrame(("isolation_forest",)))
         assert live.detector.summary().members == ALL
+
+
+def test_a_state_that_is_read_back_from_further_than_the_start_did_knows_what_was_decided_there(
+    state: Path, fault: Fault
+) -> None:
+    """The newest snapshot is damaged while the daemon runs, and then a frame fails."""
+    fault.plant(Transformer)
+    with process(state) as live:
+        fault.when = always
+        live.apply(*lines(2))
+        assert len(live.decided) == 1
+        live.save()
+    fault.when = never
+    with process(state, bring_back=False) as again:
+        newest = max(state.glob("snapshot-*"))
+        newest.write_bytes(newest.read_bytes()[:-100])
+        again.apply(lines(3)[2])
+        before = again.digest
+        seq, line, apply = again.detector.seq, again.detector.line, again.detector.apply
+        failed = RuntimeError("could not create a primitive")
+
+        def once(item: Any) -> Any:
+            del again.detector.apply
+            raise failed
+
+        again.detector.apply = once  # type: ignore[method-assign]
+        again.apply(ReturnedFrame(()))
+        assert (again.detector.seq, again.detector.line) == (seq + 1, line)
+        assert again.detector.apply != apply, "it was read back"
+        assert again.recovered.report.retried_frames == 1
+        assert digest({**again.detector.export(), "seq": seq}) == before
