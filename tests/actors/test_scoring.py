@@ -141,10 +141,10 @@ async def test_what_the_detector_knows_is_asked_in_a_turn() -> None:
 
 async def test_a_state_that_is_being_saved_is_saved_before_another_is_read_back() -> None:
     """Or it would be written after it was decided that frames in it are judged otherwise."""
-    order: list[str] = []
+    read = threading.Event()
 
     def read_back(item: Sequenced, error: Exception) -> tuple[FakeDetector, FakeVerdicts]:
-        order.append("read back")
+        read.set()
         return FakeDetector(seq=item.seq, line=item.line), FakeVerdicts(item.seq, item.line)
 
     scoring: Scoring[FakeSummary, FakeTrainingSet] = Scoring(FakeDetector(), read_back)
@@ -152,9 +152,9 @@ async def test_a_state_that_is_being_saved_is_saved_before_another_is_read_back(
     async with trio.open_nursery() as turns:
         async with scoring.exporting() as (summary, _):
             turns.start_soon(scoring.apply, frame(2, 2, b"POISON\n"))
-            await wait_all_tasks_blocked()
-            order.append(f"saved {summary.seq}")
-    assert order == ["saved 1", "read back"]
+            assert not await trio.to_thread.run_sync(read.wait, 0.3)
+            assert summary.seq == 1
+    assert read.is_set()
 
 
 async def test_a_cancelled_turn_leaves_the_state_whole() -> None:

@@ -251,6 +251,8 @@ def test_a_machine_on_which_it_stops_working_judges_without_it_from_what_it_has_
                 live.apply(lines(5)[4])
                 digests.append(live.digest)
                 said = live.decided
+                again_said = [verdicts.seq for verdicts in live.delivered][4:]
+                assert again_said[:5] == list(range(first, first + 5)), "judged anew, so said anew where it was not"
         if kill_before:
             with process(state, records, bring_back=False) as live:
                 said = live.decided
