@@ -40,7 +40,7 @@ from daemon.places import make_private, runtime_directory
 from daemon.server import run_server
 from daemon.service import Running, Service
 from daemon.settings import Settings, SettingsError, load, read_rules
-from detection.frames import Frame, ModelFrame, ReturnedFrame, Sequenced, SettingsFrame
+from detection.frames import Frame, ModelFrame, Sequenced, SettingsFrame
 from detection.model import Model
 from detection.settings import RuleText
 from detection.summary import Summary
@@ -434,8 +434,8 @@ class _Daemon:
             changes.append((ModelFrame(recovered.withdraw.generation, "", ""), None))
         if recovered.model is not None:
             changes.append(recovered.model)
-        if recovered.to_return or detector.failing():
-            changes.append((ReturnedFrame(recovered.to_return), None))
+        if recovered.members is not None:
+            changes.append((recovered.members, None))
         for frame, model in changes:
             seq, _ = await submit(running.requests, frame, model)
             await running.scoring.published.wait_for(seq)

@@ -32,7 +32,7 @@ import numpy as np
 from daemon.finding import Found
 from daemon.ladder import ApplyError, Ladder, Replay
 from detection.detector import Detector, model_in
-from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, Sequenced, decode
+from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, ReturnedFrame, Sequenced, decode
 from detection.model import Model, from_columns
 from detection.state import Columns, NewerVersionError, OtherVersionError, State
 from detection.upgrades import STATES
@@ -80,12 +80,7 @@ class Recovered:
     model: tuple[ModelFrame, Model] | None
     withdraw: ModelFrame | None
     ladder: Ladder
-
-    @property
-    def to_return(self) -> tuple[str, ...]:
-        """Members that were withdrawn by an earlier process: what ailed them may be over."""
-        withdrawn = self.detector.summary().withdrawn
-        return tuple(each.member for each in withdrawn if each.seq not in self.ladder.decided)
+    members: ReturnedFrame | None  # what is to be said of members: some were withdrawn before, or could not be loaded
 
 
 def recover(
@@ -228,7 +223,15 @@ def _recover(
         model=model_to_use,
         withdraw=fold.withdraw,
         ladder=ladder,
+        members=_to_say_of_members(detector, ladder),
     )
+
+
+def _to_say_of_members(detector: Detector, ladder: Ladder) -> ReturnedFrame | None:
+    """Members that were withdrawn by an earlier process are tried again: what ailed them may be over. One that could
+    not be loaded says so at the next frame, which need not be one of lines."""
+    before = [each.member for each in detector.summary().withdrawn if each.seq not in ladder.decided]
+    return ReturnedFrame(tuple(before)) if before or detector.failing() else None
 
 
 class Fold:

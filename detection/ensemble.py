@@ -140,7 +140,7 @@ class Ensemble:
         with asked("isolation_forest"):
             values = features(standing.only(np.arange(len(standing.reached)) == row))[0]
         low, middle, high = usual.T
-        judged = np.array([name in self.members or name not in NAMES for name in FEATURES])
+        judged = np.array([name in self.members or name not in self._rings for name in FEATURES])
         out = np.flatnonzero(judged & ((values > high) | (values < low)))
         spread = np.maximum(high - low, 1e-9)
         order = out[np.argsort(-np.abs(values - middle)[out] / spread[out], kind="stable")]

@@ -9,7 +9,7 @@ from daemon.finding import Found, find
 from daemon.poison import ReadBack
 from daemon.recovery import Recovered, recover
 from detection.detector import Detector
-from detection.frames import Frame, ReturnedFrame, Sequenced, SkipFrame, WithdrawnFrame, count_lines, encode
+from detection.frames import Frame, Sequenced, SkipFrame, WithdrawnFrame, count_lines, encode
 from detection.model import Model
 from detection.state import digest
 from detection.verdicts import Verdicts
@@ -47,8 +47,8 @@ class Process:
         assert self.found.living == self.detector.living_sources()
         self._read_back = ReadBack(store, self.recovered, self._deliver, lambda: None)
         self._apply_pending()
-        if bring_back and (self.recovered.to_return or self.detector.failing()):
-            self.apply(ReturnedFrame(self.recovered.to_return))
+        if bring_back and self.recovered.members is not None:
+            self.apply(self.recovered.members)
 
     def apply(self, *frames: Frame, model: Model | None = None) -> None:
         for frame in frames:
