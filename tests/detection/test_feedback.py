@@ -5,7 +5,6 @@ from typing import Any, Literal
 import pytest
 
 from detection.detector import Detector
-from detection.ensemble import Ensemble
 from detection.frames import FeedbackFrame, LinesFrame, RefusedFrame, Sequenced
 from detection.model import Model
 from detection.state import State, digest
@@ -65,7 +64,7 @@ def test_an_answer_survives_a_restart_and_a_new_model(journal: Journal, knowing:
 def test_what_was_called_normal_is_learned_from_and_what_was_called_an_anomaly_never(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Ensemble, "complete", True)
+    monkeypatch.setattr(Detector, "_has_all_members", lambda detector: True)
     (alert,) = flags(journal, 1, ODD)
     assert journal.detector.training_set().flagged.sum() == 1
     answer(journal, alert, "normal")
