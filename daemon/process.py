@@ -405,8 +405,10 @@ class _Daemon:
 
         tell = _every(ALIVE_SECONDS, lambda: self._notifier.extend(ALIVE_GRACE_SECONDS))
 
+        send = _sending(verdicts)
+
         def deliver(said: Verdicts) -> None:
-            trio.from_thread.run(verdicts.send, said)
+            send(said)
             found.reading.replayed(said.seq)
 
         def recover() -> "Recovered":
