@@ -72,6 +72,10 @@ def test_where_the_transformer_cannot_run_every_line_is_judged_by_the_others_and
     assert not list(daemon.state.glob("*.bad"))
     assert any("transformer does not judge from frame" in note for note in status["recovery"]["notes"])
     assert "could not create a primitive" in daemon.log
+    withdrawn = {each["member"]: each["reason"] for each in status["training"]["withdrawn"]}
+    assert withdrawn.keys() == {"transformer", "isolation_forest"}
+    assert "could not create a primitive" in withdrawn["transformer"]
+    assert daemon.health()["status"] == "degraded" and daemon.api.get("/health").status_code == 200
     answer = daemon.post("/detect", {"log_line": lines[0].decode()})
     active = answer["details"]["ensemble"]["active_models"]
     assert "transformer" not in active and "ngram" in active
@@ -91,6 +95,7 @@ def test_where_the_transformer_cannot_run_every_line_is_judged_by_the_others_and
     daemon.send_lines(lines[300:400])
     daemon.applied(KILLED_AT + 400)
     assert (daemon.status()["lost_lines"], daemon.status()["phase"]) == (0, "ensemble")
+    assert daemon.status()["training"]["withdrawn"] == [] and daemon.health()["status"] == "serving"
     daemon.wait(lambda: ids(daemon) == [str(n) for n in range(SAVED + 1, KILLED_AT + 401)])
     assert {"transformer", "isolation_forest"} <= members_of(daemon, KILLED_AT + 400)
 
