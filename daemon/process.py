@@ -355,6 +355,8 @@ class _Daemon:
         from daemon.recovery import adopt_model
         from daemon.trainer import program
 
+        # Before there is a clone of `requests`: nobody would close it if this were cancelled, and the stop would wait.
+        trained_by = await trio.to_thread.run_sync(program)
         await background.start(
             partial(
                 run_training,
@@ -368,7 +370,7 @@ class _Daemon:
                 status=running.training,
                 pause_seconds=self._settings.learning.retrain_seconds,
                 resume_through=known_through,
-                program=await trio.to_thread.run_sync(program),
+                program=trained_by,
             )
         )
         background.start_soon(self._service.count_withdrawals)
