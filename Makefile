@@ -1,4 +1,5 @@
 # make run    see it work on real lines (the first run trains a model and remembers it)
+# make quick  the fast tests: no process, no training
 # make test   everything that CI checks
 # make faults the tests of tests/faults in their long form (hours; as root, for the power cuts)
 # make test-interpreters  on every Python of this machine, all tests that need no torch
@@ -17,13 +18,20 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 # function without await (the web framework asks for them), httpx's name.
 OPTIONAL := ASYNC9,ASYNC114,ASYNC124,ASYNC127
 
-.PHONY: run test test-interpreters faults lint bench quality setup clean install uninstall
+.PHONY: run quick test test-interpreters faults lint bench quality setup clean install uninstall
 
 run: $(VENV)/.installed
 	@$(BIN)/python -m daemon.demo
 
+# On both cores. A trainer of a daemon under test runs at the lowest priority: were the tests not of that, too, it would
+# hardly ever get its turn beside two of them.
+PYTEST := nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+quick: setup
+	$(PYTEST) -q -m 'not slow' tests/actors tests/daemon tests/detection tests/persistence tests/test_guarantees.py
+
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-interpreters: export VIGILD_INTERPRETERS := all
 test-interpreters: setup

@@ -275,6 +275,7 @@ async def test_a_snapshot_that_cannot_be_followed_by_a_new_segment_stands() -> N
         assert flow.checkpoints.status()["error"] is None
 
 
+@pytest.mark.slow
 async def test_when_the_disk_is_back_a_snapshot_is_written_at_once(mock_clock: MockClock) -> None:
     store = FakeStore()
     async with flowing(Flow(store)) as flow:

@@ -155,6 +155,7 @@ async def test_a_model_is_trained_when_due_and_takes_effect_as_a_frame(
     assert len(told) == 11, "the log hears of it every ten per cent"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("urgent", [True, False])
 async def test_what_is_urgent_is_not_kept_waiting_by_the_rest_between_two_trainings(
     tmp_path: Path, autojump_clock: MockClock, urgent: bool
@@ -364,6 +365,7 @@ async def test_damage_to_what_was_kept_costs_what_was_done_and_is_no_failure(tmp
     assert begun(tmp_path) == [0.0, 0.0]
 
 
+@pytest.mark.slow
 async def test_a_child_that_is_killed_but_gets_further_each_time_comes_to_its_end(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
@@ -375,6 +377,7 @@ async def test_a_child_that_is_killed_but_gets_further_each_time_comes_to_its_en
         assert (case.status.attempts, case.status.error) == (0, None)
 
 
+@pytest.mark.slow
 async def test_a_child_that_says_nothing_for_long_is_killed_and_counts_as_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +392,7 @@ async def test_a_child_that_says_nothing_for_long_is_killed_and_counts_as_failed
         assert case.status.error is None and case.status.failures_total == 1
 
 
+@pytest.mark.slow
 async def test_a_child_on_a_slow_machine_may_be_silent_for_longer(tmp_path: Path) -> None:
     slow = "import time\ntime.sleep(1.0)\n" + TRAINS.replace('print("a library', 'time.sleep(3.0)\nprint("a library')
     slow = slow.replace("source, models", 'print("hello", flush=True)\nsource, models', 1)

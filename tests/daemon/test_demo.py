@@ -52,6 +52,7 @@ def tell(directory: Path) -> str:
     return "\n".join(said)
 
 
+@pytest.mark.slow
 def test_the_first_run_teaches_and_the_second_one_remembers(programs: None, tmp_path: Path) -> None:
     first = tell(tmp_path / "run")
     assert "knows nothing yet" in first and "after 4,000 lines; the default is 50,000" in first

@@ -136,6 +136,7 @@ async def test_clients_that_pipeline_requests_and_leave_free_their_places(
                 assert (await read_response(stream))[0] == 200
 
 
+@pytest.mark.slow
 async def test_without_a_watch_on_broken_connections_those_clients_keep_their_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def test_an_attack_is_flagged_from_the_first_line_on() -> None:
     assert record["rules"] and record["members"]["rules"]["score"] >= 0.5
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.integers(20, 400), min_size=1, max_size=4),
@@ -279,6 +280,7 @@ hostile = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(hostile, min_size=1, max_size=30),

@@ -167,6 +167,7 @@ def test_only_an_alert_of_something_new_comes_with_the_shapes_that_its_session_h
     assert "cause_shapes" not in shape and shape["what"] == "sessions like that of x2"
 
 
+@pytest.mark.slow
 def test_what_was_admitted_and_learned_before_it_was_called_an_anomaly_is_forgotten(journal: Journal) -> None:
     (alert, *_) = [each for number in range(1, 200) for each in flags(journal, number, ODD)]
     assert alert["template_id"] in learn(journal).vocabulary and flags(journal, 200, ODD) == []

@@ -41,6 +41,7 @@ def rows(fields: Fields) -> list[tuple[object, ...]]:
     return list(zip(times, *texts, fields.errors.tolist(), strict=True))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from(KINDS),
@@ -97,6 +98,7 @@ LONG = 65_536
 SECONDS = 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_long_line_is_read_in_more_than_linear_time(kind: str) -> None:
     for head in HEADS:

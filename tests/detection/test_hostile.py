@@ -133,10 +133,12 @@ def slowly_turning_bad() -> list[bool]:
     return found
 
 
+@pytest.mark.slow
 def test_a_source_of_a_fifth_of_the_traffic_that_slowly_turns_bad_is_still_flagged_at_the_end() -> None:
     assert sum(slowly_turning_bad()) == 60
 
 
+@pytest.mark.slow
 def test_without_a_cap_and_other_sources_word_it_would_have_made_itself_normal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "LARGEST_SHARE", 1.0)
     monkeypatch.setattr(run, "MANY_KEYS", 10**9)

@@ -259,6 +259,7 @@ alerts = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(alerts, max_size=8), max_size=10), st.integers(1, 4), st.booleans())
 def test_incidents_follow_the_rules_however_alerts_are_cut_and_however_often_it_restarts(
@@ -277,6 +278,7 @@ def test_incidents_follow_the_rules_however_alerts_are_cut_and_however_often_it_
     assert together.incidents.listing(100) == told.incidents.listing(100)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(alerts, max_size=8), max_size=12), st.integers(1, 3))
 def test_a_small_table_stays_small_and_goes_on_after_a_restart_as_without(

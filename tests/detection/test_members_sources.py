@@ -256,6 +256,7 @@ def test_every_cut_into_batches_and_copies_gives_the_same_bits(lines: list[Line]
         assert np.all(expected >= 0.0) and np.all(np.isfinite(expected))
 
 
+@pytest.mark.slow
 def test_a_long_stream_in_batches_of_the_daemon_and_line_by_line_gives_the_same_bits() -> None:
     drawn = random.Random(3)
     clock, lines = NOON, []
@@ -440,6 +441,7 @@ def test_a_day_of_failures_is_news_only_where_it_comes_to_much_more(
     assert np.all(np.sum(days > highest, axis=1) > 500), "the control"
 
 
+@pytest.mark.slow
 def test_a_busy_proxy_is_in_the_end_only_strange_beyond_its_own_past(usual: Usual) -> None:
     counters, highest, clock = after(usual)
     drawn = random.Random(5)
@@ -499,6 +501,7 @@ def test_counts_end_at_what_their_columns_hold() -> None:
     assert full.export()["lines"].tolist() == [[2**31 - 1, 2**31 - 1]]  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(max_size=60), max_size=6))
 @settings(max_examples=100, deadline=None)
 def test_any_bytes_may_be_a_source(sources: list[bytes]) -> None:

@@ -97,6 +97,7 @@ def test_values_are_what_stands_after_names_and_odd_segments(target: bytes, foun
     assert [text for _, text, _ in _texts(_values([target]))] == found
 
 
+@pytest.mark.slow
 @given(targets_drawn, st.data())
 @settings(max_examples=300, deadline=None)
 def test_values_are_those_of_a_plain_reading(targets: list[bytes], data: st.DataObject) -> None:

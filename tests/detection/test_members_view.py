@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -57,6 +58,7 @@ def test_where_sessions_stand_is_what_a_plain_reading_says(drawn: list[Session],
                 assert standing.reached[row, column] == scores[column, begin : row + 1].max()
 
 
+@pytest.mark.slow
 @given(drawn_sessions, scores_drawn, st.data())
 @settings(max_examples=40, deadline=None)
 def test_a_session_in_batches_has_the_bits_of_one_in_one_go(

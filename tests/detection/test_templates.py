@@ -237,6 +237,7 @@ ROOM_FOR_ITS_LIKE = [  # the last but one makes room, after which its place in t
 ]
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(LINE, max_size=12), max_size=12), st.integers(1, 12), st.lists(st.integers(1, 20), max_size=9))
 @example([ROOM_FOR_ITS_LIKE], 5, [])
 @settings(max_examples=300, deadline=None)

@@ -42,6 +42,7 @@ def test_the_forest_finds_a_flood_strange(habitual: Model) -> None:
     assert strange > ordinary
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("briefly")
 def test_the_same_data_and_seed_give_the_same_bits_and_another_seed_does_not() -> None:
     data = stream(habits(60, 1))

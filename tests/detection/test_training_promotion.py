@@ -160,6 +160,7 @@ def test_a_training_run_ends_with_the_refusal(
         run.train(stream(habits(60, 2), previous=habitual), progress=quietly)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("briefly")
 def test_a_training_run_moves_the_thresholds_of_the_model_in_force_by_no_more_than_it_may(
     habitual: Model, monkeypatch: pytest.MonkeyPatch

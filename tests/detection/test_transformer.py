@@ -1,6 +1,7 @@
 """Scoring sequences: exact against a plain reading of the method, and the same bits however it is asked."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -118,6 +119,7 @@ def test_bits_do_not_depend_on_the_memo_or_on_the_rest_of_the_batch(
     assert np.array_equal(backwards, np.concatenate(alone[::-1]))
 
 
+@pytest.mark.slow
 @given(st.integers(1, 170), st.booleans(), st.booleans(), st.data())
 @settings(max_examples=15, deadline=None)
 def test_bits_do_not_depend_on_how_a_session_is_cut_into_frames(
@@ -136,6 +138,7 @@ def test_bits_do_not_depend_on_how_a_session_is_cut_into_frames(
     assert np.array_equal(np.concatenate(parts), whole)
 
 
+@pytest.mark.slow
 @given(sessions, st.integers(1, 40), st.sampled_from([1, 4, 256]))
 @settings(max_examples=25, deadline=None)
 def test_bits_do_not_depend_on_which_blocks_are_remembered(

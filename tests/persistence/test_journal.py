@@ -334,6 +334,7 @@ def test_a_rotation_that_fails_leaves_the_journal_in_use(tmp_path: Path, call: s
     assert [entry.payload for entry in read(tmp_path)[0]] == [b"a", b"b"]
 
 
+@pytest.mark.slow
 def test_every_call_of_a_run_may_fail_and_nothing_accepted_is_lost(tmp_path: Path) -> None:
     """EIO at the n-th call for every n, once with and once without everything after it failing too."""
     number, failed = 0, True

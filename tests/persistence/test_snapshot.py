@@ -111,6 +111,7 @@ def test_what_would_come_back_as_something_else_is_refused(tmp_path: Path, value
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_any_bit_flipped_and_any_cut_is_damage(tmp_path: Path) -> None:
     write_snapshot(tmp_path / "s", 7, 70, COLUMNS)
     whole = (tmp_path / "s").read_bytes()

@@ -473,6 +473,7 @@ def test_a_snapshot_is_safe_though_tidying_up_after_it_fails(directory: Path) ->
         assert [info.seq for info in store.snapshots()] == [3]
 
 
+@pytest.mark.slow
 def test_every_call_of_a_life_may_fail_and_nothing_accepted_is_lost(tmp_path: Path) -> None:
     """The n-th call fails, for every n, for good or once; the next life on a sound disk has it all."""
     number, failed = 0, True
