@@ -77,11 +77,6 @@ class Ensemble:
                 member.fail()
 
     @property
-    def complete(self) -> bool:
-        """Whether the model has the members that learn from the whole warm-up; they need not judge."""
-        return "transformer" in self._rings
-
-    @property
     def calibration(self) -> int:
         """How many sessions the combined statistic was calibrated on."""
         return len(self._ring)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from detection import clock, known, labels
 from detection.causes import shape_causes
 from detection.detector import Detector
-from detection.ensemble import Ensemble
 from detection.frames import FlushFrame, Segment, VouchedFrame
 from detection.reasons import Reasons
 from detection.sessions import LONGEST_SESSION, SessionTable
@@ -77,7 +76,9 @@ def flagged(journal: Journal, lines: list[bytes]) -> list[dict[str, Any]]:
 
 def left_out_after_a_campaign(monkeypatch: pytest.MonkeyPatch) -> int:
     """How many of 120 sessions with injections, all of them flagged, the next model is not to learn from."""
-    monkeypatch.setattr(Ensemble, "complete", True)  # what is flagged before the first full model is learned from
+    monkeypatch.setattr(
+        Detector, "_has_all_members", lambda detector: True
+    )  # what is flagged before the first full model is learned from
     journal = started(alarms=AlarmSettings(alpha=0.003))
     flagged(journal, searches(900, 0, 1) + searches(900, 900, 2))
     learn(journal)
