@@ -1,6 +1,6 @@
 """What the admin API asks of the daemon: the seam between the web framework and the wiring.
 
-`daemon.main` implements `Control`, tests fake it; the API knows nothing else of the daemon. Everything a
+`daemon.service` implements `Control`, tests fake it; the API knows nothing else of the daemon. Everything a
 method returns is made of dicts, lists, strings, numbers, booleans and None. A float that is not finite
 leaves the process as null; a string may hold the lone surrogates of bytes that were not UTF-8.
 """

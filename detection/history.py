@@ -1,7 +1,7 @@
 """What the next model will be trained on: the last lines and session ends, in one ring of columns.
 
 A row is a line (its template, time and flags) or the end of a session. Rows of one session share a
-serial; `training_set` gathers them back into sequences. A session whose beginning has left the ring,
+serial; `sequences` gathers them back into sequences. A session whose beginning has left the ring,
 or that is still open, is not learned from: half a session would teach that sessions begin in the middle.
 """
 
