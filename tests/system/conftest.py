@@ -69,7 +69,9 @@ def machine_and_story(home: Path) -> Iterator[Story]:
         story.prepare()
         yield story
     finally:
-        if not KEEP:
+        if KEEP:
+            machine.leave()
+        else:
             machine.close()
 
 
@@ -79,6 +81,8 @@ def story(machine_and_story: Story, home: Path, request: pytest.FixtureRequest) 
     if name in machine_and_story.passed:
         pytest.skip("passed before, on the machine that was kept")
     yield machine_and_story
+    for sending in machine_and_story.sendings:  # of a test that failed
+        sending.end()
     if KEEP and request.node.stash.get(_PASSED, False):
         machine_and_story.passed.append(name)
         machine_and_story.save(home / "notes.json")

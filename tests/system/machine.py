@@ -151,6 +151,11 @@ class Machine:
             assert time.monotonic() < deadline, f"nothing for {seconds} s\n{self.journal()}"
             time.sleep(0.02)
 
+    def leave(self) -> None:
+        """Let it run on when we end."""
+        if self._nspawn is not None:
+            self._nspawn.returncode = 0  # or its object would complain, as it is deleted, that the process runs
+
     def close(self) -> None:
         """End it as a power cut would."""
         if self.leader:

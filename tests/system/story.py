@@ -77,6 +77,13 @@ class Sending:
         command = ["/usr/bin/python3", CLIENT, socket, log, str(rate)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self._process = subprocess.Popen(story.machine.inside(command, SENDER), **pipes)  # type: ignore[call-overload]
+        story.sendings.append(self)
+
+    def end(self) -> None:
+        """End it anyhow, if it has not ended."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
 
     def finish(self) -> None:
         """Return when all that it sent is confirmed, and noted as sent."""
@@ -98,6 +105,7 @@ class Story:
         self.sent: dict[str, list[str]] = {ACCESS: [], MESSAGES: []}
         self.before: list[str] = []
         self.passed: list[str] = []
+        self.sendings: list[Sending] = []
 
     # --- before vigild is there ---------------------------------------------------------------------
 
