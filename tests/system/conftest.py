@@ -98,6 +98,13 @@ def _machine(home: Path) -> tuple[Machine, bool]:
         (tree / "etc/hostname").write_text("debian\n")
         (tree / "etc/hosts").write_text("127.0.0.1 localhost debian\n")
         return Machine(home / "boot.log", [f"--directory={tree}", packages]), False
-    options = ["--directory=/", "--volatile=yes", "--tmpfs=/usr/local:mode=0755", packages]
-    arguments = ["systemd.firstboot=no"]
-    return Machine(home / "boot.log", options, arguments=arguments), True
+    options = [
+        "--directory=/",
+        "--volatile=yes",
+        "--tmpfs=/usr/local:mode=0755",
+        "--bind-ro=/etc/alternatives",
+        packages,
+    ]
+    # No further than that: what else this host has as services is no business of ours.
+    arguments = ["systemd.unit=basic.target", "systemd.firstboot=no"]
+    return Machine(home / "boot.log", options, arguments=arguments, target="basic.target"), True
