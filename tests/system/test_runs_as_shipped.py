@@ -145,7 +145,7 @@ def test_one_command_installs_it_and_it_runs(story: Story) -> None:
     healthy(story)
     assert story.machine.shows("NRestarts") == "0"
     assert story.machine.run("systemctl", "is-enabled", "vigild.socket", "vigild.service") == "enabled\nenabled"
-    assert story.machine.run("systemctl", "list-units", "--failed", "--no-legend") == ""
+    assert story.machine.run("systemctl", "list-units", "--failed", "--no-legend", "vigild*") == ""
 
 
 def test_the_units_as_installed_are_locked_in(story: Story) -> None:
