@@ -61,6 +61,8 @@ EXCEPTIONS = {
     "make test": "what CI runs before this",
     "make test-interpreters": "tests on other interpreters, not the service; tests/interpreters",
     "make system-test": "this",
+    "docker compose up --build -d": "another way to run it, which needs Docker",
+    "docker compose exec vigild vigilctl status": "another way to run it, which needs Docker",
     "make install": "the upgrade at the end of the story",
     "sudo ./install.sh": "the beginning of the story",
     "systemctl restart": "no command without a unit",
