@@ -29,7 +29,7 @@ ADMIN, SENDER, STRANGER = "alice", "www-data", "mallory"
 CHECKOUT, LOGS, SOCKET = f"/home/{ADMIN}/vigild", "/srv/logs", "/run/vigild/log.sock"
 ACCESS, MESSAGES, CLIENT = f"{LOGS}/access.log", f"{LOGS}/messages.log", f"{LOGS}/client.py"
 STATE = "var/lib/vigild"
-ROUNDS = 5
+ROUNDS = 3
 _NOT_PROJECT = (".git", ".venv", ".run", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "__pycache__")
 # Where files come and go by themselves.
 _PASSING = (
