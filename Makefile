@@ -1,6 +1,7 @@
 # make run    see it work on real lines (the first run trains a model and remembers it)
 # make quick  the fast tests: no process, no training
 # make test   everything that CI checks
+# make system-test  the service as a user gets it: a Debian 12 in a container, from installing to removing (as root)
 # make faults the tests of tests/faults in their long form (hours; as root, for the power cuts)
 # make test-interpreters  on every Python of this machine, all tests that need no torch
 # make bench  print the benchmarks' tables
@@ -18,7 +19,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 # function without await (the web framework asks for them), httpx's name.
 OPTIONAL := ASYNC9,ASYNC114,ASYNC124,ASYNC127
 
-.PHONY: run quick test test-interpreters faults lint bench quality setup clean install uninstall
+.PHONY: run quick test system-test test-interpreters faults lint bench quality setup clean install uninstall
 
 run: $(VENV)/.installed
 	@$(BIN)/python -m daemon.demo
@@ -36,6 +37,10 @@ test: lint
 test-interpreters: export VIGILD_INTERPRETERS := all
 test-interpreters: setup
 	$(BIN)/python -m pytest tests/interpreters -rs -s
+
+# One story, so what follows a failure would only fail of it. Minutes; the tree and packages are kept for the next time.
+system-test: setup
+	$(BIN)/python -m pytest tests/system --exitfirst --durations 0 --durations-min 1 -ra
 
 # How often each fault is caused; without these a short form of each runs with the other tests.
 faults: export VIGILD_FAULTS ?= 10000

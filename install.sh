@@ -491,6 +491,10 @@ uninstall() {
         [ -z "$enabled" ] || systemctl --quiet disable $enabled
     fi
     while read -r file; do rm -f "$destdir$file"; done <"$home/installed"
+    # Debian has none of these by itself.
+    for directory in "$UNIT_DIR" "$(dirname "$UNIT_DIR")" /usr/local/lib/sysusers.d /usr/local/lib/tmpfiles.d; do
+        rmdir "$destdir$directory" 2>/dev/null || true
+    done
     echo "removing"
     if cmp -s "$destdir$LOGROTATE" "$home/shipped-logrotate"; then rm -f "$destdir$LOGROTATE"; fi
     (cd "$home" && rm -rf versions current bin installed shipped-logrotate .lock)

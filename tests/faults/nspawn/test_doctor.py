@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.faults.nspawn.container import START_SECONDS, Container, container, why_not
+from tests.faults.nspawn.container import Container, container
 from tests.faults.service_manager import SETTINGS
+from tests.system.machine import START_SECONDS, why_not
 
 pytestmark = [
     pytest.mark.skipif("VIGILD_FAULTS" not in os.environ, reason="the long form only: VIGILD_FAULTS=500 and more"),

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from persistence.segment import HEADER_BYTES
-from tests.faults.nspawn.container import START_SECONDS, container, why_not
+from tests.faults.nspawn.container import container
 from tests.faults.service_manager import SETTINGS
 from tests.faults.test_exactly_once import STEADY_SENDERS, Senders, differences, journal_grows, verdicts
+from tests.system.machine import START_SECONDS, why_not
 
 FAULTS = os.environ.get("VIGILD_FAULTS")
 KILLS, RESTARTS = max(int(FAULTS or 0) // 100, 5), 5
