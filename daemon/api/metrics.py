@@ -59,7 +59,10 @@ _GAUGES = {
         "1 when connections have to wait for a place. The kernel does not tell how many.",
     ),
     "vigild_records_waiting": ("alarms.records_waiting", "Alerts and verdicts to be written, held in memory."),
-    "vigild_incidents_open": ("alarms.incidents.open", "Incidents with an alert within the last six hours of log time."),
+    "vigild_incidents_open": (
+        "alarms.incidents.open",
+        "Incidents with an alert within the last six hours of log time.",
+    ),
     "vigild_answers": ("alarms.answers", "The operator's answers in force."),
     "vigild_admitted_causes": ("alarms.admitted", "Causes that are normal by their share of the stream."),
     "vigild_model_generation": ("training.generation_in_force", "The model generation in force, 0 without one."),
