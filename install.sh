@@ -519,7 +519,8 @@ uninstall() {
     [ -z "$left" ] || echo "    rm -r$left"
     if [ -z "$destdir" ] && id vigild >/dev/null 2>&1; then
         echo "  the user vigild and the groups vigild and vigild-log"
-        echo "    userdel vigild; groupdel vigild-log"
+        # userdel leaves the group vigild where it has members.
+        echo "    userdel vigild; groupdel vigild 2>/dev/null; groupdel vigild-log"
     fi
 }
 
