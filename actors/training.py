@@ -215,7 +215,8 @@ async def run_training(
     silent_seconds: float = SILENT_SECONDS,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Train whenever the state says it is due, until cancelled or scoring has ended.
+    """Train whenever the state says it is due, until cancelled or scoring has ended; and once at the start where the
+    model in force was trained without a member that could not be fitted.
 
     Takes ownership of `requests`. `command` is run with the input file and `models`, the directory for its
     result, appended; the input lives in `scratch`. `load(name, sha256)` gives the model, blocking, and raises
@@ -233,9 +234,10 @@ async def run_training(
         await runs.look_back(resume_through)
         summary = published.summary
         rested = trio.current_time()
+        lame = bool(summary.unfitted)  # what made a member fail may be over
         try:
             while True:
-                while not summary.training_due:
+                while not summary.training_due and not lame:
                     summary = await published.newer(summary)
                 if not summary.training_urgent and trio.current_time() < rested:
                     summary = await _rest(published, rested)
@@ -249,7 +251,7 @@ async def run_training(
                     continue
                 frame, model, full = trained
                 seq, _ = await submit(requests, frame, model)
-                summary = await published.wait_for(seq)
+                summary, lame = await published.wait_for(seq), False
                 await runs.succeeded()
                 if isinstance(frame, RefusedFrame):
                     log.warning("training generation %d: refused, the model stays: %s", frame.generation, frame.reason)

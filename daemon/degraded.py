@@ -14,6 +14,7 @@ CODES = {
     "journal": "lines cannot be journaled: sources wait, and the daemon does not serve",
     "training": "the last training failed",
     "withdrawn": "a member of the model failed and does not judge",
+    "unfitted": "the model in force was trained without a member, which could not be fitted",
     "checkpoint": "the last checkpoint failed",
     "alerts": "a file of records cannot be written",
     "limits": "all connections are taken, and others wait",
@@ -37,6 +38,7 @@ def reasons(
     training: str | None = None,
     trainings_failed: int = 0,
     withdrawn: Sequence[Withdrawn] = (),
+    unfitted: Mapping[str, str] | None = None,
     checkpoint: str | None = None,
     outlets: Mapping[str, Mapping[str, Any]] | None = None,
     waiting: str | None = None,
@@ -44,7 +46,8 @@ def reasons(
     """Why the daemon is degraded, the gravest first; empty when all is well.
 
     `journal`, `training` and `checkpoint` are the errors of the last try, None when it succeeded; `trainings_failed`
-    is how many in a row have not. `outlets` are the files of records by name, as `actors.alerts.Outlet.status` gives
+    is how many in a row have not. `unfitted` are the members that the model in force was trained without, each with the
+    reason. `outlets` are the files of records by name, as `actors.alerts.Outlet.status` gives
     them. `waiting` says why connections have to wait, None when they do not.
     """
     found = []
@@ -60,6 +63,9 @@ def reasons(
     if withdrawn:
         members = "; ".join(f"{one.member} does not judge since frame {one.seq:,}: {one.reason}" for one in withdrawn)
         found.append(Reason("withdrawn", members))
+    if unfitted:
+        members = "; ".join(f"the model was trained without {name}: {why}" for name, why in unfitted.items())
+        found.append(Reason("unfitted", members))
     if training is not None:
         times = f" {trainings_failed:,} times in a row" if trainings_failed > 1 else ""
         found.append(Reason("training", f"training failed{times}: {training}"))

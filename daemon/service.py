@@ -267,8 +267,9 @@ class Service:
     def phase(self) -> str:
         """By what is ready, not by a count: an ensemble that is retrained stays one, quick members are none yet."""
         summary, running = self._summary(), self._running
-        # Members that are withdrawn are another matter: the model has them, and they may be back soon.
-        if "transformer" in (*summary.members, *(each.member for each in summary.withdrawn)):
+        # Members that failed are another matter: in judging, and they may be back soon, or in the training of all.
+        failed = (*(each.member for each in summary.withdrawn), *dict(summary.unfitted))
+        if "transformer" in (*summary.members, *failed):
             return "ensemble"
         enough = summary.line + summary.vouched_lines >= summary.warmup_lines
         due = running is not None and (running.training.in_progress or summary.training_due)
@@ -315,6 +316,7 @@ class Service:
             training=training.error,
             trainings_failed=training.attempts - training.in_progress,
             withdrawn=self._summary().withdrawn,
+            unfitted=dict(self._summary().unfitted),
             checkpoint=running.checkpoints.error,
             outlets=running.alerts.outlets(),
             waiting=running.ingest.connections_waiting_reason,

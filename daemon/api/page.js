@@ -89,6 +89,8 @@ function troubles(status, state) {
 
 const nameOf = (item) => (typeof item === "string" ? item : item.name || item.path || JSON.stringify(item));
 
+const withdrawnFrom = (status) => (part(status, "training").withdrawn || []).map((one) => one.member);
+
 function showPhase(status) {
   const order = ["warmup", "training", "ensemble"];
   const starting = status.status === "starting";
@@ -99,13 +101,15 @@ function showPhase(status) {
     if (place === now) step.setAttribute("aria-current", "step"); else step.removeAttribute("aria-current");
   }
   const training = part(status, "training");
-  let percent = null, text = "All detectors score.", detail = "";
+  const failed = [...withdrawnFrom(status), ...Object.keys(training.unfitted || {})];
+  const scoring = failed.length ? `All detectors score but ${failed.join(", ")}` : "All detectors score";
+  let percent = null, text = `${scoring}.`, detail = "";
   if (starting) {
     percent = status.reading ? status.reading.percent : null;
     text = asSentence(status.reason || "starting");
   } else if (status.training_in_progress) {
     percent = training.percent;
-    text = status.phase === "ensemble" ? "All detectors score; the next generation is in training" : "Training";
+    text = status.phase === "ensemble" ? `${scoring}; the next generation is in training` : "Training";
     if (Number.isFinite(percent)) text += ` · ${Math.floor(percent)} %`;
     const facts = [];
     if (training.epoch != null) facts.push(`epoch ${training.epoch}${training.epochs ? ` of ${training.epochs}` : ""}`);
@@ -178,11 +182,12 @@ const MEMBER_NAMES = {
 
 function showMembers(status) {
   const members = Object.entries(status.active_models || {}), starting = status.status === "starting";
-  const withdrawn = new Set((part(status, "training").withdrawn || []).map((one) => one.member));
+  const withdrawn = new Set(withdrawnFrom(status)), unfitted = part(status, "training").unfitted || {};
   $("members").replaceChildren(...members.map(([name, ready]) => {
     const item = document.createElement("li");
     item.className = ready ? "ready" : "";
-    const said = ready ? "ready" : starting ? "being read" : withdrawn.has(name) ? "withdrawn" : "learning";
+    const failed = withdrawn.has(name) ? "withdrawn" : name in unfitted ? "not fitted" : "learning";
+    const said = ready ? "ready" : starting ? "being read" : failed;
     item.append(span(memberName(name)), span(said, "quiet"));
     return item;
   }));

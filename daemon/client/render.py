@@ -134,8 +134,6 @@ def _troubles(status: Mapping[str, Any]) -> Iterator[str]:
         yield printable(status["reason"])
     if refusal := (status.get("training") or {}).get("refusal"):
         yield f"the last model trained was refused, the one before stays: {printable(refusal)}"
-    for name, why in ((status.get("training") or {}).get("unfitted") or {}).items():
-        yield f"trained without {printable(name)}: {printable(why)}"
     if lost := (status.get("alarms") or {}).get("records_lost"):
         yield f"{count(lost)} alerts and verdicts could not be written and are lost"
     if recovery.get("lost_lines"):

@@ -33,6 +33,7 @@ class FakeSummary:
     training_urgent: bool = False
     restored: int = 0
     generation: int = 0
+    unfitted: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class FakeDetector:
     due: bool = False  # until the next model
     urgent: bool = False
     restored: int = 0
+    unfitted: tuple[tuple[str, str], ...] = ()  # members, until the next model
     full: bool = True
     gate: threading.Event | None = None
     calls: list[str] = field(default_factory=list)
@@ -149,7 +151,7 @@ class FakeDetector:
     def summary(self) -> FakeSummary:
         due = self.due or self.urgent or (self.line >= self.warmup_lines and not self.model)
         restored = self.restored if self.restored <= self.seq else 0
-        return FakeSummary(self.seq, self.line, due, self.urgent, restored, self.generation)
+        return FakeSummary(self.seq, self.line, due, self.urgent, restored, self.generation, self.unfitted)
 
 
 def _about(frame: FeedbackFrame) -> dict[str, Any]:

@@ -16,6 +16,7 @@ def test_everything_wrong_at_once_is_said_in_order_and_all_codes_are_known() -> 
         training="trainer was killed by signal 9",
         trainings_failed=3,
         withdrawn=[Withdrawn("transformer", 812, "could not create a primitive")],
+        unfitted={"isolation_forest": "no memory"},
         checkpoint="no snapshot: /s: no space",
         outlets={"alerts.jsonl": WELL, "verdicts.jsonl": {"error": "no space", "lost": 2, "pending": 10_000}},
         waiting="all 1,024 are taken",
@@ -25,6 +26,7 @@ def test_everything_wrong_at_once_is_said_in_order_and_all_codes_are_known() -> 
         Reason("alerts", "verdicts.jsonl cannot be written: no space; 10,000 records wait in memory, 2 are lost"),
         Reason("checkpoint", "checkpoint failed: no snapshot: /s: no space"),
         Reason("withdrawn", "transformer does not judge since frame 812: could not create a primitive"),
+        Reason("unfitted", "the model was trained without isolation_forest: no memory"),
         Reason("training", "training failed 3 times in a row: trainer was killed by signal 9"),
         Reason("limits", "all 1,024 are taken"),
     ]

@@ -340,6 +340,9 @@ def test_what_a_daemon_says_is_wrong_is_a_finding_of_its_own(scene: Scene) -> No
     assert bad(of_daemon(saying(scene, "recovery", lost_lines=3001))) == [("last start", "warn")]
     withdrawn = saying(scene, "training", withdrawn=[{"member": "transformer", "seq": 7, "reason": "it raised"}])
     assert bad(of_daemon(withdrawn)) == [("detectors", "fail")]
+    unfitted = saying(scene, "training", unfitted={"transformer": "could not create a primitive"})
+    assert bad(of_daemon(unfitted)) == [("detectors", "fail")]
+    assert "MemoryDenyWriteExecute" in str(next(running.check_detectors(unfitted)).do)
 
 
 def test_what_is_promised_of_a_service_only_is_no_fault_of_a_plain_daemon(scene: Scene) -> None:

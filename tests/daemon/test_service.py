@@ -228,6 +228,20 @@ async def test_it_is_degraded_for_as_long_as_something_has_failed(tmp_path: Path
         assert (service.health()["status"], service.health()["serving"]) == ("stopping", False)
 
 
+async def test_a_member_that_the_model_was_trained_without_is_a_reason_and_the_warm_up_is_over(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        service = daemon.service
+        service.started.set()
+        published = service._ready().scoring.published
+        published.publish(
+            replace(published.summary, generation=1, members=("ngram",), unfitted=(("transformer", "no"),))
+        )
+        assert (service.health()["status"], service.phase()) == ("degraded", "ensemble")
+        assert service.health()["reasons"] == [
+            {"code": "unfitted", "text": "the model was trained without transformer: no"}
+        ]
+
+
 async def test_a_member_withdrawn_is_a_reason_and_counted_once(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon, trio.open_nursery() as nursery:
         daemon.service.started.set()

@@ -10,7 +10,7 @@ from daemon.client.text import count, duration, member_name, printable
 from daemon.settings import CheckpointSettings, SettingsError
 
 # Reasons to be degraded that have a line of their own below, and which; and the one that goes away by itself.
-_OWN_LINE = {"training": "training", "withdrawn": "detectors", "checkpoint": "checkpoint"}
+_OWN_LINE = {"training": "training", "withdrawn": "detectors", "unfitted": "detectors", "checkpoint": "checkpoint"}
 _MILD = "limits"
 _LATE = 3  # times as long, or as many lines, as the settings say; periodic saves may be put off when they are slow
 
@@ -68,9 +68,7 @@ def check_training(scene: Scene) -> Iterator[Finding]:
         return
     if error := training.get("error"):
         text = f"{count(training.get('failures') or training.get('attempts'))} trainings failed: {printable(error)}"
-        jit = "could not create a primitive" in str(error)
-        do = "MemoryDenyWriteExecute must be off, see the unit's line above" if jit else _log(scene)
-        yield fail("training", text, do)
+        yield fail("training", text, _mend(error) or _log(scene))
     elif status.get("training_in_progress"):
         percent = training.get("percent")
         yield ok("training", "under way" + (f", {percent:.0f} %" if isinstance(percent, (int, float)) else ""))
@@ -82,18 +80,28 @@ def check_training(scene: Scene) -> Iterator[Finding]:
         yield ok("training", f"none yet: {lines} of the warm-up")
 
 
+def _mend(error: object) -> str | None:
+    """What to do about the one failure that we know the cause of."""
+    jit = "could not create a primitive" in str(error)
+    return "MemoryDenyWriteExecute must be off, see the unit's line above" if jit else None
+
+
 def check_detectors(scene: Scene) -> Iterator[Finding]:
     active = part(scene.status, "active_models")
     if not active:
         return
     withdrawn = _withdrawn(scene.status)
+    unfitted = {str(name): str(why) for name, why in part(part(scene.status, "training"), "unfitted").items()}
+    again = "it is tried again at the next start and the next model"
     for name, why in withdrawn.items():
-        again = "it is tried again at the next start and the next model"
         yield fail(
             "detectors", f"{member_name(name)} withdrawn: {printable(why)}; the others judge", f"{_log(scene)}; {again}"
         )
+    for name, why in unfitted.items():
+        text = f"the model was trained without {member_name(name)}: {printable(why)}; the others judge"
+        yield fail("detectors", text, f"{_mend(why) or _log(scene)}; {again}")
     ready = [member_name(name) for name, is_ready in active.items() if is_ready and name not in withdrawn]
-    if not withdrawn:
+    if not withdrawn and not unfitted:
         learning = sum(not is_ready for is_ready in active.values())
         yield ok("detectors", f"{len(ready)} judge" + (f", {learning} still learn" if learning else ""))
 
