@@ -15,6 +15,7 @@ from typing import BinaryIO, Protocol, TypeVar
 
 Buffer = bytes | bytearray | memoryview
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # What a medium says when it cannot give back what it was given.
 _UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
 _READ_TRIES = 4
@@ -37,7 +38,7 @@ class UnreadableError(OSError):
 
 def failure(exc: OSError, path: Path) -> str:
     """For people: where (in `path`, unless `exc` names a file), what happened, and what to do about a full disk."""
-    full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = exc.errno in FULL
     return f"{exc.filename or path}: {exc.strerror or exc}{'; free some space there' if full else ''}"
 
 

@@ -3,7 +3,7 @@
     record := "{" ... "}" "\\n", without NUL bytes
 
 At open, whatever follows the last whole record is a torn write: it is cut off and kept beside the file
-as `<name>.<offset>.bad`. The file may be moved away, replaced or truncated from outside at any time: a
+as `<name>.<offset>.bad`, where the disk has room for that. The file may be moved away, replaced or truncated from outside at any time: a
 new file under the name is noticed at the next append and written to from then on. Records that were not
 synced are kept in memory until they are; after a write error the file is opened afresh, cut back to what
 was known durable, and they are written again. So a record is there once; only when the file was moved
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from persistence.disk import REAL, Disk, File, replace_file
+from persistence.disk import FULL, REAL, Disk, File, replace_file
 from persistence.marks import Mark
 
 _BLOCK_BYTES = 1 << 16
@@ -183,14 +183,21 @@ class JsonlWriter:
             attempt += 1
             aside = self.path.with_name(f"{self.path.name}.{end}-{attempt}.bad")
         file.seek(end)
-        replace_file(self._disk, aside, iter(lambda: file.read(_BLOCK_BYTES), b""))
+        try:
+            replace_file(self._disk, aside, iter(lambda: file.read(_BLOCK_BYTES), b""))
+            kept = f"kept as {aside.name}"
+        except OSError as exc:
+            if exc.errno not in FULL:
+                raise
+            # A full disk tears records, and must not keep the daemon from the start that frees it.
+            kept = f"and could not be kept: {exc.strerror}"
         own = self._disk.append(self.path)
         try:
             own.truncate(end)
             own.sync()
         finally:
             own.close()
-        self.note = f"{self.path.name}: its last {size - end} bytes are no whole record; kept as {aside.name}"
+        self.note = f"{self.path.name}: its last {size - end} bytes are no whole record; {kept}"
 
 
 def _is_record(line: bytes) -> bool:

@@ -61,6 +61,30 @@ def test_a_torn_tail_is_cut_off_and_kept(tmp_path: Path, tail: bytes) -> None:
     assert lines(path) == [record(1), record(2), record(3)]
 
 
+@pytest.mark.parametrize("call", ["create", "write", "sync file"])
+def test_on_a_full_disk_a_torn_tail_is_cut_off_though_it_cannot_be_kept(tmp_path: Path, call: str) -> None:
+    """A full disk tears records; if it kept the daemon from starting, nobody would be there when it has room again."""
+    path = tmp_path / "alerts.jsonl"
+    write(path, record(1))
+    with open(path, "ab") as file:
+        file.write(b'{"id": "2", "te')
+
+    def failing(code: int) -> FaultyDisk:
+        return FaultyDisk(lambda _number, name, file: code if name == call and ".bad" in file.name else None)
+
+    with open_jsonl(path, disk=failing(errno.ENOSPC)) as writer:
+        assert writer.last == record(1)
+        assert writer.note is not None and writer.note.endswith("could not be kept: No space left on device")
+        writer.append([record(2)])
+    assert lines(path) == [record(1), record(2)]
+    assert [each.name for each in tmp_path.glob("*.bad*")] == []
+    with open(path, "ab") as file:
+        file.write(b'{"id": "3", "te')
+    with pytest.raises(OSError), open_jsonl(path, disk=failing(errno.EIO)):
+        pass
+    assert path.read_bytes().endswith(b'"te'), "a disk that fails otherwise is another matter"
+
+
 def test_a_cut_anywhere_leaves_the_whole_records_before_it(tmp_path: Path) -> None:
     path = tmp_path / "alerts.jsonl"
     write(path, *[record(n, n) for n in range(4)])
