@@ -21,6 +21,7 @@ import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -37,6 +38,7 @@ _PARTIAL = re.compile(r"training-[1-9][0-9]{0,17}\.part")
 _ATTEMPTS = "attempts.json"
 _ABOUT = "about"
 _WORK = "work."
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]  # beyond, what is counted on from could not be written
 
 
 class PartialError(Exception):
@@ -51,12 +53,12 @@ class Attempts(msgspec.Struct, omit_defaults=True):
     `no_further` how many runs in a row ended with the daemon without having got any further.
     """
 
-    failures: int = 0
-    failures_total: int = 0
+    failures: _Count = 0
+    failures_total: _Count = 0
     failed_at: float = 0.0
     error: str | None = None
     began_from: float | None = None
-    no_further: int = 0
+    no_further: _Count = 0
 
 
 @dataclass(frozen=True)

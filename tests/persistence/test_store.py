@@ -371,6 +371,9 @@ def test_of_the_trainers_files_the_newest_run_and_the_count_of_failures_stay(dir
         assert read_attempts(store.training).failures == 2
         (store.training / "attempts.json").write_bytes(b"{rot")
         assert read_attempts(store.training) == Attempts()
+        for count in (-1, 1 << 64):  # what is counted on from there could not be written
+            (store.training / "attempts.json").write_text(f'{{"failures": {count}}}')
+            assert read_attempts(store.training) == Attempts()
     assert (directory / "lock").exists()
 
 
