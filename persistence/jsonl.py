@@ -3,11 +3,12 @@
     record := "{" ... "}" "\\n", without NUL bytes
 
 At open, whatever follows the last whole record is a torn write: it is cut off and kept beside the file
-as `<name>.<offset>.bad`, where the disk has room for that. The file may be moved away, replaced or truncated from outside at any time: a
-new file under the name is noticed at the next append and written to from then on. Records that were not
-synced are kept in memory until they are; after a write error the file is opened afresh, cut back to what
-was known durable, and they are written again. So a record is there once; only when the file was moved
-away between an error and the retry may its last ones be in both files.
+as `<name>.<offset>.bad`, where the disk has room for that. The file may be moved away, replaced or
+truncated from outside at any time: a new file under the name is noticed at the next append and written
+to from then on. Records that were not synced are kept in memory until they are; after a write error the
+file is opened afresh, cut back to what was known durable, and they are written again. So a record is
+there once; only when the file was moved away between an error and the retry may its last ones be in both
+files.
 
 The id of the last record is kept in `<stem>.mark` as well (`persistence/marks.py`): a file that was rotated away
 while nobody ran, or just before a kill, must not make its records new again.
