@@ -490,13 +490,13 @@ async def test_a_disk_too_full_for_what_is_learned_from_is_a_failure_in_words(
 
 async def test_a_start_with_a_model_that_lacks_a_member_trains_once_and_no_more(tmp_path: Path) -> None:
     """It could not be fitted, and what was the matter may be over; if it is not, the next start tries again."""
-    lame = {"unfitted": (("transformer", "no"),), "model": "model-1-0123456789abcdef.pt"}
-    async with lives(tmp_path, TRAINS, **lame) as case:
+    model, unfitted = "model-1-0123456789abcdef.pt", (("transformer", "no"),)
+    async with lives(tmp_path, TRAINS, model=model, unfitted=unfitted) as case:
         await installed(case)
         await until(lambda: not case.status.in_progress)
         await case.flow.log(b"three")
         await until(lambda: case.flow.detector.line == 3)
         assert (tmp_path / "count").read_text() == "1" and not case.status.in_progress
-    async with lives(tmp_path / "well", TRAINS, model=lame["model"]) as case:
+    async with lives(tmp_path / "well", TRAINS, model=model) as case:
         await until(lambda: case.flow.detector.line == 2)
         assert not case.status.in_progress and not case.model_frames()
