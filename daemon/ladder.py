@@ -73,6 +73,7 @@ class Ladder:
         self._last_failed: dict[int, str | None] = {}
         self._recovered: Counter[str] = Counter()  # by member: frames on which it failed, and then did not
         self._unsettled: set[int] = set()
+        self._unsaid: set[int] = set()  # of those decided: what was is not journaled yet
 
     def learn(self, since: int, entries: Iterable[Entry]) -> None:
         """What the frames after frame `since` say, as they were journaled: for going further back than before."""
@@ -127,7 +128,7 @@ class Ladder:
         if seq in self._skipped:
             self._say(SkipFrame(seq))
             self._set_aside(entry)
-        elif seq in self.decided:
+        elif seq in self._unsaid:
             out = self._withdrawn[seq]
             self._say(WithdrawnFrame(seq, dict(out)))
             for member, reason in out.items():
@@ -139,12 +140,14 @@ class Ladder:
                 self._recovered[failed] += 1
             log.warning("frame %d could be applied at the second try", seq)
         self._unsettled.remove(seq)
+        self._unsaid.discard(seq)
         # Should it fail when it is replayed once more, that is another matter.
         del self._failures[seq]
 
     def _decide(self, seq: int, out: dict[str, str]) -> None:
         self._withdrawn[seq] = out
         self.decided.add(seq)
+        self._unsaid.add(seq)
 
     def _leave_out(self, entry: Entry, cause: BaseException) -> None:
         log.error("frame %d cannot be applied; it is set aside and skipped", entry.seq, exc_info=cause)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from daemon.ladder import PATIENCE, Ladder
-from detection.frames import LinesFrame, ModelFrame, ReturnedFrame, SkipFrame, WithdrawnFrame
+from daemon.ladder import PATIENCE, ApplyError, Ladder
+from detection.frames import Frame, LinesFrame, ModelFrame, ReturnedFrame, SkipFrame, WithdrawnFrame
 from detection.members.counts import Counts
+from detection.members.failing import MemberError
 from detection.members.ngram import Ngram
 from detection.members.transformer import Transformer
 from detection.members.values import ValueModel
@@ -17,6 +18,7 @@ from detection.model import to_columns
 from detection.state import digest
 from detection.training import transformer
 from persistence.model_file import write_model
+from persistence.segment import Entry
 from tests.daemon.applying import Killed, Process, process
 from tests.detection.journal import RECEIVED, segment
 from tests.detection.simple import CLOSE, NEW, OPEN, READ, fed, finished, learn, session, simple, usual
@@ -436,3 +438,27 @@ def test_a_state_that_is_read_back_from_further_than_the_start_did_knows_what_wa
         assert again.detector.apply != apply, "it was read back"
         assert again.recovered.report.retried_frames == 1
         assert digest({**again.detector.export(), "seq": seq}) == before
+
+
+def test_what_was_decided_of_a_frame_is_journaled_once_though_the_frame_fails_for_a_moment_later() -> None:
+    said: list[Frame] = []
+    notes: list[str] = []
+    entry = Entry(7, 100, 10, b"")
+    ladder = Ladder(set(), {}, since=0, say=said.append, set_aside=lambda _: None, note=notes.append)
+
+    def fails(member: str) -> None:
+        error = ApplyError(entry)
+        error.__cause__ = MemberError(member)
+        ladder.failed(error)
+
+    fails("ngram")
+    fails("ngram")
+    ladder.settle(entry)
+    assert said == [WithdrawnFrame(7, {"ngram": "MemberError: ngram failed"})] and len(notes) == 1
+    fails("transformer")  # when it is replayed once more, and then not
+    ladder.settle(entry)
+    assert len(said) == len(notes) == ladder.retried == 1
+    fails("transformer")
+    fails("transformer")
+    ladder.settle(entry)
+    assert isinstance(said[-1], WithdrawnFrame) and said[-1].members.keys() == {"ngram", "transformer"}
