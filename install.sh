@@ -55,10 +55,10 @@ main() {
     python=${PYTHON:-}
     while [ $# -gt 0 ]; do
         case $1 in
-            --from) [ $# -gt 1 ] || die "--from wants a wheel or a directory"; from=$2; shift ;;
-            --from=*) from=${1#*=} ;;
-            --python) [ $# -gt 1 ] || die "--python wants a program"; python=$2; shift ;;
-            --python=*) python=${1#*=} ;;
+            --from) from=${2:-}; [ -n "$from" ] || die "--from wants a wheel or a directory"; shift ;;
+            --from=*) from=${1#*=}; [ -n "$from" ] || die "--from wants a wheel or a directory" ;;
+            --python) python=${2:-}; [ -n "$python" ] || die "--python wants a program"; shift ;;
+            --python=*) python=${1#*=}; [ -n "$python" ] || die "--python wants a program" ;;
             --no-start) start=no ;;
             --uninstall) action=uninstall ;;
             --help | -h) usage; exit 0 ;;
@@ -68,6 +68,7 @@ main() {
     done
     prefix=${PREFIX:-/opt/vigild}
     prefix=${prefix%/}
+    [ -n "$prefix" ] || die "PREFIX is /, but must be a directory for vigild alone"
     destdir=${DESTDIR:-}
     destdir=${destdir%/}
     # They end up in units and in the first lines of scripts, where a blank would end a path.
@@ -95,6 +96,10 @@ install() {
     check_source
     check_python
     check_prefix
+    if [ -d "$home/versions" ]; then
+        lock
+        sweep
+    fi
     check_space
     lock
 
@@ -107,6 +112,7 @@ install() {
     trap clean_up EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
+    trap 'exit 141' PIPE # ./install.sh | head
     # pip unpacks beside the environment: /tmp is small, or in memory, on many hosts.
     TMPDIR=$work
     export TMPDIR
@@ -162,8 +168,11 @@ check_python() {
         if [ -x /usr/bin/python3 ]; then python=/usr/bin/python3; else python=python3; fi
     fi
     command -v "$python" >/dev/null || die "there is no $python: install Python 3.11 or newer (Debian: apt install python3 python3-venv), or name it with --python"
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
-        die "$("$python" --version 2>&1) ($python) is too old: vigild needs 3.11 or newer; name one with --python"
+    case $("$python" -c 'import sys; print("python", sys.version_info >= (3, 11))' 2>/dev/null) in
+        'python True') ;;
+        'python False') die "$("$python" --version 2>&1) ($python) is too old: vigild needs 3.11 or newer; name one with --python" ;;
+        *) die "$python is not a Python interpreter that runs; name one with --python, such as /usr/bin/python3" ;;
+    esac
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
         die "$python cannot make environments: install its venv module (Debian: apt install python3-venv)"
     base=$("$python" -c 'import os, sys; print(os.path.realpath(sys.base_prefix))')
@@ -191,10 +200,21 @@ check_space() {
 }
 
 lock() {
-    mkdir -p "$home/versions"
+    [ "${locked:-no}" = no ] || return 0
+    why=$(mkdir -p "$home/versions" 2>&1) || die "$why; set PREFIX or DESTDIR to a place that can be written to"
+    locked=yes
     command -v flock >/dev/null || return 0
     exec 9>"$home/.lock"
-    flock -n 9 || die "another install.sh is at work in $home"
+    # What a killed install.sh had begun holds the lock, too, for as long as it writes there.
+    flock -n 9 || die "another install.sh, or what one that was killed had begun, is at work in $home; try again when it has ended"
+}
+
+# What an install.sh that was killed has left.
+sweep() {
+    rm -rf "$home"/.install-*
+    for old in "$home"/versions/*; do
+        if [ -d "$old" ] && [ ! -x "$old/bin/vigild" ]; then rm -rf "$old"; fi
+    done
 }
 
 new_version() {
@@ -211,7 +231,7 @@ step() {
     what=$1
     shift
     start_of_step=$(date +%s)
-    "$@" >"$log" 2>&1 9>&- &
+    "$@" >"$log" 2>&1 &
     worker=$!
     said=0 pause=0.1
     while kill -0 "$worker" 2>/dev/null; do
@@ -240,7 +260,7 @@ step() {
 
 clean_up() {
     if [ -n "$worker" ]; then
-        kill "$worker" 2>/dev/null || true
+        end_tree "$worker"
         wait "$worker" 2>/dev/null || true
     fi
     rm -rf "$work"
@@ -257,7 +277,17 @@ clean_up() {
     fi
 }
 
+# end_tree PROCESS: it and all that it has started; the parent first, which might go on to its next command.
+end_tree() {
+    # shellcheck disable=SC2046
+    set -- "$1" $(cat "/proc/$1/task/$1/children" 2>/dev/null)
+    kill "$1" 2>/dev/null || true
+    shift
+    for each; do end_tree "$each"; done
+}
+
 pip_install() {
+    cp "$source/constraints.txt" "$venv/constraints.txt" # for vigilctl doctor
     "$venv/bin/python" -m pip install --disable-pip-version-check --no-input \
         --constraint "$source/constraints.txt" "$1"
 }
@@ -283,13 +313,29 @@ check_program() {
 # Scripts of an environment name its interpreter by its full path, and compiled modules their source.
 relocate() {
     [ -n "$destdir" ] || return 0
-    step "full paths as they will be" "$venv/bin/python" -m compileall -q -f -s "$destdir" -p / "$venv/lib"
+    step "full paths as they will be" compile_modules
     for file in "$venv"/bin/* "$venv/pyvenv.cfg"; do
         if [ -f "$file" ] && [ ! -L "$file" ] && grep -qI "$destdir" "$file"; then
             sed "s|$destdir$prefix|$prefix|g" "$file" >"$work/file"
             cat "$work/file" >"$file" # keeps its mode
         fi
     done
+}
+
+# A module that is not for this version of Python stays uncompiled, as pip leaves it; torch has such ones.
+compile_modules() {
+    "$venv/bin/python" -W ignore - "$destdir" "$venv/lib" <<'END'
+import sys
+from pathlib import Path
+from py_compile import PyCompileError, compile
+
+destdir, modules = sys.argv[1:]
+for path in Path(modules).rglob("*.py"):
+    try:
+        compile(str(path), dfile=str(path).removeprefix(destdir), doraise=True)
+    except PyCompileError:
+        pass
+END
 }
 
 # What is enabled and what runs, before anything is changed.
@@ -482,7 +528,12 @@ END
 # --- removing
 
 uninstall() {
-    [ -f "$home/installed" ] || die "$home: nothing that this script installed is there (another PREFIX?)"
+    # Without "installed": an installation that was killed before it was complete.
+    if [ ! -f "$home/installed" ] && [ ! -d "$home/versions" ]; then
+        die "$home: nothing that this script installed is there (another PREFIX?)"
+    fi
+    lock
+    [ -f "$home/installed" ] || : >"$home/installed"
     if [ "$systemd" = yes ]; then
         echo "stopping (the last state is saved)"
         remember_units
@@ -497,14 +548,13 @@ uninstall() {
     done
     echo "removing"
     if cmp -s "$destdir$LOGROTATE" "$home/shipped-logrotate"; then rm -f "$destdir$LOGROTATE"; fi
-    (cd "$home" && rm -rf versions current bin installed shipped-logrotate .lock)
+    (cd "$home" && rm -rf versions current bin installed shipped-logrotate .lock .install-*)
     rmdir "$home" 2>/dev/null || true
     if [ "$systemd" = yes ]; then
         systemctl daemon-reload
         systemctl reset-failed 'vigild*' 2>/dev/null || true
     fi
     [ -n "$destdir" ] || rm -rf /run/vigild
-    echo "vigild is removed. Left, for you to keep or remove:"
     left=
     for path in /var/lib/vigild /etc/vigild /etc/systemd/system/vigild*.d /etc/systemd/system/vigild*.before \
         /etc/sysusers.d/vigild.conf.before "$LOGROTATE" "$prefix"; do
@@ -512,11 +562,12 @@ uninstall() {
             /etc/systemd/system/vigild\*) continue ;;
         esac
         if [ -e "$destdir$path" ]; then
+            [ -n "$left" ] || echo "vigild is removed. Left, for you to keep or remove:"
             left="$left $destdir$path"
             du -sh "$destdir$path" | awk '{ printf "  %-40s %s\n", $2, $1 }'
         fi
     done
-    [ -z "$left" ] || echo "    rm -r$left"
+    if [ -n "$left" ]; then echo "    rm -r$left"; else echo "vigild is removed; nothing of it is left"; fi
     if [ -z "$destdir" ] && id vigild >/dev/null 2>&1; then
         echo "  the user vigild and the groups vigild and vigild-log"
         # userdel leaves the group vigild where it has members.

@@ -28,6 +28,7 @@ def wheel(directory: Path, version: str, *, whole: bool = True) -> Path:
     needs = "" if whole else "Requires-Dist: no-such-package-anywhere\n"
     members = {
         "vigild_stand_in.py": "def main():\n    print('here')\n",
+        "vigild_of_later_python.py": "def of every[version] is this no module\n",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: vigild\nVersion: {version}\n{needs}",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": "[console_scripts]\nvigild=vigild_stand_in:main\nvigilctl=vigild_stand_in:main\n",
@@ -191,19 +192,62 @@ def test_a_first_installation_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_an_upgrade_that_is_ended_half_way_leaves_the_version_before(installed: Installer, tmp_path: Path) -> None:
     installer = copied(installed, tmp_path)
-    (installer.checkout / "install/cpu_torch.sh").write_text(f"echo $$ >{tmp_path}/reached; exec sleep 300\n")
-    process = installer.start("--python", sys.executable, "--from", str(wheel(tmp_path, "1.1")))
-    deadline = time.monotonic() + 120.0
-    while not (tmp_path / "reached").exists() or not (tmp_path / "reached").read_text():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    process, worker = half_way(installer)
     assert (installer.prefix / "versions/1.1").is_dir()
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143 and "is as it was" in errors
     assert os.listdir(installer.prefix / "versions") == ["1.0"]
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "reached").read_text()), 0)
+    await_end(worker)
+
+
+def test_what_a_killed_one_leaves_is_waited_for_and_swept_up(installed: Installer, tmp_path: Path) -> None:
+    installer = copied(installed, tmp_path)
+    process, worker = half_way(installer)
+    process.kill()
+    process.communicate(timeout=60)
+    # What it had begun still writes into its version.
+    refused = installer.run("--python", sys.executable, "--from", str(wheel(tmp_path, "1.1")))
+    assert refused.returncode == 1 and "try again when it has ended" in refused.stderr
+    os.kill(worker, signal.SIGKILL)
+    await_end(worker)
+    (installer.checkout / "install/cpu_torch.sh").write_text("#!/bin/sh\n")
+    installer.install("1.1")
+    assert os.listdir(installer.prefix / "versions") == ["1.1"]
+    assert not list(installer.prefix.glob(".install-*"))
+
+
+def test_a_first_installation_that_was_killed_can_be_removed(tmp_path: Path) -> None:
+    installer = Installer(tmp_path)
+    process, worker = half_way(installer)
+    process.kill()
+    process.communicate(timeout=60)
+    os.kill(worker, signal.SIGKILL)
+    await_end(worker)
+    done = installer.run("--uninstall")
+    assert done.returncode == 0, done.stderr
+    assert not installer.prefix.exists() and "vigild is removed; nothing of it is left" in done.stdout
+
+
+def half_way(installer: Installer) -> "tuple[subprocess.Popen[str], int]":
+    """An installation of 1.1 that takes very long, and a process that one of its steps has started."""
+    reached = installer.home / "reached"
+    script = f"sleep 300 & echo $! >{reached}.new; mv {reached}.new {reached}; wait\n"
+    (installer.checkout / "install/cpu_torch.sh").write_text(script)
+    process = installer.start("--python", sys.executable, "--from", str(wheel(installer.home, "1.1")))
+    deadline = time.monotonic() + 120.0
+    while not reached.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    return process, int(reached.read_text())
+
+
+def await_end(process: int) -> None:
+    """A process that is no child of ours."""
+    deadline = time.monotonic() + 60.0
+    while Path(f"/proc/{process}/stat").exists() and " Z " not in Path(f"/proc/{process}/stat").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_logrotate_file_that_was_changed_stays_as_it_is(installed: Installer, tmp_path: Path) -> None:
@@ -246,9 +290,12 @@ def test_prefix_is_honoured_in_the_units_and_the_links(tmp_path: Path) -> None:
 
 def refusals(installer: Installer) -> dict[str, tuple[list[str], dict[str, str], str]]:
     """Arguments, environment and what is to be said."""
-    old = installer.program("python3.9", '[ "$1" = --version ] && echo Python 3.9.2; exit 1')
-    bare = installer.program("python-bare", 'case "$2" in *ensurepip*) exit 1 ;; esac; exit 0')
-    at_home = installer.program("python-home", 'case "$2" in *base_prefix*) echo /home/alice/python ;; esac')
+    old = installer.program("python3.9", '[ "$1" = --version ] && echo Python 3.9.2 || echo python False')
+    bare = installer.program("python-bare", 'case "$2" in *ensurepip*) exit 1 ;; *) echo python True ;; esac')
+    at_home = installer.program(
+        "python-home",
+        'case "$2" in *base_prefix*) echo /home/alice/python ;; *version_info*) echo python True ;; esac',
+    )
     occupied = installer.home / "occupied"
     (occupied / "bin").mkdir(parents=True)
     package = ["--from", str(wheel(installer.home, "1.0"))]
@@ -264,12 +311,15 @@ def refusals(installer: Installer) -> dict[str, tuple[list[str], dict[str, str],
         "no checkout": ([*python, "--from", "/etc"], {}, "/etc: is neither a wheel nor a checkout"),
         "occupied": ([*python, *package], {"PREFIX": str(occupied), "DESTDIR": "/"}, "holds something else"),
         "relative": (python, {"PREFIX": "opt"}, "'opt': PREFIX and DESTDIR are absolute paths"),
+        "no interpreter": ([*package, "--python", "/bin/true"], {}, "/bin/true is not a Python interpreter that runs"),
+        "no name": ([*python, "--from", ""], {}, "--from wants a wheel or a directory"),
+        "root as prefix": (python, {"PREFIX": "/"}, "PREFIX is /, but must be a directory for vigild alone"),
         "blank": (python, {"PREFIX": "/opt/a b"}, "/opt/a b: PREFIX and DESTDIR may hold"),
     }
 
 
 REFUSALS = ["no root", "old python", "no python", "no venv", "python out of sight", "no such wheel", "no checkout"]
-REFUSALS += ["relative", "blank", "no space"]
+REFUSALS += ["no interpreter", "no name", "root as prefix", "relative", "blank", "no space"]
 
 
 @pytest.mark.parametrize("why", REFUSALS)
