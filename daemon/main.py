@@ -11,11 +11,11 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from daemon.places import state_directory
-from daemon.settings import Settings, SettingsError, load, read_rules, read_token
+if TYPE_CHECKING:
+    from daemon.settings import Settings
 
 # A service manager starts us again at once, which is right when we were killed. What failed mostly fails again.
 FAILED_PAUSE_SECONDS = 1.0
@@ -38,11 +38,15 @@ SIGTERM stops it with a last snapshot; SIGHUP reads the settings and rules again
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 a clean stop, 1 failed (one line on stderr says why), 2 wrong usage."""
+    """Returns the exit status: 0 a clean stop, 1 failed (one line on stderr says why), 2 wrong usage, 130 interrupted
+    before it had anything to save."""
     managed = "NOTIFY_SOCKET" in os.environ
     status = 1
     try:
         status = _main(arguments)
+    except KeyboardInterrupt:  # the event loop, which stops in order, had not taken the signal over yet
+        print("vigild: interrupted before it began", file=sys.stderr)
+        status = 130
     finally:
         if managed and status:
             time.sleep(FAILED_PAUSE_SECONDS)
@@ -50,6 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
+    # Until the event loop takes them: the settings have only just been read, there is nothing to reload. Before all
+    # else, for left alone they would end us.
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    from daemon.places import state_directory
+    from daemon.settings import SettingsError, load, read_rules, read_token
+
     options = _parser().parse_args(arguments)
     _log_to_stderr()
     try:
@@ -60,9 +71,6 @@ def _main(arguments: Sequence[str] | None) -> int:
         token = read_token(settings)
     except SettingsError as exc:
         return _failed(str(exc))
-    # Until the event loop takes them: the settings have only just been read, there is nothing to reload.
-    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
     from daemon.process import Failed, run
 
     try:
@@ -79,6 +87,8 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from importlib.metadata import version
+
     parser = argparse.ArgumentParser(
         prog="vigild",
         description="Watches log lines, learns what is normal, flags what is not, and never forgets it.",
@@ -96,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(settings: Settings, state: Path) -> int:
+def _check(settings: "Settings", state: Path) -> int:
     """As root, also whether the user who owns `state`, or will own it, can read what is to be read."""
     from daemon.access import service_user
     from daemon.checking import check

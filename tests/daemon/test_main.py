@@ -24,6 +24,7 @@ def test_under_a_manager_that_starts_it_again_at_once_it_does_not_fail_ten_times
 ) -> None:
     slept: list[float] = []
     monkeypatch.setattr("daemon.main.time.sleep", slept.append)
+    monkeypatch.setattr("daemon.main.signal.signal", lambda *_: None)
     if managed:
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     else:
@@ -31,6 +32,23 @@ def test_under_a_manager_that_starts_it_again_at_once_it_does_not_fail_ten_times
     assert daemon.main.main(["--config", str(tmp_path / "none.toml")]) == 1
     assert slept == pauses
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_signals_at_the_very_start_neither_end_it_nor_make_it_print_a_traceback() -> None:
+    code = """
+import signal, sys
+import daemon.main
+assert "msgspec" not in sys.modules, "what takes long to import is imported before signals are seen to"
+import daemon.settings
+def load(*_):
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+        signal.raise_signal(number)
+daemon.settings.load = load
+sys.exit(daemon.main.main([]))
+"""
+    env = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60.0)
+    assert (done.returncode, done.stderr) == (130, "vigild: interrupted before it began\n")
 
 
 def check(config: Path, state: Path) -> tuple[int, str, str]:
