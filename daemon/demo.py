@@ -24,13 +24,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from daemon.demo_text import found_in, greeting, how_to_go_on, memory, training_words
 from daemon.listeners import PATH_BYTES
 from daemon.places import make_private
+
+if TYPE_CHECKING:
+    import httpx  # takes so long to import that Ctrl-C would often meet it
 
 WARMUP_LINES = 4_000
 LEARNED_FIRST = 6_000  # lines sent before the training is waited for; the others meet all of them
@@ -113,7 +114,7 @@ def free_port(ports: Sequence[int] = PORTS) -> int:
 class Daemon:
     """The running daemon, as the story needs it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], api: httpx.Client, directory: Path, runtime: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], api: "httpx.Client", directory: Path, runtime: Path) -> None:
         self.process = process
         self.api = api
         self.directory = directory
@@ -178,8 +179,10 @@ def _await_ensemble(daemon: Daemon, say: Say) -> None:
     say("Trained: the Isolation Forest and the transformer judge from here on.")
 
 
-def remember(api: httpx.Client, directory: Path) -> None:
+def remember(api: "httpx.Client", directory: Path) -> None:
     """Save, and note the digest and what is thought of the sample's last lines, for `recall` to compare."""
+    import httpx
+
     try:
         saved = _answer(api.post("/checkpoint"))
         note = {"digest": saved["digest"], "line": saved["line"], "answers": _ask(api)}
@@ -190,7 +193,7 @@ def remember(api: httpx.Client, directory: Path) -> None:
     (directory / "remembered.json").write_text(json.dumps(note))
 
 
-def recall(api: httpx.Client, directory: Path) -> dict[str, Any] | None:
+def recall(api: "httpx.Client", directory: Path) -> dict[str, Any] | None:
     """What `remember` noted, None where nothing was; `same` lines get the very same answer now."""
     try:
         note: dict[str, Any] = json.loads((directory / "remembered.json").read_text())
@@ -201,7 +204,7 @@ def recall(api: httpx.Client, directory: Path) -> dict[str, Any] | None:
     return note
 
 
-def _ask(api: httpx.Client) -> list[list[Any]]:
+def _ask(api: "httpx.Client") -> list[list[Any]]:
     lines = [line.decode("utf-8", "surrogateescape").rstrip("\n") for line in sample()[-COMPARED_LINES:]]
     results = _answer(api.post("/detect/batch", json={"log_lines": lines}))["results"]
     return [[each["verdict"], each["anomaly_score"], each["p"]] for each in results]
@@ -276,12 +279,14 @@ def _ended(process: subprocess.Popen[bytes], directory: Path) -> str:
     return "\n".join([f"vigild ended with status {process.returncode}; the end of its log says:", *last])
 
 
-def _api(runtime: Path) -> httpx.Client:
+def _api(runtime: Path) -> "httpx.Client":
+    import httpx
+
     transport = httpx.HTTPTransport(uds=str(runtime / "admin.sock"))
     return httpx.Client(transport=transport, base_url="http://localhost", timeout=60.0)
 
 
-def _answer(response: httpx.Response) -> dict[str, Any]:
+def _answer(response: "httpx.Response") -> dict[str, Any]:
     answer: dict[str, Any] = response.json()
     if response.is_error:
         raise DemoError(f"{response.request.url.path}: {answer['error']['message']}")
