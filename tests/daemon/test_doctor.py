@@ -259,6 +259,8 @@ def test_another_interpreter_or_torch_is_named(
 def test_an_old_torch_and_what_else_was_not_tested_is_named(scene: Scene, tmp_path: Path) -> None:
     made = environment_at(tmp_path, torch="2.1.0+cpu")
     assert bad(of_environment(scene, made)) == [("torch", "fail"), ("packages", "warn")]
+    # No name that an index could have for something else.
+    assert (of_environment(scene, made)[2].do or "").endswith("/bin/pip install torch==2.13.0")
     (tmp_path / "lib/python3.11/site-packages/trio-0.35.0.dist-info/METADATA").write_text("Name: other\nVersion: 1\n")
     found = of_environment(scene, Environment.at(str(tmp_path)))
     assert ("packages", "fail") in bad(found) and "missing: trio" in found[2].found

@@ -202,16 +202,13 @@ def check_packages(scene: "Scene") -> Iterator[Finding]:
     if missing := [name for name in required if name not in packages]:
         yield fail("packages", f"missing: {', '.join(missing)}", f"{pip} {' '.join(missing)}")
         return
-    others = [
-        f"{name} {packages[name].version} ({version})"
-        for name, version in sorted(tested.items())
-        if public(packages[name].version) != public(version)
-    ]
+    others = [name for name in sorted(tested) if public(packages[name].version) != public(tested[name])]
     if others:
+        shown = (f"{name} {packages[name].version} ({tested[name]})" for name in others)
         yield warn(
             "packages",
-            f"not what vigild was tested with (in brackets): {', '.join(others)}",
-            f"{pip} --constraint constraints.txt vigild",
+            f"not what vigild was tested with (in brackets): {', '.join(shown)}",
+            f"{pip} {' '.join(f'{name}=={tested[name]}' for name in others)}",
         )
     else:
         known = f", {len(tested)} packages are of the versions it was tested with" if tested else ""
