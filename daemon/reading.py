@@ -49,7 +49,7 @@ class Reading:
         return {"percent": self.percent, "lines_to_replay": self.lines_to_replay}
 
     def sentence(self) -> str:
-        if not self.bytes:
+        if not self._lines[-1]:  # nothing, or frames without lines: a model, an answer
             return "reading the state"
         lines = self.lines_to_replay
         return f"reading the state: {self.percent:.0f} %, {lines:,} {'line' if lines == 1 else 'lines'} to replay"

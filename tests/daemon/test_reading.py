@@ -30,3 +30,6 @@ def test_replaying_may_begin_again() -> None:
 
 def test_with_nothing_to_replay_there_is_no_share_of_it() -> None:
     assert Reading().sentence() == "reading the state"
+    model_only = Reading()
+    model_only.add(Entry(1, 0, 0, bytes(1000)))
+    assert model_only.sentence() == "reading the state"
