@@ -12,6 +12,7 @@ What the keys mean is in docs/vigild.toml, which holds every key with its defaul
 import difflib
 import importlib.resources
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from glob import glob
@@ -179,12 +180,15 @@ def read_token(settings: Settings) -> str | None:
     if path is None:
         return None
     try:
-        if path.stat().st_mode & 0o007:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise SettingsError(f"{path}: is not a file; token_file in [admin] names one that holds the token alone")
+        if mode & 0o007:
             raise SettingsError(f"{path}: everybody can read this token; chmod 600 it")
         token = path.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "is not ASCII text"
-        raise SettingsError(f"{path}: {reason}") from exc
+        raise SettingsError(f"{path}: the token (token_file in [admin]) cannot be read: {reason}") from exc
     if len(token) < TOKEN_CHARACTERS or not token.isprintable() or " " in token:
         raise SettingsError(f"{path}: a token is one word of at least {TOKEN_CHARACTERS} printable characters")
     return token

@@ -66,7 +66,7 @@ def _locked(directory: Path, descriptor: int) -> Lock:
     except BlockingIOError as exc:
         holder = os.pread(descriptor, 32, 0).partition(b"\n")[0].strip()
         name = f"process {int(holder)}" if holder.isdigit() else "another process"
-        raise StoreError(f"{directory}: in use by {name}") from exc
+        raise StoreError(f"{directory}: in use by {name}; stop that one, or name another directory") from exc
     try:
         was_journaled = os.pread(descriptor, 64, 0).endswith(_JOURNALED)
         # Written over before it is cut: being killed here must not forget that there is something to lose.

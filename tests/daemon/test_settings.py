@@ -178,4 +178,10 @@ def test_a_token_is_read_beside_the_file_and_refused_where_everybody_can_read_it
     token.write_text("short\n")
     with pytest.raises(SettingsError, match="at least 16"):
         read_token(settings)
+    token.unlink()
+    with pytest.raises(SettingsError, match=r"token: the token \(token_file in \[admin\]\) cannot be read: No such"):
+        read_token(settings)
+    token.mkdir()
+    with pytest.raises(SettingsError, match="token: is not a file"):
+        read_token(settings)
     assert read_token(Settings()) is None

@@ -101,7 +101,13 @@ def test_the_journal_starts_only_after_recovery_and_never_goes_back(directory: P
 
 def test_a_second_process_is_told_who_holds_the_directory(directory: Path) -> None:
     with open_store(directory):
-        with pytest.raises(StoreError, match=rf"^{directory}: in use by process {os.getpid()}$"), open_store(directory):
+        with (
+            pytest.raises(
+                StoreError,
+                match=rf"^{directory}: in use by process {os.getpid()}; stop that one, or name another directory$",
+            ),
+            open_store(directory),
+        ):
             pass
         code = "import pathlib, sys, persistence.store as s\nwith s.open_store(pathlib.Path(sys.argv[1])): pass"
         done = subprocess.run([sys.executable, "-c", code, str(directory)], capture_output=True, text=True, check=False)
