@@ -32,7 +32,9 @@ def main() -> int:
         return _done(f"torch {there} is installed already")
     index = os.environ.get("TORCH_INDEX")
     if index:
-        return _install(wanted, index)
+        if status := _install(wanted, index):
+            print(f"torch: {_shown(index)}, which TORCH_INDEX names, did not give {wanted}; name another", flush=True)
+        return status
     if index is None and _answers(CPU_INDEX):
         if _install(wanted, CPU_INDEX) == 0:
             return 0

@@ -229,6 +229,7 @@ def test_a_given_index_that_has_no_torch_is_an_error(python: Path, indexes: tupl
     done = install(python, ordinary, own.url)
     assert done.returncode != 0
     assert f"torch=={PINNED}" in done.stderr
+    assert "which TORCH_INDEX names, did not give" in done.stdout.splitlines()[-1]
     assert installed(python) == set()
     assert ordinary.asked == []
 
