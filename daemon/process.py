@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -71,6 +72,7 @@ LOG_SOCKET_IS_OURS = (
 )
 # Whoever rotates logs may send them, and left alone they would end us.
 HARMLESS = (signal.SIGUSR1, signal.SIGUSR2)
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 _TAIL_BYTES = 1 << 20
 _OUTLETS = ("alerts", "verdicts")
 
@@ -104,7 +106,11 @@ def run(
             )
             log.info("listening on %s", ", ".join(listeners.places))
             outlets = [stack.enter_context(open_jsonl(state_directory / f"{name}.jsonl")) for name in _OUTLETS]
-            trio.run(_Daemon(settings, rules, config, store, listeners, notifier, outlets).run, token)
+            try:
+                trio.run(_Daemon(settings, rules, config, store, listeners, notifier, outlets).run, token)
+            finally:
+                for each in STOPPING:
+                    signal.signal(each, signal.SIG_IGN)  # also while Python ends, which takes away its own handlers
     except Exception as exc:
         known = _known(exc)
         if not known:
@@ -165,7 +171,13 @@ class _Daemon:
             outer.cancel_scope.cancel()
 
     async def _obey_signals(self, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *HARMLESS) as signals:
+        # When the receiver is left all is saved, and only closing remains: from then on a signal must not break it off.
+        # One that comes while this is set up is held back.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        for each in STOPPING:
+            signal.signal(each, _do_nothing)
+        with trio.open_signal_receiver(*STOPPING, signal.SIGHUP, *HARMLESS) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
             task_status.started()
             async for number in signals:
                 if number in HARMLESS:
@@ -495,14 +507,18 @@ class _Daemon:
         """SIGHUP: settings and rules anew. What sockets, format and sessions need waits for a restart."""
         async with self._reloading:
             await self._service.started.wait()
+            if self._stop.is_set():
+                log.warning("not reloaded: the daemon is stopping")
+                return
             self._notifier.reloading()
             try:
                 fresh = load(self._config, os.environ)
                 await self._service.adopt(fresh, read_rules(fresh))
             except SettingsError as exc:
                 log.error("not reloaded, the settings in force stay: %s", exc)
-            except trio.BrokenResourceError:
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
                 log.warning("not reloaded: the daemon is stopping")
+                return
             self._notifier.ready(self._service.sentence())
 
 
@@ -530,6 +546,10 @@ def _known_through(found: Found, recovered: "Recovered") -> int:
     """
     lost = found.lost_lines or found.frames_missing or recovered.report.lost_lines or recovered.report.set_aside
     return 0 if lost else found.seq
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    pass
 
 
 def _every(seconds: float, act: Callable[[], None]) -> Callable[[], None]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,19 @@ ATTACK_LINE = f'192.0.2.7 - - [17/May/2015:10:05:03 +0000] "{ATTACK}" 200 1 "-" 
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vigild]:
     with vigild(tmp_path_factory.mktemp("operator")) as daemon:
         yield daemon.start()
+
+
+def test_signals_without_end_while_it_stops_do_not_break_the_stop_off(tmp_path: Path) -> None:
+    with vigild(tmp_path) as daemon:
+        process = daemon.start().process
+        assert process is not None
+        process.terminate()
+        while process.poll() is None:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+                process.send_signal(number)
+            time.sleep(0.001)
+        assert process.returncode == 0 and "Traceback" not in daemon.log, daemon.log
+        assert daemon.log.count("stopped at line") == 1
 
 
 def vigilctl(daemon: Vigild, *arguments: str, sent: bytes = b"") -> subprocess.CompletedProcess[bytes]:
