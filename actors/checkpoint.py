@@ -23,7 +23,7 @@ import trio
 from actors.alerts import Alerts
 from actors.scoring import Scoring
 from actors.sequencer import Sequencer
-from detection.state import Columns, State, digest
+from detection.columns.state import Columns, State, digest
 from persistence.disk import failure
 from persistence.journal import JournalError
 from persistence.store import SnapshotInfo

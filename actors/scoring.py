@@ -14,8 +14,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import trio
 
 from actors.published import Published, S, Summary
+from detection.columns.state import State
 from detection.frames import Sequenced
-from detection.state import State
 
 HEARTBEAT_SECONDS = 1.0
 

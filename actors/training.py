@@ -38,9 +38,9 @@ from actors.checkpoint import CheckpointError, Checkpoints
 from actors.published import Published
 from actors.scoring import Scoring
 from actors.sequencer import Request, submit
+from detection.columns.state import State
 from detection.frames import ModelFrame, RefusedFrame, Studied
 from detection.model import Model
-from detection.state import State
 from persistence.disk import failure
 from persistence.preamble import NewerFormatError
 from persistence.snapshot import SnapshotError

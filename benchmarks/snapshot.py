@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from daemon.memory import keep_freed_buffers
+from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import LinesFrame, Segment, Sequenced
-from detection.state import digest
 from persistence.snapshot import read_snapshot, write_snapshot
 
 ROUNDS = 100

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from daemon.control import ControlError
+from detection.columns.state import OtherVersionError
 from detection.frames import ModelFrame
 from detection.model import Model
-from detection.state import OtherVersionError
 from persistence.model_file import ModelError, generation_of
 from persistence.preamble import NewerFormatError
 from persistence.store import Store

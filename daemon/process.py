@@ -325,8 +325,8 @@ class _Daemon:
     ) -> Running:
         """The actors' shared parts, around the recovered state."""
         from daemon.poison import ReadBack
+        from detection.columns.state import digest
         from detection.detector import model_in
-        from detection.state import digest
 
         store, detector, checkpoint = self._store, recovered.detector, self._settings.checkpoint
 

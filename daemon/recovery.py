@@ -7,7 +7,7 @@
               is used, the rest is learned again
     fresh     nothing was there
 
-A state of an older version is brought to this one's layout (`detection.upgrades`) wherever it is read. A model
+A state of an older version is brought to this one's layout (`detection.columns.upgrades`) wherever it is read. A model
 that cannot be is set aside by name, as if it were lost: it is trained again, and everything else comes along. What
 is of a later version, or has a state of columns that no version gave this number, is none of these: the start is
 refused, and all of it stays.
@@ -31,11 +31,11 @@ import numpy as np
 
 from daemon.finding import Found
 from daemon.ladder import ApplyError, Ladder, Replay
+from detection.columns.state import Columns, NewerVersionError, OtherVersionError, State
+from detection.columns.upgrades import STATES
 from detection.detector import Detector, model_in
 from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, ReturnedFrame, Sequenced, decode
 from detection.model import Model, from_columns
-from detection.state import Columns, NewerVersionError, OtherVersionError, State
-from detection.upgrades import STATES
 from detection.verdicts import Verdicts
 from persistence.directory import StoreError
 from persistence.disk import UnreadableError

@@ -34,12 +34,12 @@ from daemon.settings import Settings, SettingsError
 from daemon.vouching import Vouching
 from detection import causes
 from detection.causes import KINDS
+from detection.columns.state import OtherVersionError
 from detection.frames import FeedbackFrame, FlushFrame, Frame, RestoreFrame, SettingsFrame, VouchedFrame
 from detection.model import Model
 from detection.rules.engine import RuleSet
 from detection.rules.reading import RuleError
 from detection.settings import RuleText
-from detection.state import OtherVersionError
 from detection.summary import Summary, Withdrawn
 from detection.training_set import TrainingSet
 from persistence.model_file import ModelError

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from detection.state import Columns, State
+    from detection.columns.state import Columns, State
     from detection.training.run import Progress
 
 ORPHANED = 2
@@ -50,8 +50,8 @@ def main(arguments: list[str]) -> int:
     _yield_to_everyone()
 
     # Only now: the numeric libraries start with one thread, and an orphan dies while importing, too.
+    from detection.columns.state import OtherVersionError
     from detection.model import to_columns
-    from detection.state import OtherVersionError
     from detection.training.promotion import RefusedError
     from detection.training.run import TrainingError, train
     from detection.training_set import from_columns

@@ -16,7 +16,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.state import Columns, State
+from detection.columns.state import Columns, State
 
 LEAP_SECONDS_ALLOWED = 3600.0
 AGREEING_LINES = 20

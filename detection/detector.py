@@ -25,6 +25,8 @@ from detection.asking import Opinion
 from detection.calibration import alpha_for
 from detection.causes import rule_causes
 from detection.clock import LogClock
+from detection.columns.state import Columns, State, joined, of_this_version, part
+from detection.columns.upgrades import STATES
 from detection.ensemble import Ensemble, members_of, resting
 from detection.frames import (
     FeedbackFrame,
@@ -65,11 +67,9 @@ from detection.schedule import Progress, Schedule
 from detection.sessions import Cut, SessionTable, cut
 from detection.settings import DetectionSettings, RuleText
 from detection.sources import LivingSource, LivingSources
-from detection.state import Columns, State, joined, of_this_version, part
 from detection.summary import Summary, Withdrawn, exported, loaded
 from detection.templates import TemplateTable
 from detection.training_set import TrainingSet
-from detection.upgrades import STATES
 from detection.verdicts import Verdicts, rows_of
 from detection.vouching import Vouching
 

@@ -16,13 +16,13 @@ The last three, and the rules, are added by the caller.
 from collections.abc import Callable
 from typing import Any
 
+from detection.columns.runs import repeat_per_row
 from detection.ensemble import Ensemble, Judgement
 from detection.members.registry import NAMES
 from detection.members.sources import SourceCounters
 from detection.members.values import Strangest
 from detection.members.view import CLOSING, Standing, View
 from detection.rules.engine import Evidence
-from detection.segments import repeat_per_row
 from detection.verdicts import shown
 
 LINES_SHOWN = 10

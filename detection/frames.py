@@ -46,9 +46,9 @@ from typing import Literal
 
 import msgspec
 
+from detection.columns.state import Columns
 from detection.model import Model
 from detection.settings import DetectionSettings, RuleText
-from detection.state import Columns
 
 
 class Segment(msgspec.Struct, frozen=True):

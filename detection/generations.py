@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from detection.state import Columns, State
+from detection.columns.state import Columns, State
 
 KEPT = 64
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.columns.state import Columns, State
 from detection.members.view import CLOSING
-from detection.state import Columns, State
 
 ROWS = 1 << 18
 

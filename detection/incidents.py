@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from detection.causes import KINDS, WHAT_BYTES, clipped
 from detection.causes import shown as shown_cause
-from detection.state import Columns, State
+from detection.columns.state import Columns, State
 
 CAPACITY = 4096
 WINDOW_SECONDS = 6 * 3600.0

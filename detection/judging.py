@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from detection import history as flag
 from detection.causes import SHAPE, source_causes
+from detection.columns.runs import first_true, rank_in_run, repeat_per_row
 from detection.ensemble import Ensemble, Judgement
 from detection.history import History
 from detection.known import KnownCauses
@@ -20,7 +21,6 @@ from detection.members.registry import NAMES
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.members.view import Carry, Standing, View, counted
 from detection.reasons import Reasons, muted
-from detection.segments import first_true, rank_in_run, repeat_per_row
 from detection.sessions import WINDOW_TOKENS, Cut, SessionTable
 from detection.transformer import window_start
 

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.causes import KINDS, clipped, shown
-from detection.state import Columns, State
+from detection.columns.state import Columns, State
 
 ANSWERS = 10_000
 ADMITTED = 4096

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.state import State, Value, joined, part
-from detection.upgrades import MODELS
+from detection.columns.state import State, Value, joined, part
+from detection.columns.upgrades import MODELS
 
 UNFITTED = "unfitted"  # prefix in `meta`: why a member could not be fitted, by its name
 

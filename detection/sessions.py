@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.clock import LEAP_SECONDS_ALLOWED
+from detection.columns.runs import rank_in_run
+from detection.columns.state import Columns, State
 from detection.members.registry import NAMES
 from detection.members.view import COUNT_BUCKETS
-from detection.segments import rank_in_run
-from detection.state import Columns, State
 
 CAPACITY = 1 << 16
 KEY_BYTES = 65

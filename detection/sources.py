@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from detection.columns.state import Columns, State
 from detection.frames import Segment
-from detection.state import Columns, State
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from detection.state import Columns, State
+from detection.columns.state import Columns, State
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.columns.state import State, Value
 from detection.masks import WILD, message_tokens, request_tokens, skeletons
-from detection.state import State, Value
 from detection.template_tree import ACCESS, FAMILIES, TEXT, Node, branch, levels
 
 OTHER = 0

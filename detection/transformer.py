@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detection.memo import Keys, Places, folded, mixed
+from detection.columns.memo import Keys, Places, folded, mixed
 from detection.network import BLOCK, advance, hidden, logits, new_pages
 
 CONTEXT = 64  # inputs per window: a marker and up to 63 templates

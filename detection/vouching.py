@@ -6,10 +6,10 @@ the history that the next model is trained on. They exist from the first vouched
 """
 
 from detection.clock import LogClock
+from detection.columns.state import Columns, State, joined, part
 from detection.members.sources import SourceCounters
 from detection.sessions import SessionTable
 from detection.sources import LivingSources
-from detection.state import Columns, State, joined, part
 
 CAPACITY = 1 << 14
 _FIRST_SERIAL = -(1 << 62)  # apart from those of the stream's sessions

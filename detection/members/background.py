@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.state import Columns, State
+from detection.columns.state import Columns, State
 
 COUNTERS = (
     *("lines a minute", "failures a minute", "distinct things a minute"),

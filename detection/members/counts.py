@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.columns.memo import Places, folded, mixed
 from detection.members.member import Lesson, Part
 from detection.members.view import COUNT_BUCKETS, Floats, Standing, View, whole_sessions
-from detection.memo import Places, folded, mixed
 
 MOST_REFERENCES = 512
 FEWEST_SESSIONS_OF_A_KIND = 2

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.columns.state import Columns
 from detection.members.view import Floats, Standing, View
-from detection.state import Columns
 from detection.training_set import TrainingSet
 
 Part = Mapping[str, NDArray[Any]]

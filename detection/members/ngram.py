@@ -21,10 +21,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.columns.memo import Places, folded, mixed
+from detection.columns.runs import repeat_per_row
 from detection.members.member import Lesson, Part
 from detection.members.view import CLOSING, Floats, Standing, View, whole_sessions
-from detection.memo import Places, folded, mixed
-from detection.segments import repeat_per_row
 from detection.training_set import TrainingSet
 from detection.transformer import CONTINUED, END, FIRST, START, tokenised
 

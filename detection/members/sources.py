@@ -38,6 +38,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.columns.state import Columns, State, joined, part
 from detection.members.background import COUNTERS, DAY, SHARE, Background
 from detection.members.counting import (
     DAY_MINUTES,
@@ -50,7 +51,6 @@ from detection.members.counting import (
     count,
     sunk,
 )
-from detection.state import Columns, State, joined, part
 
 CAPACITY = 1 << 14
 BLOCK_LINES = 1024

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.segments import rank_in_run, repeat_per_row
-from detection.state import Columns, State
+from detection.columns.runs import rank_in_run, repeat_per_row
+from detection.columns.state import Columns, State
 
 TARGET_BYTES = 4096  # of each target, as it was sent
 VALUE_BYTES = 1024  # of each value, decoded

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.segments import rank_in_run, repeat_per_row, running_max, running_or
+from detection.columns.runs import rank_in_run, repeat_per_row, running_max, running_or
 from detection.training_set import TrainingSet
 
 CLOSING = -1  # the template of a row that is a session's end and not a line

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest
 
+from detection.columns.runs import repeat_per_row
 from detection.forest import Forest
 from detection.members.features import features, judged
 from detection.members.member import Lesson
 from detection.members.view import whole_sessions
-from detection.segments import repeat_per_row
 
 TREES = 100
 MOST_SAMPLES = 2048  # a tree; and no more than a quarter of all rows, so that most trees have not seen a session

@@ -21,14 +21,14 @@ import torch
 from numpy.typing import NDArray
 
 from detection.calibration import Ring, combined
+from detection.columns.runs import repeat_per_row
+from detection.columns.state import Columns, State, joined, part
 from detection.ensemble import p_of, shares
 from detection.members.member import Lesson, Member
 from detection.members.member import Progress as Fitting
 from detection.members.registry import MEMBERS, NAMES, OFTEN_SILENT
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
 from detection.model import UNFITTED, Model
-from detection.segments import repeat_per_row
-from detection.state import Columns, State, joined, part
 from detection.training.promotion import anchor_of, bounded, refuse_worse
 from detection.training_set import TrainingSet
 from detection.transformer import LARGEST_VOCABULARY

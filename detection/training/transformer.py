@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detection.columns.state import Columns, State, joined, part
 from detection.members.member import Lesson, Part
 from detection.network import hidden, initial, logits
-from detection.state import Columns, State, joined, part
 from detection.training_set import TrainingSet
 from detection.transformer import CONTEXT, FIRST, UNSEEN, Plan, tokenised
 

@@ -9,6 +9,7 @@ from typing import Any
 import trio
 
 from detection.causes import KINDS, shown
+from detection.columns.state import Columns, State
 from detection.frames import (
     FeedbackFrame,
     LinesFrame,
@@ -19,7 +20,6 @@ from detection.frames import (
     count_lines,
     decode,
 )
-from detection.state import Columns, State
 from persistence.journal import JournalError
 from persistence.segment import Entry
 from persistence.store import SnapshotInfo

@@ -13,8 +13,8 @@ from actors.alerts import Alerts, Outlet, run_alerts
 from actors.checkpoint import FAILED_PAUSE_SECONDS, CheckpointError, Checkpoints, run_checkpoint
 from actors.scoring import Scoring, Verdicts, run_scoring
 from actors.sequencer import Chunk, Request, Sequencer, run_sequencer
+from detection.columns.state import Columns, State, digest
 from detection.frames import Segment, Sequenced
-from detection.state import Columns, State, digest
 from persistence.store import SnapshotInfo
 from tests.actors.fakes import FakeDetector, FakeStore, FakeSummary, FakeTrainingSet, FakeWriter, wall_clock
 

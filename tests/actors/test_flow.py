@@ -8,8 +8,8 @@ from pathlib import Path
 import trio
 
 from actors.ingest import run_ingest
+from detection.columns.state import Columns
 from detection.frames import LinesFrame, decode
-from detection.state import Columns
 from persistence.segment import Entry
 from persistence.store import SnapshotInfo, Store, open_store
 from tests.actors.fakes import FakeStore

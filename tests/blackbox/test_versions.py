@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from benchmarks.running import sample_lines, vigild
+from detection.columns.upgrades import STATES
 from detection.frames import ModelFrame
-from detection.upgrades import STATES
 from persistence import model_file, segment, snapshot
 from persistence.preamble import SIZE, pack_preamble
 from tests.faults.altered import alter, restore
@@ -26,9 +26,9 @@ LINES = 1701  # in it
 
 # A program of the next layout: its state has a part more.
 NEXT = """
-import detection.upgrades as upgrades
+import detection.columns.upgrades as upgrades
 from detection.detector import Detector
-from detection.state import layout
+from detection.columns.state import layout
 newest, export = upgrades.STATES.newest, Detector.export
 upgrades.LAYOUTS[newest + 1] = {**upgrades.LAYOUTS[newest], "later": layout({"members": b""})}
 upgrades.UPGRADES[newest] = lambda state: {**state, "later.members": b"[]"}
@@ -36,7 +36,7 @@ Detector.export = lambda self: {**export(self), "later.members": b"[]"}
 """
 # A program whose models have another layout, to which nothing brings the older ones.
 OTHER_MODELS = """
-import detection.upgrades as upgrades
+import detection.columns.upgrades as upgrades
 newest = upgrades.MODELS.newest
 upgrades.MODEL_LAYOUTS[newest + 1] = {**upgrades.MODEL_LAYOUTS[newest], "ngram": "00000000"}
 """

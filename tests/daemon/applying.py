@@ -8,10 +8,10 @@ from typing import Any
 from daemon.finding import Found, find
 from daemon.poison import ReadBack
 from daemon.recovery import Recovered, recover
+from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import Frame, Sequenced, SkipFrame, WithdrawnFrame, count_lines, encode
 from detection.model import Model
-from detection.state import digest
 from detection.verdicts import Verdicts
 from persistence.segment import Entry
 from persistence.store import Store, open_store

@@ -27,10 +27,10 @@ from daemon.recovery import Report
 from daemon.service import Running, Service
 from daemon.settings import Settings
 from daemon.vouching import ABANDONED_SECONDS, Vouching
+from detection.columns.state import joined
 from detection.detector import Detector
 from detection.frames import Sequenced, VouchedFrame, decode
 from detection.sources import LivingSources
-from detection.state import joined
 from detection.summary import Summary, Withdrawn
 from detection.templates import TemplateTable
 from persistence.columns import Columns, Value

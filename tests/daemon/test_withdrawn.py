@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from daemon.ladder import PATIENCE, ApplyError, Ladder
+from detection.columns.state import digest
 from detection.frames import Frame, LinesFrame, ModelFrame, ReturnedFrame, SkipFrame, WithdrawnFrame
 from detection.members.counts import Counts
 from detection.members.failing import MemberError
@@ -15,7 +16,6 @@ from detection.members.ngram import Ngram
 from detection.members.transformer import Transformer
 from detection.members.values import ValueModel
 from detection.model import to_columns
-from detection.state import digest
 from detection.training import transformer
 from persistence.model_file import write_model
 from persistence.segment import Entry

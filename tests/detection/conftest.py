@@ -11,8 +11,8 @@ import pytest
 from detection.frames import LinesFrame
 
 if TYPE_CHECKING:
+    from detection.columns.state import State
     from detection.model import Model
-    from detection.state import State
     from tests.detection.journal import Journal
 
 

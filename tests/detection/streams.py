@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from detection.columns.state import Value
 from detection.ensemble import Ensemble
 from detection.members.member import Lesson
 from detection.members.registry import NAMES
 from detection.members.view import Floats, Standing, whole_sessions
 from detection.model import Model
-from detection.state import Value
 from detection.templates import TemplateTable
 from detection.training.run import Progress, train
 from detection.training_set import TrainingSet

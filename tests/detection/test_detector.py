@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import (
     FlushFrame,
@@ -23,7 +24,6 @@ from detection.frames import (
 )
 from detection.model import Model
 from detection.settings import SessionSettings
-from detection.state import digest
 from tests.detection.journal import RECEIVED, WARMUP, frames_of, segment, started
 
 

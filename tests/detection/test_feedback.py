@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 import pytest
 
+from detection.columns.state import State, digest
 from detection.detector import Detector
 from detection.frames import FeedbackFrame, LinesFrame, RefusedFrame, Sequenced
 from detection.model import Model
-from detection.state import State, digest
 from detection.training import run
 from tests.detection.journal import ATTACK, RECEIVED, Journal, segment, started
 from tests.detection.simple import (

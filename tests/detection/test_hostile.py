@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from detection import clock, known, labels
 from detection.causes import shape_causes
+from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import FlushFrame, Segment, VouchedFrame
 from detection.reasons import Reasons
 from detection.sessions import LONGEST_SESSION, SessionTable
 from detection.settings import AlarmSettings, SessionSettings
-from detection.state import digest
 from detection.templates import TemplateTable
 from detection.training import run
 from detection.training.run import train

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from detection import incidents as module
 from detection.causes import NEW, SOURCE, WHAT_BYTES
+from detection.columns.state import digest
 from detection.incidents import DAY_SECONDS, WINDOW_SECONDS, Grouped, Incidents
-from detection.state import digest
 
 
 @dataclass(frozen=True)

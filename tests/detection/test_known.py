@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from detection import known as module
 from detection.causes import NEW, SHAPE
+from detection.columns.state import digest
 from detection.known import ADMITTED_KEYS, ANSWERS, LONGEST_RING, NOTE_BYTES, RING, Answer, KnownCauses
-from detection.state import digest
 
 
 def causes(*numbers: int) -> NDArray[np.uint64]:

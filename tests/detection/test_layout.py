@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from sklearn.ensemble import IsolationForest
 
+from detection.columns.state import Columns, NewerVersionError, OtherVersionError, State, layout, layouts
+from detection.columns.upgrades import MODELS, STATES, Versions
 from detection.detector import Detector
 from detection.frames import VouchedFrame
 from detection.model import Model, from_columns, to_columns
-from detection.state import Columns, NewerVersionError, OtherVersionError, State, layout, layouts
 from detection.training.forest import forest_columns
-from detection.upgrades import MODELS, STATES, Versions
 from tests.detection.journal import RECEIVED, segment, started
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -59,7 +59,7 @@ def released(what: str) -> dict[int, dict[str, str]]:
 
 
 def test_no_layout_changes_without_a_number_and_a_step(state: State, model: Model) -> None:
-    """After a change of columns `detection.upgrades` says what to do, and this which digests to put there."""
+    """After a change of columns `detection.columns.upgrades` says what to do, and this which digests to put there."""
     assert complaints(STATES, state, released("state")) == []
     assert complaints(MODELS, to_columns(model), released("model")) == []
     assert STATES.parts(state).keys() == STATES.layouts[STATES.newest].keys()

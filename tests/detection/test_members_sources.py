@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from detection.columns.state import digest
 from detection.formats.fields import Fields
 from detection.formats.kinds import parse
 from detection.members import background as background_module
@@ -21,7 +22,6 @@ from detection.members.background import COUNTERS, DAY, SHARE, Background
 from detection.members.counting import Lines
 from detection.members.source_lines import sources_of, things_of, troubles
 from detection.members.sources import SourceCounters
-from detection.state import digest
 
 Line = tuple[bytes, float, bool, int]  # source, clock, error, thing
 

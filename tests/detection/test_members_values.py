@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from detection.columns.state import digest
 from detection.members.values import (
     CLASSES,
     CUT,
@@ -30,7 +31,6 @@ from detection.members.values import (
     Values,
     values_of,
 )
-from detection.state import digest
 
 PAYLOADS = Path(__file__).parents[3] / "shared" / "data" / "payloads" / "payloads.jsonl.gz"
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detection.memo import Keys, Places, folded, mixed
+from detection.columns.memo import Keys, Places, folded, mixed
 
 batches = st.lists(
     st.tuples(st.booleans(), st.lists(st.integers(0, 40), min_size=1, max_size=12, unique=True)), max_size=12

@@ -7,12 +7,12 @@ import pytest
 
 from detection import known
 from detection.causes import new_causes
+from detection.columns.state import State
 from detection.detector import Detector
 from detection.frames import Segment, SettingsFrame, VouchedFrame
 from detection.model import Model
 from detection.reasons import Reasons
 from detection.settings import AlarmSettings, LearningSettings
-from detection.state import State
 from tests.detection.journal import Journal, replace_settings
 from tests.detection.simple import (
     CLOSE,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import (
     FlushFrame,
@@ -21,7 +22,6 @@ from detection.frames import (
     encode,
 )
 from detection.model import Model
-from detection.state import digest
 from tests.detection.journal import RECEIVED, Journal, frames_of, segment, started
 
 Lines = list[bytes]

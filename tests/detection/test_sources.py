@@ -1,8 +1,8 @@
 import pytest
 
+from detection.columns.state import digest
 from detection.frames import Segment
 from detection.sources import LivingSource, LivingSources
-from detection.state import digest
 
 
 def segment(source: str, data: bytes, *, last: bool = False, full: bool = False, parity: int = 0) -> Segment:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from benchmarks.templates import grouping_accuracy, read_truth
 from detection import template_tree, templates
+from detection.columns.state import digest
 from detection.masks import message_tokens, request_tokens, skeletons
-from detection.state import digest
 from detection.templates import MAX_ID, OTHER, TemplateTable
 
 TRUTH = Path("../shared/data/templates2k")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detection.columns.state import Columns, State, digest
 from detection.model import Model, to_columns
-from detection.state import Columns, State, digest
 from detection.training import promotion, transformer
 from detection.training.run import Progress, train
 from detection.training_set import TrainingSet

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from detection.columns.state import Columns, NewerVersionError, OtherVersionError, State, digest, layouts
+from detection.columns.upgrades import STATES, Versions
 from detection.detector import Detector
-from detection.state import Columns, NewerVersionError, OtherVersionError, State, digest, layouts
 from detection.training_set import from_columns
-from detection.upgrades import STATES, Versions
 from tests.detection.journal import started
 
 OLD: State = {"format": 1, "line": 7, "clock.now": 1.5, "clock.times": np.arange(3.0)}

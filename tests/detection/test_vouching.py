@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import ModelFrame, Segment, SettingsFrame, VouchedFrame, decode, encode
 from detection.settings import LearningSettings
-from detection.state import digest
 from detection.training.run import train
 from detection.verdicts import Verdicts
 from tests.detection.journal import ATTACK, RECEIVED, Journal, replace_settings, started

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from detection.columns.state import State, digest, part
 from detection.detector import Detector
 from detection.ensemble import Ensemble
 from detection.frames import Frame, LinesFrame, ModelFrame, ReturnedFrame, Segment, Sequenced, TickFrame
@@ -16,7 +17,6 @@ from detection.members.ngram import Ngram
 from detection.members.registry import NAMES
 from detection.members.view import whole_sessions
 from detection.model import Model
-from detection.state import State, digest, part
 from detection.verdicts import Verdicts
 from tests.detection.journal import RECEIVED, Journal
 from tests.detection.simple import CLOSE, NEW, OPEN, READ, fed, learned_by, session, simple, usual

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.columns.runs import repeat_per_row
 from detection.members.view import CLOSING, COUNT_BUCKETS, Carry, View, counted
-from detection.segments import repeat_per_row
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import Frame, LinesFrame, ModelFrame, Sequenced, SkipFrame, decode
 from detection.model import Model, from_columns
-from detection.state import digest
 from persistence.journal import JournalReading
 from persistence.model_file import read_model
 from persistence.snapshot import read_snapshot

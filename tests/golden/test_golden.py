@@ -12,10 +12,10 @@ import pytest
 
 from daemon.finding import find
 from daemon.recovery import load_knowledge, recover
+from detection.columns.state import Value, digest
+from detection.columns.upgrades import MODELS, STATES
 from detection.detector import Detector
 from detection.frames import RestoreFrame, Sequenced
-from detection.state import Value, digest
-from detection.upgrades import MODELS, STATES
 from persistence.model_file import read_model
 from persistence.snapshot import read_snapshot
 from persistence.store import open_store

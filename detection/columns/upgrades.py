@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detection.state import (
+from detection.columns.state import (
     Columns,
     NewerVersionError,
     OtherVersionError,
