@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from detection.templates import TemplateTable
+from detection.templates.table import TemplateTable
 
 BATCH = 2_000
 _REQUEST = re.compile(rb'"([A-Z]+) ([^ ?"]*)[^"]*" (\d+)')

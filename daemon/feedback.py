@@ -10,7 +10,7 @@ import msgspec
 from actors.alerts import id_key
 from daemon.control import ControlError
 from detection import causes
-from detection.templates import MAX_ID, OTHER
+from detection.templates.table import MAX_ID, OTHER
 from persistence.jsonl import last_records
 
 SEARCHED_BYTES = 64 << 20  # of alerts.jsonl, from its end: about a hundred thousand records, a second at most

@@ -16,7 +16,7 @@ from detection.members.sources import SourceCounters
 from detection.members.values import ValueModel
 from detection.recent import RecentLines
 from detection.rules.engine import RuleSet
-from detection.templates import TemplateTable
+from detection.templates.table import TemplateTable
 from detection.verdicts import Alerted, Rows, shown, shown_key, shown_session
 
 # An incident's first alerts are explained, and of one batch no more than this, those first that open an incident, as

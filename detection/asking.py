@@ -26,7 +26,7 @@ from detection.recent import RecentLines
 from detection.rules.engine import RuleSet
 from detection.sessions import SessionTable
 from detection.settings import DetectionSettings
-from detection.templates import TemplateTable
+from detection.templates.table import TemplateTable
 from detection.verdicts import finite, shown, shown_key, shown_session
 
 NO_TEMPLATE = np.iinfo(np.int32).max  # of a line that fits none: asking makes no new ones, and it ends no session

@@ -68,7 +68,7 @@ from detection.sessions import Cut, SessionTable, cut
 from detection.settings import DetectionSettings, RuleText
 from detection.sources import LivingSource, LivingSources
 from detection.summary import Summary, Withdrawn, exported, loaded
-from detection.templates import TemplateTable
+from detection.templates.table import TemplateTable
 from detection.training_set import TrainingSet
 from detection.verdicts import Verdicts, rows_of
 from detection.vouching import Vouching

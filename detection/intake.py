@@ -19,7 +19,7 @@ from detection.members.values import Strangest, ValueModel, Values, values_of
 from detection.rules.engine import Hits, RuleSet
 from detection.sessions import KEY_BYTES
 from detection.sources import LivingSources
-from detection.templates import TemplateTable
+from detection.templates.table import TemplateTable
 
 HALF_A_YEAR_SECONDS = 182 * 86_400.0
 

@@ -17,7 +17,7 @@ from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.outcomes import ATTACK, NOVEL, VERDICTS
 from detection.rules.engine import Hits
 from detection.rules.reading import Rule
-from detection.templates import TemplateTable
+from detection.templates.table import TemplateTable
 
 TEXT_BYTES = 8192
 

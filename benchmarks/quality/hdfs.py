@@ -32,7 +32,7 @@ from benchmarks.quality.records import Records, gather, incidents
 from benchmarks.quality.report import Row
 from benchmarks.quality.watching import NEVER, RETRAIN_LINES, Watched, settings, watched
 from detection.formats.kinds import parse
-from detection.templates import TemplateTable
+from detection.templates.table import TemplateTable
 
 ANSWERS = 50
 ANSWER_LINES = 250

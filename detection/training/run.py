@@ -405,7 +405,7 @@ class _Templates:
 
 
 def _families(data: TrainingSet, ids: NDArray[np.int32]) -> NDArray[np.int64]:
-    """The family of each template (see `detection.templates`); of one that was evicted since, the first."""
+    """The family of each template (see `detection.templates.table`); of one that was evicted since, the first."""
     table: Any = data.templates
     at = np.minimum(np.searchsorted(table["id"], ids), len(table["id"]) - 1)
     return np.where(table["id"][at] == ids, table["family"][at], 0).astype(np.int64)

@@ -15,7 +15,7 @@ from benchmarks.quality.logs import (
     request_lines,
 )
 from detection.formats.kinds import parse, recognise
-from detection.templates import TemplateTable
+from detection.templates.table import TemplateTable
 
 EVENTS = ["<*>Receiving block<*>src:<*>dest:<*>", "BLOCK* ask <*> to delete <*>", "<*>Served block<*>to<*>"]
 

@@ -32,7 +32,7 @@ from detection.detector import Detector
 from detection.frames import Sequenced, VouchedFrame, decode
 from detection.sources import LivingSources
 from detection.summary import Summary, Withdrawn
-from detection.templates import TemplateTable
+from detection.templates.table import TemplateTable
 from persistence.columns import Columns, Value
 from persistence.jsonl import open_jsonl
 from persistence.model_file import ModelFile, write_model

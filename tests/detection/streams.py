@@ -11,7 +11,7 @@ from detection.members.member import Lesson
 from detection.members.registry import NAMES
 from detection.members.view import Floats, Standing, whole_sessions
 from detection.model import Model
-from detection.templates import TemplateTable
+from detection.templates.table import TemplateTable
 from detection.training.run import Progress, train
 from detection.training_set import TrainingSet
 

@@ -17,7 +17,7 @@ from detection.frames import FlushFrame, Segment, VouchedFrame
 from detection.reasons import Reasons
 from detection.sessions import LONGEST_SESSION, SessionTable
 from detection.settings import AlarmSettings, SessionSettings
-from detection.templates import TemplateTable
+from detection.templates.table import TemplateTable
 from detection.training import run
 from detection.training.run import train
 from tests.detection.journal import RECEIVED, Journal, started

@@ -10,10 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.templates import grouping_accuracy, read_truth
-from detection import template_tree, templates
 from detection.columns.state import digest
-from detection.masks import message_tokens, request_tokens, skeletons
-from detection.templates import MAX_ID, OTHER, TemplateTable
+from detection.templates import table as templates
+from detection.templates import tree as template_tree
+from detection.templates.masks import message_tokens, request_tokens, skeletons
+from detection.templates.table import MAX_ID, OTHER, TemplateTable
 
 TRUTH = Path("../shared/data/templates2k")
 

@@ -7,7 +7,7 @@ What has no child of its own and no room to make one takes the child `<*>`; in a
 room for kinds of files, `<*>.png`. The tree is no state: it follows from the live templates.
 """
 
-from detection.masks import MAX_TOKENS, WILD, extension
+from detection.templates.masks import MAX_TOKENS, WILD, extension
 
 FAMILIES = ("access", "text")
 ACCESS, TEXT = range(len(FAMILIES))

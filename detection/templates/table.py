@@ -1,7 +1,7 @@
 """Templates: which event of the program a line is an instance of, as a small number that lasts for ever.
 
 Drain (He, Zhu, Zheng, Lyu: "Drain: an online log parsing approach with fixed depth tree", ICWS 2017) over
-masked tokens (`detection.masks`), with three changes. The tree also branches on the last word, because
+masked tokens (`detection.templates.masks`), with three changes. The tree also branches on the last word, because
 that is where messages say how it ended. Learned wildcards do not count as agreement, so a template cannot
 erode: three quarters of its words are those of the line that made it. And requests take the tree alone:
 one level a path segment, a template a leaf.
@@ -24,7 +24,7 @@ is that of the others.
 State, a row a template, ascending by id, row 0 being `<other>` (k = rows):
 
     id        int32 [k]
-    family    uint8 [k]   index in `detection.template_tree.FAMILIES`
+    family    uint8 [k]   index in `detection.templates.tree.FAMILIES`
     wild      uint8 [k]   bit i: the i-th level of the tree was left through the child `<*>`
     rest      bool  [k]   this template is the rest of its leaf
     count     int64 [k]   lines assigned
@@ -41,8 +41,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.columns.state import State, Value
-from detection.masks import WILD, message_tokens, request_tokens, skeletons
-from detection.template_tree import ACCESS, FAMILIES, TEXT, Node, branch, levels
+from detection.templates.masks import WILD, message_tokens, request_tokens, skeletons
+from detection.templates.tree import ACCESS, FAMILIES, TEXT, Node, branch, levels
 
 OTHER = 0
 MAX_ID = 2**31 - 1
