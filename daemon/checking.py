@@ -44,7 +44,7 @@ def check(settings: Settings, user: User | None, instance: str | None = None) ->
 
 def _compiled(texts: Sequence[RuleText]) -> int:
     from detection.rules.engine import RuleSet  # numpy and re2 come with it
-    from detection.rules.reading import RuleError
+    from detection.rules.files import RuleError
 
     try:
         return len(RuleSet.compile(tuple(texts)).rules)

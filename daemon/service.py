@@ -38,7 +38,7 @@ from detection.columns.state import OtherVersionError
 from detection.frames import FeedbackFrame, FlushFrame, Frame, RestoreFrame, SettingsFrame, VouchedFrame
 from detection.model import Model
 from detection.rules.engine import RuleSet
-from detection.rules.reading import RuleError
+from detection.rules.files import RuleError
 from detection.settings import RuleText
 from detection.summary import Summary, Withdrawn
 from detection.training_set import TrainingSet

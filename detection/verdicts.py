@@ -16,7 +16,7 @@ from detection.members.registry import NAMES
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.outcomes import ATTACK, NOVEL, VERDICTS
 from detection.rules.engine import Hits
-from detection.rules.reading import Rule
+from detection.rules.files import Rule
 from detection.templates.table import TemplateTable
 
 TEXT_BYTES = 8192

@@ -16,7 +16,7 @@ import re2
 from numpy.typing import NDArray
 
 from detection.rules.decoding import decode
-from detection.rules.reading import FIELDS, Rule, RuleError, read_rules
+from detection.rules.files import FIELDS, Rule, RuleError, read_rules
 from detection.settings import RuleText
 
 # Rules a gate unites. One gate over our whole pack needs more automaton states than fit its budget when

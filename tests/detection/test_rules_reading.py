@@ -3,7 +3,7 @@
 import pytest
 
 from detection.rules.engine import RuleSet
-from detection.rules.reading import RuleError, read_rules
+from detection.rules.files import RuleError, read_rules
 from detection.settings import RuleText
 
 GOOD = """
