@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import trio
 
 from detection.frames import Frame, Knowledge, LinesFrame, Segment, Sequenced, TickFrame, count_lines, encode
-from detection.model import Model
+from detection.models.model import Model
 from persistence.journal import JournalError
 from persistence.segment import Entry
 

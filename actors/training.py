@@ -40,7 +40,7 @@ from actors.scoring import Scoring
 from actors.sequencer import Request, submit
 from detection.columns.state import State
 from detection.frames import ModelFrame, RefusedFrame, Studied
-from detection.model import Model
+from detection.models.model import Model
 from persistence.disk import failure
 from persistence.preamble import NewerFormatError
 from persistence.snapshot import SnapshotError
@@ -70,7 +70,7 @@ log = logging.getLogger(__name__)
 
 
 class TrainingSet(Protocol):
-    """What training asks of `detection.training_set.TrainingSet`."""
+    """What training asks of `detection.models.training_set.TrainingSet`."""
 
     @property
     def generation(self) -> int: ...

@@ -25,9 +25,9 @@ from detection.forest import Forest
 from detection.members.features import judged
 from detection.members.registry import NAMES
 from detection.members.view import whole_sessions
-from detection.model import Model
+from detection.models.model import Model
+from detection.models.training_set import TrainingSet
 from detection.training.run import Progress, train
-from detection.training_set import TrainingSet
 from detection.transformer import SequenceModel, window_start
 
 IDLE_SECONDS = 60.0

@@ -6,7 +6,7 @@ from typing import Any
 from daemon.control import ControlError
 from detection.columns.state import OtherVersionError
 from detection.frames import ModelFrame
-from detection.model import Model
+from detection.models.model import Model
 from persistence.model_file import ModelError, generation_of
 from persistence.preamble import NewerFormatError
 from persistence.store import Store

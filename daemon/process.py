@@ -42,10 +42,10 @@ from daemon.server import run_server
 from daemon.service import Running, Service
 from daemon.settings import Settings, SettingsError, load, read_rules
 from detection.frames import Frame, ModelFrame, Sequenced, SettingsFrame
-from detection.model import Model
+from detection.models.model import Model
+from detection.models.training_set import TrainingSet
 from detection.settings import RuleText
 from detection.summary import Summary
-from detection.training_set import TrainingSet
 from persistence.directory import StoreError
 from persistence.journal import JournalError
 from persistence.jsonl import JsonlWriter, open_jsonl

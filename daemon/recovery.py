@@ -35,7 +35,7 @@ from detection.columns.state import Columns, NewerVersionError, OtherVersionErro
 from detection.columns.upgrades import STATES
 from detection.detector import Detector, model_in
 from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, ReturnedFrame, Sequenced, decode
-from detection.model import Model, from_columns
+from detection.models.model import Model, from_columns
 from detection.verdicts import Verdicts
 from persistence.directory import StoreError
 from persistence.disk import UnreadableError

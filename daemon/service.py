@@ -36,12 +36,12 @@ from detection import causes
 from detection.causes import KINDS
 from detection.columns.state import OtherVersionError
 from detection.frames import FeedbackFrame, FlushFrame, Frame, RestoreFrame, SettingsFrame, VouchedFrame
-from detection.model import Model
+from detection.models.model import Model
+from detection.models.training_set import TrainingSet
 from detection.rules.engine import RuleSet
 from detection.rules.files import RuleError
 from detection.settings import RuleText
 from detection.summary import Summary, Withdrawn
-from detection.training_set import TrainingSet
 from persistence.model_file import ModelError
 from persistence.preamble import NewerFormatError
 from persistence.snapshot import SnapshotError

@@ -51,10 +51,10 @@ def main(arguments: list[str]) -> int:
 
     # Only now: the numeric libraries start with one thread, and an orphan dies while importing, too.
     from detection.columns.state import OtherVersionError
-    from detection.model import to_columns
+    from detection.models.model import to_columns
+    from detection.models.training_set import from_columns
     from detection.training.promotion import RefusedError
     from detection.training.run import TrainingError, train
-    from detection.training_set import from_columns
     from persistence.disk import failure
     from persistence.model_file import write_model
     from persistence.preamble import NewerFormatError

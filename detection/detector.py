@@ -48,7 +48,6 @@ from detection.frames import (
     WithdrawnFrame,
     count_lines,
 )
-from detection.generations import Generations
 from detection.history import VOUCHED, History
 from detection.incidents import Incidents
 from detection.intake import Intake, KeyPattern, Reading, read_lines, take_in
@@ -59,7 +58,9 @@ from detection.members.failing import MemberError, asked
 from detection.members.registry import NAMES
 from detection.members.sources import SourceCounters
 from detection.members.values import ValueModel
-from detection.model import Model
+from detection.models.generations import Generations
+from detection.models.model import Model
+from detection.models.training_set import TrainingSet
 from detection.rate import SessionRate
 from detection.recent import RecentLines
 from detection.rules.engine import Hits, RuleSet
@@ -69,7 +70,6 @@ from detection.settings import DetectionSettings, RuleText
 from detection.sources import LivingSource, LivingSources
 from detection.summary import Summary, Withdrawn, exported, loaded
 from detection.templates.table import TemplateTable
-from detection.training_set import TrainingSet
 from detection.verdicts import Verdicts, rows_of
 from detection.vouching import Vouching
 

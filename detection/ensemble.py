@@ -25,7 +25,7 @@ from detection.members.ngram import Ngram
 from detection.members.registry import IN_NATS, LOOKS_AT, MEMBERS, NAMES
 from detection.members.transformer import Transformer
 from detection.members.view import CLOSING, Floats, Standing, View
-from detection.model import Model
+from detection.models.model import Model
 from detection.transformer import END, FIRST, UNSEEN
 
 EXPECTED = 3

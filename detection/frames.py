@@ -47,7 +47,7 @@ from typing import Literal
 import msgspec
 
 from detection.columns.state import Columns
-from detection.model import Model
+from detection.models.model import Model
 from detection.settings import DetectionSettings, RuleText
 
 

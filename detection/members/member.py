@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from detection.columns.state import Columns
 from detection.members.view import Floats, Standing, View
-from detection.training_set import TrainingSet
+from detection.models.training_set import TrainingSet
 
 Part = Mapping[str, NDArray[Any]]
 

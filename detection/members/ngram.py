@@ -25,7 +25,7 @@ from detection.columns.memo import Places, folded, mixed
 from detection.columns.runs import repeat_per_row
 from detection.members.member import Lesson, Part
 from detection.members.view import CLOSING, Floats, Standing, View, whole_sessions
-from detection.training_set import TrainingSet
+from detection.models.training_set import TrainingSet
 from detection.transformer import CONTINUED, END, FIRST, START, tokenised
 
 ORDERS = 3

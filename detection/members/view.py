@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.columns.runs import rank_in_run, repeat_per_row, running_max, running_or
-from detection.training_set import TrainingSet
+from detection.models.training_set import TrainingSet
 
 CLOSING = -1  # the template of a row that is a session's end and not a line
 COUNT_BUCKETS = 64  # the first 64 templates of a stream have one each: ids are given in order

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from detection.members.registry import NAMES
 from detection.members.transformer import Transformer
 from detection.members.view import CLOSING, Bools, Floats, Standing, View, whole_sessions
-from detection.model import Model
-from detection.training_set import TrainingSet
+from detection.models.model import Model
+from detection.models.training_set import TrainingSet
 
 ANCHOR_SESSIONS = 256
 ANCHOR_LINES = 8192

@@ -28,9 +28,9 @@ from detection.members.member import Lesson, Member
 from detection.members.member import Progress as Fitting
 from detection.members.registry import MEMBERS, NAMES, OFTEN_SILENT
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
-from detection.model import UNFITTED, Model
+from detection.models.model import UNFITTED, Model
+from detection.models.training_set import TrainingSet
 from detection.training.promotion import anchor_of, bounded, refuse_worse
-from detection.training_set import TrainingSet
 from detection.transformer import LARGEST_VOCABULARY
 
 FEWEST_SESSIONS = 20

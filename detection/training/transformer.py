@@ -12,8 +12,8 @@ from torch import Tensor
 
 from detection.columns.state import Columns, State, joined, part
 from detection.members.member import Lesson, Part
+from detection.models.training_set import TrainingSet
 from detection.network import hidden, initial, logits
-from detection.training_set import TrainingSet
 from detection.transformer import CONTEXT, FIRST, UNSEEN, Plan, tokenised
 
 STEP_TOKENS = 2048

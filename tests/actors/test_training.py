@@ -20,7 +20,7 @@ from trio.testing import MockClock
 from actors.sequencer import submit
 from actors.training import MAX_RETRY_SECONDS, RETRY_SECONDS, SILENT_SECONDS, TrainingStatus, run_training
 from detection.frames import ModelFrame, RefusedFrame, Studied, decode
-from detection.model import Model
+from detection.models.model import Model
 from persistence.snapshot import read_snapshot
 from persistence.training_files import read_attempts, write_input
 from tests.actors.fakes import FakeStore

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from daemon.trainer import ORPHANED, Notebook, program
-from detection.model import from_columns
+from detection.models.model import from_columns
 from persistence.model_file import read_model
 from persistence.snapshot import write_snapshot
 from persistence.training_files import partial_of, read_partial, write_partial

@@ -15,7 +15,7 @@ from detection.members.failing import MemberError
 from detection.members.ngram import Ngram
 from detection.members.transformer import Transformer
 from detection.members.values import ValueModel
-from detection.model import to_columns
+from detection.models.model import to_columns
 from detection.training import transformer
 from persistence.model_file import write_model
 from persistence.segment import Entry

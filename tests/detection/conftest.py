@@ -12,7 +12,7 @@ from detection.frames import LinesFrame
 
 if TYPE_CHECKING:
     from detection.columns.state import State
-    from detection.model import Model
+    from detection.models.model import Model
     from tests.detection.journal import Journal
 
 

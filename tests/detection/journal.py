@@ -7,7 +7,7 @@ from typing import Any
 
 from detection.detector import Detector
 from detection.frames import Frame, LinesFrame, Segment, Sequenced, SettingsFrame, count_lines
-from detection.model import Model
+from detection.models.model import Model
 from detection.settings import DetectionSettings, LearningSettings, RuleText
 from detection.verdicts import Verdicts
 

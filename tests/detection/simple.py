@@ -8,7 +8,7 @@ import numpy as np
 
 from detection.causes import KINDS
 from detection.frames import FeedbackFrame, FlushFrame, LinesFrame, ModelFrame, Segment
-from detection.model import Model
+from detection.models.model import Model
 from detection.settings import AlarmSettings, SessionSettings
 from detection.training.run import train
 from tests.detection.journal import RECEIVED, Journal, started

@@ -10,10 +10,10 @@ from detection.ensemble import Ensemble
 from detection.members.member import Lesson
 from detection.members.registry import NAMES
 from detection.members.view import Floats, Standing, whole_sessions
-from detection.model import Model
+from detection.models.model import Model
+from detection.models.training_set import TrainingSet
 from detection.templates.table import TemplateTable
 from detection.training.run import Progress, train
-from detection.training_set import TrainingSet
 
 TEMPLATES: dict[str, Value] = {
     **TemplateTable().export(),

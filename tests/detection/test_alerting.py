@@ -9,7 +9,7 @@ from detection.alerting import EXPLAINED_OF_A_BATCH, EXPLAINED_OF_AN_INCIDENT
 from detection.columns.state import State, digest
 from detection.detector import FEWEST_VALUES, Detector
 from detection.members.view import CLOSING
-from detection.model import Model
+from detection.models.model import Model
 from tests.detection.journal import ATTACK, Journal, started
 from tests.detection.simple import CLOSE, NEW, OPEN, READ, RETRY, WRITE, alerts_of, fed, learn, line, session, usual
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from detection.columns.state import State
 from detection.detector import Detector
-from detection.model import Model
+from detection.models.model import Model
 from tests.detection.journal import Journal
 from tests.detection.simple import CLOSE, OPEN, READ, RESTARTED, RETRY, WRITE, alerts_of, answer, line, said, session
 

@@ -22,7 +22,7 @@ from detection.frames import (
     decode,
     encode,
 )
-from detection.model import Model
+from detection.models.model import Model
 from detection.settings import SessionSettings
 from tests.detection.journal import RECEIVED, WARMUP, frames_of, segment, started
 

@@ -1,5 +1,5 @@
 from detection.columns.state import digest
-from detection.generations import KEPT, Generations
+from detection.models.generations import KEPT, Generations
 
 
 def test_generations_are_listed_newest_first_with_what_became_of_them() -> None:

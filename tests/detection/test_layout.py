@@ -12,7 +12,7 @@ from detection.columns.state import Columns, NewerVersionError, OtherVersionErro
 from detection.columns.upgrades import MODELS, STATES, Versions
 from detection.detector import Detector
 from detection.frames import VouchedFrame
-from detection.model import Model, from_columns, to_columns
+from detection.models.model import Model, from_columns, to_columns
 from detection.training.forest import forest_columns
 from tests.detection.journal import RECEIVED, segment, started
 

@@ -10,7 +10,7 @@ from detection.causes import new_causes
 from detection.columns.state import State
 from detection.detector import Detector
 from detection.frames import Segment, SettingsFrame, VouchedFrame
-from detection.model import Model
+from detection.models.model import Model
 from detection.reasons import Reasons
 from detection.settings import AlarmSettings, LearningSettings
 from tests.detection.journal import Journal, replace_settings

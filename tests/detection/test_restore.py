@@ -21,7 +21,7 @@ from detection.frames import (
     decode,
     encode,
 )
-from detection.model import Model
+from detection.models.model import Model
 from tests.detection.journal import RECEIVED, Journal, frames_of, segment, started
 
 Lines = list[bytes]

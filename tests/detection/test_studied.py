@@ -4,7 +4,7 @@ import pytest
 
 from detection.detector import Detector
 from detection.frames import Knowledge, ModelFrame, RefusedFrame, RestoreFrame, Sequenced, Studied, VouchedFrame
-from detection.model import Model
+from detection.models.model import Model
 from tests.detection.journal import RECEIVED, Journal, segment, started
 
 

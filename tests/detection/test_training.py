@@ -9,9 +9,9 @@ from detection.columns.state import digest
 from detection.forest import Forest
 from detection.members.features import judged
 from detection.members.registry import NAMES
-from detection.model import Model, to_columns
+from detection.models.model import Model, to_columns
+from detection.models.training_set import from_columns
 from detection.training.run import Progress, TrainingError, train
-from detection.training_set import from_columns
 from tests.detection.streams import TEMPLATES, habits, reached, standing, stream, trained
 
 TRANSFORMER = NAMES.index("transformer")

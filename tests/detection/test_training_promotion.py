@@ -11,7 +11,7 @@ from detection import network
 from detection.members.registry import NAMES
 from detection.members.transformer import Transformer
 from detection.members.view import Floats, Standing, View, whole_sessions
-from detection.model import Model
+from detection.models.model import Model
 from detection.training import promotion, run
 from detection.training.promotion import (
     ANCHOR_LINES,

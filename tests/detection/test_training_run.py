@@ -14,11 +14,11 @@ from detection.members.ngram import Ngram
 from detection.members.registry import MEMBERS, NAMES
 from detection.members.transformer import Transformer
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
-from detection.model import Model, from_columns, to_columns
+from detection.models.model import Model, from_columns, to_columns
+from detection.models.training_set import TrainingSet
 from detection.training import run, transformer
 from detection.training.run import TrainingError, _Report, _rings, _Run
 from detection.training.transformer import fit_transformer
-from detection.training_set import TrainingSet
 from detection.transformer import FIRST, UNSEEN
 from tests.detection.streams import TEMPLATES, habits, lesson, quietly, stream, trained
 

@@ -8,7 +8,7 @@ import pytest
 from detection.columns.state import Columns, NewerVersionError, OtherVersionError, State, digest, layouts
 from detection.columns.upgrades import STATES, Versions
 from detection.detector import Detector
-from detection.training_set import from_columns
+from detection.models.training_set import from_columns
 from tests.detection.journal import started
 
 OLD: State = {"format": 1, "line": 7, "clock.now": 1.5, "clock.times": np.arange(3.0)}

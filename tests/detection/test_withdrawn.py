@@ -16,7 +16,7 @@ from detection.members.failing import LONGEST_REASON, MemberError, asked
 from detection.members.ngram import Ngram
 from detection.members.registry import NAMES
 from detection.members.view import whole_sessions
-from detection.model import Model
+from detection.models.model import Model
 from detection.verdicts import Verdicts
 from tests.detection.journal import RECEIVED, Journal
 from tests.detection.simple import CLOSE, NEW, OPEN, READ, fed, learned_by, session, simple, usual

@@ -15,7 +15,7 @@ import torch
 from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import Frame, LinesFrame, ModelFrame, Sequenced, SkipFrame, decode
-from detection.model import Model, from_columns
+from detection.models.model import Model, from_columns
 from persistence.journal import JournalReading
 from persistence.model_file import read_model
 from persistence.snapshot import read_snapshot

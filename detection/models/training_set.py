@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from detection.columns.state import Columns, OtherVersionError, State, Value, joined, part
 from detection.columns.upgrades import STATES
 from detection.frames import Studied
-from detection.model import Model
-from detection.model import from_columns as model_from_columns
-from detection.model import to_columns as model_to_columns
+from detection.models.model import Model
+from detection.models.model import from_columns as model_from_columns
+from detection.models.model import to_columns as model_to_columns
 
 _PER_LINE = {"tokens": np.int32, "errors": np.bool_, "times": np.float64, "values": np.float32, "sources": np.float32}
 _PER_SESSION = {
