@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from detection.ensemble import Ensemble
-from detection.forest import Forest
-from detection.members.features import judged
+from detection.members.isolation_forest.features import judged
+from detection.members.isolation_forest.scoring import Forest
 from detection.members.registry import NAMES
+from detection.members.transformer.scoring import SequenceModel, window_start
 from detection.members.view import whole_sessions
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
 from detection.training.run import Progress, train
-from detection.transformer import SequenceModel, window_start
 
 IDLE_SECONDS = 60.0
 HDFS_NORMALS, HDFS_ANOMALIES = 558_223, 16_838  # of the full set

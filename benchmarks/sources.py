@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from detection.clock import LogClock
 from detection.formats.kinds import parse, recognise
-from detection.members.source_lines import sources_of, things_of, troubles
-from detection.members.sources import SourceCounters
+from detection.members.origins.counters import SourceCounters
+from detection.members.origins.lines import sources_of, things_of, troubles
 
 ALPHAS = (0.001, 0.005)
 BATCH_LINES = 4096

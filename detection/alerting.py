@@ -12,8 +12,8 @@ from detection.incidents import Incidents
 from detection.intake import Reading
 from detection.judging import Judged
 from detection.members.failing import asked
-from detection.members.sources import SourceCounters
-from detection.members.values import ValueModel
+from detection.members.origins.counters import SourceCounters
+from detection.members.parameter_values import ValueModel
 from detection.recent import RecentLines
 from detection.rules.engine import RuleSet
 from detection.templates.table import TemplateTable

@@ -15,10 +15,10 @@ from detection.formats.kinds import parse, recognise
 from detection.intake import KeyPattern, match_rules, session_key
 from detection.known import KnownCauses
 from detection.members.failing import asked
+from detection.members.origins.counters import SourceCounters
+from detection.members.origins.lines import sources_of, things_of, troubles
+from detection.members.parameter_values import Strangest, ValueModel, values_of
 from detection.members.registry import NAMES
-from detection.members.source_lines import sources_of, things_of, troubles
-from detection.members.sources import SourceCounters
-from detection.members.values import Strangest, ValueModel, values_of
 from detection.members.view import Carry, Standing, View, counted
 from detection.outcomes import ATTACK, NORMAL, NOVEL, VERDICTS, severity_score
 from detection.reasons import Reasons, muted

@@ -55,9 +55,9 @@ from detection.judging import Batch, Closings, Judged, closed_as_they_are, judge
 from detection.known import Answer, KnownCauses
 from detection.labels import bad_and_flagged
 from detection.members.failing import MemberError, asked
+from detection.members.origins.counters import SourceCounters
+from detection.members.parameter_values import ValueModel
 from detection.members.registry import NAMES
-from detection.members.sources import SourceCounters
-from detection.members.values import ValueModel
 from detection.models.generations import Generations
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet

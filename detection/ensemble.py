@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from detection.calibration import Ring, combined
 from detection.members.failing import MemberError, asked
-from detection.members.features import FEATURES, features
+from detection.members.isolation_forest.features import FEATURES, features
 from detection.members.member import Member
 from detection.members.ngram import Ngram
 from detection.members.registry import IN_NATS, LOOKS_AT, MEMBERS, NAMES
-from detection.members.transformer import Transformer
+from detection.members.transformer.member import Transformer
+from detection.members.transformer.scoring import END, FIRST, UNSEEN
 from detection.members.view import CLOSING, Floats, Standing, View
 from detection.models.model import Model
-from detection.transformer import END, FIRST, UNSEEN
 
 EXPECTED = 3
 PREDICTING = (Ngram.name, Transformer.name)

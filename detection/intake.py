@@ -14,8 +14,8 @@ from detection.formats.kinds import parse, parse_each
 from detection.formats.requests import request_targets
 from detection.frames import Segment
 from detection.members.failing import asked
-from detection.members.source_lines import sources_of, things_of, troubles
-from detection.members.values import Strangest, ValueModel, Values, values_of
+from detection.members.origins.lines import sources_of, things_of, troubles
+from detection.members.parameter_values import Strangest, ValueModel, Values, values_of
 from detection.rules.engine import Hits, RuleSet
 from detection.sessions import KEY_BYTES
 from detection.sources import LivingSources

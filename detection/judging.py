@@ -18,11 +18,11 @@ from detection.ensemble import Ensemble, Judgement
 from detection.history import History
 from detection.known import KnownCauses
 from detection.members.registry import NAMES
+from detection.members.transformer.scoring import window_start
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.members.view import Carry, Standing, View, counted
 from detection.reasons import Reasons, muted
 from detection.sessions import WINDOW_TOKENS, Cut, SessionTable
-from detection.transformer import window_start
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

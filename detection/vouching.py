@@ -7,7 +7,7 @@ the history that the next model is trained on. They exist from the first vouched
 
 from detection.clock import LogClock
 from detection.columns.state import Columns, State, joined, part
-from detection.members.sources import SourceCounters
+from detection.members.origins.counters import SourceCounters
 from detection.sessions import SessionTable
 from detection.sources import LivingSources
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from detection.columns.memo import Places, folded, mixed
 from detection.columns.runs import repeat_per_row
 from detection.members.member import Lesson, Part
+from detection.members.transformer.scoring import CONTINUED, END, FIRST, START, tokenised
 from detection.members.view import CLOSING, Floats, Standing, View, whole_sessions
 from detection.models.training_set import TrainingSet
-from detection.transformer import CONTINUED, END, FIRST, START, tokenised
 
 ORDERS = 3
 _TOKEN_BITS = np.uint64(10)

@@ -1,12 +1,12 @@
 """All members, in the order in which they are asked: a member may look at those before it. To add one, add a line."""
 
 from detection.members.counts import Counts
-from detection.members.features import JUDGED
-from detection.members.forest import IsolationForest
+from detection.members.isolation_forest.features import JUDGED
+from detection.members.isolation_forest.member import IsolationForest
 from detection.members.member import Member
 from detection.members.ngram import Ngram
-from detection.members.passing import Sources, Values
-from detection.members.transformer import Transformer
+from detection.members.stateful import Sources, Values
+from detection.members.transformer.member import Transformer
 
 MEMBERS: tuple[type[Member], ...] = (
     Ngram,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.members.registry import NAMES
-from detection.members.transformer import Transformer
+from detection.members.transformer.member import Transformer
 from detection.members.view import CLOSING, Bools, Floats, Standing, View, whole_sessions
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet

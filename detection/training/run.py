@@ -27,11 +27,11 @@ from detection.ensemble import p_of, shares
 from detection.members.member import Lesson, Member
 from detection.members.member import Progress as Fitting
 from detection.members.registry import MEMBERS, NAMES, OFTEN_SILENT
+from detection.members.transformer.scoring import LARGEST_VOCABULARY
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
 from detection.models.model import UNFITTED, Model
 from detection.models.training_set import TrainingSet
 from detection.training.promotion import anchor_of, bounded, refuse_worse
-from detection.transformer import LARGEST_VOCABULARY
 
 FEWEST_SESSIONS = 20
 FEWEST_TO_CALIBRATE = 200  # sessions in which a member spoke that is often silent

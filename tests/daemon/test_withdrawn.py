@@ -13,10 +13,10 @@ from detection.frames import Frame, LinesFrame, ModelFrame, ReturnedFrame, SkipF
 from detection.members.counts import Counts
 from detection.members.failing import MemberError
 from detection.members.ngram import Ngram
-from detection.members.transformer import Transformer
-from detection.members.values import ValueModel
+from detection.members.parameter_values import ValueModel
+from detection.members.transformer import fitting as transformer
+from detection.members.transformer.member import Transformer
 from detection.models.model import to_columns
-from detection.training import transformer
 from persistence.model_file import write_model
 from persistence.segment import Entry
 from tests.daemon.applying import Killed, Process, process

@@ -27,7 +27,7 @@ def lines() -> list[bytes]:
 @pytest.fixture(scope="session")
 def model(lines: list[bytes]) -> "Model":
     """All members, trained for a short while on the first WARMUP lines."""
-    from detection.training import transformer
+    from detection.members.transformer import fitting as transformer
     from detection.training.run import train
     from tests.detection.journal import RECEIVED, WARMUP, segment, started
 
@@ -44,7 +44,7 @@ def model(lines: list[bytes]) -> "Model":
 @pytest.fixture
 def briefly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs of few steps, for what does not depend on how well a transformer has learned."""
-    from detection.training import transformer
+    from detection.members.transformer import fitting as transformer
 
     monkeypatch.setattr(transformer, "FEWEST_STEPS", 8)
     yield
@@ -53,7 +53,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def habitual() -> "Model":
     """All members, trained for a while on 300 sessions of `streams.habits`."""
-    from detection.training import transformer
+    from detection.members.transformer import fitting as transformer
     from tests.detection.streams import habits, stream, trained
 
     with pytest.MonkeyPatch.context() as patch:

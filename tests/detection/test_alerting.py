@@ -19,8 +19,8 @@ def full(knowing: tuple[State, Model]) -> Journal:
     """All members, the transformer barely trained."""
     journal = Journal(Detector.load(*knowing))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detection.training.transformer.FEWEST_STEPS", 30)
-        patch.setattr("detection.training.transformer.LINES_PER_STEP", 10**6)
+        patch.setattr("detection.members.transformer.fitting.FEWEST_STEPS", 30)
+        patch.setattr("detection.members.transformer.fitting.LINES_PER_STEP", 10**6)
         learn(journal, full=True)
     return journal
 

@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest
 
-from detection.forest import Forest
-from detection.training.forest import forest_columns
+from detection.members.isolation_forest.fitting import forest_columns
+from detection.members.isolation_forest.scoring import Forest
 
 
 def _rows(n: int, seed: int) -> NDArray[np.float64]:

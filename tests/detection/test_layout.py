@@ -12,8 +12,8 @@ from detection.columns.state import Columns, NewerVersionError, OtherVersionErro
 from detection.columns.upgrades import MODELS, STATES, Versions
 from detection.detector import Detector
 from detection.frames import VouchedFrame
+from detection.members.isolation_forest.fitting import forest_columns
 from detection.models.model import Model, from_columns, to_columns
-from detection.training.forest import forest_columns
 from tests.detection.journal import RECEIVED, segment, started
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -7,11 +7,11 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest as SklearnForest
 
-from detection.forest import Forest
-from detection.members.features import FEATURES, features, judged
+from detection.members.isolation_forest.features import FEATURES, features, judged
+from detection.members.isolation_forest.fitting import fit_forest, forest_columns
+from detection.members.isolation_forest.scoring import Forest
 from detection.members.registry import MEMBERS, NAMES
 from detection.members.view import Standing, whole_sessions
-from detection.training.forest import fit_forest, forest_columns
 from tests.detection.streams import habits, lesson, stream
 from tests.detection.views import Line, Session, whole
 

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from detection.columns.state import digest
 from detection.formats.fields import Fields
 from detection.formats.kinds import parse
-from detection.members import background as background_module
-from detection.members import sources as sources_module
-from detection.members.background import COUNTERS, DAY, SHARE, Background
-from detection.members.counting import Lines
-from detection.members.source_lines import sources_of, things_of, troubles
-from detection.members.sources import SourceCounters
+from detection.members.origins import background as background_module
+from detection.members.origins import counters as sources_module
+from detection.members.origins.background import COUNTERS, DAY, SHARE, Background
+from detection.members.origins.counters import SourceCounters
+from detection.members.origins.counting import Lines
+from detection.members.origins.lines import sources_of, things_of, troubles
 
 Line = tuple[bytes, float, bool, int]  # source, clock, error, thing
 

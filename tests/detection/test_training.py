@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from detection.columns.state import digest
-from detection.forest import Forest
-from detection.members.features import judged
+from detection.members.isolation_forest.features import judged
+from detection.members.isolation_forest.scoring import Forest
 from detection.members.registry import NAMES
 from detection.models.model import Model, to_columns
 from detection.models.training_set import from_columns

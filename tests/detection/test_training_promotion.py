@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detection import network
 from detection.members.registry import NAMES
-from detection.members.transformer import Transformer
+from detection.members.transformer import network
+from detection.members.transformer.member import Transformer
+from detection.members.transformer.scoring import FIRST
 from detection.members.view import Floats, Standing, View, whole_sessions
 from detection.models.model import Model
 from detection.training import promotion, run
@@ -22,7 +23,6 @@ from detection.training.promotion import (
     bounded,
     refuse_worse,
 )
-from detection.transformer import FIRST
 from tests.detection.streams import habits, quietly, stream, trained
 
 ALL = np.ones(60, np.bool_)

@@ -12,14 +12,15 @@ from detection.ensemble import Ensemble
 from detection.members.member import Lesson, Part
 from detection.members.ngram import Ngram
 from detection.members.registry import MEMBERS, NAMES
-from detection.members.transformer import Transformer
+from detection.members.transformer import fitting as transformer
+from detection.members.transformer.fitting import fit_transformer
+from detection.members.transformer.member import Transformer
+from detection.members.transformer.scoring import FIRST, UNSEEN
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
 from detection.models.model import Model, from_columns, to_columns
 from detection.models.training_set import TrainingSet
-from detection.training import run, transformer
+from detection.training import run
 from detection.training.run import TrainingError, _Report, _rings, _Run
-from detection.training.transformer import fit_transformer
-from detection.transformer import FIRST, UNSEEN
 from tests.detection.streams import TEMPLATES, habits, lesson, quietly, stream, trained
 
 

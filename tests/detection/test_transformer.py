@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detection import network
-from detection.transformer import (
+from detection.members.transformer import network
+from detection.members.transformer.scoring import (
     CONTINUED,
     END,
     FIRST,

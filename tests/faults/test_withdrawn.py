@@ -112,7 +112,7 @@ def test_without_withdrawing_it_every_line_is_lost(trained: Vigild) -> None:
 def failing_once_there_is(gate: Path) -> str:
     return f"""
 from pathlib import Path
-from detection.members.transformer import Transformer
+from detection.members.transformer.member import Transformer
 scores = Transformer.scores
 def failing(self, view, standing):
     if Path({str(gate)!r}).exists():

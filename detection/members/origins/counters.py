@@ -39,8 +39,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.columns.state import Columns, State, joined, part
-from detection.members.background import COUNTERS, DAY, SHARE, Background
-from detection.members.counting import (
+from detection.members.origins.background import COUNTERS, DAY, SHARE, Background
+from detection.members.origins.counting import (
     DAY_MINUTES,
     LONGEST_PAST,
     MINUTE_SECONDS,

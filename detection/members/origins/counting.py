@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.columns.runs import repeat_per_row, running_max, running_or, running_sum
-from detection.members.background import COUNTERS, DAY, SHARE, Bins, count_bin, distinct, share_bin
+from detection.members.origins.background import COUNTERS, DAY, SHARE, Bins, count_bin, distinct, share_bin
 
 MINUTE_SECONDS = 60.0
 MINUTES = 30  # in the long window

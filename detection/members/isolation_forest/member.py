@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.forest import Forest
-from detection.members.features import judged
+from detection.members.isolation_forest.features import judged
+from detection.members.isolation_forest.scoring import Forest
 from detection.members.member import Lesson, Part
 from detection.members.view import Floats, Standing, View
 
@@ -30,6 +30,8 @@ class IsolationForest:
 
     @classmethod
     def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
-        from detection.training.forest import fit_forest  # scikit-learn stays out of the daemon's process
+        from detection.members.isolation_forest.fitting import (
+            fit_forest,  # scikit-learn stays out of the daemon's process
+        )
 
         return fit_forest(lesson)

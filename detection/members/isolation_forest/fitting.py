@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest
 
 from detection.columns.runs import repeat_per_row
-from detection.forest import Forest
-from detection.members.features import features, judged
+from detection.members.isolation_forest.features import features, judged
+from detection.members.isolation_forest.scoring import Forest
 from detection.members.member import Lesson
 from detection.members.view import whole_sessions
 
@@ -45,7 +45,7 @@ def fit_forest(lesson: Lesson) -> dict[str, NDArray[Any]]:
 
 
 def forest_columns(forest: IsolationForest) -> dict[str, NDArray[np.generic]]:
-    """A fitted scikit-learn forest as the columns of `detection.forest`."""
+    """A fitted scikit-learn forest as the columns of `detection.members.isolation_forest.scoring`."""
     trees = [estimator.tree_ for estimator in forest.estimators_]
     depth = max(tree.max_depth for tree in trees)
     feature = np.zeros((len(trees), (1 << depth) - 1), dtype=np.int8)

@@ -1,4 +1,4 @@
-"""The largest surprise of the causal transformer in the session, its end included (see `detection.transformer`)."""
+"""The largest surprise of the causal transformer in the session, its end included (see `detection.members.transformer.scoring`)."""
 
 from typing import Any, ClassVar
 
@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.members.member import Lesson, Part
+from detection.members.transformer.scoring import SequenceModel
 from detection.members.view import Floats, Standing, View
-from detection.transformer import SequenceModel
 
 
 class Transformer:
@@ -31,6 +31,8 @@ class Transformer:
 
     @classmethod
     def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
-        from detection.training.transformer import fit_transformer  # training code stays out of the daemon's process
+        from detection.members.transformer.fitting import (
+            fit_transformer,  # training code stays out of the daemon's process
+        )
 
         return fit_transformer(lesson)

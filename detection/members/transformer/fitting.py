@@ -12,9 +12,9 @@ from torch import Tensor
 
 from detection.columns.state import Columns, State, joined, part
 from detection.members.member import Lesson, Part
+from detection.members.transformer.network import hidden, initial, logits
+from detection.members.transformer.scoring import CONTEXT, FIRST, UNSEEN, Plan, tokenised
 from detection.models.training_set import TrainingSet
-from detection.network import hidden, initial, logits
-from detection.transformer import CONTEXT, FIRST, UNSEEN, Plan, tokenised
 
 STEP_TOKENS = 2048
 LINES_PER_STEP = 60

@@ -1,0 +1,1 @@
+"""The Isolation Forest over the other members' scores: the member, its scoring, its fitting."""

@@ -1,0 +1,1 @@
+"""What each client did lately, counted over log time; scans, floods and brute force show here."""
