@@ -28,7 +28,7 @@ from actors.lines import Recognise, Source
 from actors.places import Places
 from actors.sequencer import Chunk
 from detection.frames import Segment
-from detection.sources import LivingSource
+from detection.sessions.connections import LivingSource
 
 CHUNK_BYTES = 256 * 1024
 MAX_CONNECTIONS = 1024

@@ -21,7 +21,7 @@ from socket import SOL_SOCKET, socketpair
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # numpy comes with it, which `vigilctl doctor` does without
-    from detection.sources import LivingSource
+    from detection.sessions.connections import LivingSource
 
 SO_PEEK_OFF = 42  # not in Python's socket module; the same on every architecture we know but sparc and parisc
 PARITY_BIT = 30

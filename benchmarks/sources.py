@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.clock import LogClock
 from detection.formats.kinds import parse, recognise
 from detection.members.origins.counters import SourceCounters
 from detection.members.origins.lines import sources_of, things_of, troubles
+from detection.sessions.log_clock import LogClock
 
 ALPHAS = (0.001, 0.005)
 BATCH_LINES = 4096

@@ -14,8 +14,8 @@ from daemon.reading import Reading
 from detection.columns.state import Columns, OtherVersionError, of_this_version, part
 from detection.columns.upgrades import STATES
 from detection.frames import LinesFrame, SettingsFrame, SkipFrame, WithdrawnFrame, decode
+from detection.sessions.connections import LivingSource, LivingSources
 from detection.settings import DetectionSettings, RuleText
-from detection.sources import LivingSource, LivingSources
 from persistence.directory import StoreError
 from persistence.model_file import ModelFile
 from persistence.preamble import NewerFormatError

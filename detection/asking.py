@@ -12,7 +12,6 @@ from detection.ensemble import Ensemble, Judgement
 from detection.explaining import LINES_SHOWN, evidence_shown, explained, source_shown, value_shown
 from detection.formats.fields import Fields
 from detection.formats.kinds import parse, recognise
-from detection.intake import KeyPattern, match_rules, session_key
 from detection.known import KnownCauses
 from detection.members.failing import asked
 from detection.members.origins.counters import SourceCounters
@@ -22,9 +21,10 @@ from detection.members.registry import NAMES
 from detection.members.view import Carry, Standing, View, counted
 from detection.outcomes import ATTACK, NORMAL, NOVEL, VERDICTS, severity_score
 from detection.reasons import Reasons, muted
-from detection.recent import RecentLines
 from detection.rules.engine import RuleSet
-from detection.sessions import SessionTable
+from detection.sessions.intake import KeyPattern, match_rules, session_key
+from detection.sessions.recent_lines import RecentLines
+from detection.sessions.table import SessionTable
 from detection.settings import DetectionSettings
 from detection.templates.table import TemplateTable
 from detection.verdicts import finite, shown, shown_key, shown_session

@@ -24,7 +24,6 @@ from detection.alerting import Alerting, Lines
 from detection.asking import Opinion
 from detection.calibration import alpha_for
 from detection.causes import rule_causes
-from detection.clock import LogClock
 from detection.columns.state import Columns, State, joined, of_this_version, part
 from detection.columns.upgrades import STATES
 from detection.ensemble import Ensemble, members_of, resting
@@ -50,7 +49,6 @@ from detection.frames import (
 )
 from detection.history import VOUCHED, History
 from detection.incidents import Incidents
-from detection.intake import Intake, KeyPattern, Reading, read_lines, take_in
 from detection.judging import Batch, Closings, Judged, closed_as_they_are, judge
 from detection.known import Answer, KnownCauses
 from detection.labels import bad_and_flagged
@@ -61,13 +59,15 @@ from detection.members.registry import NAMES
 from detection.models.generations import Generations
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
-from detection.rate import SessionRate
-from detection.recent import RecentLines
 from detection.rules.engine import Hits, RuleSet
 from detection.schedule import Progress, Schedule
-from detection.sessions import Cut, SessionTable, cut
+from detection.sessions.connections import LivingSource, LivingSources
+from detection.sessions.intake import Intake, KeyPattern, Reading, read_lines, take_in
+from detection.sessions.log_clock import LogClock
+from detection.sessions.rate import SessionRate
+from detection.sessions.recent_lines import RecentLines
+from detection.sessions.table import Cut, SessionTable, cut
 from detection.settings import DetectionSettings, RuleText
-from detection.sources import LivingSource, LivingSources
 from detection.summary import Summary, Withdrawn, exported, loaded
 from detection.templates.table import TemplateTable
 from detection.verdicts import Verdicts, rows_of

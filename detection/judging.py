@@ -22,7 +22,7 @@ from detection.members.transformer.scoring import window_start
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.members.view import Carry, Standing, View, counted
 from detection.reasons import Reasons, muted
-from detection.sessions import WINDOW_TOKENS, Cut, SessionTable
+from detection.sessions.table import WINDOW_TOKENS, Cut, SessionTable
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from detection.causes import NEW, SHAPE, SOURCE, VALUE, Causes, new_causes, shape_causes, source_causes, value_causes
 from detection.columns.runs import first_true, repeat_per_row
 from detection.ensemble import Ensemble, Judgement
-from detection.intake import session_key
 from detection.known import KnownCauses
 from detection.members.registry import NAMES
 from detection.members.view import CLOSING, COUNT_BUCKETS, Ints, Standing, View
 from detection.outcomes import ANOMALY, NOVEL
+from detection.sessions.intake import session_key
 
 _VALUES, _SOURCES = NAMES.index("values"), NAMES.index("sources")
 

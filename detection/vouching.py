@@ -5,11 +5,11 @@ sessions. What they share with the stream is what they are there for: templates,
 the history that the next model is trained on. They exist from the first vouched line to the end of the file.
 """
 
-from detection.clock import LogClock
 from detection.columns.state import Columns, State, joined, part
 from detection.members.origins.counters import SourceCounters
-from detection.sessions import SessionTable
-from detection.sources import LivingSources
+from detection.sessions.connections import LivingSources
+from detection.sessions.log_clock import LogClock
+from detection.sessions.table import SessionTable
 
 CAPACITY = 1 << 14
 _FIRST_SERIAL = -(1 << 62)  # apart from those of the stream's sessions

@@ -20,7 +20,7 @@ from actors.kept import SO_PEEK_OFF, Keeper, marks_work, set_mark
 from actors.places import CALM_SECONDS, SILENT_SECONDS
 from actors.sequencer import Chunk
 from detection.frames import Segment
-from detection.sources import LivingSource, LivingSources
+from detection.sessions.connections import LivingSource, LivingSources
 
 
 @dataclass

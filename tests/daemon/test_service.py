@@ -30,7 +30,7 @@ from daemon.vouching import ABANDONED_SECONDS, Vouching
 from detection.columns.state import joined
 from detection.detector import Detector
 from detection.frames import Sequenced, VouchedFrame, decode
-from detection.sources import LivingSources
+from detection.sessions.connections import LivingSources
 from detection.summary import Summary, Withdrawn
 from detection.templates.table import TemplateTable
 from persistence.columns import Columns, Value

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detection.clock import AGREEING_LINES, AHEAD_SECONDS_ALLOWED, LogClock, from_the_future
+from detection.sessions.log_clock import AGREEING_LINES, AHEAD_SECONDS_ALLOWED, LogClock, from_the_future
 
 RECEIVED = 1_790_000_000.0
 

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detection import clock, known, labels
+from detection import known, labels
 from detection.causes import shape_causes
 from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import FlushFrame, Segment, VouchedFrame
 from detection.reasons import Reasons
-from detection.sessions import LONGEST_SESSION, SessionTable
+from detection.sessions import log_clock as clock
+from detection.sessions.table import LONGEST_SESSION, SessionTable
 from detection.settings import AlarmSettings, SessionSettings
 from detection.templates.table import TemplateTable
 from detection.training import run

@@ -3,8 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detection import recent as module
-from detection.recent import RecentLines
+from detection.sessions import recent_lines as module
+from detection.sessions.recent_lines import RecentLines
 
 
 def of(serial: int, lines: int) -> NDArray[np.int64]:

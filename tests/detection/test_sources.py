@@ -2,7 +2,7 @@ import pytest
 
 from detection.columns.state import digest
 from detection.frames import Segment
-from detection.sources import LivingSource, LivingSources
+from detection.sessions.connections import LivingSource, LivingSources
 
 
 def segment(source: str, data: bytes, *, last: bool = False, full: bool = False, parity: int = 0) -> Segment:

@@ -8,7 +8,6 @@ import numpy as np
 import re2
 from numpy.typing import NDArray
 
-from detection.clock import from_the_future
 from detection.formats.fields import Fields
 from detection.formats.kinds import parse, parse_each
 from detection.formats.requests import request_targets
@@ -17,8 +16,9 @@ from detection.members.failing import asked
 from detection.members.origins.lines import sources_of, things_of, troubles
 from detection.members.parameter_values import Strangest, ValueModel, Values, values_of
 from detection.rules.engine import Hits, RuleSet
-from detection.sessions import KEY_BYTES
-from detection.sources import LivingSources
+from detection.sessions.connections import LivingSources
+from detection.sessions.log_clock import from_the_future
+from detection.sessions.table import KEY_BYTES
 from detection.templates.table import TemplateTable
 
 HALF_A_YEAR_SECONDS = 182 * 86_400.0

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.clock import LEAP_SECONDS_ALLOWED
 from detection.columns.runs import rank_in_run
 from detection.columns.state import Columns, State
 from detection.members.registry import NAMES
 from detection.members.view import COUNT_BUCKETS
+from detection.sessions.log_clock import LEAP_SECONDS_ALLOWED
 
 CAPACITY = 1 << 16
 KEY_BYTES = 65
