@@ -9,7 +9,7 @@ import msgspec
 
 from actors.alerts import id_key
 from daemon.control import ControlError
-from detection import causes
+from detection.causes import fingerprints as causes
 from detection.templates.table import MAX_ID, OTHER
 from persistence.jsonl import last_records
 
@@ -18,7 +18,7 @@ SEARCHED_BYTES = 64 << 20  # of alerts.jsonl, from its end: about a hundred thou
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """The cause of an alert, as `detection.causes` has it, the template that it hangs on, 0: on none, and the shapes
+    """The cause of an alert, as `detection.causes.fingerprints` has it, the template that it hangs on, 0: on none, and the shapes
     that "normal" holds for, too."""
 
     cause: int

@@ -32,8 +32,8 @@ from daemon.models import earlier_model, listed
 from daemon.reading import Reading
 from daemon.settings import Settings, SettingsError
 from daemon.vouching import Vouching
-from detection import causes
-from detection.causes import KINDS
+from detection.causes import fingerprints as causes
+from detection.causes.fingerprints import KINDS
 from detection.columns.state import OtherVersionError
 from detection.frames import FeedbackFrame, FlushFrame, Frame, RestoreFrame, SettingsFrame, VouchedFrame
 from detection.models.model import Model

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.causes import RULE, in_words, source_causes
+from detection.causes.fingerprints import RULE, in_words, source_causes
 from detection.ensemble import Ensemble
 from detection.explaining import LINES_SHOWN, evidence_shown, explained, source_shown, value_shown
 from detection.incidents import Incidents

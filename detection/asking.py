@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes import KINDS, NONE, RULE, in_words, rule_causes
+from detection.causes.fingerprints import KINDS, NONE, RULE, in_words, rule_causes
+from detection.causes.known import KnownCauses
 from detection.ensemble import Ensemble, Judgement
 from detection.explaining import LINES_SHOWN, evidence_shown, explained, source_shown, value_shown
 from detection.formats.fields import Fields
 from detection.formats.kinds import parse, recognise
-from detection.known import KnownCauses
 from detection.members.failing import asked
 from detection.members.origins.counters import SourceCounters
 from detection.members.origins.lines import sources_of, things_of, troubles

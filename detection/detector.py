@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from detection.alerting import Alerting, Lines
 from detection.asking import Opinion
 from detection.calibration import alpha_for
-from detection.causes import rule_causes
+from detection.causes.fingerprints import rule_causes
+from detection.causes.known import Answer, KnownCauses
 from detection.columns.state import Columns, State, joined, of_this_version, part
 from detection.columns.upgrades import STATES
 from detection.ensemble import Ensemble, members_of, resting
@@ -50,7 +51,6 @@ from detection.frames import (
 from detection.history import VOUCHED, History
 from detection.incidents import Incidents
 from detection.judging import Batch, Closings, Judged, closed_as_they_are, judge
-from detection.known import Answer, KnownCauses
 from detection.labels import bad_and_flagged
 from detection.members.failing import MemberError, asked
 from detection.members.origins.counters import SourceCounters

@@ -18,7 +18,7 @@ in the order of their last alerts:
     last_line, last_k   int64 [k]     id of its last alert
     first_time, last_time float64 [k] log time
     count               int64 [k]     its alerts
-    kind                uint8 [k]     of its cause, see `detection.causes`
+    kind                uint8 [k]     of its cause, see `detection.causes.fingerprints`
     cause, source       uint64 [k]    what it goes by; source 0: none
     by_cause, by_source bool [k]      whether it still does, or a later one took that over
     exempt, digest      bool [k]
@@ -38,8 +38,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes import KINDS, WHAT_BYTES, clipped
-from detection.causes import shown as shown_cause
+from detection.causes.fingerprints import KINDS, WHAT_BYTES, clipped
+from detection.causes.fingerprints import shown as shown_cause
 from detection.columns.state import Columns, State
 
 CAPACITY = 4096

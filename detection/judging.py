@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection import history as flag
-from detection.causes import SHAPE, source_causes
+from detection.causes.fingerprints import SHAPE, source_causes
+from detection.causes.known import KnownCauses
 from detection.columns.runs import first_true, rank_in_run, repeat_per_row
 from detection.ensemble import Ensemble, Judgement
 from detection.history import History
-from detection.known import KnownCauses
 from detection.members.registry import NAMES
 from detection.members.transformer.scoring import window_start
 from detection.members.view import CLOSING as CLOSING_TEMPLATE

@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes import new_causes, shape_causes, value_causes
+from detection.causes.fingerprints import new_causes, shape_causes, value_causes
+from detection.causes.known import KnownCauses
 from detection.columns.runs import repeat_per_row
 from detection.history import Sequences
-from detection.known import KnownCauses
 from detection.members.view import COUNT_BUCKETS, counted
 
 Bools = NDArray[np.bool_]

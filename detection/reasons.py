@@ -10,10 +10,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes import NEW, SHAPE, SOURCE, VALUE, Causes, new_causes, shape_causes, source_causes, value_causes
+from detection.causes.fingerprints import (
+    NEW,
+    SHAPE,
+    SOURCE,
+    VALUE,
+    Causes,
+    new_causes,
+    shape_causes,
+    source_causes,
+    value_causes,
+)
+from detection.causes.known import KnownCauses
 from detection.columns.runs import first_true, repeat_per_row
 from detection.ensemble import Ensemble, Judgement
-from detection.known import KnownCauses
 from detection.members.registry import NAMES
 from detection.members.view import CLOSING, COUNT_BUCKETS, Ints, Standing, View
 from detection.outcomes import ANOMALY, NOVEL

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes import KINDS, NEW, RULE, SOURCE
-from detection.causes import shown as shown_cause
+from detection.causes.fingerprints import KINDS, NEW, RULE, SOURCE
+from detection.causes.fingerprints import shown as shown_cause
 from detection.ensemble import Ensemble
 from detection.incidents import Grouped
 from detection.judging import Batch, Closings, LineStates

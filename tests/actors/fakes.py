@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from detection.causes import KINDS, shown
+from detection.causes.fingerprints import KINDS, shown
 from detection.columns.state import Columns, State
 from detection.frames import (
     FeedbackFrame,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from detection.causes import KINDS
+from detection.causes.fingerprints import KINDS
 from detection.frames import FeedbackFrame, FlushFrame, LinesFrame, ModelFrame, Segment
 from detection.models.model import Model
 from detection.settings import AlarmSettings, SessionSettings

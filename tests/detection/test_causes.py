@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detection import causes
-from detection.causes import NEW, RULE, SHAPE, SOURCE, VALUE
+from detection.causes import fingerprints as causes
+from detection.causes.fingerprints import NEW, RULE, SHAPE, SOURCE, VALUE
 
 
 def ids(*numbers: int) -> NDArray[np.int32]:

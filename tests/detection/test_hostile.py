@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detection import known, labels
-from detection.causes import shape_causes
+from detection import labels
+from detection.causes import known
+from detection.causes.fingerprints import shape_causes
 from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import FlushFrame, Segment, VouchedFrame

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detection import incidents as module
-from detection.causes import NEW, SOURCE, WHAT_BYTES
+from detection.causes.fingerprints import NEW, SOURCE, WHAT_BYTES
 from detection.columns.state import digest
 from detection.incidents import DAY_SECONDS, WINDOW_SECONDS, Grouped, Incidents
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detection import known as module
-from detection.causes import NEW, SHAPE
+from detection.causes import known as module
+from detection.causes.fingerprints import NEW, SHAPE
+from detection.causes.known import ADMITTED_KEYS, ANSWERS, LONGEST_RING, NOTE_BYTES, RING, Answer, KnownCauses
 from detection.columns.state import digest
-from detection.known import ADMITTED_KEYS, ANSWERS, LONGEST_RING, NOTE_BYTES, RING, Answer, KnownCauses
 
 
 def causes(*numbers: int) -> NDArray[np.uint64]:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from detection import known
-from detection.causes import new_causes
+from detection.causes import known
+from detection.causes.fingerprints import new_causes
 from detection.columns.state import State
 from detection.detector import Detector
 from detection.frames import Segment, SettingsFrame, VouchedFrame

@@ -1,0 +1,1 @@
+"""Causes: what an alert is about, as a number, and which of them are known to be normal."""
