@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from detection.ensemble import Ensemble
 from detection.members.isolation_forest.features import judged
 from detection.members.isolation_forest.scoring import Forest
 from detection.members.registry import NAMES
@@ -28,6 +27,7 @@ from detection.members.transformer.scoring import SequenceModel, window_start
 from detection.members.view import whole_sessions
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
+from detection.scoring.ensemble import Ensemble
 from detection.training.run import Progress, train
 
 IDLE_SECONDS = 60.0

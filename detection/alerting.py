@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from detection.causes.fingerprints import RULE, in_words, source_causes
-from detection.ensemble import Ensemble
 from detection.explaining import LINES_SHOWN, evidence_shown, explained, source_shown, value_shown
 from detection.incidents import Incidents
-from detection.judging import Judged
 from detection.members.failing import asked
 from detection.members.origins.counters import SourceCounters
 from detection.members.parameter_values import ValueModel
 from detection.rules.engine import RuleSet
+from detection.scoring.ensemble import Ensemble
+from detection.scoring.judging import Judged
 from detection.sessions.intake import Reading
 from detection.sessions.recent_lines import RecentLines
 from detection.templates.table import TemplateTable

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from detection.causes.fingerprints import KINDS, NONE, RULE, in_words, rule_causes
 from detection.causes.known import KnownCauses
-from detection.ensemble import Ensemble, Judgement
 from detection.explaining import LINES_SHOWN, evidence_shown, explained, source_shown, value_shown
 from detection.formats.fields import Fields
 from detection.formats.kinds import parse, recognise
@@ -19,9 +18,10 @@ from detection.members.origins.lines import sources_of, things_of, troubles
 from detection.members.parameter_values import Strangest, ValueModel, values_of
 from detection.members.registry import NAMES
 from detection.members.view import Carry, Standing, View, counted
-from detection.outcomes import ATTACK, NORMAL, NOVEL, VERDICTS, severity_score
-from detection.reasons import Reasons, muted
 from detection.rules.engine import RuleSet
+from detection.scoring.attribution import Reasons, muted
+from detection.scoring.ensemble import Ensemble, Judgement
+from detection.scoring.outcomes import ATTACK, NORMAL, NOVEL, VERDICTS, severity_score
 from detection.sessions.intake import KeyPattern, match_rules, session_key
 from detection.sessions.recent_lines import RecentLines
 from detection.sessions.table import SessionTable

@@ -22,12 +22,10 @@ from numpy.typing import NDArray
 
 from detection.alerting import Alerting, Lines
 from detection.asking import Opinion
-from detection.calibration import alpha_for
 from detection.causes.fingerprints import rule_causes
 from detection.causes.known import Answer, KnownCauses
 from detection.columns.state import Columns, State, joined, of_this_version, part
 from detection.columns.upgrades import STATES
-from detection.ensemble import Ensemble, members_of, resting
 from detection.frames import (
     FeedbackFrame,
     FlushFrame,
@@ -50,7 +48,6 @@ from detection.frames import (
 )
 from detection.history import VOUCHED, History
 from detection.incidents import Incidents
-from detection.judging import Batch, Closings, Judged, closed_as_they_are, judge
 from detection.labels import bad_and_flagged
 from detection.members.failing import MemberError, asked
 from detection.members.origins.counters import SourceCounters
@@ -61,6 +58,9 @@ from detection.models.model import Model
 from detection.models.training_set import TrainingSet
 from detection.rules.engine import Hits, RuleSet
 from detection.schedule import Progress, Schedule
+from detection.scoring.calibration import alpha_for
+from detection.scoring.ensemble import Ensemble, members_of, resting
+from detection.scoring.judging import Batch, Closings, Judged, closed_as_they_are, judge
 from detection.sessions.connections import LivingSource, LivingSources
 from detection.sessions.intake import Intake, KeyPattern, Reading, read_lines, take_in
 from detection.sessions.log_clock import LogClock

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from typing import Any
 
 from detection.columns.runs import repeat_per_row
-from detection.ensemble import Ensemble, Judgement
 from detection.members.origins.counters import SourceCounters
 from detection.members.parameter_values import Strangest
 from detection.members.registry import NAMES
 from detection.members.view import CLOSING, Standing, View
 from detection.rules.engine import Evidence
+from detection.scoring.ensemble import Ensemble, Judgement
 from detection.verdicts import shown
 
 LINES_SHOWN = 10

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from detection.causes.fingerprints import KINDS, NEW, RULE, SOURCE
 from detection.causes.fingerprints import shown as shown_cause
-from detection.ensemble import Ensemble
 from detection.incidents import Grouped
-from detection.judging import Batch, Closings, LineStates
 from detection.members.registry import NAMES
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
-from detection.outcomes import ATTACK, NOVEL, VERDICTS
 from detection.rules.engine import Hits
 from detection.rules.files import Rule
+from detection.scoring.ensemble import Ensemble
+from detection.scoring.judging import Batch, Closings, LineStates
+from detection.scoring.outcomes import ATTACK, NOVEL, VERDICTS
 from detection.templates.table import TemplateTable
 
 TEXT_BYTES = 8192

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.metrics import Bools, Floats, ranked
-from detection.calibration import combined
-from detection.ensemble import shares
 from detection.members.registry import MEMBERS
+from detection.scoring.calibration import combined
+from detection.scoring.ensemble import shares
 
 RULES = "rules"
 _FAMILY = {member.name: member.family for member in MEMBERS}

@@ -20,10 +20,8 @@ import sklearn
 import torch
 from numpy.typing import NDArray
 
-from detection.calibration import Ring, combined
 from detection.columns.runs import repeat_per_row
 from detection.columns.state import Columns, State, joined, part
-from detection.ensemble import p_of, shares
 from detection.members.member import Lesson, Member
 from detection.members.member import Progress as Fitting
 from detection.members.registry import MEMBERS, NAMES, OFTEN_SILENT
@@ -31,6 +29,8 @@ from detection.members.transformer.scoring import LARGEST_VOCABULARY
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
 from detection.models.model import UNFITTED, Model
 from detection.models.training_set import TrainingSet
+from detection.scoring.calibration import Ring, combined
+from detection.scoring.ensemble import p_of, shares
 from detection.training.promotion import anchor_of, bounded, refuse_worse
 
 FEWEST_SESSIONS = 20

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from detection.columns.state import Value
-from detection.ensemble import Ensemble
 from detection.members.member import Lesson
 from detection.members.registry import NAMES
 from detection.members.view import Floats, Standing, whole_sessions
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
+from detection.scoring.ensemble import Ensemble
 from detection.templates.table import TemplateTable
 from detection.training.run import Progress, train
 

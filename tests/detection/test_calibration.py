@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detection.calibration import SMALLEST_P, Ring, alpha_for, combined
-from detection.ensemble import p_of, score_at, shares
 from detection.members.registry import MEMBERS, NAMES
+from detection.scoring.calibration import SMALLEST_P, Ring, alpha_for, combined
+from detection.scoring.ensemble import p_of, score_at, shares
 
 EVEN = {k: np.full(k, 1 / k) for k in range(1, 7)}
 

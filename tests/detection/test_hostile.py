@@ -15,7 +15,7 @@ from detection.causes.fingerprints import shape_causes
 from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import FlushFrame, Segment, VouchedFrame
-from detection.reasons import Reasons
+from detection.scoring.attribution import Reasons
 from detection.sessions import log_clock as clock
 from detection.sessions.table import LONGEST_SESSION, SessionTable
 from detection.settings import AlarmSettings, SessionSettings

@@ -11,7 +11,7 @@ from detection.columns.state import State
 from detection.detector import Detector
 from detection.frames import Segment, SettingsFrame, VouchedFrame
 from detection.models.model import Model
-from detection.reasons import Reasons
+from detection.scoring.attribution import Reasons
 from detection.settings import AlarmSettings, LearningSettings
 from tests.detection.journal import Journal, replace_settings
 from tests.detection.simple import (

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from detection.causes.known import KnownCauses
 from detection.history import History
-from detection.judging import Batch, Closings, closed_as_they_are, judge
+from detection.scoring.judging import Batch, Closings, closed_as_they_are, judge
 from detection.sessions import table as sessions_module
 from detection.sessions.table import SessionTable, cut
 

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from detection.calibration import Ring
-from detection.ensemble import Ensemble
 from detection.members.member import Lesson, Part
 from detection.members.ngram import Ngram
 from detection.members.registry import MEMBERS, NAMES
@@ -19,6 +17,8 @@ from detection.members.transformer.scoring import FIRST, UNSEEN
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
 from detection.models.model import Model, from_columns, to_columns
 from detection.models.training_set import TrainingSet
+from detection.scoring.calibration import Ring
+from detection.scoring.ensemble import Ensemble
 from detection.training import run
 from detection.training.run import TrainingError, _Report, _rings, _Run
 from tests.detection.streams import TEMPLATES, habits, lesson, quietly, stream, trained

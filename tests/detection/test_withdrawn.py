@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from detection.columns.state import State, digest, part
 from detection.detector import Detector
-from detection.ensemble import Ensemble
 from detection.frames import Frame, LinesFrame, ModelFrame, ReturnedFrame, Segment, Sequenced, TickFrame
 from detection.members.counts import Counts
 from detection.members.failing import LONGEST_REASON, MemberError, asked
@@ -17,6 +16,7 @@ from detection.members.ngram import Ngram
 from detection.members.registry import NAMES
 from detection.members.view import whole_sessions
 from detection.models.model import Model
+from detection.scoring.ensemble import Ensemble
 from detection.verdicts import Verdicts
 from tests.detection.journal import RECEIVED, Journal
 from tests.detection.simple import CLOSE, NEW, OPEN, READ, fed, learned_by, session, simple, usual

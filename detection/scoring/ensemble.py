@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.calibration import Ring, combined
 from detection.members.failing import MemberError, asked
 from detection.members.isolation_forest.features import FEATURES, features
 from detection.members.member import Member
@@ -27,6 +26,7 @@ from detection.members.transformer.member import Transformer
 from detection.members.transformer.scoring import END, FIRST, UNSEEN
 from detection.members.view import CLOSING, Floats, Standing, View
 from detection.models.model import Model
+from detection.scoring.calibration import Ring, combined
 
 EXPECTED = 3
 PREDICTING = (Ngram.name, Transformer.name)

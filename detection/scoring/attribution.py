@@ -23,10 +23,10 @@ from detection.causes.fingerprints import (
 )
 from detection.causes.known import KnownCauses
 from detection.columns.runs import first_true, repeat_per_row
-from detection.ensemble import Ensemble, Judgement
 from detection.members.registry import NAMES
 from detection.members.view import CLOSING, COUNT_BUCKETS, Ints, Standing, View
-from detection.outcomes import ANOMALY, NOVEL
+from detection.scoring.ensemble import Ensemble, Judgement
+from detection.scoring.outcomes import ANOMALY, NOVEL
 from detection.sessions.intake import session_key
 
 _VALUES, _SOURCES = NAMES.index("values"), NAMES.index("sources")

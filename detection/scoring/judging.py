@@ -15,13 +15,13 @@ from detection import history as flag
 from detection.causes.fingerprints import SHAPE, source_causes
 from detection.causes.known import KnownCauses
 from detection.columns.runs import first_true, rank_in_run, repeat_per_row
-from detection.ensemble import Ensemble, Judgement
 from detection.history import History
 from detection.members.registry import NAMES
 from detection.members.transformer.scoring import window_start
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.members.view import Carry, Standing, View, counted
-from detection.reasons import Reasons, muted
+from detection.scoring.attribution import Reasons, muted
+from detection.scoring.ensemble import Ensemble, Judgement
 from detection.sessions.table import WINDOW_TOKENS, Cut, SessionTable
 
 Floats = NDArray[np.float64]

@@ -1,0 +1,1 @@
+"""From a batch of rows to scores, p-values, flags, and the cause of each flag."""
