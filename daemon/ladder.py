@@ -25,7 +25,7 @@ from typing import Generic, Protocol, TypeVar
 from detection.frames import Frame, SkipFrame, WithdrawnFrame, decode
 from detection.members.failing import MemberError, in_a_line
 from detection.members.registry import NAMES
-from detection.verdicts import Verdicts
+from detection.verdicts.records import Verdicts
 from persistence.segment import Entry
 
 # A member that failed on so many frames and then did not is not tried again when it fails the next time: each costs

@@ -12,7 +12,7 @@ from daemon.ladder import ApplyError, Replay
 from daemon.recovery import Fold, Recovered, Report
 from detection.detector import Detector
 from detection.frames import Sequenced, count_lines, encode
-from detection.verdicts import Verdicts
+from detection.verdicts.records import Verdicts
 from persistence.directory import StoreError
 from persistence.segment import Entry
 from persistence.store import Store

@@ -36,7 +36,7 @@ from detection.columns.upgrades import STATES
 from detection.detector import Detector, model_in
 from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, ReturnedFrame, Sequenced, decode
 from detection.models.model import Model, from_columns
-from detection.verdicts import Verdicts
+from detection.verdicts.records import Verdicts
 from persistence.directory import StoreError
 from persistence.disk import UnreadableError
 from persistence.model_file import ModelError

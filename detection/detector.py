@@ -20,8 +20,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.alerting import Alerting, Lines
-from detection.asking import Opinion
 from detection.causes.fingerprints import rule_causes
 from detection.causes.known import Answer, KnownCauses
 from detection.columns.state import Columns, State, joined, of_this_version, part
@@ -47,7 +45,6 @@ from detection.frames import (
     count_lines,
 )
 from detection.history import VOUCHED, History
-from detection.incidents import Incidents
 from detection.labels import bad_and_flagged
 from detection.members.failing import MemberError, asked
 from detection.members.origins.counters import SourceCounters
@@ -70,7 +67,10 @@ from detection.sessions.table import Cut, SessionTable, cut
 from detection.settings import DetectionSettings, RuleText
 from detection.summary import Summary, Withdrawn, exported, loaded
 from detection.templates.table import TemplateTable
-from detection.verdicts import Verdicts, rows_of
+from detection.verdicts.alerting import Alerting, Lines
+from detection.verdicts.incidents import Incidents
+from detection.verdicts.query import Opinion
+from detection.verdicts.records import Verdicts, rows_of
 from detection.vouching import Vouching
 
 CHUNK_LINES = 4096

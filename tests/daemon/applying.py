@@ -12,7 +12,7 @@ from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import Frame, Sequenced, SkipFrame, WithdrawnFrame, count_lines, encode
 from detection.models.model import Model
-from detection.verdicts import Verdicts
+from detection.verdicts.records import Verdicts
 from persistence.segment import Entry
 from persistence.store import Store, open_store
 

@@ -21,7 +21,7 @@ from detection.frames import (
     encode,
 )
 from detection.settings import DetectionSettings, SessionSettings
-from detection.verdicts import Verdicts
+from detection.verdicts.records import Verdicts
 from persistence.segment import Entry
 from tests.daemon.applying import Killed, Process, process
 

@@ -7,7 +7,7 @@ import pytest
 from daemon.finding import find
 from daemon.recovery import Report, recover
 from detection.frames import FeedbackFrame, Frame, LinesFrame, Segment, count_lines, encode
-from detection.verdicts import Verdicts
+from detection.verdicts.records import Verdicts
 from persistence.segment import Entry
 from persistence.store import open_store
 

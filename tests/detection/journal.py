@@ -9,7 +9,7 @@ from detection.detector import Detector
 from detection.frames import Frame, LinesFrame, Segment, Sequenced, SettingsFrame, count_lines
 from detection.models.model import Model
 from detection.settings import DetectionSettings, LearningSettings, RuleText
-from detection.verdicts import Verdicts
+from detection.verdicts.records import Verdicts
 
 RECEIVED = 1_700_100_000.0  # after all that the lines of tests are of
 WARMUP = 3000

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from detection.alerting import EXPLAINED_OF_A_BATCH, EXPLAINED_OF_AN_INCIDENT
 from detection.columns.state import State, digest
 from detection.detector import FEWEST_VALUES, Detector
 from detection.members.view import CLOSING
 from detection.models.model import Model
+from detection.verdicts.alerting import EXPLAINED_OF_A_BATCH, EXPLAINED_OF_AN_INCIDENT
 from tests.detection.journal import ATTACK, Journal, started
 from tests.detection.simple import CLOSE, NEW, OPEN, READ, RETRY, WRITE, alerts_of, fed, learn, line, session, usual
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detection import incidents as module
 from detection.causes.fingerprints import NEW, SOURCE, WHAT_BYTES
 from detection.columns.state import digest
-from detection.incidents import DAY_SECONDS, WINDOW_SECONDS, Grouped, Incidents
+from detection.verdicts import incidents as module
+from detection.verdicts.incidents import DAY_SECONDS, WINDOW_SECONDS, Grouped, Incidents
 
 
 @dataclass(frozen=True)

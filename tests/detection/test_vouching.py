@@ -10,7 +10,7 @@ from detection.detector import Detector
 from detection.frames import ModelFrame, Segment, SettingsFrame, VouchedFrame, decode, encode
 from detection.settings import LearningSettings
 from detection.training.run import train
-from detection.verdicts import Verdicts
+from detection.verdicts.records import Verdicts
 from tests.detection.journal import ATTACK, RECEIVED, Journal, replace_settings, started
 from tests.detection.simple import KEY, NEW, OPEN, alerts_of, fed, finished, learn, said, session, simple, taught, usual
 

@@ -17,7 +17,7 @@ from detection.members.registry import NAMES
 from detection.members.view import whole_sessions
 from detection.models.model import Model
 from detection.scoring.ensemble import Ensemble
-from detection.verdicts import Verdicts
+from detection.verdicts.records import Verdicts
 from tests.detection.journal import RECEIVED, Journal
 from tests.detection.simple import CLOSE, NEW, OPEN, READ, fed, learned_by, session, simple, usual
 from tests.detection.streams import habits, standing, stream

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from detection.causes.fingerprints import KINDS, NEW, RULE, SOURCE
 from detection.causes.fingerprints import shown as shown_cause
-from detection.incidents import Grouped
 from detection.members.registry import NAMES
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.rules.engine import Hits
@@ -18,6 +17,7 @@ from detection.scoring.ensemble import Ensemble
 from detection.scoring.judging import Batch, Closings, LineStates
 from detection.scoring.outcomes import ATTACK, NOVEL, VERDICTS
 from detection.templates.table import TemplateTable
+from detection.verdicts.incidents import Grouped
 
 TEXT_BYTES = 8192
 

@@ -23,7 +23,7 @@ from detection.members.registry import NAMES
 from detection.members.view import CLOSING, Standing, View
 from detection.rules.engine import Evidence
 from detection.scoring.ensemble import Ensemble, Judgement
-from detection.verdicts import shown
+from detection.verdicts.records import shown
 
 LINES_SHOWN = 10
 

@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 
 from detection.causes.fingerprints import RULE, in_words, source_causes
-from detection.explaining import LINES_SHOWN, evidence_shown, explained, source_shown, value_shown
-from detection.incidents import Incidents
 from detection.members.failing import asked
 from detection.members.origins.counters import SourceCounters
 from detection.members.parameter_values import ValueModel
@@ -17,7 +15,9 @@ from detection.scoring.judging import Judged
 from detection.sessions.intake import Reading
 from detection.sessions.recent_lines import RecentLines
 from detection.templates.table import TemplateTable
-from detection.verdicts import Alerted, Rows, shown, shown_key, shown_session
+from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explained, source_shown, value_shown
+from detection.verdicts.incidents import Incidents
+from detection.verdicts.records import Alerted, Rows, shown, shown_key, shown_session
 
 # An incident's first alerts are explained, and of one batch no more than this, those first that open an incident, as
 # they stand for it: a flood must not cost its time.

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from detection.causes.fingerprints import KINDS, NONE, RULE, in_words, rule_causes
 from detection.causes.known import KnownCauses
-from detection.explaining import LINES_SHOWN, evidence_shown, explained, source_shown, value_shown
 from detection.formats.fields import Fields
 from detection.formats.kinds import parse, recognise
 from detection.members.failing import asked
@@ -27,7 +26,8 @@ from detection.sessions.recent_lines import RecentLines
 from detection.sessions.table import SessionTable
 from detection.settings import DetectionSettings
 from detection.templates.table import TemplateTable
-from detection.verdicts import finite, shown, shown_key, shown_session
+from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explained, source_shown, value_shown
+from detection.verdicts.records import finite, shown, shown_key, shown_session
 
 NO_TEMPLATE = np.iinfo(np.int32).max  # of a line that fits none: asking makes no new ones, and it ends no session
 CLASSIC = ("isolation_forest", "transformer")  # the members that the answer names one by one, ready or not

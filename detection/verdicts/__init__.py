@@ -1,0 +1,1 @@
+"""What is said of lines and sessions: records, incidents, explanations, and answers to questions."""
