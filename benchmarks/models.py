@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
+from detection.learning.training import Progress, train
 from detection.members.isolation_forest.features import judged
 from detection.members.isolation_forest.scoring import Forest
 from detection.members.registry import NAMES
@@ -28,7 +29,6 @@ from detection.members.view import whole_sessions
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
 from detection.scoring.ensemble import Ensemble
-from detection.training.run import Progress, train
 
 IDLE_SECONDS = 60.0
 HDFS_NORMALS, HDFS_ANOMALIES = 558_223, 16_838  # of the full set

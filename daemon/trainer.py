@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from detection.columns.state import Columns, State
-    from detection.training.run import Progress
+    from detection.learning.training import Progress
 
 ORPHANED = 2
 NOTES_SECONDS = 2.0
@@ -51,10 +51,10 @@ def main(arguments: list[str]) -> int:
 
     # Only now: the numeric libraries start with one thread, and an orphan dies while importing, too.
     from detection.columns.state import OtherVersionError
+    from detection.learning.promotion import RefusedError
+    from detection.learning.training import TrainingError, train
     from detection.models.model import to_columns
     from detection.models.training_set import from_columns
-    from detection.training.promotion import RefusedError
-    from detection.training.run import TrainingError, train
     from persistence.disk import failure
     from persistence.model_file import write_model
     from persistence.preamble import NewerFormatError

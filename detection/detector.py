@@ -44,8 +44,10 @@ from detection.frames import (
     WithdrawnFrame,
     count_lines,
 )
-from detection.history import VOUCHED, History
-from detection.labels import bad_and_flagged
+from detection.learning.exclusions import bad_and_flagged
+from detection.learning.history import VOUCHED, History
+from detection.learning.schedule import Progress, Schedule
+from detection.learning.vouched import Vouching
 from detection.members.failing import MemberError, asked
 from detection.members.origins.counters import SourceCounters
 from detection.members.parameter_values import ValueModel
@@ -54,7 +56,6 @@ from detection.models.generations import Generations
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
 from detection.rules.engine import Hits, RuleSet
-from detection.schedule import Progress, Schedule
 from detection.scoring.calibration import alpha_for
 from detection.scoring.ensemble import Ensemble, members_of, resting
 from detection.scoring.judging import Batch, Closings, Judged, closed_as_they_are, judge
@@ -71,7 +72,6 @@ from detection.verdicts.alerting import Alerting, Lines
 from detection.verdicts.incidents import Incidents
 from detection.verdicts.query import Opinion
 from detection.verdicts.records import Verdicts, rows_of
-from detection.vouching import Vouching
 
 CHUNK_LINES = 4096
 ONLINE = ("values", "sources")  # members that learn with every line, whether or not there is a model

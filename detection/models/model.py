@@ -23,7 +23,7 @@ class Model:
 
     vocabulary   int32 [V], ascending: the template ids that have a token of their own; token = FIRST + index
     parts        each member's arrays, by `Member.part`; and "anchor": sessions that a later generation must not
-                 judge worse than this one does (`detection.training.promotion`)
+                 judge worse than this one does (`detection.learning.promotion`)
     templates    `TemplateTable.export()` at training time: a model without its state can still be used
     rings        float64 [n] ascending: scores of clean sessions, by a member that did not learn from them, at their
                  maximum, by member name; and "ensemble" for the combined statistic. A member without a ring is not

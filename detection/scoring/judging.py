@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection import history as flag
 from detection.causes.fingerprints import SHAPE, source_causes
 from detection.causes.known import KnownCauses
 from detection.columns.runs import first_true, rank_in_run, repeat_per_row
-from detection.history import History
+from detection.learning import history as flag
+from detection.learning.history import History
 from detection.members.registry import NAMES
 from detection.members.transformer.scoring import window_start
 from detection.members.view import CLOSING as CLOSING_TEMPLATE

@@ -27,8 +27,8 @@ def lines() -> list[bytes]:
 @pytest.fixture(scope="session")
 def model(lines: list[bytes]) -> "Model":
     """All members, trained for a short while on the first WARMUP lines."""
+    from detection.learning.training import train
     from detection.members.transformer import fitting as transformer
-    from detection.training.run import train
     from tests.detection.journal import RECEIVED, WARMUP, segment, started
 
     journal = started()

@@ -8,9 +8,9 @@ import numpy as np
 
 from detection.causes.fingerprints import KINDS
 from detection.frames import FeedbackFrame, FlushFrame, LinesFrame, ModelFrame, Segment
+from detection.learning.training import train
 from detection.models.model import Model
 from detection.settings import AlarmSettings, SessionSettings
-from detection.training.run import train
 from tests.detection.journal import RECEIVED, Journal, started
 
 BEGAN = 1_700_000_000

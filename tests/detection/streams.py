@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from detection.columns.state import Value
+from detection.learning.training import Progress, train
 from detection.members.member import Lesson
 from detection.members.registry import NAMES
 from detection.members.view import Floats, Standing, whole_sessions
@@ -13,7 +14,6 @@ from detection.models.model import Model
 from detection.models.training_set import TrainingSet
 from detection.scoring.ensemble import Ensemble
 from detection.templates.table import TemplateTable
-from detection.training.run import Progress, train
 
 TEMPLATES: dict[str, Value] = {
     **TemplateTable().export(),

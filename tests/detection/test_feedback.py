@@ -7,8 +7,8 @@ import pytest
 from detection.columns.state import State, digest
 from detection.detector import Detector
 from detection.frames import FeedbackFrame, LinesFrame, RefusedFrame, Sequenced
+from detection.learning import training as run
 from detection.models.model import Model
-from detection.training import run
 from tests.detection.journal import ATTACK, RECEIVED, Journal, segment, started
 from tests.detection.simple import (
     CLOSE,

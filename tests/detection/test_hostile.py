@@ -9,19 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detection import labels
 from detection.causes import known
 from detection.causes.fingerprints import shape_causes
 from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import FlushFrame, Segment, VouchedFrame
+from detection.learning import exclusions as labels
+from detection.learning import training as run
+from detection.learning.training import train
 from detection.scoring.attribution import Reasons
 from detection.sessions import log_clock as clock
 from detection.sessions.table import LONGEST_SESSION, SessionTable
 from detection.settings import AlarmSettings, SessionSettings
 from detection.templates.table import TemplateTable
-from detection.training import run
-from detection.training.run import train
 from tests.detection.journal import RECEIVED, Journal, started
 from tests.detection.simple import (
     BEGAN,

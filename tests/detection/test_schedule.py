@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from detection.frames import Studied
-from detection.schedule import REFRESH_LINES, Progress, Schedule
+from detection.learning.schedule import REFRESH_LINES, Progress, Schedule
 from detection.settings import LearningSettings
 
 LEARNING = LearningSettings(early_lines=5_000, warmup_lines=50_000, retrain_lines=20_000)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detection.causes.known import KnownCauses
-from detection.history import History
+from detection.learning.history import History
 from detection.scoring.judging import Batch, Closings, closed_as_they_are, judge
 from detection.sessions import table as sessions_module
 from detection.sessions.table import SessionTable, cut

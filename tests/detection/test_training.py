@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from detection.columns.state import digest
+from detection.learning.training import Progress, TrainingError, train
 from detection.members.isolation_forest.features import judged
 from detection.members.isolation_forest.scoring import Forest
 from detection.members.registry import NAMES
 from detection.models.model import Model, to_columns
 from detection.models.training_set import from_columns
-from detection.training.run import Progress, TrainingError, train
 from tests.detection.streams import TEMPLATES, habits, reached, standing, stream, trained
 
 TRANSFORMER = NAMES.index("transformer")

@@ -7,14 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detection.members.registry import NAMES
-from detection.members.transformer import network
-from detection.members.transformer.member import Transformer
-from detection.members.transformer.scoring import FIRST
-from detection.members.view import Floats, Standing, View, whole_sessions
-from detection.models.model import Model
-from detection.training import promotion, run
-from detection.training.promotion import (
+from detection.learning import promotion
+from detection.learning import training as run
+from detection.learning.promotion import (
     ANCHOR_LINES,
     ANCHOR_SESSIONS,
     LARGEST_MOVE,
@@ -23,6 +18,12 @@ from detection.training.promotion import (
     bounded,
     refuse_worse,
 )
+from detection.members.registry import NAMES
+from detection.members.transformer import network
+from detection.members.transformer.member import Transformer
+from detection.members.transformer.scoring import FIRST
+from detection.members.view import Floats, Standing, View, whole_sessions
+from detection.models.model import Model
 from tests.detection.streams import habits, quietly, stream, trained
 
 ALL = np.ones(60, np.bool_)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from detection.columns.state import Columns, State, digest
+from detection.learning import promotion
+from detection.learning.training import Progress, train
 from detection.members.transformer import fitting as transformer
 from detection.models.model import Model, to_columns
 from detection.models.training_set import TrainingSet
-from detection.training import promotion
-from detection.training.run import Progress, train
 from persistence.training_files import read_partial, write_input, write_partial
 from tests.detection.streams import habits, stream, trained
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from detection.learning import training as run
+from detection.learning.training import TrainingError, _Report, _rings, _Run
 from detection.members.member import Lesson, Part
 from detection.members.ngram import Ngram
 from detection.members.registry import MEMBERS, NAMES
@@ -19,8 +21,6 @@ from detection.models.model import Model, from_columns, to_columns
 from detection.models.training_set import TrainingSet
 from detection.scoring.calibration import Ring
 from detection.scoring.ensemble import Ensemble
-from detection.training import run
-from detection.training.run import TrainingError, _Report, _rings, _Run
 from tests.detection.streams import TEMPLATES, habits, lesson, quietly, stream, trained
 
 
@@ -278,7 +278,7 @@ def test_a_later_generation_sees_old_sessions_as_often_as_new_ones(
 def test_one_like_the_one_before_takes_its_place_with_its_anchor(habitual: Model) -> None:
     data = stream(habits(100, 2), previous=habitual)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detection.training.promotion.WORSE_ALLOWED", 2.0)
+        patch.setattr("detection.learning.promotion.WORSE_ALLOWED", 2.0)
         model = run.train(data, progress=quietly)
     assert set(model.parts) >= {"anchor", "transformer"}
     for name, array in habitual.parts["anchor"].items():

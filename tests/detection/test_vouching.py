@@ -8,8 +8,8 @@ import pytest
 from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import ModelFrame, Segment, SettingsFrame, VouchedFrame, decode, encode
+from detection.learning.training import train
 from detection.settings import LearningSettings
-from detection.training.run import train
 from detection.verdicts.records import Verdicts
 from tests.detection.journal import ATTACK, RECEIVED, Journal, replace_settings, started
 from tests.detection.simple import KEY, NEW, OPEN, alerts_of, fed, finished, learn, said, session, simple, taught, usual

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from detection.columns.runs import repeat_per_row
 from detection.columns.state import Columns, State, joined, part
+from detection.learning.promotion import anchor_of, bounded, refuse_worse
 from detection.members.member import Lesson, Member
 from detection.members.member import Progress as Fitting
 from detection.members.registry import MEMBERS, NAMES, OFTEN_SILENT
@@ -31,7 +32,6 @@ from detection.models.model import UNFITTED, Model
 from detection.models.training_set import TrainingSet
 from detection.scoring.calibration import Ring, combined
 from detection.scoring.ensemble import p_of, shares
-from detection.training.promotion import anchor_of, bounded, refuse_worse
 
 FEWEST_SESSIONS = 20
 FEWEST_TO_CALIBRATE = 200  # sessions in which a member spoke that is often silent

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from detection.causes.fingerprints import new_causes, shape_causes, value_causes
 from detection.causes.known import KnownCauses
 from detection.columns.runs import repeat_per_row
-from detection.history import Sequences
+from detection.learning.history import Sequences
 from detection.members.view import COUNT_BUCKETS, counted
 
 Bools = NDArray[np.bool_]

@@ -1,1 +1,0 @@
-"""Training, in a process of its own: sessions in, a model generation out (`run.train`)."""
