@@ -23,7 +23,7 @@ import numpy as np
 from actors.sequencer import FRAME_BYTES
 from benchmarks.end_to_end import read_lines
 from benchmarks.running import QUICK, Vigild
-from daemon.finding import find
+from daemon.startup.scan import find
 from detection.frames import Frame, LinesFrame, ModelFrame, Segment, count_lines, encode
 from persistence.model_file import generation_of, write_model
 from persistence.segment import Entry

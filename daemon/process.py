@@ -33,7 +33,6 @@ from actors.scoring import Scoring, Verdicts, run_scoring
 from actors.sequencer import Request, Sequencer, run_sequencer, submit
 from actors.training import TrainingStatus, run_training
 from daemon.api.app import create_app
-from daemon.finding import Found, find
 from daemon.listeners import ListenError, Listeners, inherit, open_listeners, room_for_connections
 from daemon.memory import keep_freed_buffers
 from daemon.notify import Notifier
@@ -41,6 +40,7 @@ from daemon.places import make_private, runtime_directory
 from daemon.server import run_server
 from daemon.service import Running, Service
 from daemon.settings import Settings, SettingsError, load, read_rules
+from daemon.startup.scan import Found, find
 from detection.frames import Frame, ModelFrame, Sequenced, SettingsFrame
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
@@ -52,7 +52,7 @@ from persistence.jsonl import JsonlWriter, open_jsonl
 from persistence.store import Store, open_store
 
 if TYPE_CHECKING:
-    from daemon.recovery import Recovered
+    from daemon.startup.replay import Recovered
 
 STATUS_SECONDS = 10.0
 ALIVE_SECONDS = 2.0  # how often recovery tells the service manager that it goes on
@@ -324,7 +324,7 @@ class _Daemon:
         verdicts: "trio.MemorySendChannel[Verdicts]",
     ) -> Running:
         """The actors' shared parts, around the recovered state."""
-        from daemon.poison import ReadBack
+        from daemon.startup.read_back import ReadBack
         from detection.columns.state import digest
         from detection.detector import model_in
 
@@ -364,7 +364,7 @@ class _Daemon:
         self, background: trio.Nursery, running: Running, listening: trio.Event, known_through: int
     ) -> None:
         """Train, answer. Who waits here is cancelled at the stop, as is `background`."""
-        from daemon.recovery import adopt_model
+        from daemon.startup.replay import adopt_model
         from daemon.trainer import program
 
         # Before there is a clone of `requests`: nobody would close it if this were cancelled, and the stop would wait.
@@ -429,7 +429,7 @@ class _Daemon:
             import torch  # a second and more, while lines are taken already
 
             torch.set_num_threads(1)
-            from daemon.recovery import recover
+            from daemon.startup.replay import recover
 
             return recover(self._store, found, deliver, tell, say)
 

@@ -29,8 +29,8 @@ from daemon.control import ControlError
 from daemon.degraded import Reason, reasons
 from daemon.feedback import about, find_record
 from daemon.models import earlier_model, listed
-from daemon.reading import Reading
 from daemon.settings import Settings, SettingsError
+from daemon.startup.progress import Reading
 from daemon.vouching import Vouching
 from detection.causes import fingerprints as causes
 from detection.causes.fingerprints import KINDS
@@ -48,7 +48,7 @@ from persistence.snapshot import SnapshotError
 from persistence.store import SnapshotInfo, Store
 
 if TYPE_CHECKING:
-    from daemon.recovery import Report
+    from daemon.startup.replay import Report
 
 T = TypeVar("T")
 
@@ -411,7 +411,7 @@ class Service:
         return {"name": name, "pinned": pinned}
 
     async def restore_snapshot(self, name: str) -> dict[str, Any]:
-        from daemon.recovery import load_knowledge
+        from daemon.startup.replay import load_knowledge
 
         running = self._ready()
         store = running.store

@@ -21,7 +21,7 @@ before it is applied, so this module's encoding is a file format:
                                                  where they would not fail. Journal format 2
     returned {"type": "returned", "members": [name, ...]}    these were withdrawn and judge again. Journal format 2
 
-Who replays a journal looks for its skip and withdrawn frames first (`daemon.finding`), for they come after the
+Who replays a journal looks for its skip and withdrawn frames first (`daemon.startup.scan`), for they come after the
 frames that they are about. A withdrawal holds until the next frame that brings the member back, which is a `returned`
 that names it, a `model`, or a `restore`; where that is the very frame `seq`, it does not bring it back.
 

@@ -4,7 +4,7 @@ A layout is which columns there are, by part (`state.layouts`). Every released o
 column "format". Whoever reads a state or a model goes through `STATES.upgraded` or `MODELS.upgraded`: an older one
 is brought to today's columns step by step, a newer one is refused, and so is one whose columns are not those of its
 number (it is damaged, or was written between two releases). States of every number can be brought to today's; a
-model need not be: `daemon.recovery` sets one that cannot aside, and it is trained again.
+model need not be: `daemon.startup.replay` sets one that cannot aside, and it is trained again.
 
 To change columns after a release (tests/detection/test_layout.py says what is missing, and the digests):
 1. Add `LAYOUTS[n + 1]`: `LAYOUTS[n]` with what changed. A number that was released is never edited.

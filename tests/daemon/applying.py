@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from daemon.finding import Found, find
-from daemon.poison import ReadBack
-from daemon.recovery import Recovered, recover
+from daemon.startup.read_back import ReadBack
+from daemon.startup.replay import Recovered, recover
+from daemon.startup.scan import Found, find
 from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import Frame, Sequenced, SkipFrame, WithdrawnFrame, count_lines, encode

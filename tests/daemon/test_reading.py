@@ -1,6 +1,6 @@
 """How far reading the state has come: by bytes, and in lines that are left."""
 
-from daemon.reading import Reading
+from daemon.startup.progress import Reading
 from persistence.segment import Entry
 
 

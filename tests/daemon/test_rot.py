@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.finding import find
-from daemon.recovery import Report, recover
+from daemon.startup.replay import Report, recover
+from daemon.startup.scan import find
 from detection.frames import FeedbackFrame, Frame, LinesFrame, Segment, count_lines, encode
 from detection.verdicts.records import Verdicts
 from persistence.segment import Entry

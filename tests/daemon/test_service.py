@@ -22,10 +22,10 @@ from actors.training import TrainingStatus
 from daemon import feedback
 from daemon.api.app import create_app
 from daemon.control import Control, ControlError
-from daemon.reading import Reading
-from daemon.recovery import Report
 from daemon.service import Running, Service
 from daemon.settings import Settings
+from daemon.startup.progress import Reading
+from daemon.startup.replay import Report
 from daemon.vouching import ABANDONED_SECONDS, Vouching
 from detection.columns.state import joined
 from detection.detector import Detector

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from daemon.ladder import PATIENCE, ApplyError, Ladder
+from daemon.startup.ladder import PATIENCE, ApplyError, Ladder
 from detection.columns.state import digest
 from detection.frames import Frame, LinesFrame, ModelFrame, ReturnedFrame, SkipFrame, WithdrawnFrame
 from detection.members.counts import Counts

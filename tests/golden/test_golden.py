@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daemon.finding import find
-from daemon.recovery import load_knowledge, recover
+from daemon.startup.replay import load_knowledge, recover
+from daemon.startup.scan import find
 from detection.columns.state import Value, digest
 from detection.columns.upgrades import MODELS, STATES
 from detection.detector import Detector

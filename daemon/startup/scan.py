@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from daemon.reading import Reading
+from daemon.startup.progress import Reading
 from detection.columns.state import Columns, OtherVersionError, of_this_version, part
 from detection.columns.upgrades import STATES
 from detection.frames import LinesFrame, SettingsFrame, SkipFrame, WithdrawnFrame, decode

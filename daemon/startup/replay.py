@@ -1,6 +1,6 @@
 """From a state directory to a detector: the newest sound snapshot, then the frames after it.
 
-`daemon.finding` has looked through the directory before, and lines may be journaled behind what is replayed here.
+`daemon.startup.scan` has looked through the directory before, and lines may be journaled behind what is replayed here.
 
     full      the state is exactly what one process applying the same journal would hold
     partial   something of it is missing (its model file, or everything but a model file): what is intact
@@ -12,7 +12,7 @@ that cannot be is set aside by name, as if it were lost: it is trained again, an
 is of a later version, or has a state of columns that no version gave this number, is none of these: the start is
 refused, and all of it stays.
 
-A frame on which `apply` raises is tried again, with less and less (`daemon.ladder`): the member that raised is
+A frame on which `apply` raises is tried again, with less and less (`daemon.startup.ladder`): the member that raised is
 withdrawn, and only what cannot be applied by rules alone is left out. It costs that frame, not the daemon: it is kept
 as `frame-<seq>.bad`, and its lines are counted as lost. What was decided is journaled before its verdicts are
 delivered, and whoever replays the journal later looks for that first: a program that could apply the frame, with all
@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from daemon.finding import Found
-from daemon.ladder import ApplyError, Ladder, Replay
+from daemon.startup.ladder import ApplyError, Ladder, Replay
+from daemon.startup.scan import Found
 from detection.columns.state import Columns, NewerVersionError, OtherVersionError, State
 from detection.columns.upgrades import STATES
 from detection.detector import Detector, model_in

@@ -1,6 +1,6 @@
-"""A frame that the running daemon cannot apply: the state is read back from disk, and goes on as `daemon.ladder` says.
+"""A frame that the running daemon cannot apply: the state is read back from disk, and goes on as `daemon.startup.ladder` says.
 
-The same as what recovery does with such a frame (`daemon.recovery`), without the restart: connections stay, and a
+The same as what recovery does with such a frame (`daemon.startup.replay`), without the restart: connections stay, and a
 sender who sends the same poison again costs a reload each time, not the daemon.
 """
 
@@ -8,8 +8,8 @@ import logging
 from collections.abc import Callable
 from itertools import chain
 
-from daemon.ladder import ApplyError, Replay
-from daemon.recovery import Fold, Recovered, Report
+from daemon.startup.ladder import ApplyError, Replay
+from daemon.startup.replay import Fold, Recovered, Report
 from detection.detector import Detector
 from detection.frames import Sequenced, count_lines, encode
 from detection.verdicts.records import Verdicts
