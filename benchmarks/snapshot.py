@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from daemon.memory import keep_freed_buffers
+from daemon.host.malloc import keep_freed_buffers
 from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import LinesFrame, Segment, Sequenced

@@ -27,7 +27,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from daemon.demo_text import found_in, greeting, how_to_go_on, memory, training_words
-from daemon.listeners import PATH_BYTES
+from daemon.host.listeners import PATH_BYTES
 from daemon.places import make_private
 
 if TYPE_CHECKING:

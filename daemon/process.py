@@ -33,9 +33,9 @@ from actors.scoring import Scoring, Verdicts, run_scoring
 from actors.sequencer import Request, Sequencer, run_sequencer, submit
 from actors.training import TrainingStatus, run_training
 from daemon.api.app import create_app
-from daemon.listeners import ListenError, Listeners, inherit, open_listeners, room_for_connections
-from daemon.memory import keep_freed_buffers
-from daemon.notify import Notifier
+from daemon.host.listeners import ListenError, Listeners, inherit, open_listeners, room_for_connections
+from daemon.host.malloc import keep_freed_buffers
+from daemon.host.notify import Notifier
 from daemon.places import make_private, runtime_directory
 from daemon.server import run_server
 from daemon.service import Running, Service

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from daemon.listeners import TcpAddress, parse_address
+from daemon.host.listeners import TcpAddress, parse_address
 from detection.settings import (
     AlarmSettings,
     DetectionSettings,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.listeners import (
+from daemon.host.listeners import (
     BACKLOG,
     ListenError,
     TcpAddress,
@@ -141,7 +141,7 @@ def test_errors_are_one_line_each(tmp_path: Path) -> None:
 PASSED_ON = """
 import json, os, sys
 from pathlib import Path
-from daemon.listeners import inherit, open_listeners
+from daemon.host.listeners import inherit, open_listeners
 fds = int(os.environ["LISTEN_FDS"])
 with open_listeners(Path(sys.argv[1]), "log.sock", ["unix:admin.sock"], inherit()) as listeners:
     print(json.dumps({

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.notify import Notifier
+from daemon.host.notify import Notifier
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -113,7 +113,7 @@ def test_a_store_is_found_by_what_becomes_of_a_descriptor(
         reason = Notifier(address).why_nothing_is_kept()
         assert reason is not None and "FileDescriptorStoreMax" in reason
 
-    monkeypatch.setattr("daemon.notify.BARRIER_SECONDS", 0.05)
+    monkeypatch.setattr("daemon.host.notify.BARRIER_SECONDS", 0.05)
     with answering(listener, stores=False, answers=False):
         reason = Notifier(address).why_nothing_is_kept()
         assert reason is not None and "does not answer" in reason

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.running import START_SECONDS, Vigild
-from daemon.notify import PROBE_NAME
+from daemon.host.notify import PROBE_NAME
 
 SETTINGS = """
 [learning]

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
-from daemon.notify import PROBE_NAME
+from daemon.host.notify import PROBE_NAME
 
 BACKLOG = 1024
 # Of the descriptors that may be open, those that are not for log lines: 64 connections on each admin socket, and more.
