@@ -29,8 +29,8 @@ from daemon.api.bodies import (
 )
 from daemon.api.events import Streams
 from daemon.api.guards import check_host, check_origin, check_token
-from daemon.control import Control, ControlError
-from daemon.vouching import MAX_CHUNK_BYTES
+from daemon.control.interface import Control, ControlError
+from daemon.control.train_from import MAX_CHUNK_BYTES
 from persistence.directory import SNAPSHOT
 
 PREFIXES = ("", "/anomaly")

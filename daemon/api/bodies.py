@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import msgspec
 
-from daemon.control import ControlError
+from daemon.control.interface import ControlError
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_BATCH_LINES = 10_000

@@ -14,7 +14,7 @@ import trio
 from quart.wrappers.response import ResponseBody
 
 from daemon.api.bodies import encode
-from daemon.control import Control, ControlError
+from daemon.control.interface import Control, ControlError
 
 HEARTBEAT_SECONDS = 15.0
 MAX_STREAMS = 16

@@ -12,7 +12,7 @@ import ipaddress
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
-from daemon.control import ControlError
+from daemon.control.interface import ControlError
 
 
 def check_host(host: str | None, hosts: Collection[str]) -> None:

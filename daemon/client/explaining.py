@@ -1,4 +1,4 @@
-"""The reasons for a judgement, for people: the object "explain" of `daemon.control.Control.detect`."""
+"""The reasons for a judgement, for people: the object "explain" of `daemon.control.interface.Control.detect`."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any

@@ -12,9 +12,9 @@ from quart.wrappers import Response
 from daemon.api import events
 from daemon.api.app import create_app
 from daemon.api.bodies import MAX_BODY_BYTES, decode, encode
-from daemon.control import ControlError
-from daemon.degraded import CODES
-from daemon.vouching import MAX_CHUNK_BYTES
+from daemon.control.degraded import CODES
+from daemon.control.interface import ControlError
+from daemon.control.train_from import MAX_CHUNK_BYTES
 from tests.daemon.fake_control import FakeControl, incident, record, unavailable
 
 

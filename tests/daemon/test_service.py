@@ -19,14 +19,14 @@ from actors.ingest import Counters
 from actors.scoring import Scoring, Verdicts, run_scoring
 from actors.sequencer import Request, Sequencer, Trouble, run_sequencer
 from actors.training import TrainingStatus
-from daemon import feedback
 from daemon.api.app import create_app
-from daemon.control import Control, ControlError
-from daemon.service import Running, Service
+from daemon.control import feedback
+from daemon.control.interface import Control, ControlError
+from daemon.control.service import Running, Service
+from daemon.control.train_from import ABANDONED_SECONDS, Vouching
 from daemon.settings import Settings
 from daemon.startup.progress import Reading
 from daemon.startup.replay import Report
-from daemon.vouching import ABANDONED_SECONDS, Vouching
 from detection.columns.state import joined
 from detection.detector import Detector
 from detection.frames import Sequenced, VouchedFrame, decode

@@ -27,8 +27,8 @@ from daemon.client.admin import DEFAULT_URL, Admin, Failure, admin_urls
 from daemon.client.commands import BATCH_BYTES
 from daemon.client.explaining import explanation_lines
 from daemon.client.text import Style, printable
-from daemon.control import ControlError
-from daemon.vouching import MAX_CHUNK_BYTES
+from daemon.control.interface import ControlError
+from daemon.control.train_from import MAX_CHUNK_BYTES
 from tests.daemon.fake_control import FakeControl, incident, record
 
 VIGILCTL = (sys.executable, "-m", "daemon.vigilctl")

@@ -18,7 +18,7 @@ import pytest
 from actors.ingest import MAX_CONNECTIONS
 from actors.places import SILENT_SECONDS
 from benchmarks.running import Vigild, sample_lines, vigild
-from daemon.degraded import CODES
+from daemon.control.degraded import CODES
 from tests.faults.altered import alter
 from tests.faults.service_manager import SETTINGS, Managed
 

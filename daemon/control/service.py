@@ -25,13 +25,13 @@ from actors.ingest import Counters as IngestCounters
 from actors.scoring import Scoring, StateAbandoned
 from actors.sequencer import FrameRequest, Request, Sequencer, submit
 from actors.training import TrainingStatus
-from daemon.control import ControlError
-from daemon.degraded import Reason, reasons
-from daemon.feedback import about, find_record
-from daemon.models import earlier_model, listed
+from daemon.control.degraded import Reason, reasons
+from daemon.control.feedback import about, find_record
+from daemon.control.generations import earlier_model, listed
+from daemon.control.interface import ControlError
+from daemon.control.train_from import Vouching
 from daemon.settings import Settings, SettingsError
 from daemon.startup.progress import Reading
-from daemon.vouching import Vouching
 from detection.causes import fingerprints as causes
 from detection.causes.fingerprints import KINDS
 from detection.columns.state import OtherVersionError
@@ -78,7 +78,7 @@ class Running:
 
 
 class Service:
-    """Implements `daemon.control.Control`. `now` is the wall clock in seconds since the epoch; `places` says, for
+    """Implements `daemon.control.interface.Control`. `now` is the wall clock in seconds since the epoch; `places` says, for
     /status, where this daemon's files and sockets are."""
 
     def __init__(

@@ -16,7 +16,7 @@ import trio
 
 from actors.lines import Recognise, Source
 from actors.sequencer import FRAME_BYTES
-from daemon.control import ControlError
+from daemon.control.interface import ControlError
 from detection.frames import Segment, VouchedFrame
 from detection.summary import Summary
 

@@ -1,6 +1,6 @@
 """What the admin API asks of the daemon: the seam between the web framework and the wiring.
 
-`daemon.service` implements `Control`, tests fake it; the API knows nothing else of the daemon. Everything a
+`daemon.control.service` implements `Control`, tests fake it; the API knows nothing else of the daemon. Everything a
 method returns is made of dicts, lists, strings, numbers, booleans and None. A float that is not finite
 leaves the process as null; a string may hold the lone surrogates of bytes that were not UTF-8.
 """
@@ -33,7 +33,7 @@ class Control(Protocol):
 
         `status` is "serving", "degraded", "starting" or "stopping". `serving` says whether lines are taken and judged:
         so they are while it is degraded, unless they wait for the disk. `reasons` are what is wrong, as {"code",
-        "text"} (`daemon.degraded`), `reason` says it in one sentence, `since` is the epoch second where that is known.
+        "text"} (`daemon.control.degraded`), `reason` says it in one sentence, `since` is the epoch second where that is known.
         While the state is read `reading` is {"percent", "lines_to_replay"}, otherwise None.
         """
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from daemon.control import ControlError
+from daemon.control.interface import ControlError
 from detection.columns.state import OtherVersionError
 from detection.frames import ModelFrame
 from detection.models.model import Model

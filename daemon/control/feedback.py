@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from actors.alerts import id_key
-from daemon.control import ControlError
+from daemon.control.interface import ControlError
 from detection.causes import fingerprints as causes
 from detection.templates.table import MAX_ID, OTHER
 from persistence.jsonl import last_records

@@ -1,0 +1,1 @@
+"""What the admin API can ask of the daemon, and how the daemon does it."""
