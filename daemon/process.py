@@ -33,12 +33,12 @@ from actors.scoring import Scoring, Verdicts, run_scoring
 from actors.sequencer import Request, Sequencer, run_sequencer, submit
 from actors.training import TrainingStatus, run_training
 from daemon.api.app import create_app
+from daemon.api.server import run_server
 from daemon.control.service import Running, Service
 from daemon.host.listeners import ListenError, Listeners, inherit, open_listeners, room_for_connections
 from daemon.host.malloc import keep_freed_buffers
 from daemon.host.notify import Notifier
 from daemon.places import make_private, runtime_directory
-from daemon.server import run_server
 from daemon.settings import Settings, SettingsError, load, read_rules
 from daemon.startup.scan import Found, find
 from detection.frames import Frame, ModelFrame, Sequenced, SettingsFrame

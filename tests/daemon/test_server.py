@@ -13,8 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from daemon import server
-from daemon.api import events
+from daemon.api import events, server
 from daemon.api.app import create_app
 from tests.daemon.fake_control import FakeControl, record
 

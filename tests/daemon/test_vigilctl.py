@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import trio
 
-from daemon import server
+from daemon.api import server
 from daemon.api.app import create_app
 from daemon.client import sending
 from daemon.client.admin import DEFAULT_URL, Admin, Failure, admin_urls
