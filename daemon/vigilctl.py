@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from daemon.client import commands, telling
+from daemon.client import commands
+from daemon.client import operator_commands as telling
 from daemon.client.admin import Admin, Failure, UsageError, admin_urls, read_token
 from daemon.places import SYSTEM_RUNTIME
 

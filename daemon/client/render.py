@@ -5,7 +5,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from daemon.client.explaining import explanation_lines
-from daemon.client.text import MEMBERS, Style, count, duration, member_name, printable, score, size, threshold, when
+from daemon.client.formatting import (
+    MEMBERS,
+    Style,
+    count,
+    duration,
+    member_name,
+    printable,
+    score,
+    size,
+    threshold,
+    when,
+)
 
 VERDICT_COLOURS = {"attack": "red", "anomaly": "yellow", "novel": "blue", "normal": "green"}
 

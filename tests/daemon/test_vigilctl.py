@@ -26,7 +26,7 @@ from daemon.client import sending
 from daemon.client.admin import DEFAULT_URL, Admin, Failure, admin_urls
 from daemon.client.commands import BATCH_BYTES
 from daemon.client.explaining import explanation_lines
-from daemon.client.text import Style, printable
+from daemon.client.formatting import Style, printable
 from daemon.control.interface import ControlError
 from daemon.control.train_from import MAX_CHUNK_BYTES
 from tests.daemon.fake_control import FakeControl, incident, record

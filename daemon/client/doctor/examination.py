@@ -9,7 +9,7 @@ from daemon.client.admin import Admin
 from daemon.client.doctor import configured, environment, machine, places, running, units
 from daemon.client.doctor.finding import Finding, fail, ok, unseen
 from daemon.client.doctor.scene import Scene, look
-from daemon.client.text import Style, printable
+from daemon.client.formatting import Style, printable
 
 ANSWER_SECONDS = 20.0
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}

@@ -12,7 +12,7 @@ from actors.kept import marks_work
 from daemon.client.doctor.finding import Finding, fail, ok, unseen, warn
 from daemon.client.doctor.scene import Scene
 from daemon.client.doctor.units import MOST_CONNECTIONS
-from daemon.client.text import duration, printable, size
+from daemon.client.formatting import duration, printable, size
 
 # A snapshot and a model take some tens of megabytes each, and the old ones go when the new ones are whole.
 LITTLE_BYTES, SCARCE_BYTES = 64 << 20, 512 << 20

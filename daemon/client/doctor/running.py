@@ -6,7 +6,7 @@ from typing import Any
 
 from daemon.client.doctor.finding import Finding, fail, ok, unseen, warn
 from daemon.client.doctor.scene import Scene, part
-from daemon.client.text import count, duration, member_name, printable
+from daemon.client.formatting import count, duration, member_name, printable
 from daemon.settings import CheckpointSettings, SettingsError
 
 # Reasons to be degraded that have a line of their own below, and which; and the one that goes away by itself.
