@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon import demo
-from daemon.demo import DemoError, demonstrate, free_port, runtime_directory, sample
-from daemon.demo_text import found_in, greeting, training_words
+from daemon.demo import __main__ as demo
+from daemon.demo.__main__ import DemoError, demonstrate, free_port, runtime_directory, sample
+from daemon.demo.text import found_in, greeting, training_words
 
 FAKE = Path(__file__).with_name("fake_vigild.py")
 

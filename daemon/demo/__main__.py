@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from daemon.demo_text import found_in, greeting, how_to_go_on, memory, training_words
+from daemon.demo.text import found_in, greeting, how_to_go_on, memory, training_words
 from daemon.host.listeners import PATH_BYTES
 from daemon.places import make_private
 
