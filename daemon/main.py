@@ -71,7 +71,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         token = read_token(settings)
     except SettingsError as exc:
         return _failed(str(exc))
-    from daemon.process import Failed, run
+    from daemon.lifecycle import Failed, run
 
     try:
         run(

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import pytest
 
-from daemon.process import _last_ids
+from daemon.lifecycle import _last_ids
 from persistence.disk import REAL
 from persistence.jsonl import JsonlWriter
 from persistence.marks import Mark

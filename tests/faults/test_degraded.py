@@ -29,8 +29,8 @@ import actors.places
 actors.places.Places.let_go = lambda self: False
 """
 TAKES_EVERY_FILE = """
-import daemon.process
-daemon.process.room_for_connections = lambda most: most
+import daemon.lifecycle
+daemon.lifecycle.room_for_connections = lambda most: most
 """
 FILES = 200
 NO_SNAPSHOTS = SETTINGS.replace("every_lines = 5000", "every_lines = 10000000")

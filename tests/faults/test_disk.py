@@ -23,7 +23,7 @@ from tests.faults.altered import alter, restore, waiting
 
 FULL_SECONDS = float(os.environ.get("VIGILD_DISK_SECONDS", "2"))
 HEALED_SECONDS = 10.0
-# What is left of a stop when the disk cannot be written: see `daemon.process.DEGRADED_DRAIN_SECONDS`.
+# What is left of a stop when the disk cannot be written: see `daemon.lifecycle.DEGRADED_DRAIN_SECONDS`.
 STOPPED_SECONDS = 15.0
 DISK_BYTES = 48 << 20
 

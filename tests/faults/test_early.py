@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.running import Vigild, sample_lines, vigild
-from daemon.process import DRAIN_SECONDS
+from daemon.lifecycle import DRAIN_SECONDS
 from tests.faults.altered import alter, restore, waiting
 
 LINES = 300
@@ -24,8 +24,8 @@ tests.match = ["a purple elephant"]
 """
 # Nothing is taken before the state is there, as it used to be.
 TAKES_LATE = """
-import daemon.process
-daemon.process.MAX_EARLY_REPLAY_BYTES = -1
+import daemon.lifecycle
+daemon.lifecycle.MAX_EARLY_REPLAY_BYTES = -1
 """
 
 

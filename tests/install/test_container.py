@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from daemon.lifecycle import DRAIN_SECONDS
 from daemon.places import runtime_directory, state_directory
-from daemon.process import DRAIN_SECONDS
 from daemon.settings import load
 
 ROOT = Path(__file__).parents[2]
