@@ -6,7 +6,7 @@ bytes), and a clean end of file says that everything sent is durable. There is n
 Every byte peeked at is consumed afterwards, half lines too: one left in the queue would keep it readable
 and spin. The half line is state of the source by then.
 
-Where a service manager keeps our connections (`actors/kept.py`) they outlive us: nothing is reset or closed when we
+Where a service manager keeps our connections (`actors/peek_mark.py`) they outlive us: nothing is reset or closed when we
 die or stop, and the process after us goes on where we were, under the same names of sources, every byte once.
 
 A connection has at most one chunk under way, so a fast client cannot starve a slow one. A client that resets,
@@ -22,9 +22,9 @@ from dataclasses import dataclass
 
 import trio
 
-from actors.keeping import Keeping
-from actors.kept import Keeper, clear_mark, journaled_bytes, set_mark
+from actors.fd_store import Keeping
 from actors.lines import Recognise, Source
+from actors.peek_mark import Keeper, clear_mark, journaled_bytes, set_mark
 from actors.places import Places
 from actors.sequencer import Chunk
 from detection.frames import Segment
@@ -98,7 +98,7 @@ async def run_ingest(
     `living` are the sources that have not ended as of the last journaled frame, `stored` the connections that
     were kept for us by the names of their sources: those go on. A living source without its connection ends
     before we serve, its unfinished line becoming a line. With a `keeper` every connection is kept from its first
-    moment to its end, and needs `actors.kept.marks_work`.
+    moment to its end, and needs `actors.peek_mark.marks_work`.
 
     At `stop` no more is read and what is under way becomes durable. Then connections close, which resets those
     with unread bytes, unless they are kept: those wait for the process after us.

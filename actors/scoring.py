@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import trio
 
-from actors.published import Published, S, Summary
+from actors.latest_summary import Published, S, Summary
 from detection.columns.state import State
 from detection.frames import Sequenced
 

@@ -35,7 +35,7 @@ import msgspec
 import trio
 
 from actors.checkpoint import CheckpointError, Checkpoints
-from actors.published import Published
+from actors.latest_summary import Published
 from actors.scoring import Scoring
 from actors.sequencer import Request, submit
 from detection.columns.state import State

@@ -28,7 +28,7 @@ from actors.alerts import Alerts, Outlet, Record, id_key, run_alerts
 from actors.backlog import Backlog, run_backlog
 from actors.checkpoint import CheckpointError, Checkpoints, run_checkpoint
 from actors.ingest import MAX_CONNECTIONS, Counters, run_ingest
-from actors.kept import marks_work
+from actors.peek_mark import marks_work
 from actors.scoring import Scoring, Verdicts, run_scoring
 from actors.sequencer import Request, Sequencer, run_sequencer, submit
 from actors.training import TrainingStatus, run_training
@@ -523,7 +523,7 @@ class _Daemon:
 
 
 def _why_nothing_is_kept(notifier: Notifier, stored: Collection[str]) -> str | None:
-    """None when connections outlive us, each with its mark (`actors.kept`); else the reason, for people. Blocks."""
+    """None when connections outlive us, each with its mark (`actors.peek_mark`); else the reason, for people. Blocks."""
     if not marks_work():
         return "this kernel keeps no mark beside the bytes of a socket (SO_PEEK_OFF)"
     # What came back from the store proves that there is one.

@@ -16,7 +16,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.ingest import ACCEPT_PAUSE_SECONDS, CHUNK_BYTES, Counters, run_ingest
-from actors.kept import SO_PEEK_OFF, Keeper, marks_work, set_mark
+from actors.peek_mark import SO_PEEK_OFF, Keeper, marks_work, set_mark
 from actors.places import CALM_SECONDS, SILENT_SECONDS
 from actors.sequencer import Chunk
 from detection.frames import Segment
@@ -500,8 +500,8 @@ async def test_a_kept_connection_that_never_spoke_gives_way_like_any_other(
 async def test_connections_that_found_no_room_in_the_store_are_told_of_and_kept_when_there_is(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("actors.keeping.PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr("actors.keeping.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("actors.fd_store.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("actors.fd_store.RETRY_SECONDS", 0.01)
     store.places = 3
     async with ingesting(tmp_path, keeper=store) as ingest:
         counters = ingest.counters

@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from actors.published import Published
+from actors.latest_summary import Published
 from actors.scoring import HEARTBEAT_SECONDS, Scoring, StateAbandoned, Verdicts, run_scoring
 from detection.frames import LinesFrame, Segment, Sequenced
 from tests.actors.fakes import FakeDetector, FakeSummary, FakeTrainingSet, FakeVerdicts

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from actors.kept import marks_work
+from actors.peek_mark import marks_work
 from daemon.client.doctor.finding import Finding, fail, ok, unseen, warn
 from daemon.client.doctor.scene import Scene
 from daemon.client.doctor.units import MOST_CONNECTIONS

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import trio
 
-from actors.kept import Keeper
+from actors.peek_mark import Keeper
 
 PAUSE_SECONDS = 0.2  # one question serves all connections of that time
 RETRY_SECONDS = 5.0
