@@ -10,7 +10,7 @@ file is opened afresh, cut back to what was known durable, and they are written 
 there once; only when the file was moved away between an error and the retry may its last ones be in both
 files.
 
-The id of the last record is kept in `<stem>.mark` as well (`persistence/marks.py`): a file that was rotated away
+The id of the last record is kept in `<stem>.mark` as well (`persistence/high_water.py`): a file that was rotated away
 while nobody ran, or just before a kill, must not make its records new again.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from persistence.disk import FULL, REAL, Disk, File, replace_file
-from persistence.marks import Mark
+from persistence.high_water import Mark
 
 _BLOCK_BYTES = 1 << 16
 

@@ -30,11 +30,7 @@ from pathlib import Path
 from persistence import model_file, snapshot
 from persistence.columns import Columns, Value
 from persistence.directory import PIN_SUFFIX, SNAPSHOT, Lock, StoreError, open_directory
-from persistence.disk import REAL, Disk, UnreadableError, replace_file, unlink_if_there
-from persistence.journal import JournalReading, JournalWriter, segments
-from persistence.model_file import ModelError, ModelFile
-from persistence.preamble import NewerFormatError
-from persistence.recovery import (
+from persistence.directory_scan import (
     Losses,
     Recovery,
     bare_reason,
@@ -44,6 +40,10 @@ from persistence.recovery import (
     set_aside,
     snapshot_paths,
 )
+from persistence.disk import REAL, Disk, UnreadableError, replace_file, unlink_if_there
+from persistence.journal import JournalReading, JournalWriter, segments
+from persistence.model_file import ModelError, ModelFile
+from persistence.preamble import NewerFormatError
 from persistence.segment import Entry
 from persistence.snapshot import SnapshotError
 from persistence.training_files import open_training

@@ -17,9 +17,9 @@ from detection.frames import LinesFrame, SettingsFrame, SkipFrame, WithdrawnFram
 from detection.sessions.connections import LivingSource, LivingSources
 from detection.settings import DetectionSettings, RuleText
 from persistence.directory import StoreError
+from persistence.directory_scan import Recovery
 from persistence.model_file import ModelFile
 from persistence.preamble import NewerFormatError
-from persistence.recovery import Recovery
 from persistence.segment import Entry
 from persistence.store import Store
 

@@ -7,8 +7,8 @@ import pytest
 
 from daemon.lifecycle import _last_ids
 from persistence.disk import REAL
+from persistence.high_water import Mark
 from persistence.jsonl import JsonlWriter
-from persistence.marks import Mark
 
 
 class Killed(BaseException):

@@ -9,8 +9,8 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from persistence.directory_scan import Recovery
 from persistence.disk import Disk, replace_file
-from persistence.recovery import Recovery
 from persistence.segment import Entry
 from persistence.store import Store
 
