@@ -6,8 +6,8 @@ bytes), and a clean end of file says that everything sent is durable. There is n
 Every byte peeked at is consumed afterwards, half lines too: one left in the queue would keep it readable
 and spin. The half line is state of the source by then.
 
-Where a service manager keeps our connections (`actors/peek_mark.py`) they outlive us: nothing is reset or closed when we
-die or stop, and the process after us goes on where we were, under the same names of sources, every byte once.
+Where a service manager keeps our connections (`actors/peek_mark.py`) they outlive us: nothing is reset or closed when
+we die or stop, and the process after us goes on where we were, under the same names of sources, every byte once.
 
 A connection has at most one chunk under way, so a fast client cannot starve a slow one. A client that resets,
 hangs or dies ends its own source only, and its unfinished line counts as a line.

@@ -31,7 +31,7 @@ from persistence.store import open_store
 
 WARMUP = 3000
 RECEIVED = 1_700_000_000.0
-IMPORTS = "import torch, daemon.process, daemon.recovery, daemon.poison, detection.formats.kinds"
+IMPORTS = "import torch, daemon.lifecycle, daemon.startup.replay, daemon.startup.read_back, detection.formats.kinds"
 
 
 def main() -> None:

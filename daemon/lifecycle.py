@@ -523,7 +523,8 @@ class _Daemon:
 
 
 def _why_nothing_is_kept(notifier: Notifier, stored: Collection[str]) -> str | None:
-    """None when connections outlive us, each with its mark (`actors.peek_mark`); else the reason, for people. Blocks."""
+    """None when connections outlive us, each with its mark (`actors.peek_mark`); otherwise the reason, for people.
+    Blocking."""
     if not marks_work():
         return "this kernel keeps no mark beside the bytes of a socket (SO_PEEK_OFF)"
     # What came back from the store proves that there is one.

@@ -127,8 +127,8 @@ class RestoreFrame(msgspec.Struct, frozen=True, tag="restore"):
 
 class FeedbackFrame(msgspec.Struct, frozen=True, tag="feedback"):
     """What the operator says of alert `alert`; it holds for `cause`, of the `kind` and `what` that
-    `detection.causes.fingerprints` gave it, and which hangs on the id of `template`, 0: on none; "normal" holds for the causes
-    `shapes`, too. "undo" takes back the answer to that alert, whatever else is in the frame."""
+    `detection.causes.fingerprints` gave it, and which hangs on the id of `template`, 0: on none; "normal" holds for the
+    causes `shapes`, too. "undo" takes back the answer to that alert, whatever else is in the frame."""
 
     alert: str
     cause: int

@@ -33,8 +33,8 @@ class Control(Protocol):
 
         `status` is "serving", "degraded", "starting" or "stopping". `serving` says whether lines are taken and judged:
         so they are while it is degraded, unless they wait for the disk. `reasons` are what is wrong, as {"code",
-        "text"} (`daemon.control.degraded`), `reason` says it in one sentence, `since` is the epoch second where that is known.
-        While the state is read `reading` is {"percent", "lines_to_replay"}, otherwise None.
+        "text"} (`daemon.control.degraded`), `reason` says it in one sentence, `since` is the epoch second where that is
+        known. While the state is read `reading` is {"percent", "lines_to_replay"}, otherwise None.
         """
 
     def status(self) -> dict[str, Any]:

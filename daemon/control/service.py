@@ -78,8 +78,8 @@ class Running:
 
 
 class Service:
-    """Implements `daemon.control.interface.Control`. `now` is the wall clock in seconds since the epoch; `places` says, for
-    /status, where this daemon's files and sockets are."""
+    """Implements `daemon.control.interface.Control`. `now` is the wall clock in seconds since the epoch; `places` says,
+    for /status, where this daemon's files and sockets are."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A frame that the running daemon cannot apply: the state is read back from disk, and goes on as `daemon.startup.ladder` says.
+"""A frame that the running daemon cannot apply: the state is read back, and goes on as `daemon.startup.ladder` says.
 
 The same as what recovery does with such a frame (`daemon.startup.replay`), without the restart: connections stay, and a
 sender who sends the same poison again costs a reload each time, not the daemon.

@@ -1,8 +1,8 @@
 """Causes that are known: what the operator has answered, and what the stream makes normal by its share.
 
 **Answers.** An operator says of an alert that it is normal, or that it is an anomaly indeed; the answer holds for
-the alert's cause (see `detection.causes.fingerprints`) until it is undone. Of several answers to one cause the last one holds;
-when it is undone, the one before does. At most `ANSWERS` are kept; the oldest make room, and are counted.
+the alert's cause (see `detection.causes.fingerprints`) until it is undone. Of several answers to one cause the last
+one holds; when it is undone, the one before does. At most `ANSWERS` are kept; the oldest make room, and are counted.
 A new template that was called normal is known to the next model, and what was new about a session is then its shape,
 to the operator the same thing again. So "normal" also holds for the shapes that come with the alert: those that its
 session had there. It does for no other session with that template, and an answer to a shape itself goes before.

@@ -1,7 +1,7 @@
 """Members that need no model: what they say of a line comes with it, they only need to be calibrated.
 
-`values` is the character model over web parameters (`members.values`), `sources` the counters of what one source does
-over time (`members.sources`); both are part of the detector's state and learn with every line.
+`values` is the character model over web parameters (`members.parameter_values`), `sources` the counters of what one
+client does over time (`members.origins.counters`); both are part of the detector's state and learn with every line.
 """
 
 from typing import Any, ClassVar

@@ -34,7 +34,7 @@ class TrainingSet:
     full        fit every member; else only those that learn from a few thousand lines
     alpha       the level at which sessions were flagged, 0 when none could be
     tokens      int32 [T] template ids; errors bool [T]; times float64 [T] seconds
-    values, sources  float32 [T]: what the members that need no model said of each line (`members.passing`)
+    values, sources  float32 [T]: what the members that need no model said of each line (`members.stateful`)
     offsets     int64 [S+1]
     starts      bool [S]: begins where the session truly began; ends: the session ended there
     tainted     bool [S]: a rule matched in it, or the operator called it an anomaly: never learned from

@@ -264,7 +264,7 @@ def test_a_store_that_is_full_is_noticed_and_costs_only_those_it_has_no_room_for
 
 def test_a_daemon_that_did_not_ask_would_promise_what_nobody_keeps(tmp_path: Path) -> None:
     """The control of the one above."""
-    never_asks = "import daemon.host.notify\ndaemon.notify.Notifier.has_room = lambda self: True\n"
+    never_asks = "import daemon.host.notify\ndaemon.host.notify.Notifier.has_room = lambda self: True\n"
     with managed(tmp_path, places=1, program=never_asks + RUN) as daemon:
         daemon.start()
         connections = [Vigild.connect(daemon) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""The largest surprise of the causal transformer in the session, its end included (see `detection.members.transformer.scoring`)."""
+"""The largest surprise of the causal transformer in the session, its end included (see `scoring` beside it)."""
 
 from typing import Any, ClassVar
 

@@ -7,7 +7,7 @@ at least 31 templates before it (or all there are). So prefixes recur, and one c
 scores all its new positions.
 
 Two memos spare work: surprises of whole windows, for the short ones that keep coming, and the keys and values
-of blocks of 16 tokens, for the windows that grow. They are invisible (see `detection.members.transformer.network` on bits): a
+of blocks of 16 tokens, for the windows that grow. They are invisible (see `network` beside this, on bits): a
 surprise depends on the model, the window up to the token and the token, never on what else was asked, in
 which batch, or before.
 """
