@@ -66,7 +66,8 @@ def test_a_training_that_kills_interrupt_goes_on_and_comes_to_the_model_of_one_t
         daemon.wait_for_model()
         after = training(daemon)
         assert (after["error"], after["failures_total"], after["attempts"]) == (None, 0, 0)
-        assert list((daemon.state / "training").iterdir()) == []
+        # Removed one after the other, once the model is in force.
+        daemon.wait(lambda: not list((daemon.state / "training").iterdir()), SECONDS)
         models = {path.name for path in daemon.state.glob("model-*.pt")}
     command = [sys.executable, "-m", "daemon.trainer", str(copy), str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as trainer:

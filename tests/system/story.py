@@ -31,10 +31,10 @@ ACCESS, MESSAGES, CLIENT = f"{LOGS}/access.log", f"{LOGS}/messages.log", f"{LOGS
 STATE = "var/lib/vigild"
 ROUNDS = 3
 _NOT_PROJECT = (".git", ".venv", ".run", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "__pycache__")
-# Where files come and go by themselves.
+# Where files come and go by themselves, at midnight by Debian's timers.
 _PASSING = (
     *("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/log", "/var/cache", "/home", "/root", "/wheels"),
-    *("/var/lib/apt", "/var/lib/logrotate"),
+    *("/var/lib/apt", "/var/lib/logrotate", "/var/lib/systemd", "/var/backups"),
 )
 # nc and socat, where this host's /usr is the machine's and has none: whatever comes in goes to the socket named last.
 _STAND_IN = """#!/usr/bin/python3
