@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from detection.causes.fingerprints import rule_causes
 from detection.causes.known import Answer, KnownCauses
-from detection.columns.state import Columns, State, joined, of_this_version, part
+from detection.columns.state import Columns, State, joined, of_this_version, part, scalar, scalars
 from detection.columns.upgrades import STATES
 from detection.frames import (
     FeedbackFrame,
@@ -857,14 +857,14 @@ class Detector:
     @classmethod
     def _loaded(cls, state: Columns) -> "Detector":
         detector = cls()
-        detector.seq, detector.line = int(state["seq"]), int(state["line"])  # type: ignore[arg-type]
-        detector._received = float(state["received"])  # type: ignore[arg-type]
-        detector._closings_at_line = int(state["closings_at_line"])  # type: ignore[arg-type]
-        detector._generations = int(state["generations"])  # type: ignore[arg-type]
-        detector._restored = int(state["restored"])  # type: ignore[arg-type]
-        detector._counters = Counters(**part("counters", state))  # type: ignore[arg-type]
-        detector._schedule = Schedule(**part("schedule", state))  # type: ignore[arg-type]
-        detector._rate = SessionRate(**part("rate", state))  # type: ignore[arg-type]
+        detector.seq, detector.line = scalar(state, "seq", int), scalar(state, "line", int)
+        detector._received = scalar(state, "received", float)
+        detector._closings_at_line = scalar(state, "closings_at_line", int)
+        detector._generations = scalar(state, "generations", int)
+        detector._restored = scalar(state, "restored", int)
+        detector._counters = Counters(**scalars(part("counters", state)))
+        detector._schedule = Schedule(**scalars(part("schedule", state)))
+        detector._rate = SessionRate(**scalars(part("rate", state)))
         detector._living = LivingSources.load(part("sources", state))
         detector._clock = LogClock.load(part("clock", state))
         detector._templates = TemplateTable.load(part("templates", state))
@@ -880,8 +880,8 @@ class Detector:
         vouching = part("vouching", state)
         detector._vouching = Vouching.load(vouching) if vouching else None
         detector._set(
-            msgspec.json.decode(state["settings"], type=DetectionSettings),  # type: ignore[arg-type]
-            msgspec.json.decode(state["rules"], type=tuple[RuleText, ...]),  # type: ignore[arg-type]
+            msgspec.json.decode(scalar(state, "settings", bytes), type=DetectionSettings),
+            msgspec.json.decode(scalar(state, "rules", bytes), type=tuple[RuleText, ...]),
         )
         detector.model = model_in(state)
         return detector
@@ -893,4 +893,4 @@ _compiled = lru_cache(maxsize=4)(RuleSet.compile)
 
 def model_in(state: Columns) -> ModelFrame:
     """Which model was in force in `state`, which is of this version; its name is empty when none was."""
-    return msgspec.json.decode(state["model"], type=ModelFrame)  # type: ignore[arg-type]
+    return msgspec.json.decode(scalar(state, "model", bytes), type=ModelFrame)

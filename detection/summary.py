@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from detection.columns.state import Columns, State
+from detection.columns.state import Columns, State, array
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +77,4 @@ def exported(withdrawn: Sequence[Withdrawn]) -> State:
 
 def loaded(columns: Columns) -> list[Withdrawn]:
     """The inverse of `exported`. Raises `msgspec.DecodeError` (a ValueError)."""
-    return msgspec.json.decode(columns["entries"].tobytes(), type=list[Withdrawn])  # type: ignore[union-attr]
+    return msgspec.json.decode(array(columns, "entries").tobytes(), type=list[Withdrawn])

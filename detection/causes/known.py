@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.causes.fingerprints import KINDS, clipped, shown
-from detection.columns.state import Columns, State
+from detection.columns.state import Columns, State, array, scalar
 
 ANSWERS = 10_000
 ADMITTED = 4096
@@ -216,14 +216,14 @@ class KnownCauses:
     def load(cls, columns: Columns, answers: int = ANSWERS, admitted: int = ADMITTED) -> "KnownCauses":
         """Raises `msgspec.DecodeError` (a ValueError) when the answers are no list of answers."""
         known = cls(answers, admitted)
-        texts = columns["answers"].tobytes()  # type: ignore[union-attr]
+        texts = array(columns, "answers").tobytes()
         known._answers = {answer.alert: answer for answer in msgspec.json.decode(texts, type=list[Answer])}
         known._cause = np.array(columns["ring.cause"], dtype=np.uint64)
         known._place = np.array(columns["ring.place"], dtype=np.int64)
         known._key = np.array(columns["ring.key"], dtype=np.uint64)
-        known._admitted = dict.fromkeys(columns["admitted"].tolist())  # type: ignore[union-attr]
+        known._admitted = dict.fromkeys(array(columns, "admitted").tolist())
         for name in _COUNTERS:
-            setattr(known, name, int(columns[name]))  # type: ignore[arg-type]
+            setattr(known, name, scalar(columns, name, int))
         known._settle()
         return known
 

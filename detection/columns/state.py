@@ -9,6 +9,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ Scalar = int | float | str | bytes | bool | None
 Value = NDArray[np.generic] | Scalar
 State = dict[str, Value]
 Columns = Mapping[str, Value]
+Kind = TypeVar("Kind", int, float, str, bytes, bool)
 
 
 class OtherVersionError(Exception):
@@ -60,6 +62,38 @@ def _kind(value: Value) -> tuple[str, int]:
     if isinstance(value, np.ndarray):
         return value.dtype.kind if value.dtype.kind in "SU" else value.dtype.str, value.ndim
     return "number" if isinstance(value, int | float | np.number | np.bool_) else type(value).__name__, 0
+
+
+def array(columns: Columns, name: str) -> NDArray[Any]:
+    """The array called `name`. Raises KeyError where there is none, TypeError where it is a scalar."""
+    value = columns[name]
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} is to be an array, not {type(value).__name__}")
+    return value
+
+
+def scalar(columns: Columns, name: str, kind: type[Kind]) -> Kind:
+    """The scalar called `name`: an int is a float, too. Raises KeyError where there is none, TypeError where it is
+    not of this kind."""
+    value = columns[name]
+    if isinstance(value, kind):
+        return value
+    if kind is float and isinstance(value, int):
+        return kind(value)
+    raise TypeError(f"{name} is to be {kind.__name__}, not {type(value).__name__}")
+
+
+def arrays(columns: Columns) -> dict[str, NDArray[Any]]:
+    """All of `columns`, which are arrays; else raises TypeError."""
+    return {name: array(columns, name) for name in columns}
+
+
+def scalars(columns: Columns) -> dict[str, Any]:
+    """All of `columns`, which are scalars, for a dataclass of them; else raises TypeError."""
+    for name, value in columns.items():
+        if isinstance(value, np.ndarray):
+            raise TypeError(f"{name} is to be a scalar, not an array")
+    return dict(columns)
 
 
 def joined(prefix: str, columns: Columns) -> State:

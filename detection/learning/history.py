@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State
+from detection.columns.state import Columns, State, scalar
 from detection.members.view import CLOSING
 
 ROWS = 1 << 18
@@ -153,8 +153,8 @@ class History:
     @classmethod
     def load(cls, columns: Columns) -> "History":
         history = cls()
-        history._written = int(columns["written"])  # type: ignore[arg-type]
-        history._mark = int(columns["mark"])  # type: ignore[arg-type]
+        history._written = scalar(columns, "written", int)
+        history._mark = scalar(columns, "mark", int)
         held = len(history)
         for name, column in history._column.items():
             column[:held] = columns[name]

@@ -5,7 +5,7 @@ sessions. What they share with the stream is what they are there for: templates,
 the history that the next model is trained on. They exist from the first vouched line to the end of the file.
 """
 
-from detection.columns.state import Columns, State, joined, part
+from detection.columns.state import Columns, State, joined, part, scalar
 from detection.members.origins.counters import SourceCounters
 from detection.sessions.connections import LivingSources
 from detection.sessions.log_clock import LogClock
@@ -43,7 +43,7 @@ class Vouching:
     @classmethod
     def load(cls, columns: Columns) -> "Vouching":
         vouching = cls(0)
-        vouching.at_line = int(columns["at_line"])  # type: ignore[arg-type]
+        vouching.at_line = scalar(columns, "at_line", int)
         vouching.living = LivingSources.load(part("living", columns))
         vouching.clock = LogClock.load(part("clock", columns))
         vouching.sessions = SessionTable.load(part("sessions", columns), CAPACITY)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from detection.columns.state import Columns, State
+from detection.columns.state import Columns, State, array, scalar
 
 KEPT = 64
 
@@ -66,7 +66,7 @@ class Generations:
     def load(cls, columns: Columns) -> "Generations":
         """Raises `msgspec.DecodeError` (a ValueError) when the entries are none."""
         generations = cls()
-        texts = columns["entries"].tobytes()  # type: ignore[union-attr]
+        texts = array(columns, "entries").tobytes()
         generations._entries = {entry.name: entry for entry in msgspec.json.decode(texts, type=list[Generation])}
-        generations.refused = int(columns["refused"])  # type: ignore[arg-type]
+        generations.refused = scalar(columns, "refused", int)
         return generations

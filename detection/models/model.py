@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import State, Value, joined, part
+from detection.columns.state import State, Value, array, arrays, joined, part, scalars
 from detection.columns.upgrades import MODELS
 
 UNFITTED = "unfitted"  # prefix in `meta`: why a member could not be fitted, by its name
@@ -72,15 +72,15 @@ def from_columns(columns: Mapping[str, Value]) -> Model:
         raise TypeError("a model's generation and line are integers")
     columns = MODELS.upgraded(columns)
     parts: dict[str, dict[str, NDArray[Any]]] = {}
-    for name, array in part("parts", columns).items():
+    for name, values in arrays(part("parts", columns)).items():
         member, _, column = name.partition("/")
-        parts.setdefault(member, {})[column] = array  # type: ignore[assignment]
+        parts.setdefault(member, {})[column] = values
     return Model(
         generation=generation,
         line=line,
-        vocabulary=columns["vocabulary"],  # type: ignore[arg-type]
+        vocabulary=array(columns, "vocabulary"),
         parts=parts,
         templates=part("templates", columns),
-        rings=part("rings", columns),  # type: ignore[arg-type]
-        meta=part("meta", columns),  # type: ignore[arg-type]
+        rings=arrays(part("rings", columns)),
+        meta=scalars(part("meta", columns)),
     )

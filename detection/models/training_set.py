@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, OtherVersionError, State, Value, joined, part
+from detection.columns.state import Columns, OtherVersionError, State, Value, array, joined, part, scalar
 from detection.columns.upgrades import STATES
 from detection.frames import Studied
 from detection.models.model import Model
@@ -101,30 +102,26 @@ def from_columns(columns: Columns) -> TrainingSet:
             f"the training set has format {columns['format']!r}, this program trains from format {STATES.newest}; "
             "restart vigild"
         )
-    arrays = {}
+    lists: dict[str, Any] = {}
     for name, dtype in {**_PER_LINE, **_PER_SESSION, "offsets": np.int64}.items():
-        value = columns[name]
-        if not isinstance(value, np.ndarray) or value.dtype != dtype:
+        value = array(columns, name)
+        if value.dtype != dtype:
             raise TypeError(f"training set: {name} is not an array of {np.dtype(dtype)}")
-        arrays[name] = value
-    whole = {name: columns[name] for name in ("generation", "line", "seed")}
-    full, alpha = columns["full"], columns["alpha"]
-    if not all(isinstance(value, int) for value in whole.values()):
-        raise TypeError("training set: generation, line and seed are integers")
-    if not isinstance(full, bool) or not isinstance(alpha, float):
-        raise TypeError("training set: full is a truth value and alpha a number")
-    offsets, lines, sessions = arrays["offsets"], len(arrays["tokens"]), len(arrays["starts"])
+        lists[name] = value
+    offsets, lines, sessions = lists["offsets"], len(lists["tokens"]), len(lists["starts"])
     if len(offsets) != sessions + 1 or offsets[0] != 0 or offsets[-1] != lines or (np.diff(offsets) < 0).any():
         raise ValueError(f"training set: offsets do not cut {lines} lines into {sessions} sessions")
     for name, length in {**dict.fromkeys(_PER_LINE, lines), **dict.fromkeys(_PER_SESSION, sessions)}.items():
-        if len(arrays[name]) != length:
-            raise ValueError(f"training set: {name} holds {len(arrays[name])}, not {length}")
+        if len(lists[name]) != length:
+            raise ValueError(f"training set: {name} holds {len(lists[name])}, not {length}")
     previous = part("previous", columns)
     return TrainingSet(
-        **whole,  # type: ignore[arg-type]
-        full=full,
-        alpha=alpha,
-        **arrays,  # type: ignore[arg-type]
+        generation=scalar(columns, "generation", int),
+        line=scalar(columns, "line", int),
+        seed=scalar(columns, "seed", int),
+        full=scalar(columns, "full", bool),
+        alpha=scalar(columns, "alpha", float),
+        **lists,
         templates=part("templates", columns),
         previous=model_from_columns(previous) if previous else None,
     )

@@ -16,7 +16,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State
+from detection.columns.state import Columns, State, array, scalar
 
 LEAP_SECONDS_ALLOWED = 3600.0
 AGREEING_LINES = 20
@@ -85,7 +85,7 @@ class LogClock:
     @classmethod
     def load(cls, columns: Columns) -> "LogClock":
         clock = cls()
-        clock.now = float(columns["now"])  # type: ignore[arg-type]
+        clock.now = scalar(columns, "now", float)
         clock.timed = bool(columns["timed"])
-        clock._ahead = columns["ahead"].tolist()  # type: ignore[union-attr]
+        clock._ahead = array(columns, "ahead").tolist()
         return clock

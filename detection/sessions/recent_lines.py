@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State
+from detection.columns.state import Columns, State, array, scalar
 
 _RING_BYTES = 4 << 20
 _RING_LINES = 1 << 16
@@ -82,10 +82,10 @@ class RecentLines:
     @classmethod
     def load(cls, columns: Columns) -> "RecentLines":
         recent = cls()
-        recent._bytes[:] = columns["bytes"]  # type: ignore[assignment]
-        recent._starts[:] = columns["starts"]  # type: ignore[assignment]
-        recent._sizes[:] = columns["sizes"]  # type: ignore[assignment]
-        recent._serials[:] = columns["serials"]  # type: ignore[assignment]
-        recent._written = int(columns["written"])  # type: ignore[arg-type]
-        recent._last = int(columns["last"])  # type: ignore[arg-type]
+        recent._bytes[:] = array(columns, "bytes")
+        recent._starts[:] = array(columns, "starts")
+        recent._sizes[:] = array(columns, "sizes")
+        recent._serials[:] = array(columns, "serials")
+        recent._written = scalar(columns, "written", int)
+        recent._last = scalar(columns, "last", int)
         return recent

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.columns.runs import rank_in_run
-from detection.columns.state import Columns, State
+from detection.columns.state import Columns, State, array, scalar
 from detection.members.registry import NAMES
 from detection.members.view import COUNT_BUCKETS
 from detection.sessions.log_clock import LEAP_SECONDS_ALLOWED
@@ -166,15 +166,15 @@ class SessionTable:
     @classmethod
     def load(cls, columns: Columns, capacity: int = CAPACITY) -> "SessionTable":
         table = cls(capacity)
-        count = len(columns["serial"])  # type: ignore[arg-type]
+        count = len(array(columns, "serial"))
         for name, column in table.column.items():
             column[:count] = columns[name]
         table.open[:count] = True
         table._slots = {key: slot for slot, key in enumerate(table.column["key"][:count].tolist())}
         table._free = list(range(capacity - 1, count - 1, -1))
         table._used = count
-        table.next_serial = int(columns["next_serial"])  # type: ignore[arg-type]
-        table.evicted = int(columns["evicted"])  # type: ignore[arg-type]
+        table.next_serial = scalar(columns, "next_serial", int)
+        table.evicted = scalar(columns, "evicted", int)
         return table
 
 

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from detection.causes.fingerprints import KINDS, WHAT_BYTES, clipped
 from detection.causes.fingerprints import shown as shown_cause
-from detection.columns.state import Columns, State
+from detection.columns.state import Columns, State, array, scalar
 
 CAPACITY = 4096
 WINDOW_SECONDS = 6 * 3600.0
@@ -256,7 +256,7 @@ class Incidents:
     @classmethod
     def load(cls, columns: Columns, capacity: int = CAPACITY) -> "Incidents":
         incidents = cls(capacity)
-        lists = {name: columns[name].tolist() for name in (*_COLUMNS, "what", "sample_line", "sample_k")}  # type: ignore[union-attr]
+        lists = {name: array(columns, name).tolist() for name in (*_COLUMNS, "what", "sample_line", "sample_k")}
         for number, what in enumerate(lists["what"]):
             incident = _Incident(**{name: lists[name][number] for name in _COLUMNS}, what=what.decode())
             samples = zip(lists["sample_line"][number], lists["sample_k"][number], strict=True)
@@ -266,10 +266,10 @@ class Incidents:
                 incidents._by_cause[incident.cause] = incident
             if incident.by_source:
                 incidents._by_source[incident.source] = incident
-        incidents._shown.extend(columns["shown"].tolist())  # type: ignore[union-attr]
-        incidents._now = float(columns["now"])  # type: ignore[arg-type]
+        incidents._shown.extend(array(columns, "shown").tolist())
+        incidents._now = scalar(columns, "now", float)
         for name in _COUNTERS:
-            setattr(incidents, name, int(columns[name]))  # type: ignore[arg-type]
+            setattr(incidents, name, scalar(columns, name, int))
         return incidents
 
 

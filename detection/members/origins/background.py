@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State
+from detection.columns.state import Columns, State, array
 
 COUNTERS = (
     *("lines a minute", "failures a minute", "distinct things a minute"),
@@ -119,9 +119,9 @@ class Background:
     @classmethod
     def load(cls, columns: Columns) -> "Background":
         loaded = cls()
-        loaded._counts[:] = columns["counts"]  # type: ignore[assignment]
-        loaded._pending[:] = columns["pending"]  # type: ignore[assignment]
-        loaded._shares[:] = columns["shares"]  # type: ignore[assignment]
+        loaded._counts[:] = array(columns, "counts")
+        loaded._pending[:] = array(columns, "pending")
+        loaded._shares[:] = array(columns, "shares")
         loaded._prepare()
         return loaded
 

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, joined, part
+from detection.columns.state import Columns, State, array, joined, part, scalar
 from detection.members.origins.background import COUNTERS, DAY, SHARE, Background
 from detection.members.origins.counting import (
     DAY_MINUTES,
@@ -273,14 +273,14 @@ class SourceCounters:
     @classmethod
     def load(cls, columns: Columns) -> "SourceCounters":
         loaded = cls()
-        held = len(columns["key"])  # type: ignore[arg-type]
+        held = len(array(columns, "key"))
         for name, column in loaded._column.items():
             column[:held] = columns[name]
         loaded._slots = {key: slot for slot, key in enumerate(loaded._column["key"][:held].tolist())}
         loaded._free = list(range(CAPACITY - 1, held - 1, -1))
         loaded._background = Background.load(part("background", dict(columns)))
-        loaded._line = int(columns["line"])  # type: ignore[arg-type]
-        loaded.evicted = int(columns["evicted"])  # type: ignore[arg-type]
+        loaded._line = scalar(columns, "line", int)
+        loaded.evicted = scalar(columns, "evicted", int)
         return loaded
 
 
