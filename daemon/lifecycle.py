@@ -326,7 +326,7 @@ class _Daemon:
         """The actors' shared parts, around the recovered state."""
         from daemon.startup.read_back import ReadBack
         from detection.columns.state import digest
-        from detection.detector import model_in
+        from detection.parts import model_in
 
         store, detector, checkpoint = self._store, recovered.detector, self._settings.checkpoint
 
@@ -444,7 +444,7 @@ class _Daemon:
         that were withdrawn before it."""
         detector, settings = recovered.detector, SettingsFrame(self._settings.detection, self._rules)
         changes: list[tuple[Frame, Model | None]] = []
-        if found.settings == settings and SettingsFrame(detector.settings, detector.rule_texts) != settings:
+        if found.settings == settings and detector.settings != settings:
             changes.append((settings, None))
         if recovered.withdraw is not None:
             changes.append((ModelFrame(recovered.withdraw.generation, "", ""), None))

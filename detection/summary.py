@@ -1,21 +1,8 @@
 """What the rest of the daemon may know of the detector at any time: plain numbers as of one frame."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
-import numpy as np
-
-from detection.columns.state import Columns, State, array
-
-
-@dataclass(frozen=True, slots=True)
-class Withdrawn:
-    """A member of the model in force that failed: it does not judge from frame `seq` on."""
-
-    member: str
-    seq: int
-    reason: str
+from detection.members.failing import Withdrawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +55,3 @@ class Summary:
     vouched_rule_hits: int = 0  # of those lines, how many a rule matched: they are not learned from
     vouched_sessions: int = 0
     vouched_waiting: bool = False  # a vouched file has ended that no model has learned from
-
-
-def exported(withdrawn: Sequence[Withdrawn]) -> State:
-    """`withdrawn` as a part of the state: `entries`, a uint8 column of JSON."""
-    return {"entries": np.frombuffer(msgspec.json.encode(withdrawn), dtype=np.uint8).copy()}
-
-
-def loaded(columns: Columns) -> list[Withdrawn]:
-    """The inverse of `exported`. Raises `msgspec.DecodeError` (a ValueError)."""
-    return msgspec.json.decode(array(columns, "entries").tobytes(), type=list[Withdrawn])

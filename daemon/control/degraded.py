@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from detection.summary import Withdrawn
+from detection.members.failing import Withdrawn
 
 CODES = {
     "journal": "lines cannot be journaled: sources wait, and the daemon does not serve",

@@ -36,12 +36,13 @@ from detection.causes import fingerprints as causes
 from detection.causes.fingerprints import KINDS
 from detection.columns.state import OtherVersionError
 from detection.frames import FeedbackFrame, FlushFrame, Frame, RestoreFrame, SettingsFrame, VouchedFrame
+from detection.members.failing import Withdrawn
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
 from detection.rules.engine import RuleSet
 from detection.rules.files import RuleError
 from detection.settings import RuleText
-from detection.summary import Summary, Withdrawn
+from detection.summary import Summary
 from persistence.model_file import ModelError
 from persistence.preamble import NewerFormatError
 from persistence.snapshot import SnapshotError

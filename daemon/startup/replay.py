@@ -33,9 +33,10 @@ from daemon.startup.ladder import ApplyError, Ladder, Replay
 from daemon.startup.scan import Found
 from detection.columns.state import Columns, NewerVersionError, OtherVersionError, State
 from detection.columns.upgrades import STATES
-from detection.detector import Detector, model_in
+from detection.detector import Detector
 from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, ReturnedFrame, Sequenced, decode
 from detection.models.model import Model, from_columns
+from detection.parts import model_in
 from detection.verdicts.records import Verdicts
 from persistence.directory import StoreError
 from persistence.disk import UnreadableError

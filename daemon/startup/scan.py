@@ -8,10 +8,8 @@ they are. So new lines are journaled while the state is still on its way. Nothin
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import msgspec
-
 from daemon.startup.progress import Reading
-from detection.columns.state import Columns, OtherVersionError, of_this_version, part
+from detection.columns.state import Columns, OtherVersionError, decoded, of_this_version, part
 from detection.columns.upgrades import STATES
 from detection.frames import LinesFrame, SettingsFrame, SkipFrame, WithdrawnFrame, decode
 from detection.sessions.connections import LivingSource, LivingSources
@@ -118,8 +116,7 @@ class _Seen:
         columns = STATES.upgraded(columns)
         with of_this_version():
             in_force = SettingsFrame(
-                msgspec.json.decode(columns["settings"], type=DetectionSettings),  # type: ignore[arg-type]
-                msgspec.json.decode(columns["rules"], type=tuple[RuleText, ...]),  # type: ignore[arg-type]
+                decoded(columns, "settings", DetectionSettings), decoded(columns, "rules", tuple[RuleText, ...])
             )
             return cls(LivingSources.load(part("sources", columns)), [(0, in_force)])
 

@@ -9,8 +9,10 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import Field, fields
+from typing import Any, ClassVar, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +21,8 @@ Value = NDArray[np.generic] | Scalar
 State = dict[str, Value]
 Columns = Mapping[str, Value]
 Kind = TypeVar("Kind", int, float, str, bytes, bool)
+Decoded = TypeVar("Decoded")
+Self = TypeVar("Self", bound="Scalars")
 
 
 class OtherVersionError(Exception):
@@ -83,6 +87,11 @@ def scalar(columns: Columns, name: str, kind: type[Kind]) -> Kind:
     raise TypeError(f"{name} is to be {kind.__name__}, not {type(value).__name__}")
 
 
+def decoded(columns: Columns, name: str, kind: type[Decoded]) -> Decoded:
+    """What the column called `name` holds as JSON. Raises as `scalar` does, and `msgspec.DecodeError`, a ValueError."""
+    return msgspec.json.decode(scalar(columns, name, bytes), type=kind)
+
+
 def arrays(columns: Columns) -> dict[str, NDArray[Any]]:
     """All of `columns`, which are arrays; else raises TypeError."""
     return {name: array(columns, name) for name in columns}
@@ -94,6 +103,21 @@ def scalars(columns: Columns) -> dict[str, Any]:
         if isinstance(value, np.ndarray):
             raise TypeError(f"{name} is to be a scalar, not an array")
     return dict(columns)
+
+
+class Scalars:
+    """What a dataclass inherits that is a part of the state, a column a field, and holds nothing but scalars."""
+
+    __slots__ = ()
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def export(self) -> State:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @classmethod
+    def load(cls: type[Self], columns: Columns) -> Self:
+        """Raises TypeError where a column is an array, or is of no field."""
+        return cls(**scalars(columns))
 
 
 def joined(prefix: str, columns: Columns) -> State:

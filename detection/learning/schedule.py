@@ -10,6 +10,7 @@ admitted; a vouched file still is what the operator wants learned, beside what t
 
 from dataclasses import dataclass
 
+from detection.columns.state import Scalars
 from detection.frames import Studied
 from detection.settings import LearningSettings
 
@@ -29,7 +30,7 @@ class Progress:
 
 
 @dataclass(slots=True)
-class Schedule:
+class Schedule(Scalars):
     """trained_at     how much had been learned when the last training set was taken
     admissions_at  how many causes had been admitted then
     vouched_at     seq at which a vouched file ended that is to be learned from now, 0: there is none

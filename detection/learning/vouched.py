@@ -15,7 +15,23 @@ CAPACITY = 1 << 14
 _FIRST_SERIAL = -(1 << 62)  # apart from those of the stream's sessions
 
 
-class Vouching:
+class VouchedLines:
+    """A part of the state: the vouched file that is on its way, if one is."""
+
+    def __init__(self) -> None:
+        self.file: VouchedFile | None = None
+
+    def export(self) -> State:
+        return self.file.export() if self.file is not None else {}
+
+    @classmethod
+    def load(cls, columns: Columns) -> "VouchedLines":
+        vouched = cls()
+        vouched.file = VouchedFile.load(columns) if columns else None
+        return vouched
+
+
+class VouchedFile:
     """`before`: how many vouched sessions there were before, so that serials are never given twice."""
 
     def __init__(self, before: int) -> None:
@@ -41,11 +57,11 @@ class Vouching:
         }
 
     @classmethod
-    def load(cls, columns: Columns) -> "Vouching":
-        vouching = cls(0)
-        vouching.at_line = scalar(columns, "at_line", int)
-        vouching.living = LivingSources.load(part("living", columns))
-        vouching.clock = LogClock.load(part("clock", columns))
-        vouching.sessions = SessionTable.load(part("sessions", columns), CAPACITY)
-        vouching.counters = SourceCounters.load(part("counters", columns))
-        return vouching
+    def load(cls, columns: Columns) -> "VouchedFile":
+        file = cls(0)
+        file.at_line = scalar(columns, "at_line", int)
+        file.living = LivingSources.load(part("living", columns))
+        file.clock = LogClock.load(part("clock", columns))
+        file.sessions = SessionTable.load(part("sessions", columns), CAPACITY)
+        file.counters = SourceCounters.load(part("counters", columns))
+        return file

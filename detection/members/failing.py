@@ -6,6 +6,7 @@ memory that is not to be had. Whoever asks a member asks it in `asked`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 LONGEST_REASON = 300  # characters: it is journaled, and shown
 
@@ -21,6 +22,15 @@ class MemberError(Exception):
     def reason(self) -> str:
         """What the member raised, in one line."""
         return in_a_line(self.__cause__ or self)
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A member of the model in force that failed: it does not judge from frame `seq` on."""
+
+    member: str
+    seq: int
+    reason: str
 
 
 @contextmanager

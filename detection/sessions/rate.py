@@ -3,12 +3,14 @@
 import math
 from dataclasses import dataclass
 
+from detection.columns.state import Scalars
+
 _DAY = 86_400.0
 _MEMORY_DAYS = 7.0
 
 
 @dataclass(slots=True)
-class SessionRate:
+class SessionRate(Scalars):
     """The past week's sessions and days, older ones fading."""
 
     sessions: float = 0.0

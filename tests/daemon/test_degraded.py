@@ -1,7 +1,7 @@
 """Reasons to be degraded: each for as long as its cause, the gravest first, in words that say what and where."""
 
 from daemon.control.degraded import CODES, Reason, reasons
-from detection.summary import Withdrawn
+from detection.members.failing import Withdrawn
 
 WELL = {"error": None, "lost": 0, "pending": 0}
 

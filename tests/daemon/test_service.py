@@ -30,8 +30,9 @@ from daemon.startup.replay import Report
 from detection.columns.state import joined
 from detection.detector import Detector
 from detection.frames import Sequenced, VouchedFrame, decode
+from detection.members.failing import Withdrawn
 from detection.sessions.connections import LivingSources
-from detection.summary import Summary, Withdrawn
+from detection.summary import Summary
 from detection.templates.table import TemplateTable
 from persistence.columns import Columns, Value
 from persistence.jsonl import open_jsonl

@@ -103,7 +103,7 @@ def told(journal: Journal, retrain_lines: int) -> Journal:
     learning = LearningSettings(warmup_lines=1000, retrain_lines=retrain_lines)
     settings = replace_settings(session=KEY, alarms=AlarmSettings(alpha=0.001), learning=learning)
     journal.apply(SettingsFrame(settings, ()))
-    journal.detector._schedule.fulfilled = True
+    journal.detector._parts.schedule.fulfilled = True
     return journal
 
 

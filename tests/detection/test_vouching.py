@@ -136,7 +136,7 @@ def test_vouched_lines_count_towards_the_warm_up(early: int) -> None:
 def learned_later(retrain_lines: int) -> Journal:
     """As `taught`, its model taken for a full one, then 80 sessions more."""
     journal = taught(300)
-    journal.detector._schedule.fulfilled = True
+    journal.detector._parts.schedule.fulfilled = True
     learning = LearningSettings(warmup_lines=10**6, retrain_lines=retrain_lines)
     journal.apply(SettingsFrame(replace_settings(session=KEY, learning=learning), ()))
     fed(journal, usual(80, 3, prefix="later", at=1000))

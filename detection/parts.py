@@ -1,0 +1,141 @@
+"""The parts of the state: this list is what a new detector, `export`, `load` and a restore follow.
+
+A field's name is the name of its columns in the state. A number is one column, and so is a setting, as JSON; a part of
+many columns has them under its name ("sessions.last_time"). So a new part is one field here, with a layout and a step
+in `columns.upgrades`.
+"""
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, get_type_hints
+
+import msgspec
+
+from detection.causes.known import KnownCauses
+from detection.columns.state import Columns, Scalars, State, decoded, joined, of_this_version, part, scalar
+from detection.columns.upgrades import STATES
+from detection.frames import ModelFrame
+from detection.learning.history import History
+from detection.learning.schedule import Schedule
+from detection.learning.vouched import VouchedLines
+from detection.members.origins.counters import SourceCounters
+from detection.members.parameter_values import ValueModel
+from detection.models.generations import Generations
+from detection.scoring.withdrawn import WithdrawnMembers
+from detection.sessions.connections import LivingSources
+from detection.sessions.log_clock import LogClock
+from detection.sessions.rate import SessionRate
+from detection.sessions.recent_lines import RecentLines
+from detection.sessions.table import SessionTable
+from detection.settings import DetectionSettings, RuleText
+from detection.templates.table import TemplateTable
+from detection.verdicts.incidents import Incidents
+
+
+@dataclass(slots=True)
+class Counters(Scalars):
+    """What was counted since the state began."""
+
+    cut_lines: int = 0
+    unterminated_lines: int = 0
+    future_lines: int = 0  # with a time that was not believed
+    rule_hits: int = 0
+    flagged: int = 0
+    sessions: int = 0
+    lost_lines: int = 0
+    value_lines: int = 0  # that the model of parameter values learned from
+    vouched_lines: int = 0
+    vouched_rule_hits: int = 0
+    vouched_sessions: int = 0
+
+
+@dataclass(slots=True)
+class Parts:
+    """All that is remembered from one frame to the next. What is compiled or made of it is the detector's."""
+
+    seq: int = 0
+    line: int = 0
+    received: float = math.nan  # when the last frame of lines or of silence came
+    closings_at_line: int = 0  # so that ids of sessions closed at one line never repeat
+    generations: int = 0  # the highest that was ever trained
+    restored: int = 0  # seq of the last restore
+    settings: DetectionSettings = field(default_factory=DetectionSettings)
+    rules: tuple[RuleText, ...] = ()
+    model: ModelFrame = field(default_factory=lambda: ModelFrame(0, "", ""))  # in force; no name: there is none
+    counters: Counters = field(default_factory=Counters)
+    schedule: Schedule = field(default_factory=Schedule)
+    rate: SessionRate = field(default_factory=SessionRate)
+    sources: LivingSources = field(default_factory=LivingSources)  # connections; clients are in `origins`
+    clock: LogClock = field(default_factory=LogClock)
+    templates: TemplateTable = field(default_factory=TemplateTable)
+    sessions: SessionTable = field(default_factory=SessionTable)
+    history: History = field(default_factory=History)
+    recent: RecentLines = field(default_factory=RecentLines)
+    known: KnownCauses = field(default_factory=KnownCauses)
+    incidents: Incidents = field(default_factory=Incidents)
+    models: Generations = field(default_factory=Generations)
+    values: ValueModel = field(default_factory=ValueModel)
+    origins: SourceCounters = field(default_factory=SourceCounters)
+    withdrawn: WithdrawnMembers = field(default_factory=WithdrawnMembers)
+    vouching: VouchedLines = field(default_factory=VouchedLines)
+
+    @property
+    def learned(self) -> int:
+        """Lines there were to learn from."""
+        return self.line + self.counters.vouched_lines
+
+    def restore(self, seq: int, then: "Parts") -> None:
+        """Know from frame `seq` on what `then` knew; whatever is not named here is a fact about now, and goes on.
+
+        Takes ownership of parts of `then`. Ids of templates and generations of models are not given twice.
+        """
+        then.templates.created = max(then.templates.created, self.templates.created)
+        then.templates.evicted = then.templates.created - len(then.templates)
+        self.schedule = Schedule(
+            trained_at=then.schedule.trained_at + self.learned - then.learned,
+            admissions_at=then.schedule.admissions_at,
+            vouched_at=seq if then.schedule.vouched_at else 0,  # no training under way has seen it
+            fulfilled=then.schedule.fulfilled,
+        )
+        self.rate = replace(then.rate, clock=self.rate.clock)
+        self.counters.value_lines = then.counters.value_lines
+        self.generations = max(self.generations, then.generations)
+        for name in ("model", "templates", "history", "known", "values", "origins"):
+            setattr(self, name, getattr(then, name))
+
+    def export(self) -> State:
+        """A copy of everything, as plain columns."""
+        state: State = {"format": STATES.newest}
+        for each in fields(self):
+            state |= _exported(each.name, getattr(self, each.name))
+        return state
+
+    @classmethod
+    def load(cls, state: Columns) -> "Parts":
+        """The inverse of `export`, also of an older version's. Raises OtherVersionError as `Versions.upgraded` does."""
+        state = STATES.upgraded(state)
+        with of_this_version():
+            return cls(**{name: _loaded(name, kind, state) for name, kind in get_type_hints(cls).items()})
+
+
+def model_in(state: Columns) -> ModelFrame:
+    """Which model was in force in `state`, which is of this version; its name is empty when none was."""
+    return decoded(state, "model", ModelFrame)
+
+
+def _exported(name: str, value: Any) -> State:
+    match value:
+        case int() | float():
+            return {name: value}
+        case msgspec.Struct() | tuple():
+            return {name: msgspec.json.encode(value)}
+        case _:
+            return joined(name, value.export())
+
+
+def _loaded(name: str, kind: Any, state: Columns) -> Any:
+    if kind in (int, float):
+        return scalar(state, name, kind)
+    if hasattr(kind, "load"):
+        return kind.load(part(name, state))
+    return decoded(state, name, kind)

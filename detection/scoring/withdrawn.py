@@ -1,0 +1,62 @@
+"""Members that are withdrawn: they failed, and do not judge until a frame brings them back. A part of the state."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+import msgspec
+import numpy as np
+
+from detection.columns.state import Columns, State, array
+from detection.members.failing import Withdrawn
+from detection.members.registry import NAMES
+from detection.scoring.ensemble import resting
+
+
+class WithdrawnMembers(Collection[str]):
+    """Their names; `entries` says since when and why.
+
+    State: `entries`, a uint8 column of JSON (a list of `Withdrawn`, in the order in which members are asked).
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Withdrawn] = {}
+
+    def __contains__(self, member: object) -> bool:
+        return member in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entries(self) -> list[Withdrawn]:
+        """In the order in which members are asked."""
+        return [self._entries[name] for name in NAMES if name in self._entries]
+
+    def withdraw(self, seq: int, without: Mapping[str, str], members: Collection[str]) -> None:
+        """From frame `seq` on these do not judge, by name and with the reason, nor those that look at what they say.
+
+        `members` are those there are: of the rest nothing can be withdrawn, another model may have had more.
+        """
+        out = {name: reason for name, reason in without.items() if name in members}
+        out |= {name: why for name, why in resting({*self, *out}).items() if name in members}
+        self._entries |= {name: Withdrawn(name, seq, reason) for name, reason in out.items()}
+
+    def bring_back(self, members: Iterable[str]) -> None:
+        """Those of `members` that are withdrawn judge again."""
+        for name in members:
+            self._entries.pop(name, None)
+
+    def bring_all_back(self) -> None:
+        self._entries.clear()
+
+    def export(self) -> State:
+        return {"entries": np.frombuffer(msgspec.json.encode(self.entries()), dtype=np.uint8).copy()}
+
+    @classmethod
+    def load(cls, columns: Columns) -> "WithdrawnMembers":
+        """Raises `msgspec.DecodeError` (a ValueError)."""
+        withdrawn = cls()
+        entries = msgspec.json.decode(array(columns, "entries").tobytes(), type=list[Withdrawn])
+        withdrawn._entries = {each.member: each for each in entries}
+        return withdrawn
