@@ -15,7 +15,6 @@ SLOW = (
     "install",
     "interpreters",
     "system",
-    "daemon/test_install.py",
     "daemon/test_trainer.py",
     "daemon/test_vigilctl.py",
     "detection/learning/test_training_resumed.py",
