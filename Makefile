@@ -29,7 +29,7 @@ run: $(VENV)/.installed
 PYTEST := nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 quick: setup
-	$(PYTEST) -q -m 'not slow' tests/actors tests/daemon tests/detection tests/persistence tests/test_guarantees.py
+	$(PYTEST) -q -m 'not slow' tests/actors tests/daemon tests/detection tests/persistence tests/test_*.py
 
 test: lint
 	$(PYTEST)

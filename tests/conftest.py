@@ -15,11 +15,10 @@ SLOW = (
     "install",
     "interpreters",
     "system",
-    "daemon/test_install.py",
     "daemon/test_trainer.py",
     "daemon/test_vigilctl.py",
-    "detection/test_training_resumed.py",
-    "detection/test_training_run.py",
+    "detection/learning/test_training_resumed.py",
+    "detection/learning/test_training_run.py",
 )
 
 # An example that takes long says that the machine is busy. What hangs is ended by pytest-timeout.

@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SUITE = ("tests/detection", "tests/persistence", "tests/actors")
 DEBIANS = SUITE[:2]
-PATTERNS = tuple(f"tests/detection/test_{name}.py" for name in ("formats", "formats_hostile", "patterns", "templates"))
+PATTERNS = ("tests/detection/formats", "tests/detection/templates", "tests/detection/test_patterns.py")
 DEBIAN = "3.11.2"
 NAMED = ("3.11.2", "3.12", "3.13")
 

@@ -57,7 +57,7 @@ ATTACK = (
 )
 # The commands of the documents that the story does not run, and why.
 EXCEPTIONS = {
-    "make run": "a demonstration without a service; tests/daemon/test_demo.py runs it",
+    "make run": "a demonstration without a service; tests/daemon/demo/test_demo.py runs it",
     "make test": "what CI runs before this",
     "make test-interpreters": "tests on other interpreters, not the service; tests/interpreters",
     "make system-test": "this",

@@ -161,7 +161,7 @@ def test_a_passed_socket_takes_the_place_of_ours_and_is_not_removed(tmp_path: Pa
     if tool is None:
         pytest.skip("systemd-socket-activate is not installed")
     path = tmp_path / "passed.sock"
-    command = [tool, f"--listen={path}", "--fdname=log", f"--setenv=PYTHONPATH={Path(__file__).parents[2]}"]
+    command = [tool, f"--listen={path}", "--fdname=log", f"--setenv=PYTHONPATH={Path(__file__).parents[3]}"]
     daemon = subprocess.Popen(
         [*command, sys.executable, "-c", PASSED_ON, str(tmp_path), "accept"],
         stdout=subprocess.PIPE,
@@ -201,7 +201,7 @@ def run_with_descriptors(
             str(tmp_path),
         ],
         pass_fds=[each.fileno() for each in sockets],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         timeout=30,
     )

@@ -32,7 +32,7 @@ from detection.members.parameter_values import (
     values_of,
 )
 
-PAYLOADS = Path(__file__).parents[3] / "shared" / "data" / "payloads" / "payloads.jsonl.gz"
+PAYLOADS = Path(__file__).parents[4] / "shared" / "data" / "payloads" / "payloads.jsonl.gz"
 
 _UNRESERVED = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~"  # RFC 3986
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-UNITS = Path(__file__).parents[2] / "systemd"
+UNITS = Path(__file__).parents[1] / "systemd"
 SERVICES = ["vigild.service", "vigild@.service"]
 MOST_EXPOSED = 1.5
 
