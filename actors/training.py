@@ -39,7 +39,7 @@ from actors.latest_summary import Published
 from actors.scoring import Scoring
 from actors.sequencer import Request, submit
 from detection.columns.state import State
-from detection.frames import ModelFrame, RefusedFrame, Studied
+from detection.frames import ModelFrame, RefusedFrame, TrainingCutoff
 from detection.models.model import Model
 from persistence.disk import failure
 from persistence.preamble import NewerFormatError
@@ -82,7 +82,7 @@ class TrainingSet(Protocol):
     def full(self) -> bool: ...
 
     @property
-    def studied(self) -> Studied: ...
+    def studied(self) -> TrainingCutoff: ...
 
     def to_columns(self) -> State: ...
 
@@ -294,7 +294,7 @@ class _About(msgspec.Struct):
     full: bool
     in_force: int  # the generation it goes on from
     restored: int
-    studied: Studied
+    studied: TrainingCutoff
     program: str
 
 

@@ -11,8 +11,8 @@ are withdrawn, since when and why; so it is the same wherever the frames are app
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -36,40 +36,73 @@ from detection.frames import (
     Sequenced,
     SettingsFrame,
     SkipFrame,
-    Studied,
     TickFrame,
+    TrainingCutoff,
     VouchedFrame,
     WithdrawnFrame,
     count_lines,
 )
-from detection.learning.exclusions import bad_and_flagged
-from detection.learning.history import VOUCHED, History
-from detection.learning.schedule import Progress
-from detection.learning.vouched import VouchedFile
+from detection.learning.vouched import Taught
 from detection.members.failing import MemberError, asked
 from detection.members.origins.counters import SourceCounters
 from detection.members.parameter_values import ValueModel
-from detection.members.registry import NAMES
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
+from detection.next_training import cutoff, history_of_stream, learned_so_far, training_set
 from detection.parts import Parts
 from detection.rules.engine import Hits, RuleSet
-from detection.scoring.calibration import alpha_for
+from detection.scoring.calibration import level_of
 from detection.scoring.ensemble import Ensemble, members_of, resting
 from detection.scoring.judging import Batch, Closings, Judged, closed_as_they_are, judge
-from detection.sessions.connections import LivingSource
+from detection.scoring.withdrawn import forget_judgements, judge_anew
+from detection.sessions.connections import LivingSource, LivingSources
 from detection.sessions.intake import Intake, KeyPattern, Reading, read_lines, take_in
 from detection.sessions.table import Cut, cut
-from detection.summary import Summary
+from detection.summary import Summary, summary_of
 from detection.templates.table import TemplateTable
 from detection.verdicts.alerting import Alerting, Lines
 from detection.verdicts.query import Opinion
 from detection.verdicts.records import Verdicts, rows_of
 
-CHUNK_LINES = 4096
-ONLINE = ("values", "sources")  # members that learn with every line, whether or not there is a model
-UPLOAD_GONE_LINES = 5000  # when so many lines came since a vouched one, the rest of the file is not waited for
+CHUNK_LINES = 4096  # judged at a time
+ONLINE_MEMBERS = ("values", "sources")  # learn with every line, whether or not there is a model
 FEWEST_VALUES = 500  # lines with parameter values, before the model of them is asked: all are odd at first
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """The n lines of a frame as read. `hits` are those of rules that the operator has not called normal, `hit` float64
+    [n] the confidence of the surest of them, 0 where there is none; `odd` float64 [n] what `values` said."""
+
+    intake: Intake
+    reading: Reading
+    hits: Hits
+    hit: Floats
+    odd: Floats
+
+    def __len__(self) -> int:
+        return len(self.reading.ids)
+
+    def chunks(self) -> Iterator[slice]:
+        """What is judged at a time."""
+        return (slice(start, start + CHUNK_LINES) for start in range(0, len(self), CHUNK_LINES))
+
+    def hits_in(self, chunk: slice) -> Hits:
+        """The hits on the lines of a chunk, which are numbered from its start."""
+        low, high = np.searchsorted(self.hits.lines, [chunk.start, chunk.stop])
+        return Hits(lines=self.hits.lines[low:high] - chunk.start, rules=self.hits.rules[low:high])
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a batch is from, to show it: its lines' texts, their times, the rules that hit them, and what was read."""
+
+    texts: list[bytes]
+    times: Floats
+    hits: Hits
+    lines: Lines | None
 
 
 class Detector:
@@ -117,35 +150,29 @@ class Detector:
         if item.without:
             self._withdraw(item.seq, item.without)
             self._assemble()
-            self._judge_anew()
+            judge_anew(self._parts.sessions, self._ensemble, self._parts.withdrawn)
         self._parts.known.admits = not self._parts.schedule.closed(self._parts.settings.learning)
         self._parts.templates.pinned = self._parts.known.templates
-        alarms = self._parts.settings.alarms
-        # Who says how sure to be, and not how many to see, has no budget.
-        per_day = alarms.per_day if alarms.alpha is None else math.inf
-        alerting = Alerting(
-            self._parts.incidents, self._parts.recent, self._parts.templates, self._ensemble, self._rules,
-            None if "sources" in self._parts.withdrawn else self._parts.origins, per_day,
-        )  # fmt: skip
+        alerting = self._alerting()
         match frame:
             case LinesFrame():
-                self._take(frame, alerting)
+                self._judge_frame(frame, alerting)
             case TickFrame():
                 self._pass_silence(frame.received, alerting)
             case FlushFrame():
                 self._close(self._parts.sessions.all_open(), alerting)
             case ModelFrame():
-                self._install(item.seq, frame, item.model, item.without)
+                self._take_effect(item.seq, frame, item.model, item.without)
             case SettingsFrame():
-                self._adopt(frame, alerting)
+                self._apply_settings(frame, alerting)
             case RestoreFrame():
                 self._restore(item.seq, item.knowledge, item.without, alerting)
             case FeedbackFrame():
-                self._hear(frame)
+                self._apply_feedback(frame)
             case VouchedFrame():
-                self._vouch(item.seq, frame)
+                self._learn_vouched(item.seq, frame)
             case RefusedFrame():
-                self._refuse(frame)
+                self._note_refusal(frame)
             case ReturnedFrame():
                 self._bring_back(item.seq, frame.members, item.without)
             case SkipFrame() | WithdrawnFrame():
@@ -155,6 +182,14 @@ class Detector:
         self._parts.seq = item.seq
         self._parts.counters.flagged += alerting.flagged
         return Verdicts(item.seq, self._parts.line, lines, tuple(alerting.batches))
+
+    def _alerting(self) -> Alerting:
+        parts, alarms = self._parts, self._parts.settings.alarms
+        return Alerting(
+            parts.incidents, parts.recent, parts.templates, self._ensemble, self._rules,
+            None if "sources" in parts.withdrawn else parts.origins,
+            alarms.per_day if alarms.alpha is None else math.inf,  # with `alpha` set there is no budget
+        )  # fmt: skip
 
     def skip(self, seq: int, line: int, frame: Frame | None) -> None:
         """Instead of `apply`, for a frame on which it raised: its lines are lost, and counted.
@@ -182,64 +217,75 @@ class Detector:
 
     # --- the kinds of frames ------------------------------------------------------------------------
 
-    def _take(self, frame: LinesFrame, alerting: Alerting) -> None:
-        clock = self._parts.clock.now
-        intake = take_in(frame.segments, self._parts.sources, self._pattern, clock=clock, received=frame.received)
-        if self._parts.clock.timed and frame.segments and all(segment.kind == "plain" for segment in frame.segments):
+    def _judge_frame(self, frame: LinesFrame, alerting: Alerting) -> None:
+        parts, counters = self._parts, self._parts.counters
+        lines = self._read(frame.segments, parts.sources, parts.clock.now, frame.received)
+        if parts.clock.timed and frame.segments and all(segment.kind == "plain" for segment in frame.segments):
             # Else it would stand still once the source that brings the times has ended.
-            self._pass_by(frame.received)
-        self._parts.received = frame.received
-        self._parts.counters.cut_lines += intake.cut
-        self._parts.counters.unterminated_lines += intake.unterminated
-        self._parts.counters.future_lines += intake.future
-        reading = read_lines(intake, self._parts.templates, self._rules, without=self._parts.withdrawn)
-        self._parts.counters.rule_hits += len(reading.hits.lines)
-        hits = self._without_known(reading)
-        odd = self._odd_values(reading)
-        clean = np.ones(len(reading.ids), dtype=np.bool_)
-        for start in range(0, len(reading.ids), CHUNK_LINES):
-            chunk = slice(start, start + CHUNK_LINES)
-            clean[chunk] = self._judge_lines(intake, reading, hits, odd, chunk, frame.received, alerting)
-        self._learn_values(reading, clean)
-        finished = [slot for key in intake.ended if (slot := self._parts.sessions.find(key)) is not None]
+            parts.pass_silence(frame.received)
+        parts.received = frame.received
+        counters.cut_lines += lines.intake.cut
+        counters.unterminated_lines += lines.intake.unterminated
+        counters.future_lines += lines.intake.future
+        counters.rule_hits += len(lines.reading.hits.lines)
+        clean = np.ones(len(lines), dtype=np.bool_)
+        for chunk in lines.chunks():
+            clean[chunk] = self._judge_chunk(lines, chunk, frame.received, alerting)
+        self._learn_values(lines.reading, clean)
+        finished = [slot for key in lines.intake.ended if (slot := parts.sessions.find(key)) is not None]
         self._close(np.array(finished, dtype=np.int64), alerting)
 
+    def _learn_vouched(self, seq: int, frame: VouchedFrame) -> None:
+        """Learn from the lines of `frame`, but not from sessions in which a rule matched; nothing is emitted."""
+        parts, counters = self._parts, self._parts.counters
+        file = parts.vouching.open_file(parts.line, counters.vouched_sessions)
+        into = Taught(parts.history, parts.known, parts.settings.session)
+        lines = self._read((frame.segment,), file.living, file.clock.now, frame.received)
+        for chunk in lines.chunks():
+            times = lines.intake.times[chunk]
+            batch = self._batch(lines, chunk, 1, file.advance(times, frame.received), file.counters)
+            file.learn(batch, lines.intake.keys[chunk], lines.intake.windowed[chunk], times, into)
+        self._learn_values(lines.reading, lines.hit == 0.0)
+        counters.future_lines += lines.intake.future
+        counters.vouched_lines += len(lines)
+        counters.vouched_rule_hits += int(np.count_nonzero(lines.hit))
+        if frame.done:
+            file.end(into)
+            if parts.line == 0:
+                parts.origins = file.counters  # of a stream that has not begun these are all there is
+            parts.vouching.file, parts.schedule.vouched_at = None, seq
+        counters.vouched_sessions = file.begun
+
     def _pass_silence(self, received: float, alerting: Alerting) -> None:
-        self._pass_by(received)
-        self._parts.received = received
-        now = received if math.isnan(self._parts.clock.now) else self._parts.clock.now
-        self._close(self._parts.sessions.silent(now, self._parts.settings.session.idle_seconds), alerting)
+        parts = self._parts
+        parts.pass_silence(received)
+        now = received if math.isnan(parts.clock.now) else parts.clock.now
+        self._close(parts.sessions.silent(now, parts.settings.session.idle_seconds), alerting)
 
-    def _pass_by(self, received: float) -> None:
-        if not math.isnan(self._parts.received):
-            self._parts.clock.pass_silence(received - self._parts.received)
-
-    def _install(self, seq: int, frame: ModelFrame, model: Model | None, without: Mapping[str, str]) -> None:
+    def _take_effect(self, seq: int, frame: ModelFrame, model: Model | None, without: Mapping[str, str]) -> None:
         """Let `model` judge from here on, all its members but those `without`; without a model (withdrawn, or its file
         is lost) only rules are left."""
         self._parts.model = ModelFrame(frame.generation, frame.name, frame.sha256)
-        self._have_studied(frame.studied)
+        self._trained(frame.studied)
         if frame.studied is None and model is not None and frame.generation > self._parts.generations:
             self._parts.schedule.trained_at -= max(self._parts.line - model.line, 0)  # what came while it was trained
         self._parts.generations = max(self._parts.generations, frame.generation)
         self._parts.withdrawn.bring_all_back()
         self._use(model, seq, without)
-        self._parts.schedule.fulfilled |= self._has_all_members()
+        self._parts.schedule.fulfilled |= model is not None and model.complete
         self._parts.history.set_mark()
         members = members_of(model) if model is not None else ()
         if frame.name:
             self._parts.models.took_effect(frame.generation, frame.name, self._parts.line, members)
-        self._forget_judgements()
+        forget_judgements(self._parts.sessions)
 
-    def _refuse(self, frame: RefusedFrame) -> None:
+    def _note_refusal(self, frame: RefusedFrame) -> None:
         self._parts.generations = max(self._parts.generations, frame.generation)
-        self._have_studied(frame.studied)
+        self._trained(frame.studied)
         self._parts.models.was_refused(frame.generation, frame.name, self._parts.line, frame.reason)
 
-    def _have_studied(self, studied: Studied | None) -> None:
-        self._parts.schedule.studied(
-            studied or Studied(self._parts.seq, self._parts.learned, self._parts.known.admissions), self._parts.learned
-        )
+    def _trained(self, until: TrainingCutoff | None) -> None:
+        self._parts.schedule.trained(until or cutoff(self._parts), self._parts.learned)
 
     def _use(self, model: Model | None, seq: int = 0, without: Mapping[str, str] = {}) -> None:
         self._model = model
@@ -252,7 +298,7 @@ class Detector:
 
     def _withdraw(self, seq: int, without: Mapping[str, str]) -> None:
         there = members_of(self._model) if self._model is not None else ()
-        self._parts.withdrawn.withdraw(seq, without, {*ONLINE, *there})
+        self._parts.withdrawn.withdraw(seq, without, {*ONLINE_MEMBERS, *there})
 
     def _assemble(self) -> None:
         """Let those members of the model judge that are not withdrawn."""
@@ -260,55 +306,18 @@ class Detector:
         ensemble = Ensemble(self._model, self._parts.withdrawn) if self._model is not None else None
         self._ensemble = ensemble if ensemble is not None and ensemble.members else None
 
-    def _judge_anew(self) -> None:
-        """Let open sessions be what they are by the members that judge now.
-
-        As if those withdrawn had not been ready when they began; a member that comes back has nothing to say of them
-        yet. What known causes explained of a session before, they still explain. With rules alone it is as after a
-        change of models. What was flagged stays flagged.
-        """
-        table = self._parts.sessions.column
-        for name in self._parts.withdrawn:
-            table["reached"][:, NAMES.index(name)] = 0.0
-        judged = np.flatnonzero(self._parts.sessions.open & ~np.isnan(table["p"]))
-        if self._ensemble is None:
-            self._forget_judgements()
-        elif len(judged):
-            judgement = self._ensemble.judge(table["reached"][judged])
-            table["strangeness"][judged], table["p"][judged] = judgement.strangeness, judgement.p
-            excused = table["excused"][judged]
-            table["excused"][judged] = np.where(excused > 0.0, np.minimum(excused, judgement.p), 0.0)
-
     def _bring_back(self, seq: int, members: Collection[str], without: Mapping[str, str]) -> None:
         """Let those of these members judge again that are not to be left out from this very frame on."""
         self._parts.withdrawn.bring_back(members)
         self._withdraw(seq, without)
         self._assemble()
-        self._judge_anew()
+        judge_anew(self._parts.sessions, self._ensemble, self._parts.withdrawn)
 
-    def _forget_judgements(self) -> None:
-        """What was measured by another model, of every open session."""
-        for name in ("reached", "strangeness", "muted", "excused", "novel"):
-            self._parts.sessions.column[name][:] = 0
-        self._parts.sessions.column["p"][:] = np.nan
-
-    def _hear(self, frame: FeedbackFrame) -> None:
+    def _apply_feedback(self, frame: FeedbackFrame) -> None:
         if frame.answer == "undo":
             self._parts.known.undo(frame.alert)
         else:
-            self._parts.known.answer(
-                Answer(
-                    alert=frame.alert,
-                    cause=frame.cause,
-                    kind=frame.kind,
-                    what=frame.what,
-                    normal=frame.answer == "normal",
-                    note=frame.note,
-                    line=self._parts.line,
-                    template=frame.template,
-                    shapes=frame.shapes,
-                )
-            )
+            self._parts.known.answer(Answer.of(frame, self._parts.line))
 
     def _restore(self, seq: int, knowledge: Knowledge | None, without: Mapping[str, str], alerting: Alerting) -> None:
         """Know what `knowledge` knew: templates, model, training buffer, answers, rate of sessions. The rest goes on.
@@ -330,7 +339,7 @@ class Detector:
         self._parts.withdrawn.bring_all_back()
         self._use(knowledge.model, seq, without)
 
-    def _adopt(self, frame: SettingsFrame, alerting: Alerting) -> None:
+    def _apply_settings(self, frame: SettingsFrame, alerting: Alerting) -> None:
         if frame.settings.session != self._parts.settings.session:
             self._close(self._parts.sessions.all_open(), alerting)
         self._parts.settings, self._parts.rules = frame.settings, frame.rules
@@ -340,78 +349,6 @@ class Detector:
         key = self._parts.settings.session.key
         self._rules = _compiled(self._parts.rules)
         self._pattern = None if key == "auto" else KeyPattern(key)
-
-    # --- vouched lines ------------------------------------------------------------------------------
-
-    def _vouch(self, seq: int, frame: VouchedFrame) -> None:
-        """Learn from the lines of `frame`, but not from sessions in which a rule matched; say nothing of them."""
-        if self._parts.vouching.file is None:
-            self._parts.vouching.file = VouchedFile(self._parts.counters.vouched_sessions)
-        vouching, clock = self._parts.vouching.file, self._parts.vouching.file.clock
-        vouching.at_line = self._parts.line
-        segments: tuple[Segment, ...] = (frame.segment,)
-        intake = take_in(segments, vouching.living, self._pattern, clock=clock.now, received=frame.received)
-        reading = read_lines(intake, self._parts.templates, self._rules, without=self._parts.withdrawn)
-        hits = self._without_known(reading)
-        odd, n = self._odd_values(reading), len(reading.ids)
-        confidence = self._confidence(hits, n)
-        for start in range(0, n, CHUNK_LINES):
-            chunk = slice(start, start + CHUNK_LINES)
-            before = clock.now
-            now = clock.advance(intake.times[chunk], frame.received)
-            if now[0] < before:
-                vouching.sessions.bring_back(float(now[0]))
-            batch = Batch(
-                first_line=1,
-                ids=reading.ids[chunk],
-                errors=intake.errors[chunk],
-                clock=now,
-                hit=confidence[chunk],
-                values=odd[chunk],
-                sources=self._observed(vouching.counters, reading, chunk, now),
-                origins=reading.origins[chunk],
-            )
-            keys, windowed = intake.keys[chunk], intake.windowed[chunk]
-            vouching.sessions.evict(vouching.sessions.crowded_out_by(keys))
-            self._judge_vouched(batch, keys, windowed, np.fmin(intake.times[chunk], now))
-        self._learn_values(reading, confidence == 0.0)
-        self._parts.counters.future_lines += intake.future
-        self._parts.counters.vouched_lines += n
-        self._parts.counters.vouched_rule_hits += int(np.count_nonzero(confidence))
-        if frame.done:
-            self._end_vouching(seq)
-        self._parts.counters.vouched_sessions = vouching.begun
-
-    def _judge_vouched(
-        self, batch: Batch, keys: Sequence[bytes], windowed: Sequence[bool], events: NDArray[np.float64]
-    ) -> None:
-        assert self._parts.vouching.file is not None
-        sessions, session = self._parts.vouching.file.sessions, self._parts.settings.session
-        slots = sessions.slots_for(keys, windowed)
-        ending = None if len(batch.ids) else self._parts.vouching.file.sessions.all_open()
-        if ending is not None:
-            ending = ending[~sessions.column["windowed"][ending]]
-        pieces = cut(
-            sessions,
-            slots,
-            batch.clock,
-            events,
-            idle_seconds=session.idle_seconds,
-            window=session.window,
-            ending=ending,
-        )
-        judge(sessions, self._parts.history, None, self._parts.known, 0.0, batch, pieces, closing_flags=VOUCHED)
-
-    def _end_vouching(self, seq: int) -> None:
-        assert self._parts.vouching.file is not None
-        self._judge_vouched(Batch.empty(1), [], [], np.zeros(0))
-        if self._parts.line == 0:
-            self._parts.origins = (
-                self._parts.vouching.file.counters
-            )  # of a stream that has not begun these are all there is
-        self._parts.counters.vouched_sessions = self._parts.vouching.file.begun
-        self._parts.vouching.file = None
-        self._parts.schedule.vouched_at = seq
 
     # --- lines and closings -------------------------------------------------------------------------
 
@@ -451,119 +388,103 @@ class Detector:
         with asked("sources"):
             return counters.observe(reading.origins[chunk], clock, reading.troubles[chunk], reading.things[chunk])
 
-    def _judge_lines(
-        self,
-        intake: Intake,
-        reading: Reading,
-        hits: Hits,
-        odd: NDArray[np.float64],
-        chunk: slice,
-        received: float,
-        alerting: Alerting,
-    ) -> NDArray[np.bool_]:
-        """Which of the lines are clean: no rule matched, and their sessions are not flagged."""
-        keys, texts, times = intake.keys[chunk], intake.lines[chunk], intake.times[chunk]
-        first_line, n = self._parts.line + 1, len(texts)
-        before = self._parts.clock.now
-        clock = self._parts.clock.advance(times, received)
-        if clock[0] < before:
-            self._parts.sessions.bring_back(float(clock[0]))
-            self._parts.incidents.bring_back(float(clock[0]))
-        crowded = self._parts.sessions.crowded_out_by(keys)
-        crowded_out = closed_as_they_are(self._parts.sessions, crowded, first_line)
-        self._parts.sessions.evict(crowded)
-        low, high = np.searchsorted(hits.lines, [chunk.start, chunk.start + n])
-        hits = Hits(lines=hits.lines[low:high] - chunk.start, rules=hits.rules[low:high])
-        batch = Batch(
+    def _read(self, segments: Sequence[Segment], living: LivingSources, clock: float, received: float) -> _Lines:
+        """The lines that `segments` complete in `living`. Nothing is learned of them but their templates."""
+        intake = take_in(segments, living, self._pattern, clock=clock, received=received)
+        reading = read_lines(intake, self._parts.templates, self._rules, without=self._parts.withdrawn)
+        hits = self._without_known(reading)
+        hit = np.zeros(len(reading.ids))
+        if len(hits.lines):
+            np.maximum.at(hit, hits.lines, self._rules.confidence[hits.rules])
+        return _Lines(intake, reading, hits, hit, self._odd_values(reading))
+
+    def _batch(self, lines: _Lines, chunk: slice, first_line: int, clock: Floats, counters: SourceCounters) -> Batch:
+        """A chunk of `lines` to judge, with the log clock at each; its clients are counted in `counters`."""
+        return Batch(
             first_line=first_line,
-            ids=reading.ids[chunk],
-            errors=intake.errors[chunk],
+            ids=lines.reading.ids[chunk],
+            errors=lines.intake.errors[chunk],
             clock=clock,
-            hit=self._confidence(hits, n),
-            values=odd[chunk],
-            sources=self._observed(self._parts.origins, reading, chunk, clock),
-            origins=reading.origins[chunk],
+            hit=lines.hit[chunk],
+            values=lines.odd[chunk],
+            sources=self._observed(counters, lines.reading, chunk, clock),
+            origins=lines.reading.origins[chunk],
         )
+
+    def _judge_chunk(self, lines: _Lines, chunk: slice, received: float, alerting: Alerting) -> NDArray[np.bool_]:
+        """Which of the lines are clean: no rule matched, and their sessions are not flagged."""
+        parts, sessions, session = self._parts, self._parts.sessions, self._parts.settings.session
+        keys, texts, times = lines.intake.keys[chunk], lines.intake.lines[chunk], lines.intake.times[chunk]
+        first_line, before = parts.line + 1, parts.clock.now
+        clock = parts.clock.advance(times, received)
+        if clock[0] < before:
+            sessions.bring_back(float(clock[0]))
+            parts.incidents.bring_back(float(clock[0]))
+        crowded = sessions.crowded_out_by(keys)
+        crowded_out = closed_as_they_are(sessions, crowded, first_line)
+        sessions.evict(crowded)
+        batch = self._batch(lines, chunk, first_line, clock, parts.origins)
         pieces = cut(
-            self._parts.sessions,
-            self._parts.sessions.slots_for(keys, intake.windowed[chunk]),
+            sessions,
+            sessions.slots_for(keys, lines.intake.windowed[chunk]),
             clock,
             np.fmin(times, clock),  # a line from the future is one of now, a line without a time too
-            idle_seconds=self._parts.settings.session.idle_seconds,
-            window=self._parts.settings.session.window,
+            idle_seconds=session.idle_seconds,
+            window=session.window,
         )
         alpha, _ = self.alpha()
-        judged = self._judged(alpha, batch, pieces)
-        judged = replace(judged, closings=judged.closings.and_also(crowded_out))
-        self._parts.recent.append(first_line, texts, judged.states.serial)
-        self._move_to(first_line + n - 1)
+        judged = self._judged(alpha, batch, pieces, crowded_out)
+        parts.recent.append(first_line, texts, judged.states.serial)
+        self._move_to(first_line + len(texts) - 1)
         shown_times = np.where(np.isnan(times), clock, times)
-        self._say(batch, judged, shown_times, texts, hits, alpha, alerting, reading, chunk.start)
+        of = _Source(texts, shown_times, lines.hits_in(chunk), Lines(lines.reading, chunk.start, self._grown_values()))
+        self._emit(batch, judged, alpha, of, alerting)
         clean: NDArray[np.bool_] = (batch.hit == 0.0) & (judged.states.verdict == 0)
         return clean
 
-    def _judged(self, alpha: float, batch: Batch, pieces: Cut) -> Judged:
-        lessons, counts = self._lessons(), self._has_all_members()
-        return judge(
-            self._parts.sessions, lessons, self._ensemble, self._parts.known, alpha, batch, pieces, flags_count=counts
-        )
+    def _judged(self, alpha: float, batch: Batch, pieces: Cut, more: Closings) -> Judged:
+        """The batch, and `more` that closes with it."""
+        parts, model = self._parts, self._model
+        history, counts = history_of_stream(parts, model), model is not None and model.complete
+        judged = judge(parts.sessions, history, self._ensemble, parts.known, alpha, batch, pieces, flags_count=counts)
+        return replace(judged, closings=judged.closings.and_also(more))
 
     def _close(self, slots: NDArray[np.int64], alerting: Alerting) -> None:
         """End these sessions now: keyed ones are scored as ended, windows close as they are."""
         if not len(slots):
             return
-        windowed = self._parts.sessions.column["windowed"][slots]
-        as_they_are = closed_as_they_are(self._parts.sessions, slots[windowed], self._parts.line)
-        self._parts.sessions.release(slots[windowed])
-        batch = Batch.empty(self._parts.line)
+        parts, sessions, session = self._parts, self._parts.sessions, self._parts.settings.session
+        windowed = sessions.column["windowed"][slots]
+        as_they_are = closed_as_they_are(sessions, slots[windowed], parts.line)
+        sessions.release(slots[windowed])
+        batch = Batch.empty(parts.line)
         pieces = cut(
-            self._parts.sessions,
+            sessions,
             np.zeros(0, dtype=np.int64),
             batch.clock,
             batch.clock,
-            idle_seconds=self._parts.settings.session.idle_seconds,
-            window=self._parts.settings.session.window,
+            idle_seconds=session.idle_seconds,
+            window=session.window,
             ending=slots[~windowed],
         )
         alpha, _ = self.alpha()
-        judged = self._judged(alpha, batch, pieces)
-        judged = replace(judged, closings=judged.closings.and_also(as_they_are))
-        self._say(batch, judged, batch.clock, [], Hits.none(), alpha, alerting)
+        judged = self._judged(alpha, batch, pieces, as_they_are)
+        self._emit(batch, judged, alpha, _Source([], batch.clock, Hits.none(), None), alerting)
 
-    def _say(
-        self,
-        batch: Batch,
-        judged: Judged,
-        times: NDArray[np.float64],
-        texts: list[bytes],
-        hits: Hits,
-        alpha: float,
-        alerting: Alerting,
-        reading: Reading | None = None,
-        start: int = 0,
-    ) -> None:
-        """Turn a judged batch into verdicts, and what is flagged of it into alerts.
-
-        The batch's lines are those of `reading` from its line number `start` on.
-        """
-        closings, rules = judged.closings, self._rules.rules
+    def _emit(self, batch: Batch, judged: Judged, alpha: float, of: _Source, alerting: Alerting) -> None:
+        """Turn a judged batch into verdicts, and what is flagged of it into alerts."""
+        closings, hits = judged.closings, of.hits
         causes = np.zeros(len(batch.ids), dtype=np.uint64)
         if len(hits.lines):
             surest = self._rules.surest(hits)
             lines = hits.lines[surest]
             causes[lines] = rule_causes(self._rules.names, hits.rules[surest], batch.ids[lines])
+        texts = of.texts + [self._parts.recent.text(line) or b"" for line in closings.worst_line.tolist()]
         rows = rows_of(
-            batch, judged.states, closings, alpha, self._number(closings), times,
-            texts + self._texts_of(closings), hits, causes, rules, self._parts.templates, self._ensemble,
+            batch, judged.states, closings, alpha, self._number(closings), of.times, texts, hits, causes,
+            self._rules.rules, self._parts.templates, self._ensemble,
         )  # fmt: skip
-        alerting.add(rows, judged, alpha, None if reading is None else Lines(reading, start, self._grown_values()))
-
-    def _confidence(self, hits: Hits, lines: int) -> NDArray[np.float64]:
-        """Of each line the confidence of the surest rule that hit it, 0 where none did."""
-        hit = np.zeros(lines)
-        if len(hits.lines):
-            np.maximum.at(hit, hits.lines, self._rules.confidence[hits.rules])
-        return hit
+        alerting.add(rows, judged, alpha, of.lines)
 
     def _move_to(self, line: int) -> None:
         if line != self._parts.line:
@@ -580,9 +501,6 @@ class Detector:
         if not math.isnan(self._parts.clock.now):
             self._parts.rate.observe(len(line), self._parts.clock.now)
         return k
-
-    def _texts_of(self, closings: Closings) -> list[bytes]:
-        return [self._parts.recent.text(line) or b"" for line in closings.worst_line.tolist()]
 
     # --- questions ----------------------------------------------------------------------------------
 
@@ -635,63 +553,12 @@ class Detector:
         """The level sessions are tested at, and whether it is the floor that calibration sets."""
         if self._model is None:
             return 0.0, False
-        alarms, calibration = self._parts.settings.alarms, len(self._model.rings["ensemble"])
-        if alarms.alpha is not None:
-            floor = 5.0 / max(calibration, 5)
-            return max(alarms.alpha, floor), alarms.alpha < floor
-        return alpha_for(alarms.per_day, self._parts.rate.per_day(), calibration)
+        per_day, calibration = self._parts.rate.per_day(), len(self._model.rings["ensemble"])
+        return level_of(self._parts.settings.alarms, per_day, calibration)
 
     def training_set(self) -> TrainingSet:
         """What the next generation is to learn from; a copy."""
-        found = self._parts.history.sequences()
-        bad, flagged = bad_and_flagged(found, self._parts.known)
-        generation = self._parts.generations + 1
-        return TrainingSet(
-            generation=generation,
-            line=self._parts.line,
-            seed=generation,
-            full=self._parts.learned >= self._parts.settings.learning.warmup_lines or self._parts.schedule.fulfilled,
-            alpha=self.alpha()[0],
-            tokens=found.tokens,
-            errors=found.errors,
-            times=found.times,
-            values=found.values,
-            sources=found.sources,
-            offsets=found.offsets,
-            starts=found.starts,
-            ends=found.ends,
-            tainted=bad,
-            flagged=flagged,
-            vouched=found.vouched,
-            fresh=found.fresh,
-            keys=found.keys,
-            causes=found.causes,
-            templates=self._parts.templates.export(),
-            previous=self._model,
-            studied=Studied(self._parts.seq, self._parts.learned, self._parts.known.admissions),
-        )
-
-    def _lessons(self) -> History | None:
-        """Where the stream is remembered for the next training; None while nothing more is to be learned from it.
-
-        What was there when that began stays, so that a vouched file adds to it, and a model that is lost comes again.
-        """
-        closed = self._model is not None and self._parts.schedule.closed(self._parts.settings.learning)
-        return None if closed else self._parts.history
-
-    def _has_all_members(self) -> bool:
-        """Whether the model in force has the members that learn from the whole warm-up; they may be withdrawn."""
-        return self._model is not None and "transformer" in members_of(self._model)
-
-    def _progress(self) -> Progress:
-        vouching = self._parts.vouching.file
-        return Progress(
-            learned=self._parts.learned,
-            admissions=self._parts.known.admissions,
-            has_model=self._model is not None,
-            complete=self._has_all_members(),
-            uploading=vouching is not None and self._parts.line - vouching.at_line < UPLOAD_GONE_LINES,
-        )
+        return training_set(self._parts, self._model, self.alpha()[0])
 
     def living_sources(self) -> list[LivingSource]:
         """Sources that have sent something and have not ended, by name."""
@@ -707,60 +574,9 @@ class Detector:
         return False
 
     def summary(self) -> Summary:
-        parts, ensemble, model = self._parts, self._ensemble, self._model
-        learning, counters = parts.settings.learning, parts.counters
-        alpha, floor_binding = self.alpha()
-        progress, now = self._progress(), parts.clock.now
-        return Summary(
-            seq=parts.seq,
-            line=parts.line,
-            log_time=None if math.isnan(now) else now,
-            warmup_lines=learning.warmup_lines,
-            lines_since_training=parts.learned - self._parts.schedule.trained_at,
-            training_due=parts.schedule.due(learning, progress),
-            training_urgent=parts.schedule.urgent(learning, progress),
-            generation=model.generation if model else 0,
-            model_line=model.line if model else 0,
-            members=ensemble.members if ensemble else (),
-            unfitted=tuple(model.unfitted.items()) if model else (),
-            withdrawn=tuple(parts.withdrawn.entries()),
-            templates=len(parts.templates),
-            templates_created=parts.templates.created,
-            templates_evicted=parts.templates.evicted,
-            vocabulary=len(model.vocabulary) if model else 0,
-            sessions_open=len(parts.sessions),
-            sessions_closed=counters.sessions,
-            sessions_evicted=parts.sessions.evicted,
-            sources_evicted=parts.origins.evicted,
-            history_sessions=parts.history.closed,
-            history_rows=len(parts.history),
-            rules=len(self._rules.rules),
-            rule_hits=counters.rule_hits,
-            flagged=counters.flagged,
-            cut_lines=counters.cut_lines,
-            unterminated_lines=counters.unterminated_lines,
-            future_lines=counters.future_lines,
-            lost_lines=counters.lost_lines,
-            alpha=alpha,
-            floor_binding=floor_binding,
-            sessions_per_day=parts.rate.per_day(),
-            calibration=len(model.rings["ensemble"]) if model else 0,
-            restored=parts.restored,
-            incidents_opened=parts.incidents.opened,
-            incidents_open=parts.incidents.open_count(now),
-            incidents_digest=parts.incidents.digested,
-            incidents_evicted=parts.incidents.evicted,
-            answers=len(parts.known.answers()),
-            answers_dropped=parts.known.answers_dropped,
-            admitted=parts.known.admitted,
-            admitted_dropped=parts.known.admitted_dropped,
-            models_refused=parts.models.refused,
-            refusal=parts.models.refusal,
-            vouched_lines=counters.vouched_lines,
-            vouched_rule_hits=counters.vouched_rule_hits,
-            vouched_sessions=counters.vouched_sessions,
-            vouched_waiting=parts.schedule.vouched_at > 0,
-        )
+        members = self._ensemble.members if self._ensemble is not None else ()
+        so_far = learned_so_far(self._parts, self._model)
+        return summary_of(self._parts, self._model, members, len(self._rules.rules), so_far, self.alpha())
 
     # --- the state as columns -----------------------------------------------------------------------
 

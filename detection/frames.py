@@ -75,7 +75,7 @@ class LinesFrame(msgspec.Struct, frozen=True, tag="lines"):
     segments: tuple[Segment, ...]
 
 
-class Studied(msgspec.Struct, frozen=True):
+class TrainingCutoff(msgspec.Struct, frozen=True):
     """Up to where the state was known when a training set was taken of it: what came since is not in the model.
 
     `seq` is the last frame applied, `learned` how many lines there were to learn from, those vouched for included,
@@ -96,7 +96,7 @@ class ModelFrame(msgspec.Struct, frozen=True, tag="model", omit_defaults=True):
     generation: int
     name: str
     sha256: str
-    studied: Studied | None = None
+    studied: TrainingCutoff | None = None
 
 
 class SettingsFrame(msgspec.Struct, frozen=True, tag="settings"):
@@ -154,7 +154,7 @@ class RefusedFrame(msgspec.Struct, frozen=True, tag="refused", omit_defaults=Tru
     generation: int
     name: str
     reason: str
-    studied: Studied | None = None
+    studied: TrainingCutoff | None = None
 
 
 class WithdrawnFrame(msgspec.Struct, frozen=True, tag="withdrawn"):

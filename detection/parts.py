@@ -84,6 +84,12 @@ class Parts:
         """Lines there were to learn from."""
         return self.line + self.counters.vouched_lines
 
+    def pass_silence(self, received: float) -> None:
+        """Nothing with a time came until `received`: the log clock moves by as much."""
+        if not math.isnan(self.received):
+            self.clock.pass_silence(received - self.received)
+        self.received = received
+
     def restore(self, seq: int, then: "Parts") -> None:
         """Know from frame `seq` on what `then` knew; whatever is not named here is a fact about now, and goes on.
 

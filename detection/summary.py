@@ -1,8 +1,15 @@
 """What the rest of the daemon may know of the detector at any time: plain numbers as of one frame."""
 
+import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from detection.learning.schedule import LearnedSoFar
 from detection.members.failing import Withdrawn
+from detection.models.model import Model
+
+if TYPE_CHECKING:  # whoever reads a summary need not wait for what the parts import
+    from detection.parts import Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +62,67 @@ class Summary:
     vouched_rule_hits: int = 0  # of those lines, how many a rule matched: they are not learned from
     vouched_sessions: int = 0
     vouched_waiting: bool = False  # a vouched file has ended that no model has learned from
+
+
+def summary_of(
+    parts: "Parts",
+    model: Model | None,
+    members: tuple[str, ...],
+    rules: int,
+    so_far: LearnedSoFar,
+    level: tuple[float, bool],
+) -> Summary:
+    """As of the last frame, with the `members` that judge, so many `rules`, and the level sessions are tested at, and
+    whether it is the floor."""
+    learning, counters, now = parts.settings.learning, parts.counters, parts.clock.now
+    alpha, floor_binding = level
+    return Summary(
+        seq=parts.seq,
+        line=parts.line,
+        log_time=None if math.isnan(now) else now,
+        warmup_lines=learning.warmup_lines,
+        lines_since_training=parts.learned - parts.schedule.trained_at,
+        training_due=parts.schedule.due(learning, so_far),
+        training_urgent=parts.schedule.urgent(learning, so_far),
+        generation=model.generation if model else 0,
+        model_line=model.line if model else 0,
+        members=members,
+        unfitted=tuple(model.unfitted.items()) if model else (),
+        withdrawn=tuple(parts.withdrawn.entries()),
+        templates=len(parts.templates),
+        templates_created=parts.templates.created,
+        templates_evicted=parts.templates.evicted,
+        vocabulary=len(model.vocabulary) if model else 0,
+        sessions_open=len(parts.sessions),
+        sessions_closed=counters.sessions,
+        sessions_evicted=parts.sessions.evicted,
+        sources_evicted=parts.origins.evicted,
+        history_sessions=parts.history.closed,
+        history_rows=len(parts.history),
+        rules=rules,
+        rule_hits=counters.rule_hits,
+        flagged=counters.flagged,
+        cut_lines=counters.cut_lines,
+        unterminated_lines=counters.unterminated_lines,
+        future_lines=counters.future_lines,
+        lost_lines=counters.lost_lines,
+        alpha=alpha,
+        floor_binding=floor_binding,
+        sessions_per_day=parts.rate.per_day(),
+        calibration=len(model.rings["ensemble"]) if model else 0,
+        restored=parts.restored,
+        incidents_opened=parts.incidents.opened,
+        incidents_open=parts.incidents.open_count(now),
+        incidents_digest=parts.incidents.digested,
+        incidents_evicted=parts.incidents.evicted,
+        answers=len(parts.known.answers()),
+        answers_dropped=parts.known.answers_dropped,
+        admitted=parts.known.admitted,
+        admitted_dropped=parts.known.admitted_dropped,
+        models_refused=parts.models.refused,
+        refusal=parts.models.refusal,
+        vouched_lines=counters.vouched_lines,
+        vouched_rule_hits=counters.vouched_rule_hits,
+        vouched_sessions=counters.vouched_sessions,
+        vouched_waiting=parts.schedule.vouched_at > 0,
+    )

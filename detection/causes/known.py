@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from detection.causes.fingerprints import KINDS, clipped, shown
 from detection.columns.state import Columns, State, array, scalar
+from detection.frames import FeedbackFrame
 
 ANSWERS = 10_000
 ADMITTED = 4096
@@ -64,6 +65,21 @@ class Answer(msgspec.Struct, frozen=True):
     line: int
     template: int
     shapes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, frame: FeedbackFrame, line: int) -> "Answer":
+        """What `frame` says, which undoes nothing."""
+        return cls(
+            alert=frame.alert,
+            cause=frame.cause,
+            kind=frame.kind,
+            what=frame.what,
+            normal=frame.answer == "normal",
+            note=frame.note,
+            line=line,
+            template=frame.template,
+            shapes=frame.shapes,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """As the API gives it."""

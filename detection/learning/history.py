@@ -1,11 +1,10 @@
 """What the next model will be trained on: the last lines and session ends, in one ring of columns.
 
 A row is a line (its template, time and flags) or the end of a session. Rows of one session share a
-serial; `sequences` gathers them back into sequences. A session whose beginning has left the ring,
+serial; `closed_sessions` gathers them back into sessions. A session whose beginning has left the ring,
 or that is still open, is not learned from: half a session would teach that sessions begin in the middle.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from detection.columns.state import Columns, State, scalar
 from detection.members.view import CLOSING
+from detection.models.training_set import ClosedSessions
 
 ROWS = 1 << 18
 
@@ -26,30 +26,6 @@ FLAGGED = 64  # closing row: the members found the session strange
 VOUCHED = 128  # closing row: the operator says that the session is normal
 
 _CLOSING = ENDS | SPLITS
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Closed sessions as flat columns: session s is rows offsets[s]:offsets[s+1] of the per-line columns.
-
-    Per line: tokens, errors, times, values, sources. Per session: the rest; `cause` is what it was flagged for, `fresh`
-    says that it closed after the mark (`History.set_mark`).
-    """
-
-    tokens: NDArray[np.int32]
-    errors: NDArray[np.bool_]
-    times: NDArray[np.float64]
-    values: NDArray[np.float32]
-    sources: NDArray[np.float32]
-    offsets: NDArray[np.int64]
-    starts: NDArray[np.bool_]
-    ends: NDArray[np.bool_]
-    tainted: NDArray[np.bool_]
-    flagged: NDArray[np.bool_]
-    vouched: NDArray[np.bool_]
-    fresh: NDArray[np.bool_]
-    keys: NDArray[np.uint64]
-    causes: NDArray[np.uint64]
 
 
 _COLUMNS = {
@@ -115,8 +91,9 @@ class History:
     def __len__(self) -> int:
         return min(self._written, ROWS)
 
-    def sequences(self) -> Sequences:
-        """The whole sessions in the ring, ordered by serial; costs some tens of milliseconds."""
+    def closed_sessions(self) -> ClosedSessions:
+        """The whole sessions in the ring, ordered by serial; costs some tens of milliseconds. They are fresh when they
+        closed after the mark."""
         held = len(self)
         order = np.arange(self._written - held, self._written) % ROWS
         number = np.arange(self._written - held, self._written)
@@ -130,7 +107,7 @@ class History:
         rows = np.repeat(whole, sizes) & (flags & _CLOSING == 0)
         first, last = heads[whole], (heads + sizes - 1)[whole]  # the closing row comes last
         found = any_flag[whole]
-        return Sequences(
+        return ClosedSessions(
             errors=flags[rows] & ERROR > 0,
             tokens=self._column["templates"][order][rows],
             **{name: self._column[name][order][rows] for name in ("times", "values", "sources")},

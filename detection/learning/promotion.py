@@ -18,7 +18,7 @@ from detection.members.registry import NAMES
 from detection.members.transformer.member import Transformer
 from detection.members.view import CLOSING, Bools, Floats, Standing, View, whole_sessions
 from detection.models.model import Model
-from detection.models.training_set import TrainingSet
+from detection.models.training_set import ClosedSessions, TrainingSet
 
 ANCHOR_SESSIONS = 256
 ANCHOR_LINES = 8192
@@ -109,14 +109,9 @@ def _surprises(model: Model, view: View) -> Floats:
     return Transformer(model.parts["transformer"], model.vocabulary).scores(view, Standing(view, NAMES))
 
 
-def _sessions(anchor: Mapping[str, NDArray[Any]]) -> TrainingSet:
+def _sessions(anchor: Mapping[str, NDArray[Any]]) -> ClosedSessions:
     lines, sessions = len(anchor["tokens"]), len(anchor["starts"])
-    return TrainingSet(
-        generation=0,
-        line=0,
-        seed=0,
-        full=True,
-        alpha=0.0,
+    return ClosedSessions(
         tokens=anchor["tokens"],
         errors=np.zeros(lines, np.bool_),
         times=np.zeros(lines),
@@ -131,5 +126,4 @@ def _sessions(anchor: Mapping[str, NDArray[Any]]) -> TrainingSet:
         fresh=np.zeros(sessions, np.bool_),
         keys=np.zeros(sessions, np.uint64),
         causes=np.zeros(sessions, np.uint64),
-        templates={},
     )

@@ -11,16 +11,16 @@ admitted; a vouched file still is what the operator wants learned, beside what t
 from dataclasses import dataclass
 
 from detection.columns.state import Scalars
-from detection.frames import Studied
+from detection.frames import TrainingCutoff
 from detection.settings import LearningSettings
 
 REFRESH_LINES = 1000  # between two trainings because something new was admitted
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far the detector is: `admissions` counts causes admitted; a model is in force, of all members; a vouched
-    file is on its way."""
+class LearnedSoFar:
+    """`learned` lines there were to learn from; `admissions` counts causes admitted; a model is in force, of all
+    members; a vouched file is on its way."""
 
     learned: int
     admissions: int
@@ -42,22 +42,25 @@ class Schedule(Scalars):
     vouched_at: int = 0
     fulfilled: bool = False
 
-    def studied(self, until: Studied, learned: int) -> None:
-        """Count from there to the next training; what came while the model was trained is still to be learned from."""
-        self.trained_at, self.admissions_at = min(until.learned, learned), until.admissions
-        if self.vouched_at <= until.seq:
+    def trained(self, cutoff: TrainingCutoff, learned: int) -> None:
+        """A training that knew the stream up to `cutoff` is over: count from there to the next one.
+
+        What came while the model was trained is still to be learned from.
+        """
+        self.trained_at, self.admissions_at = min(cutoff.learned, learned), cutoff.admissions
+        if self.vouched_at <= cutoff.seq:
             self.vouched_at = 0
 
     def closed(self, learning: LearningSettings) -> bool:
         """What is normal was learned once, and the settings say that it stays so. The operator is still heard."""
         return learning.retrain_lines == 0 and self.fulfilled
 
-    def urgent(self, learning: LearningSettings, now: Progress) -> bool:
+    def urgent(self, learning: LearningSettings, now: LearnedSoFar) -> bool:
         """Something has been called normal that the model in force does not know: by the operator, or by the stream."""
         admitted = now.has_model and now.admissions > self.admissions_at and not self.closed(learning)
         return self.vouched_at > 0 or (admitted and now.learned - self.trained_at >= REFRESH_LINES)
 
-    def due(self, learning: LearningSettings, now: Progress) -> bool:
+    def due(self, learning: LearningSettings, now: LearnedSoFar) -> bool:
         """Time for the quick members, for all of them for the first time, or for all of them again."""
         if self.urgent(learning, now):
             return True

@@ -5,14 +5,36 @@ sessions. What they share with the stream is what they are there for: templates,
 the history that the next model is trained on. They exist from the first vouched line to the end of the file.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.causes.known import KnownCauses
 from detection.columns.state import Columns, State, joined, part, scalar
+from detection.learning.history import VOUCHED, History
 from detection.members.origins.counters import SourceCounters
+from detection.scoring.judging import Batch, judge
 from detection.sessions.connections import LivingSources
 from detection.sessions.log_clock import LogClock
-from detection.sessions.table import SessionTable
+from detection.sessions.table import SessionTable, cut
+from detection.settings import SessionSettings
 
 CAPACITY = 1 << 14
 _FIRST_SERIAL = -(1 << 62)  # apart from those of the stream's sessions
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """What learns from vouched lines, and how they are cut into sessions."""
+
+    history: History
+    known: KnownCauses
+    settings: SessionSettings
 
 
 class VouchedLines:
@@ -20,6 +42,14 @@ class VouchedLines:
 
     def __init__(self) -> None:
         self.file: VouchedFile | None = None
+
+    def open_file(self, line: int, begun: int) -> "VouchedFile":
+        """The file that lines came of when the stream was at `line`: a new one if there is none. `begun` is how many
+        vouched sessions there were, so that serials are never given twice."""
+        if self.file is None:
+            self.file = VouchedFile(begun)
+        self.file.at_line = line
+        return self.file
 
     def export(self) -> State:
         return self.file.export() if self.file is not None else {}
@@ -32,7 +62,7 @@ class VouchedLines:
 
 
 class VouchedFile:
-    """`before`: how many vouched sessions there were before, so that serials are never given twice."""
+    """`before`: how many vouched sessions there were before it."""
 
     def __init__(self, before: int) -> None:
         self.living = LivingSources()
@@ -46,6 +76,38 @@ class VouchedFile:
     def begun(self) -> int:
         """Vouched sessions so far, those before included."""
         return self.sessions.next_serial - _FIRST_SERIAL
+
+    def advance(self, times: Floats, received: float) -> Floats:
+        """The file's clock at each of its next lines, which have these `times` (nan: none)."""
+        before = self.clock.now
+        clock = self.clock.advance(times, received)
+        if clock[0] < before:
+            self.sessions.bring_back(float(clock[0]))
+        return clock
+
+    def learn(self, lines: Batch, keys: Sequence[bytes], windowed: Sequence[bool], times: Floats, into: Taught) -> None:
+        """Put these lines, and the sessions that close with them, into the history. The table's longest silent sessions
+        make room, and are not learned from."""
+        self.sessions.evict(self.sessions.crowded_out_by(keys))
+        self._judge(lines, self.sessions.slots_for(keys, windowed), np.fmin(times, lines.clock), into)
+
+    def end(self, into: Taught) -> None:
+        """Close the sessions that are open; windows are no sessions of anybody, and are left out."""
+        ending = self.sessions.all_open()
+        ending = ending[~self.sessions.column["windowed"][ending]]
+        self._judge(Batch.empty(1), np.zeros(0, dtype=np.int64), np.zeros(0), into, ending)
+
+    def _judge(
+        self,
+        lines: Batch,
+        slots: NDArray[np.int64],
+        events: Floats,
+        into: Taught,
+        ending: NDArray[np.int64] | None = None,
+    ) -> None:
+        idle, window = into.settings.idle_seconds, into.settings.window
+        pieces = cut(self.sessions, slots, lines.clock, events, idle_seconds=idle, window=window, ending=ending)
+        judge(self.sessions, into.history, None, into.known, 0.0, lines, pieces, closing_flags=VOUCHED)
 
     def export(self) -> State:
         return {

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.columns.runs import rank_in_run, repeat_per_row, running_max, running_or
-from detection.models.training_set import TrainingSet
+from detection.models.training_set import ClosedSessions
 
 CLOSING = -1  # the template of a row that is a session's end and not a line
 COUNT_BUCKETS = 64  # the first 64 templates of a stream have one each: ids are given in order
@@ -196,7 +196,7 @@ def counted(before: NDArray[np.uint8], tokens: NDArray[np.int32], piece: Ints) -
     return after
 
 
-def whole_sessions(data: TrainingSet, members: int) -> View:
+def whole_sessions(data: ClosedSessions, members: int) -> View:
     """Whole sessions as the scorer would meet them in one piece each."""
     sessions, sizes = len(data.starts), np.diff(data.offsets)
     offsets = np.concatenate(([0], np.cumsum(sizes + data.ends))).astype(np.int64)

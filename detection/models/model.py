@@ -40,6 +40,11 @@ class Model:
     meta: Mapping[str, int | float | str]
 
     @property
+    def complete(self) -> bool:
+        """Whether it has the members that learn from the whole warm-up; they may be withdrawn."""
+        return "transformer" in self.rings
+
+    @property
     def unfitted(self) -> dict[str, str]:
         """The members that could not be fitted, and why: this generation is without them."""
         return {name: str(why) for name, why in part(UNFITTED, self.meta).items()}

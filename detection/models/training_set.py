@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.columns.state import Columns, OtherVersionError, State, Value, array, joined, part, scalar
 from detection.columns.upgrades import STATES
-from detection.frames import Studied
+from detection.frames import TrainingCutoff
 from detection.models.model import Model
 from detection.models.model import from_columns as model_from_columns
 from detection.models.model import to_columns as model_to_columns
@@ -28,32 +28,21 @@ _PER_SESSION = {
 
 
 @dataclass(frozen=True)
-class TrainingSet:
+class ClosedSessions:
     """T lines of S sessions; session s is tokens[offsets[s]:offsets[s+1]].
 
-    generation  the one the model will have; `line` the last log line of the set; `seed` of all randomness
-    full        fit every member; else only those that learn from a few thousand lines
-    alpha       the level at which sessions were flagged, 0 when none could be
     tokens      int32 [T] template ids; errors bool [T]; times float64 [T] seconds
     values, sources  float32 [T]: what the members that need no model said of each line (`members.stateful`)
     offsets     int64 [S+1]
     starts      bool [S]: begins where the session truly began; ends: the session ended there
-    tainted     bool [S]: a rule matched in it, or the operator called it an anomaly: never learned from
-    flagged     bool [S]: the members found it strange, and nobody has called it normal since
+    tainted     bool [S]: a rule matched in it
+    flagged     bool [S]: the members found it strange
     vouched     bool [S]: the operator says it is normal
     fresh       bool [S]: it ended after the model in force was made
     keys        uint64 [S]: a hash of the session's key; causes uint64 [S]: what it was flagged for (`causes`), 0: it
                 was not
-    templates   `TemplateTable.export()`, passed through into the model
-    previous    the model in force, to go on from; None at the first time
-    studied     for the frame of the model, when it is there; the trainer is not told
     """
 
-    generation: int
-    line: int
-    seed: int
-    full: bool
-    alpha: float
     tokens: NDArray[np.int32]
     errors: NDArray[np.bool_]
     times: NDArray[np.float64]
@@ -68,12 +57,9 @@ class TrainingSet:
     fresh: NDArray[np.bool_]
     keys: NDArray[np.uint64]
     causes: NDArray[np.uint64]
-    templates: Mapping[str, Value]
-    previous: Model | None = None
-    studied: Studied = field(default_factory=Studied)
 
-    def only(self, sessions: NDArray[np.bool_]) -> "TrainingSet":
-        """The same set with none but the marked sessions (bool [S])."""
+    def only(self, sessions: NDArray[np.bool_]) -> Self:
+        """The same without sessions that are not marked (bool [S])."""
         sizes = np.diff(self.offsets)
         rows = np.repeat(sessions, sizes)
         return replace(
@@ -82,6 +68,29 @@ class TrainingSet:
             **{name: getattr(self, name)[rows] for name in _PER_LINE},
             **{name: getattr(self, name)[sessions] for name in _PER_SESSION},
         )
+
+
+@dataclass(frozen=True)
+class TrainingSet(ClosedSessions):
+    """Sessions to learn from: `tainted` are also those that the operator called an anomaly, which are never learned
+    from; `flagged` are not those that somebody has called normal since.
+
+    generation  the one the model will have; `line` the last log line of the set; `seed` of all randomness
+    full        fit every member; else only those that learn from a few thousand lines
+    alpha       the level at which sessions were flagged, 0 when none could be
+    templates   `TemplateTable.export()`, passed through into the model
+    previous    the model in force, to go on from; None at the first time
+    studied     for the frame of the model, when it is there; the trainer is not told
+    """
+
+    generation: int
+    line: int
+    seed: int
+    full: bool
+    alpha: float
+    templates: Mapping[str, Value]
+    previous: Model | None = None
+    studied: TrainingCutoff = field(default_factory=TrainingCutoff)
 
     def to_columns(self) -> State:
         """The set as flat columns for a file."""

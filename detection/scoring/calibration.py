@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.settings import AlarmSettings
+
 SMALLEST_P = 1e-12
 # A p near 1 would weigh as much *against* an alarm as a p near 0 does for it; no member may veto.
 LARGEST_P = 0.9
@@ -112,15 +114,27 @@ def combined(p_values: NDArray[np.float64], shares: NDArray[np.float64]) -> NDAr
     return together
 
 
+def level_of(alarms: AlarmSettings, sessions_per_day: float, calibration: int) -> tuple[float, bool]:
+    """The level a session is tested at, and whether the floor binds: `alarms.alpha` if it is set, else `alpha_for`."""
+    if alarms.alpha is None:
+        return alpha_for(alarms.per_day, sessions_per_day, calibration)
+    floor = _floor(calibration)
+    return max(alarms.alpha, floor), alarms.alpha < floor
+
+
 def alpha_for(per_day: float, sessions_per_day: float, calibration: int) -> tuple[float, bool]:
     """The level a session is tested at for `per_day` false alarms, and whether the floor binds.
 
     Never below 5/n, which n calibration scores cannot resolve, and never above .2 %: a quiet stream
     shall not spend its budget on every session it has.
     """
-    floor = 5.0 / max(calibration, 5)
+    floor = _floor(calibration)
     wanted = min(per_day / max(sessions_per_day, 1e-9), _LARGEST_ALPHA)
     return (floor, True) if wanted < floor else (wanted, False)
+
+
+def _floor(calibration: int) -> float:
+    return 5.0 / max(calibration, 5)
 
 
 _LARGEST_ALPHA = 0.002

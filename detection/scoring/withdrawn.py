@@ -1,4 +1,7 @@
-"""Members that are withdrawn: they failed, and do not judge until a frame brings them back. A part of the state."""
+"""Members that are withdrawn: which, and what open sessions are without them.
+
+They failed, and do not judge until a frame brings them back.
+"""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
@@ -8,11 +11,12 @@ import numpy as np
 from detection.columns.state import Columns, State, array
 from detection.members.failing import Withdrawn
 from detection.members.registry import NAMES
-from detection.scoring.ensemble import resting
+from detection.scoring.ensemble import Ensemble, resting
+from detection.sessions.table import SessionTable
 
 
 class WithdrawnMembers(Collection[str]):
-    """Their names; `entries` says since when and why.
+    """Their names, a part of the state; `entries` says since when and why.
 
     State: `entries`, a uint8 column of JSON (a list of `Withdrawn`, in the order in which members are asked).
     """
@@ -60,3 +64,30 @@ class WithdrawnMembers(Collection[str]):
         entries = msgspec.json.decode(array(columns, "entries").tobytes(), type=list[Withdrawn])
         withdrawn._entries = {each.member: each for each in entries}
         return withdrawn
+
+
+def judge_anew(sessions: SessionTable, ensemble: Ensemble | None, withdrawn: Collection[str]) -> None:
+    """Let open sessions be what they are by the members that judge now.
+
+    As if those `withdrawn` had not been ready when they began; a member that comes back has nothing to say of them
+    yet. What known causes explained of a session before, they still explain. With rules alone it is as after a
+    change of models. What was flagged stays flagged.
+    """
+    table = sessions.column
+    for name in withdrawn:
+        table["reached"][:, NAMES.index(name)] = 0.0
+    judged = np.flatnonzero(sessions.open & ~np.isnan(table["p"]))
+    if ensemble is None:
+        forget_judgements(sessions)
+    elif len(judged):
+        judgement = ensemble.judge(table["reached"][judged])
+        table["strangeness"][judged], table["p"][judged] = judgement.strangeness, judgement.p
+        excused = table["excused"][judged]
+        table["excused"][judged] = np.where(excused > 0.0, np.minimum(excused, judgement.p), 0.0)
+
+
+def forget_judgements(sessions: SessionTable) -> None:
+    """What was measured by another model, of every open session."""
+    for name in ("reached", "strangeness", "muted", "excused", "novel"):
+        sessions.column[name][:] = 0
+    sessions.column["p"][:] = np.nan

@@ -15,7 +15,7 @@ from detection.frames import (
     LinesFrame,
     ModelFrame,
     Sequenced,
-    Studied,
+    TrainingCutoff,
     VouchedFrame,
     count_lines,
     decode,
@@ -62,7 +62,7 @@ class FakeTrainingSet:
     generation: int
     line: int
     full: bool = True
-    studied: Studied = field(default_factory=lambda: Studied(seq=2, learned=2))
+    studied: TrainingCutoff = field(default_factory=lambda: TrainingCutoff(seq=2, learned=2))
 
     def to_columns(self) -> State:
         return {"generation": self.generation, "line": self.line}

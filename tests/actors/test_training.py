@@ -19,7 +19,7 @@ from trio.testing import MockClock
 
 from actors.sequencer import submit
 from actors.training import MAX_RETRY_SECONDS, RETRY_SECONDS, SILENT_SECONDS, TrainingStatus, run_training
-from detection.frames import ModelFrame, RefusedFrame, Studied, decode
+from detection.frames import ModelFrame, RefusedFrame, TrainingCutoff, decode
 from detection.models.model import Model
 from persistence.snapshot import read_snapshot
 from persistence.training_files import read_attempts, write_input
@@ -143,7 +143,7 @@ async def test_a_model_is_trained_when_due_and_takes_effect_as_a_frame(
         await case.flow.log(b"two")
         await installed(case)
 
-        assert case.model_frames() == [ModelFrame(1, "model-1-0123456789abcdef.pt", "ab" * 32, Studied(2, 2))]
+        assert case.model_frames() == [ModelFrame(1, "model-1-0123456789abcdef.pt", "ab" * 32, TrainingCutoff(2, 2))]
         assert case.flow.detector.model == "model-1-0123456789abcdef.pt"
         assert case.flow.store.snapshots[-1][3] == ("model-1-0123456789abcdef.pt",)
         seq, line, columns = read_snapshot(tmp_path / "models" / "input")
@@ -319,7 +319,7 @@ async def test_a_run_that_a_restart_interrupted_goes_on_from_what_it_had_noted(
     async with lives(tmp_path, RESUMES) as case:
         await installed(case)
         (frame,) = case.model_frames()
-        assert frame.studied == Studied(2, 2), "it counts from where the first of these lives began it"
+        assert frame.studied == TrainingCutoff(2, 2), "it counts from where the first of these lives began it"
         await until(lambda: not case.status.in_progress)
         assert list((tmp_path / "training").iterdir()) == []
         assert case.status.resumed_from is None

@@ -16,8 +16,8 @@ from detection.frames import (
     Segment,
     SettingsFrame,
     SkipFrame,
-    Studied,
     TickFrame,
+    TrainingCutoff,
     VouchedFrame,
     decode,
 )
@@ -53,7 +53,7 @@ FIRST: list[tuple[dict[str, Any], Frame]] = [
     ),
     (
         {"type": "model", "generation": 2, "name": "m", "sha256": "ab", "studied": STUDIED},
-        ModelFrame(generation=2, name="m", sha256="ab", studied=Studied(seq=9, learned=8, admissions=7)),
+        ModelFrame(generation=2, name="m", sha256="ab", studied=TrainingCutoff(seq=9, learned=8, admissions=7)),
     ),
     (
         {"type": "model", "generation": 2, "name": "", "sha256": ""},
@@ -94,7 +94,7 @@ FIRST: list[tuple[dict[str, Any], Frame]] = [
     ),
     (
         {"type": "refused", "generation": 2, "name": "m", "reason": "why", "studied": STUDIED},
-        RefusedFrame(generation=2, name="m", reason="why", studied=Studied(seq=9, learned=8, admissions=7)),
+        RefusedFrame(generation=2, name="m", reason="why", studied=TrainingCutoff(seq=9, learned=8, admissions=7)),
     ),
 ]
 

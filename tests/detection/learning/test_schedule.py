@@ -4,24 +4,24 @@ from dataclasses import replace
 
 import pytest
 
-from detection.frames import Studied
-from detection.learning.schedule import REFRESH_LINES, Progress, Schedule
+from detection.frames import TrainingCutoff
+from detection.learning.schedule import REFRESH_LINES, LearnedSoFar, Schedule
 from detection.settings import LearningSettings
 
 LEARNING = LearningSettings(early_lines=5_000, warmup_lines=50_000, retrain_lines=20_000)
-NOTHING = Progress(learned=0, admissions=0, has_model=False, complete=False, uploading=False)
+NOTHING = LearnedSoFar(learned=0, admissions=0, has_model=False, complete=False, uploading=False)
 EARLY = replace(NOTHING, has_model=True)
 FULL = replace(EARLY, complete=True)
 
 
-def due_at(schedule: Schedule, now: Progress, lines: range) -> list[int]:
+def due_at(schedule: Schedule, now: LearnedSoFar, lines: range) -> list[int]:
     """Where trainings begin, each of which takes no time."""
     found = []
     for learned in lines:
         now = replace(now, learned=learned, complete=schedule.trained_at >= LEARNING.warmup_lines)
         if schedule.due(LEARNING, now):
             found.append(learned)
-            schedule.studied(Studied(seq=learned, learned=learned, admissions=now.admissions), learned)
+            schedule.trained(TrainingCutoff(seq=learned, learned=learned, admissions=now.admissions), learned)
             now = replace(now, has_model=True)
     return found
 
@@ -32,7 +32,7 @@ def test_quick_models_come_as_the_lines_double_then_full_ones_at_intervals() -> 
 
 def test_what_came_during_a_training_counts_towards_the_next() -> None:
     schedule = Schedule()
-    schedule.studied(Studied(seq=1, learned=50_000, admissions=0), learned=58_000)
+    schedule.trained(TrainingCutoff(seq=1, learned=50_000, admissions=0), learned=58_000)
     assert not schedule.due(LEARNING, replace(FULL, learned=69_999))
     assert schedule.due(LEARNING, replace(FULL, learned=70_000))
 
@@ -48,9 +48,9 @@ def test_an_admission_brings_the_next_training_forward_but_not_at_every_step() -
 def test_a_vouched_file_that_has_ended_is_learned_from_at_once_and_only_once() -> None:
     schedule = Schedule(vouched_at=77)
     assert schedule.due(LEARNING, NOTHING)
-    schedule.studied(Studied(seq=76), learned=0)
+    schedule.trained(TrainingCutoff(seq=76), learned=0)
     assert schedule.due(LEARNING, NOTHING), "the set was taken before the file ended"
-    schedule.studied(Studied(seq=77), learned=0)
+    schedule.trained(TrainingCutoff(seq=77), learned=0)
     assert not schedule.due(LEARNING, NOTHING)
 
 
@@ -61,7 +61,7 @@ def test_while_a_file_is_on_its_way_everything_else_waits() -> None:
 
 
 @pytest.mark.parametrize("now", [EARLY, FULL], ids=["rolled back to a quick model", "a full model in force"])
-def test_with_no_retraining_nothing_is_due_after_the_first_full_training_but_a_vouched_file(now: Progress) -> None:
+def test_with_no_retraining_nothing_is_due_after_the_first_full_training_but_a_vouched_file(now: LearnedSoFar) -> None:
     never = replace_retrain(0)
     schedule = Schedule(trained_at=50_000, fulfilled=True)
     later = replace(now, learned=10_000_000, admissions=9)

@@ -3,12 +3,12 @@
 import pytest
 
 from detection.detector import Detector
-from detection.frames import Knowledge, ModelFrame, RefusedFrame, RestoreFrame, Sequenced, Studied, VouchedFrame
+from detection.frames import Knowledge, ModelFrame, RefusedFrame, RestoreFrame, Sequenced, TrainingCutoff, VouchedFrame
 from detection.models.model import Model
 from tests.detection.journal import RECEIVED, Journal, segment, started
 
 
-def ended(journal: Journal, studied: Studied, model: Model, refused: bool) -> None:
+def ended(journal: Journal, studied: TrainingCutoff, model: Model, refused: bool) -> None:
     """The training that began at `studied` ends."""
     if refused:
         journal.apply(RefusedFrame(1, "model-1", "it is worse", studied))

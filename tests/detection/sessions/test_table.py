@@ -133,7 +133,7 @@ def test_columns_cut_lines_into_the_sessions_that_a_line_by_line_reading_gives(
     assert held == {k: (s.first_line, len(s.lines)) for k, s in still_open.items()}
 
     # What is remembered for training are the same sessions, whole and in order.
-    sequences = history.sequences()
+    sequences = history.closed_sessions()
     learned = zip(sequences.offsets[:-1], sequences.offsets[1:], sequences.starts, sequences.ends, strict=True)
     assert sorted(
         (sequences.tokens[a:b].tolist(), bool(starts), bool(ends)) for a, b, starts, ends in learned

@@ -1,0 +1,57 @@
+"""The next training: what it is to learn from, what its schedule goes by, and how much of the stream it knows.
+
+All are functions of the state's parts and of `model`, the one in force (None: there is none).
+"""
+
+from detection.frames import TrainingCutoff
+from detection.learning.exclusions import bad_and_flagged
+from detection.learning.history import History
+from detection.learning.schedule import LearnedSoFar
+from detection.models.model import Model
+from detection.models.training_set import TrainingSet
+from detection.parts import Parts
+
+UPLOAD_GONE_LINES = 5000  # when so many lines came since a vouched one, the rest of the file is not waited for
+
+
+def training_set(parts: Parts, model: Model | None, alpha: float) -> TrainingSet:
+    """What the next generation is to learn from; a copy. `alpha` is the level that sessions are tested at."""
+    sessions = parts.history.closed_sessions()
+    bad, flagged = bad_and_flagged(sessions, parts.known)
+    generation = parts.generations + 1
+    return TrainingSet(
+        **{**vars(sessions), "tainted": bad, "flagged": flagged},
+        generation=generation,
+        line=parts.line,
+        seed=generation,
+        full=parts.learned >= parts.settings.learning.warmup_lines or parts.schedule.fulfilled,
+        alpha=alpha,
+        templates=parts.templates.export(),
+        previous=model,
+        studied=cutoff(parts),
+    )
+
+
+def cutoff(parts: Parts) -> TrainingCutoff:
+    """What a training set that is taken now knows of."""
+    return TrainingCutoff(parts.seq, parts.learned, parts.known.admissions)
+
+
+def history_of_stream(parts: Parts, model: Model | None) -> History | None:
+    """Where lines of the stream are remembered; None while nothing more is to be learned from it.
+
+    What was there when that began stays, so that a vouched file adds to it, and a model that is lost comes again.
+    """
+    closed = model is not None and parts.schedule.closed(parts.settings.learning)
+    return None if closed else parts.history
+
+
+def learned_so_far(parts: Parts, model: Model | None) -> LearnedSoFar:
+    file = parts.vouching.file
+    return LearnedSoFar(
+        learned=parts.learned,
+        admissions=parts.known.admissions,
+        has_model=model is not None,
+        complete=model is not None and model.complete,
+        uploading=file is not None and parts.line - file.at_line < UPLOAD_GONE_LINES,
+    )
