@@ -131,18 +131,7 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
         parts=parts,
         templates=data.templates,
         rings=rings,
-        meta={
-            "seed": data.seed,
-            "torch": str(torch.__version__),
-            "sklearn": sklearn.__version__,
-            "threads": torch.get_num_threads(),
-            "last_loss": report.loss,
-            "lines": len(data.tokens),
-            "sessions": len(data.starts),
-            "fitted_sessions": int(learned.sum()),
-            "full": int(data.full),
-            **{f"{UNFITTED}.{name}": why for name, why in fits.failed.items()},
-        },
+        meta=_meta(data, report.loss, int(learned.sum()), fits.failed),
     )
     previous = data.previous
     if data.full:
@@ -152,6 +141,22 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
         parts["anchor"] = anchor_of(previous, pool.only(learned))
     progress(Progress("done", STEPS_REPORTED, STEPS_REPORTED, report.loss, 1.0))
     return model
+
+
+def _meta(data: TrainingSet, loss: float, fitted: int, failed: Mapping[str, str]) -> dict[str, int | float | str]:
+    """What a model says of its making; nobody judges by it."""
+    return {
+        "seed": data.seed,
+        "torch": str(torch.__version__),
+        "sklearn": sklearn.__version__,
+        "threads": torch.get_num_threads(),
+        "last_loss": loss,
+        "lines": len(data.tokens),
+        "sessions": len(data.starts),
+        "fitted_sessions": fitted,
+        "full": int(data.full),
+        **{f"{UNFITTED}.{name}": why for name, why in failed.items()},
+    }
 
 
 def _refuse_without(failed: Mapping[str, str], members: Sequence[type[Member]], previous: Model | None) -> None:

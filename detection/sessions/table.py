@@ -215,6 +215,14 @@ def cut(
 
     `ending`: slots to end now, whatever the clock says, when there are no lines (a flush); by default
     the sessions that the clock, at the end of the batch or at their next line, shows to be silent.
+
+    Four lines of two keys that are new, with `idle_seconds` 60. A row is a line, or "end" and the line that showed it:
+
+        line    key  clock        piece  key  rows       row_time  starts  ends   split
+        0       a    0            0      a    0 2 end@3  0 2 2     True    True   False
+        1       b    1            1      a    3          90        True    False  False
+        2       a    2            2      b    1 end@3    1 1       True    True   False
+        3       a    90
     """
     n = len(slots)
     table_time, table_event = table.column["last_time"], table.column["last_event"]

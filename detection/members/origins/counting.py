@@ -72,7 +72,25 @@ class Counted:
 
 
 def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counted:
-    """Count the lines offsets[u]:offsets[u+1] of each source u on top of what is `held` of it, columns [U]."""
+    """Count the lines offsets[u]:offsets[u+1] of each source u on top of what is `held` of it, columns [U].
+
+    Four lines of one source of which nothing is held, two of them failures, with a `usual_share` of .25. A minute's
+    counters slide: halfway through a minute half of the one before still counts. Half-hours and days do not:
+
+        second                                        0   30   90 1890
+        failed                                       no  yes   no  yes
+        thing                                         7    8    7    7
+        lines a minute                              1.0  2.0  2.0  1.0
+        failures a minute                           0.0  1.0  0.5  1.0
+        distinct things a minute                    1.0  2.0  2.0  1.0
+        lines in half an hour                       1.0  2.0  3.0  1.0
+        failures in half an hour                    0.0  1.0  1.0  1.0
+        distinct things in half an hour             1.0  2.0  2.0  1.0
+        share of failures                           0.0  0.5  0.3  1.0
+        failures in a day beyond the usual share    0.0  0.0  0.0  1.0
+
+    The fourth line closes the first half-hour: one sample of three lines and a failure, and `after` has one `given`.
+    """
     # What is held stands as one more row in front of a source's lines, so that a minute or a half-hour that goes on
     # is a run like any other.
     units, n = len(offsets) - 1, len(lines.minute)

@@ -1,6 +1,7 @@
 """The columnar cutting of lines into sessions against a per-line one that is plain to read."""
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 from hypothesis import given, settings
@@ -189,3 +190,23 @@ def test_a_table_that_was_exported_and_loaded_goes_on_as_if_nothing_had_been(
         assert ours.keys() == theirs.keys()
         for name in ours:
             np.testing.assert_array_equal(np.asarray(ours[name]), np.asarray(theirs[name]), err_msg=name)
+
+
+def test_the_example_of_cut_is_what_it_does() -> None:
+    keys, clock = [b"a", b"b", b"a", b"a"], np.array([0.0, 1.0, 2.0, 90.0])
+    table = SessionTable(8)
+    pieces = cut(table, table.slots_for(keys, [False] * 4), clock, clock, idle_seconds=IDLE, window=WINDOW)
+    given = [
+        f"{line:<7} {key.decode():<4} {time:<5.0f}" for line, (key, time) in enumerate(zip(keys, clock, strict=True))
+    ]
+    found = []
+    for piece, slot in enumerate(pieces.slot.tolist()):
+        rows = range(*pieces.offsets[piece : piece + 2].tolist())
+        lines = " ".join(f"{'end@' if pieces.row_closing[row] else ''}{pieces.row_line[row]}" for row in rows)
+        times = " ".join(f"{pieces.row_time[row]:.0f}" for row in rows)
+        state = f"{pieces.starts[piece]!s:<7} {pieces.ends[piece]!s:<6} {pieces.split[piece]}"
+        found.append(f"{piece:<6} {table.column['key'][slot].decode():<4} {lines:<10} {times:<9} {state}")
+    told = (cut.__doc__ or "").splitlines()[-len(given) - 1 : -1]
+    assert [line.rstrip() for line in told] == [
+        f"        {line}        {row}".rstrip() for line, row in zip_longest(given, found, fillvalue="")
+    ]

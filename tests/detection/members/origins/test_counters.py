@@ -20,7 +20,7 @@ from detection.members.origins import background as background_module
 from detection.members.origins import counters as sources_module
 from detection.members.origins.background import COUNTERS, DAY, SHARE, Background
 from detection.members.origins.counters import SourceCounters
-from detection.members.origins.counting import Lines
+from detection.members.origins.counting import Lines, count
 from detection.members.origins.lines import sources_of, things_of, troubles
 
 Line = tuple[bytes, float, bool, int]  # source, clock, error, thing
@@ -598,3 +598,19 @@ def test_lines_together_read_as_each_does_by_itself(messages: list[bytes]) -> No
 
 def test_things_are_told_apart_by_their_contents_in_every_process() -> None:
     assert things_of([b"GET / 200", b"GET /a 200", b"GET / 200"]).tolist() == [3496107569, 970098630, 3496107569]
+
+
+def test_the_example_of_count_is_what_it_does() -> None:
+    seconds, failed, things = np.array([0, 30, 90, 1890]), np.array([False, True, False, True]), np.array([7, 8, 7, 7])
+    lines = Lines.of(seconds.astype(np.float64), failed, things.astype(np.uint64))
+    counted = count(sources_module._rows(1), np.array([0, 4]), lines, usual_share=0.25)
+    rows: dict[str, list[str]] = {
+        "second": [f"{second}" for second in seconds],
+        "failed": ["yes" if each else "no" for each in failed],
+        "thing": [f"{thing}" for thing in things],
+        **{name: [f"{value:.1f}" for value in values] for name, values in zip(COUNTERS, counted.values.T, strict=True)},
+    }
+    table = [f"        {name:<42}" + "".join(f"{cell:>5}" for cell in cells) for name, cells in rows.items()]
+    assert "\n".join(table) in (count.__doc__ or "")
+    (_, given, closed_failures, closed_lines), after = counted.closed, counted.after["given"]
+    assert [each.tolist() for each in (given, closed_failures, closed_lines, after)] == [[0], [1], [3], [1]]
