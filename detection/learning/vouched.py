@@ -15,7 +15,7 @@ from detection.causes.known import KnownCauses
 from detection.columns.state import Columns, State, joined, part, scalar
 from detection.learning.history import VOUCHED, History
 from detection.members.origins.counters import SourceCounters
-from detection.scoring.judging import Batch, judge
+from detection.scoring.judging import Batch, Remembered, judge
 from detection.sessions.connections import LivingSources
 from detection.sessions.log_clock import LogClock
 from detection.sessions.table import SessionTable, cut
@@ -107,7 +107,8 @@ class VouchedFile:
     ) -> None:
         idle, window = into.settings.idle_seconds, into.settings.window
         pieces = cut(self.sessions, slots, lines.clock, events, idle_seconds=idle, window=window, ending=ending)
-        judge(self.sessions, into.history, None, into.known, 0.0, lines, pieces, closing_flags=VOUCHED)
+        remembered = Remembered(into.history, closing_flags=VOUCHED)
+        judge(self.sessions, None, into.known, 0.0, lines, pieces, remembered)
 
     def export(self) -> State:
         return {

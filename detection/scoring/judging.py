@@ -139,32 +139,34 @@ class _Standing:
     novel: NDArray[np.int32]  # the first template that nobody knew, plus 1, 0: none
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """Where a batch is remembered for training. `flags_count` says whether what was flagged is kept from the next
+    model: an incomplete one's flags are not. `closing_flags` are put on every closing (`history.VOUCHED`)."""
+
+    history: History
+    flags_count: bool = False
+    closing_flags: int = 0
+
+
 def judge(
     sessions: SessionTable,
-    history: History | None,
     ensemble: Ensemble | None,
     known: KnownCauses,
     alpha: float,
     batch: Batch,
     pieces: Cut,
-    *,
-    flags_count: bool = False,
-    closing_flags: int = 0,
+    remembered: Remembered | None,
 ) -> Judged:
-    """Score a batch, move the sessions on, remember it for training unless there is no `history`. Without an ensemble
-    p is nan.
-
-    `flags_count` says whether what was flagged is kept from the next model: an incomplete one's flags are not.
-    `closing_flags` are put on every closing in the history (`history.VOUCHED`).
-    """
+    """Score a batch, move the sessions on, and remember it for training. Without an ensemble p is nan."""
     brought = _Brought(sessions, pieces)
     view = view_of(sessions, ensemble, known, batch, pieces, brought)
     serial, first_line = _begun(sessions, batch, pieces, brought)
     scored = _score(ensemble, known, alpha, sessions, pieces, brought, view, serial, batch.origins)
     standing = _stand(batch, pieces, brought, scored, serial, first_line)
     key = sessions.column["key"][pieces.slot]
-    if history is not None:
-        _remember(history, batch, pieces, standing, source_causes(key), flags_count, closing_flags)
+    if remembered is not None:
+        _remember(remembered, batch, pieces, standing, source_causes(key))
     closings = _closings(batch, pieces, scored, standing, key)
 
     line_rows = np.flatnonzero(~pieces.row_closing)
@@ -404,15 +406,7 @@ def _stand(batch: Batch, pieces: Cut, brought: _Brought, scored: _Scored, serial
     )
 
 
-def _remember(
-    history: History,
-    batch: Batch,
-    pieces: Cut,
-    standing: _Standing,
-    keys: NDArray[np.uint64],
-    flags_count: bool,
-    closing_flags: int,
-) -> None:
+def _remember(remembered: Remembered, batch: Batch, pieces: Cut, standing: _Standing, keys: NDArray[np.uint64]) -> None:
     """Add the lines, in their order, and then the closings to what the next model learns from.
 
     What an incomplete ensemble flags is alerted, and still learned from: it has seen little, so most of what it has
@@ -430,7 +424,7 @@ def _remember(
 
     in_line_order = np.empty(len(batch.ids), dtype=np.int64)
     in_line_order[pieces.order] = line_rows
-    history.append(
+    remembered.history.append(
         standing.serial[row_piece[in_line_order]],
         batch.ids,
         batch.clock,
@@ -443,9 +437,9 @@ def _remember(
     tail = pieces.offsets[1:] - 1
     closed = closed[np.lexsort((standing.serial[closed], pieces.row_line[tail[closed]]))]
     how = np.where(pieces.ends[closed], flag.ENDS, flag.SPLITS).astype(np.uint8)
-    how[flags_count & (standing.verdict[closed] > 0)] |= flag.FLAGGED
-    how |= np.uint8(closing_flags)
-    history.close(standing.serial[closed], pieces.row_time[tail[closed]], how, standing.cause[closed])
+    how[remembered.flags_count & (standing.verdict[closed] > 0)] |= flag.FLAGGED
+    how |= np.uint8(remembered.closing_flags)
+    remembered.history.close(standing.serial[closed], pieces.row_time[tail[closed]], how, standing.cause[closed])
 
 
 def _closings(batch: Batch, pieces: Cut, scored: _Scored, standing: _Standing, key: NDArray[np.bytes_]) -> Closings:

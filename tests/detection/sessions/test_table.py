@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from detection.causes.known import KnownCauses
 from detection.learning.history import History
-from detection.scoring.judging import Batch, Closings, closed_as_they_are, judge
+from detection.scoring.judging import Batch, Closings, Remembered, closed_as_they_are, judge
 from detection.sessions import table as sessions_module
 from detection.sessions.table import SessionTable, cut
 
@@ -87,7 +87,7 @@ def feed(
     n = len(keys)
     ids = np.arange(first, first + n, dtype=np.int32)  # each line is its own template: sequences can be told
     batch = Batch(first, ids, np.zeros(n, dtype=np.bool_), times, np.zeros(n), np.zeros(n), np.zeros(n), [b""] * n)
-    return judge(table, history, None, KnownCauses(), 0.0, batch, pieces).closings
+    return judge(table, None, KnownCauses(), 0.0, batch, pieces, Remembered(history)).closings
 
 
 steps = st.lists(
