@@ -7,7 +7,7 @@ import pytest
 
 from daemon.lifecycle import _last_ids
 from persistence.disk import REAL
-from persistence.high_water import Mark
+from persistence.high_water import HighWaterMark
 from persistence.jsonl import JsonlWriter
 
 
@@ -23,11 +23,11 @@ def test_a_kill_between_the_records_and_their_mark_leaves_both_words(
     writer.append([b'{"id":"1"}'], "1")
     writer.sync()
 
-    def die(mark: Mark, last: str) -> NoReturn:
+    def die(mark: HighWaterMark, last: str) -> NoReturn:
         raise Killed
 
     with monkeypatch.context() as killed:
-        killed.setattr(Mark, "written", die)
+        killed.setattr(HighWaterMark, "note_written", die)
         with pytest.raises(Killed):
             writer.append([b'{"id":"2"}'], "2")
     writer.close()

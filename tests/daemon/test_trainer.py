@@ -18,7 +18,7 @@ from daemon.trainer import ORPHANED, Notebook, program
 from detection.models.model import from_columns
 from persistence.model_file import read_model
 from persistence.snapshot import write_snapshot
-from persistence.training_files import partial_of, read_partial, write_partial
+from persistence.training_files import partial_path, read_partial, write_partial
 from tests.detection.streams import stream
 
 SECONDS = 120
@@ -91,7 +91,7 @@ def _killed_in_the_middle(source: Path, target: Path) -> float:
     """Run it until it has noted something, and kill it; the fraction it had noted."""
     with _trainer(source, target) as process:
         assert process.stdout is not None
-        while not partial_of(source).exists():
+        while not partial_path(source).exists():
             assert process.stdout.readline()
     notes = read_partial(source, None)
     assert notes is not None
@@ -122,7 +122,7 @@ def test_notes_that_cannot_be_gone_on_from_are_named_and_cost_no_more_than_the_w
 ) -> None:
     source = _input(tmp_path / "training-3.msgpack", 400, full=True)
     write_partial(source, program(), 0.4, {"loss": 1.0})
-    path, expected = partial_of(source), []
+    path, expected = partial_path(source), []
     match damage:
         case "rot":
             data = bytearray(path.read_bytes())
@@ -161,17 +161,17 @@ def test_a_disk_too_full_for_notes_costs_the_notes(
         notebook.note(fraction, lambda: {})
     (said,) = capsys.readouterr().out.splitlines()
     assert json.loads(said)["note"] == (
-        "a restart will begin where it was last noted (0%): "
+        "a restart will resume at 0%, which was written last: "
         "/state/training/training-3.part.tmp: No space left on device; free some space there"
     )
-    assert not partial_of(source).exists()
+    assert not partial_path(source).exists()
 
 
 def test_notes_are_whole_or_those_before(tmp_path: Path) -> None:
     source = _input(tmp_path / "training-3.msgpack", 40)
     write_partial(source, "us", 0.25, {"kept": 1})
-    unfinished = partial_of(source).with_name(partial_of(source).name + ".tmp")
-    unfinished.write_bytes(partial_of(source).read_bytes()[:100])  # as a kill leaves it
+    unfinished = partial_path(source).with_name(partial_path(source).name + ".tmp")
+    unfinished.write_bytes(partial_path(source).read_bytes()[:100])  # as a kill leaves it
     notes = read_partial(source, "us")
     assert notes is not None and (notes.fraction, notes.work) == (0.25, {"kept": 1})
     write_partial(source, "us", 0.5, {"kept": 2})

@@ -16,7 +16,7 @@ from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import Frame, LinesFrame, ModelFrame, Sequenced, SkipFrame, decode
 from detection.models.model import Model, from_columns
-from persistence.journal import JournalReading
+from persistence.journal import JournalReader
 from persistence.model_file import read_model
 from persistence.snapshot import read_snapshot
 
@@ -116,7 +116,7 @@ def _items(kept: Path, account: Account) -> Iterator[Sequenced]:
     def refuse(path: Path, reason: str) -> None:
         account.wrong.append(f"{path.name}: {reason}")
 
-    reading = JournalReading(kept, 0, 0, set_aside=refuse)
+    reading = JournalReader(kept, 0, 0, set_aside=refuse)
     for entry in reading:
         frame = decode(entry.payload)
         if isinstance(frame, SkipFrame):

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from persistence import segment
 from persistence.disk import Disk
-from persistence.journal import JournalError, JournalReading, JournalWriter, segments
+from persistence.journal import JournalError, JournalReader, JournalWriter, segments
 from persistence.preamble import NewerFormatError, pack_preamble
 from persistence.segment import FRAME_BYTES, HEADER_BYTES, Entry, scan
 from tests.persistence.disks import FaultyDisk, fail_at, fail_from, fail_nth
@@ -26,14 +26,14 @@ def entries_of(*payloads: bytes, seq: int = 0, line: int = 0) -> list[Entry]:
     return [Entry(seq + n, line + n, 1, payload) for n, payload in enumerate(payloads, 1)]
 
 
-def read(directory: Path, seq: int = 0, line: int = 0) -> tuple[list[Entry], JournalReading, list[str]]:
+def read(directory: Path, seq: int = 0, line: int = 0) -> tuple[list[Entry], JournalReader, list[str]]:
     aside: list[str] = []
 
     def set_aside(path: Path, why: str) -> None:
         aside.append(f"{path.name}: {why}")
         path.rename(path.with_name(path.name + ".bad"))
 
-    reading = JournalReading(directory, seq, line, set_aside=set_aside)
+    reading = JournalReader(directory, seq, line, set_aside=set_aside)
     return list(reading), reading, aside
 
 
@@ -147,7 +147,7 @@ class Journal(RuleBasedStateMachine):
         self.disk.fault = None
         self.accepted += batch
 
-    def _restart(self, reading: JournalReading) -> None:
+    def _restart(self, reading: JournalReader) -> None:
         self.writer = JournalWriter(
             self.directory, reading.last_seq, reading.last_line, tail=reading.tail, disk=self.disk
         )

@@ -25,7 +25,7 @@ from daemon.control.interface import Control, ControlError
 from daemon.control.service import Running, Service
 from daemon.control.train_from import ABANDONED_SECONDS, Vouching
 from daemon.settings import Settings
-from daemon.startup.progress import Reading
+from daemon.startup.progress import ReplayProgress
 from daemon.startup.replay import Report
 from detection.columns.state import joined
 from detection.detector import Detector
@@ -184,7 +184,7 @@ async def test_before_there_is_a_state_what_needs_one_is_refused_and_nothing_els
         assert (code, answer["error"]["code"]) == (503, "starting"), path
     code, health = await get("/health")
     assert (code, health["status"], health["reading"]) == (503, "starting", None)
-    reading = Reading()
+    reading = ReplayProgress()
     reading.line = 700
     reading.add(Entry(1, 400, 400, bytes(40)))
     reading.add(Entry(2, 700, 300, bytes(60)))

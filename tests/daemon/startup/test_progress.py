@@ -1,11 +1,11 @@
 """How far reading the state has come: by bytes, and in lines that are left."""
 
-from daemon.startup.progress import Reading
+from daemon.startup.progress import ReplayProgress
 from persistence.segment import Entry
 
 
-def some() -> Reading:
-    reading = Reading()
+def some() -> ReplayProgress:
+    reading = ReplayProgress()
     for seq, count, size in ((11, 100, 600), (12, 0, 100), (14, 50, 300)):
         reading.add(Entry(seq, 0, count, bytes(size)))
     return reading
@@ -29,7 +29,7 @@ def test_replaying_may_begin_again() -> None:
 
 
 def test_with_nothing_to_replay_there_is_no_share_of_it() -> None:
-    assert Reading().sentence() == "reading the state"
-    model_only = Reading()
+    assert ReplayProgress().sentence() == "reading the state"
+    model_only = ReplayProgress()
     model_only.add(Entry(1, 0, 0, bytes(1000)))
     assert model_only.sentence() == "reading the state"

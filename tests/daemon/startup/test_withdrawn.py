@@ -444,12 +444,12 @@ def test_what_was_decided_of_a_frame_is_journaled_once_though_the_frame_fails_fo
     said: list[Frame] = []
     notes: list[str] = []
     entry = Entry(7, 100, 10, b"")
-    ladder = Ladder(set(), {}, since=0, say=said.append, set_aside=lambda _: None, note=notes.append)
+    ladder = Ladder(set(), {}, since=0, journal=said.append, set_aside=lambda _: None, note=notes.append)
 
     def fails(member: str) -> None:
         error = ApplyError(entry)
         error.__cause__ = MemberError(member)
-        ladder.failed(error)
+        ladder.record_failure(error)
 
     fails("ngram")
     fails("ngram")
