@@ -208,7 +208,7 @@ async def test_status_is_a_summary_or_the_daemon_s_own_json(tmp_path: Path) -> N
         assert (status, err) == (0, "")
         assert "serving, training, 42 %, epoch 3 of 8, 38 s left" in out and "1,234 lines at risk" in out
         assert ", 1 lines cut, 2 lines of the future\n" in out
-        assert "17 in 9 incidents, 2 open, 3 waiting in the digest, budget 20 a day" in out
+        assert "17 in 9 incidents, 2 open, 3 over budget, budget 20 a day" in out
         assert "! the last model trained was refused, the one before stays: the anchor set got worse" in out
         control.status_extra = {"status": "degraded", "reason": "disk \x1b[31m full"}
         assert "! disk \\x1b[31m full" in (await ask("status", env=env))[1]
@@ -396,7 +396,7 @@ async def test_incidents_and_models_are_tables(tmp_path: Path) -> None:
         control.grouped = [incident(900, what="new template: \x1b[2J", kind="new"), incident(7, digest=True)]
         rows = (await ask("incidents", "--limit", "7", env=env))[1].splitlines()
         assert len(rows) == 3 and rows[1].split()[:2] == ["900", "37"]
-        assert rows[1].endswith("new template: \\x1b[2J  open") and rows[2].endswith("GET /item 200  digest")
+        assert rows[1].endswith("new template: \\x1b[2J  open") and rows[2].endswith("GET /item 200  over budget")
         rows = (await ask("models", "list", env=env))[1].splitlines()
         assert rows[1].endswith("in force: transformer, isolation forest")
         assert rows[2].endswith("refused: the anchor set got worse: .91 to .84") and "file is gone" in rows[2]
