@@ -208,7 +208,7 @@ def _detect(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from daemon.client.doctor.examination import ANSWER_SECONDS, doctor
+    from daemon.client.doctor.checks import ANSWER_SECONDS, doctor
 
     chosen, token = args.admin or os.environ.get("VIGILD_ADMIN"), read_token(args.token_file, os.environ)
     place = f"unix:{SYSTEM_RUNTIME / args.instance / 'admin.sock'}" if args.instance else None

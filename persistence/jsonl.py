@@ -171,7 +171,7 @@ class JsonlWriter:
         return last
 
     def _sync_rotated(self) -> None:
-        """Sync the file and its rotations: the previous process was killed with records unsynced, maybe rotated since."""
+        """Sync the file and its rotations: the last process was killed with records unsynced, maybe rotated since."""
         for path in sorted(self.path.parent.glob(f"{self.path.name}*")):
             if path.is_file():
                 self._disk.sync(path)

@@ -130,7 +130,7 @@ class Store:
         """
         found = self._reader
         if found is None or not found.finished:
-            raise RuntimeError("the journal starts only after recovery: iterate its entries to the end first")
+            raise RuntimeError("the journal starts only after recovery, and after its entries were read to the end")
         if seq < found.last_seq or line < found.last_line:
             raise ValueError(f"frame {seq}, line {line} go back behind {found.last_seq}, {found.last_line}")
         self.close()

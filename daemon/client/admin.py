@@ -70,13 +70,13 @@ def read_token(given: str | None, env: Mapping[str, str]) -> str | None:
 class Admin:
     """A client of the first of `urls` that accepts a connection; blocking, one request at a time.
 
-    An answer may take `answer_seconds`; the default suits the longest command. Methods raise `Failure` when no daemon
+    An answer may take `answer_seconds`; None means ANSWER_SECONDS. Methods raise `Failure` when no daemon
     answers, or not in time, or with an error, and `UsageError` for an invalid address.
     """
 
     urls: list[str]
     token: str | None = None
-    answer_seconds: float = ANSWER_SECONDS
+    answer_seconds: float | None = None
     _connected: "tuple[str, httpx.Client] | None" = field(default=None, init=False)
 
     def get(self, path: str) -> Answer:
@@ -106,7 +106,7 @@ class Admin:
                     yield _parsed(line[5:], "the stream is not vigild's (not JSON)")
 
     def _ask(self, method: str, path: str, body: Any = None, accepted: int | None = None) -> Answer:
-        seconds = self.answer_seconds
+        seconds = ANSWER_SECONDS if self.answer_seconds is None else self.answer_seconds
         with (
             _translated_errors(f"no answer within {seconds:.0f} s", "the daemon hung up"),
             closing(self._send(method, path, body, seconds)) as response,
@@ -140,7 +140,7 @@ class Admin:
             else:
                 self._connected = url, client
                 return response
-        raise Failure(f"no daemon answers; looked at {', '.join(refusals)}")
+        raise Failure(f"no daemon answers; tried {', '.join(refusals)}")
 
 
 def reason(exc: BaseException) -> str:

@@ -149,8 +149,8 @@ def _print_taken(taken: Mapping[str, int]) -> None:
 
 
 def _await_generation(admin: Admin, before: Mapping[str, Any], show_progress: ShowProgress) -> int | None:
-    """The generation in force, once it differs from that in `before` (part "training" of the status); None if no training
-    is due.
+    """The generation in force, once it differs from that in `before` (the object "training" of a status); None if no
+    training is due.
 
     Raises `Failure` when the new model is refused, or training fails.
     """

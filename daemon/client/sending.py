@@ -166,7 +166,7 @@ def _connect(sockets: list[Path]) -> socket.socket:
             else:
                 return sock
         if not may_come or time.monotonic() >= deadline:
-            raise Failure(f"no daemon takes log lines; looked at {', '.join(refusals)}")
+            raise Failure(f"no daemon takes log lines; tried {', '.join(refusals)}")
         time.sleep(LOOK_SECONDS)
 
 

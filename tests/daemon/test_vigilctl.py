@@ -115,7 +115,7 @@ def test_a_daemon_that_is_not_there_gives_one_line_saying_where_it_looked(tmp_pa
     for arguments in (("status",), ("detect", "x"), ("tail",), ("incidents",), ("feedback",), ("train-from", "-")):
         status, out, err = run("--admin", NOBODY, *arguments)
         assert (status, out) == (1, "")
-        assert err == f"vigilctl: no daemon answers; looked at {NOBODY} (connection refused)\n"
+        assert err == f"vigilctl: no daemon answers; tried {NOBODY} (connection refused)\n"
     absent = tmp_path / "admin.sock"
     assert run("status", env={"VIGILD_ADMIN": f"unix:{absent}"})[2].count(str(absent)) == 1
     assert str(tmp_path / "log.sock") in run("send", "--socket", f"{tmp_path}/log.sock", stdin=b"x")[2]
@@ -447,7 +447,7 @@ async def test_train_from_says_when_the_file_looks_like_attacks_and_need_not_wai
     ("training", "status", "said"),
     [
         ({"refused": 2, "refusal": "worse"}, 1, "vigilctl: the new model was refused, the old one stays: worse\n"),
-        ({"due": False}, 0, "no training is due yet: what was learned waits for the next one\n"),
+        ({"due": False}, 0, "no training is due yet: the lines wait for the next one\n"),
         ({"generation_in_force": 9}, 0, "model generation 9 is in force\n"),
     ],
 )
