@@ -121,7 +121,7 @@ def test_what_cannot_be_restored_is_refused_and_changes_nothing(tmp_path: Path) 
         assert not list(daemon.state.glob("*.pin"))
 
 
-def test_a_pinned_snapshot_stays_when_its_time_is_over(tmp_path: Path) -> None:
+def test_a_pinned_snapshot_is_not_pruned(tmp_path: Path) -> None:
     with vigild(tmp_path, every_lines=100_000) as daemon:
         daemon.start()
         made = []

@@ -45,7 +45,7 @@ def begin(daemon: Vigild) -> Path:
     return kept(daemon)
 
 
-def test_a_training_that_kills_interrupt_goes_on_and_comes_to_the_model_of_one_that_none_did(tmp_path: Path) -> None:
+def test_a_training_interrupted_by_kills_resumes_and_gives_the_model_of_an_uninterrupted_one(tmp_path: Path) -> None:
     with vigild(tmp_path, warmup=2000) as daemon:
         source = begin(daemon)
         shutil.copy(source, copy := tmp_path / "training-1.msgpack")
@@ -79,7 +79,7 @@ def test_a_training_that_kills_interrupt_goes_on_and_comes_to_the_model_of_one_t
     assert undisturbed in models, "the name holds the hash of its bytes"
 
 
-def test_without_its_notes_it_begins_anew_and_a_stop_does_not_wait_for_it(tmp_path: Path) -> None:
+def test_without_its_partial_result_a_training_starts_over_and_a_stop_does_not_wait_for_it(tmp_path: Path) -> None:
     """The control of the test above; and a clean stop, for once."""
     with vigild(tmp_path, warmup=2000) as daemon:
         source = begin(daemon)

@@ -147,7 +147,7 @@ def test_what_another_version_wrote_is_refused_and_left_untouched(
         assert daemon.start().status()["recovery"]["tier"] == "full"
 
 
-def test_a_directory_is_taken_over_by_the_next_version_and_refused_by_the_one_before(tmp_path: Path) -> None:
+def test_a_directory_is_upgraded_by_the_next_version_and_refused_by_the_previous_one(tmp_path: Path) -> None:
     state = unpacked(tmp_path)
     early = min(path.name for path in state.glob("snapshot-*"))
     with vigild(tmp_path) as daemon:
@@ -186,7 +186,7 @@ def test_a_directory_is_taken_over_by_the_next_version_and_refused_by_the_one_be
         (lambda state: next(state.glob("model-*")), OTHER_MODELS, "nothing brings format"),
     ],
 )
-def test_a_model_that_cannot_come_along_is_set_aside_by_name_and_all_else_is_taken_over(
+def test_a_model_that_cannot_be_upgraded_is_set_aside_and_everything_else_is_kept(
     tmp_path: Path, make_other: Callable[[Path], Path], code: str, why: str
 ) -> None:
     state = unpacked(tmp_path)
@@ -222,7 +222,7 @@ def known(status: dict[str, Any]) -> dict[str, Any]:
     return {**{name: status[name] for name in ("logs_processed", "sessions")}, "templates": templates}
 
 
-def test_a_model_that_could_not_come_along_is_trained_again(tmp_path: Path) -> None:
+def test_a_model_that_could_not_be_upgraded_is_trained_again(tmp_path: Path) -> None:
     state = unpacked(tmp_path)
     other_model(state)
     with vigild(tmp_path, warmup=1500) as daemon:

@@ -15,7 +15,7 @@ class Killed(BaseException):
     pass
 
 
-def test_a_kill_between_the_records_and_their_mark_leaves_both_words(
+def test_a_kill_between_the_records_and_their_mark_leaves_both_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "alerts.jsonl"
@@ -37,7 +37,7 @@ def test_a_kill_between_the_records_and_their_mark_leaves_both_words(
 
 
 @pytest.mark.parametrize("last", [b'{"id":5}', b'{"x":1}', b'{"id":"abc"}', b'{"id":"\xff"}'])
-def test_a_last_record_that_is_none_of_ours_says_nothing(tmp_path: Path, last: bytes) -> None:
+def test_a_last_record_of_another_program_is_ignored(tmp_path: Path, last: bytes) -> None:
     path = tmp_path / "alerts.jsonl"
     path.write_bytes(b'{"id":"1"}\n' + last + b"\n")
     writer = JsonlWriter(path, REAL)

@@ -111,7 +111,7 @@ def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
     assert (status, out) == (2, "") and "error: " in err and "Traceback" not in err
 
 
-def test_a_daemon_that_is_not_there_gives_one_line_saying_where_it_looked(tmp_path: Path) -> None:
+def test_without_a_daemon_one_line_says_which_addresses_were_tried(tmp_path: Path) -> None:
     for arguments in (("status",), ("detect", "x"), ("tail",), ("incidents",), ("feedback",), ("train-from", "-")):
         status, out, err = run("--admin", NOBODY, *arguments)
         assert (status, out) == (1, "")
@@ -121,7 +121,7 @@ def test_a_daemon_that_is_not_there_gives_one_line_saying_where_it_looked(tmp_pa
     assert str(tmp_path / "log.sock") in run("send", "--socket", f"{tmp_path}/log.sock", stdin=b"x")[2]
 
 
-def test_the_places_are_looked_at_in_order() -> None:
+def test_addresses_are_tried_in_order() -> None:
     env = {"RUNTIME_DIRECTORY": "/run/one", "VIGILD_ADMIN": "unix:/b"}
     assert admin_urls("unix:/a", env) == ["unix:/a"]
     assert admin_urls(None, env) == ["unix:/b"]
@@ -146,7 +146,9 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         ("tail", b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n", "what answers is not vigild (HTTP 302, not JSON)"),
     ],
 )
-def test_an_answer_that_no_daemon_gives_is_one_line(tmp_path: Path, command: str, answer: bytes, said: str) -> None:
+def test_an_answer_of_another_program_is_an_error_of_one_line(
+    tmp_path: Path, command: str, answer: bytes, said: str
+) -> None:
     def reply(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(answer)
@@ -196,7 +198,7 @@ def test_the_token_goes_along_and_no_proxy_is_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"two\nlines", b"\xff", "tök".encode()])
-def test_what_cannot_be_a_token_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_token_is_an_error_of_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "token").write_bytes(content)
     status, out, err = run("--admin", NOBODY, "--token-file", str(tmp_path / "token"), "status")
     assert (status, out, err.count("\n")) == (1, "", 1) and str(tmp_path / "token") in err
@@ -260,7 +262,7 @@ async def test_checkpoint_flush_and_snapshots(tmp_path: Path) -> None:
         ) and "checksum mismatch" in out
 
 
-async def test_detect_tells_one_line_in_full_and_many_in_rows(tmp_path: Path) -> None:
+async def test_detect_prints_one_line_in_full_and_many_as_rows(tmp_path: Path) -> None:
     async with daemon(tmp_path) as (control, env):
         out = (await ask("detect", "a UNION b", env=env))[1]
         assert out.startswith("attack ") and "sql_injection, confidence 0.95" in out and "5.11, threshold 3.40" in out
@@ -276,7 +278,7 @@ async def test_detect_tells_one_line_in_full_and_many_in_rows(tmp_path: Path) ->
     assert len(control.asked) > 3  # in more than one request
 
 
-async def test_the_daemon_s_refusal_is_the_line(tmp_path: Path) -> None:
+async def test_a_refusal_prints_the_message_of_the_daemon(tmp_path: Path) -> None:
     async with daemon(tmp_path) as (_, env):
         status, out, err = await ask("detect", "a\nb", env=env)
         assert (status, out) == (1, "")
@@ -325,7 +327,7 @@ async def tailed(tmp_path: Path, *arguments: str, records: Sequence[dict[str, An
     return results[0][1].splitlines()
 
 
-async def test_tail_tells_of_incidents_and_their_growth_and_of_each_alert_when_asked(tmp_path: Path) -> None:
+async def test_tail_shows_incidents_as_they_grow_and_with_every_each_alert(tmp_path: Path) -> None:
     growing = [record(n, incident="1", incident_count=n, text=f"alert {n}.") for n in range(1, 121)]
     waiting = record(200, digest=True, incident="200", text="waits.")
     sampled = record(201, flagged=False, verdict="normal", text="sampled.")
@@ -338,7 +340,7 @@ async def test_tail_tells_of_incidents_and_their_growth_and_of_each_alert_when_a
     assert len(await tailed(tmp_path, "--every", records=records)) == len(records)
 
 
-def test_what_came_and_was_the_likeliest_is_not_said_to_have_come_instead() -> None:
+def test_the_likeliest_template_is_not_reported_as_unexpected() -> None:
     for p, title in ((0.7, "  came as expected; the next likely"), (0.1, "  expected instead")):
         explain = {"expected": [{"template": "a", "p": 0.2}], "found": {"template": "b", "p": p}}
         assert next(explanation_lines(explain, (), Style(io.StringIO()))) == title
@@ -368,7 +370,7 @@ async def test_detect_explains_itself(tmp_path: Path) -> None:
     assert control.asked[1:3] == [("detect", [b"one"], None, "explain"), ("detect", [b"two"], None, "explain")]
 
 
-async def test_alerts_are_answered_listed_and_the_answer_taken_back(tmp_path: Path) -> None:
+async def test_alerts_are_answered_listed_and_undone(tmp_path: Path) -> None:
     async with daemon(tmp_path) as (control, env):
         said = await ask("feedback", "1207.1", "normal", "--note", "a deploy", env=env)
         assert said == (
@@ -407,9 +409,7 @@ async def test_incidents_and_models_are_tables(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("piped", [False, True])
-async def test_train_from_hands_over_every_byte_and_waits_for_the_model(
-    tmp_path: Path, packed: bool, piped: bool
-) -> None:
+async def test_train_from_uploads_every_byte_and_waits_for_the_model(tmp_path: Path, packed: bool, piped: bool) -> None:
     text = b"".join(b"line %d \xff%s\r\n" % (n, b" union" * (n < 40)) for n in range(60_000)) + b"no newline"
     source = tmp_path / "log"
     source.write_bytes(gzip.compress(text, 1) if packed else text)
@@ -451,7 +451,7 @@ async def test_train_from_says_when_the_file_looks_like_attacks_and_need_not_wai
         ({"generation_in_force": 9}, 0, "model generation 9 is in force\n"),
     ],
 )
-async def test_train_from_tells_what_became_of_the_training(
+async def test_train_from_reports_the_result_of_the_training(
     tmp_path: Path, training: dict[str, Any], status: int, said: str
 ) -> None:
     async with daemon(tmp_path) as (control, env):
@@ -469,7 +469,7 @@ async def test_train_from_tells_what_became_of_the_training(
         ({"generation_in_force": 8}, {"refused": 2, "generation_in_force": 8}, 1, "stays: the anchor set got worse"),
     ],
 )
-async def test_train_from_tells_of_the_model_that_knows_the_file_and_not_of_the_one_trained_before(
+async def test_train_from_reports_the_model_trained_from_the_file_and_not_an_earlier_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     others: dict[str, Any],
@@ -505,7 +505,7 @@ async def test_train_from_ends_what_it_has_begun_when_the_file_is_damaged(tmp_pa
         assert len(control.asked) == asked, "nothing was begun"
 
 
-async def test_train_from_does_not_hide_that_it_was_broken_off(tmp_path: Path) -> None:
+async def test_train_from_reports_that_it_was_interrupted(tmp_path: Path) -> None:
     async with daemon(tmp_path) as (control, env):
         control.error_after = 1, ControlError(503, "degraded", "nothing can be changed now: disk full")
         status, out, err = await ask("train-from", "-", stdin=b"0123456789abcde\n" * 100_000, env=env)

@@ -167,7 +167,7 @@ def test_connections_that_never_sent_a_byte_give_way_and_it_is_said_once(tmp_pat
         assert "3 that had sent nothing gave way" in daemon.log
 
 
-def test_without_giving_way_nobody_else_is_heard(tmp_path: Path) -> None:
+def test_without_closing_silent_connections_nobody_else_is_served(tmp_path: Path) -> None:
     """The control."""
     with vigild(tmp_path) as daemon:
         alter(daemon, NOBODY_GIVES_WAY)

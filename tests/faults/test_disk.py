@@ -217,7 +217,7 @@ def test_a_start_that_must_write_first_answers_heals_and_stops_while_the_disk_is
         assert daemon.status()["logs_processed"] == 100
 
 
-def test_before_there_is_a_state_a_full_disk_is_said_too(home: Path) -> None:
+def test_a_full_disk_is_reported_before_the_state_is_read(home: Path) -> None:
     gate = home / "gate"
     with vigild(home) as daemon:
         full_with_a_frame_to_write(daemon, home)

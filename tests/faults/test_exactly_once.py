@@ -193,7 +193,7 @@ def test_with_a_mark_but_without_its_parity_lines_are_lost(tmp_path: Path) -> No
         assert missing > 0
 
 
-def test_without_a_store_the_sender_is_told_and_the_status_says_why(tmp_path: Path) -> None:
+def test_without_a_store_the_sender_sees_a_reset_and_the_status_says_why(tmp_path: Path) -> None:
     with managed(tmp_path, places=0) as daemon:
         daemon.start()
         ingest = daemon.status()["ingest"]
@@ -262,7 +262,7 @@ def test_a_store_that_is_full_is_noticed_and_costs_only_those_it_has_no_room_for
             connection.close()
 
 
-def test_a_daemon_that_did_not_ask_would_promise_what_nobody_keeps(tmp_path: Path) -> None:
+def test_without_the_probe_a_daemon_would_promise_exactly_once_falsely(tmp_path: Path) -> None:
     """The control of the one above."""
     never_asks = "import daemon.host.notify\ndaemon.host.notify.Notifier.has_room = lambda self: True\n"
     with managed(tmp_path, places=1, program=never_asks + RUN) as daemon:

@@ -100,7 +100,7 @@ def test_a_request_that_cannot_be_applied_is_answered(tmp_path: Path, kind: str)
         assert daemon.status()["lost_lines"] == 0
 
 
-def test_without_reading_the_state_back_the_daemon_dies_of_it(tmp_path: Path) -> None:
+def test_without_reading_the_state_back_the_daemon_dies(tmp_path: Path) -> None:
     """The control: what the daemon is protected from."""
     with vigild(tmp_path) as daemon:
         alter(daemon, LINES + WITHOUT_RELOAD)

@@ -186,7 +186,7 @@ def test_a_torn_tail_is_dropped_with_a_note_and_only_once(tmp_path: Path) -> Non
     assert reading.notes == []
 
 
-def test_rot_in_the_middle_is_passed_over_and_its_lines_are_counted(tmp_path: Path) -> None:
+def test_rot_in_the_middle_is_skipped_and_its_lines_are_counted(tmp_path: Path) -> None:
     write(tmp_path, *[[Entry(n, 10 * n, 10, bytes([n]) * 50)] for n in range(1, 6)]).close()
     path = segments(tmp_path)[0][1]
     data = bytearray(path.read_bytes())
@@ -198,7 +198,7 @@ def test_rot_in_the_middle_is_passed_over_and_its_lines_are_counted(tmp_path: Pa
     assert reading.notes == [f"{path.name}: 102 bytes are damaged", "frames 2 to 2 are lost, 10 lines with them"]
 
 
-def test_two_frames_of_one_size_that_changed_places_are_not_believed(tmp_path: Path) -> None:
+def test_swapped_frames_of_one_size_are_not_trusted(tmp_path: Path) -> None:
     write(tmp_path, *[entries_of(bytes([n]) * 50, seq=n, line=n) for n in range(4)]).close()
     path = segments(tmp_path)[0][1]
     data, size = path.read_bytes(), FRAME_BYTES + 50
@@ -240,7 +240,7 @@ def test_a_vanished_segment_is_noticed(tmp_path: Path) -> None:
     assert "from frame 3" in reading.notes[0]
 
 
-def test_the_last_segment_of_a_crashed_life_is_missed_too(tmp_path: Path) -> None:
+def test_the_lost_last_segment_of_a_crashed_process_is_noticed_too(tmp_path: Path) -> None:
     write(tmp_path, entries_of(b"a")).close()
     _, reading, _ = read(tmp_path)
     writer = JournalWriter(tmp_path, 1, 1, tail=reading.tail)
@@ -268,7 +268,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         scan(pack_preamble(b"VIGILJNL", later) + bytes(100), tmp_path / "j.log")
 
 
-def test_segments_of_an_older_format_are_read_and_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_of_an_older_format_are_read_and_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = segment.VERSION - 1  # in which no member was withdrawn
     monkeypatch.setattr(segment, "VERSION", older)
     write(tmp_path, entries_of(b"a", b"bb")).close()
@@ -300,7 +300,7 @@ def test_after_a_write_error_the_same_frames_go_to_a_new_segment(tmp_path: Path,
     assert len(segments(tmp_path)) == 2
 
 
-def test_a_full_disk_is_an_error_again_and_again_until_it_heals_by_itself(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_each_time_until_there_is_room(tmp_path: Path) -> None:
     writer = JournalWriter(tmp_path, 0, 0, disk=(disk := FaultyDisk()))
     writer.append(entries_of(b"a"))
     full = True
@@ -380,7 +380,7 @@ def test_a_journal_that_goes_back_or_skips_is_a_programming_error(tmp_path: Path
     writer.close()
 
 
-def test_starts_that_bring_nothing_leave_one_file(tmp_path: Path) -> None:
+def test_starts_that_journal_nothing_leave_one_file(tmp_path: Path) -> None:
     write(tmp_path, entries_of(b"a")).close()
     for _ in range(5):
         _, reading, _ = read(tmp_path)

@@ -99,7 +99,7 @@ def test_the_journal_starts_only_after_recovery_and_never_goes_back(directory: P
                 store.start_journal(seq, line)
 
 
-def test_a_second_process_is_told_who_holds_the_directory(directory: Path) -> None:
+def test_a_second_process_is_refused_with_the_holders_pid(directory: Path) -> None:
     with open_store(directory):
         with (
             pytest.raises(
@@ -192,7 +192,7 @@ def test_the_last_snapshots_and_the_journal_behind_two_of_them_are_kept(director
         (directory / name).write_bytes(b"rot")
 
 
-def test_a_single_snapshot_does_not_let_go_of_any_journal(directory: Path) -> None:
+def test_a_single_snapshot_prunes_no_journal(directory: Path) -> None:
     with open_store(directory) as store:
         begin(store)
         append(store, 1)
@@ -205,7 +205,7 @@ def test_a_single_snapshot_does_not_let_go_of_any_journal(directory: Path) -> No
         assert [entry.seq for entry in store.recover().entries] == [1, 2]
 
 
-def test_pruning_finds_a_rotten_snapshot_and_does_not_rely_on_it(directory: Path) -> None:
+def test_pruning_finds_a_damaged_snapshot_and_does_not_rely_on_it(directory: Path) -> None:
     with open_store(directory) as store:
         begin(store)
         for seq in (1, 2, 3):
@@ -347,7 +347,7 @@ def test_verify_names_what_is_wrong(directory: Path) -> None:
         assert found[3] is not None and found[3].endswith("is missing")
 
 
-def test_leftovers_go_and_the_trainers_scratch_is_emptied(directory: Path) -> None:
+def test_leftovers_and_the_trainers_files_are_removed(directory: Path) -> None:
     directory.mkdir(0o700)
     (directory / "training" / "deep").mkdir(parents=True)
     (directory / "training" / "deep" / "file").touch()
@@ -360,7 +360,7 @@ def test_leftovers_go_and_the_trainers_scratch_is_emptied(directory: Path) -> No
     assert names(directory, "*.tmp") == ["mine.tmp"]
 
 
-def test_of_the_trainers_files_the_newest_run_and_the_count_of_failures_stay(directory: Path) -> None:
+def test_the_newest_training_run_and_the_count_of_failures_are_kept(directory: Path) -> None:
     with open_store(directory) as store:
         for generation in (1, 2):
             (store.training / f"training-{generation}.msgpack").touch(0o600)
@@ -383,7 +383,7 @@ def test_of_the_trainers_files_the_newest_run_and_the_count_of_failures_stay(dir
     assert (directory / "lock").exists()
 
 
-def test_a_segment_that_a_kill_kept_from_being_born_goes_with_a_note_and_one_cut_short_is_damage(
+def test_a_segment_whose_creation_was_interrupted_is_removed_with_a_note_and_a_truncated_one_is_damage(
     directory: Path,
 ) -> None:
     with open_store(directory) as store:
@@ -413,7 +413,7 @@ def test_losing_everything_is_not_taken_for_a_fresh_start(directory: Path) -> No
         assert store.recover().notes == ["neither snapshot nor journal is left of what this directory held"]
 
 
-def test_numbers_do_not_go_back_behind_what_damaged_files_tell(directory: Path) -> None:
+def test_numbers_do_not_go_back_behind_those_of_damaged_files(directory: Path) -> None:
     with open_store(directory) as store:
         begin(store)
         append(store, 1, 5)
@@ -483,7 +483,7 @@ def test_a_snapshot_is_safe_though_tidying_up_after_it_fails(directory: Path) ->
 
 
 @pytest.mark.slow
-def test_every_call_of_a_life_may_fail_and_nothing_accepted_is_lost(tmp_path: Path) -> None:
+def test_every_call_of_a_process_may_fail_and_nothing_accepted_is_lost(tmp_path: Path) -> None:
     """The n-th call fails, for every n, for good or once; the next life on a sound disk has it all."""
     number, failed = 0, True
     while failed:
@@ -575,7 +575,7 @@ def test_frames_are_read_back_while_the_journal_is_written(directory: Path) -> N
         assert [entry.seq for entry in store.recover().entries] == [3, 4, 5, 6, 7, 8]
 
 
-def test_a_start_on_a_full_disk_begins_the_journal_when_there_is_room(directory: Path) -> None:
+def test_a_start_on_a_full_disk_opens_the_journal_once_there_is_room(directory: Path) -> None:
     with open_store(directory) as store:
         begin(store)
         append(store, 1)

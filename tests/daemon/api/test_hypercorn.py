@@ -228,7 +228,7 @@ async def test_hypercorn_alone_would_go_over_to_http_2(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(("protocol", "waits"), [(server._Protocol, False), (TCPServer, True)])
-async def test_who_hangs_up_between_requests_frees_its_place_at_once_and_by_hypercorn_alone_would_not(
+async def test_a_client_that_hangs_up_between_requests_frees_its_place_at_once_and_with_hypercorn_alone_would_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: type, waits: bool
 ) -> None:
     monkeypatch.setattr(server, "_Protocol", protocol)

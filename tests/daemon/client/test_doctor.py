@@ -119,7 +119,7 @@ def saying(target: Target, name: str, **changed: Any) -> Target:
     return replace(target, status={**target.status, name: {**target.status[name], **changed}})
 
 
-def test_units_that_are_as_they_should_be_are_ok() -> None:
+def test_intact_units_are_ok() -> None:
     assert bad(service()) == []
     assert {each.check for each in service()} == {"vigild.service", "vigild.socket"}
 
@@ -145,7 +145,9 @@ def test_units_that_are_as_they_should_be_are_ok() -> None:
         ({"LoadState": "bad-setting"}, "fail", "bad-setting", "systemd-analyze verify"),
     ],
 )
-def test_a_service_that_is_not_says_what_to_do(changed: dict[str, str], status: str, word: str, do: str) -> None:
+def test_a_service_that_does_not_run_is_a_fault_with_advice(
+    changed: dict[str, str], status: str, word: str, do: str
+) -> None:
     (finding,) = [each for each in service(**changed) if each.check == "vigild.service" and each.status != "ok"]
     assert finding.status == status and word in finding.found and do in str(finding.do)
 
@@ -174,7 +176,9 @@ def test_units_that_are_not_installed_or_not_used_are_no_fault() -> None:
     assert both["vigild@web.service"].instance == "web" and found["vigild.service"].instance is None
 
 
-def test_the_places_of_a_silent_service_are_its_units(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_service_that_does_not_answer_has_the_directories_of_its_unit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     shown = read_units(SHOWN)
     monkeypatch.setattr("daemon.client.doctor.target.ask_systemd", lambda instance: (shown, None))
     monkeypatch.setattr("daemon.client.doctor.target._ask", lambda admin: ({}, {}, "no daemon answers"))
@@ -196,7 +200,7 @@ def test_the_places_of_a_silent_service_are_its_units(monkeypatch: pytest.Monkey
     assert bad(units.check_units({web.service.name: web.service}, web.service)) == [("vigild@web.service", "fail")]
 
 
-def test_why_systemd_cannot_be_asked_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_reason_why_systemd_cannot_be_asked_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / "systemctl"
     program.write_text("#!/bin/sh\necho 'Failed to connect to bus: No medium found' >&2; exit 1\n")
     program.chmod(0o755)
@@ -332,7 +336,7 @@ def test_a_daemon_that_is_well_is_ok(target: Target) -> None:
     assert bad(of_daemon(target)) == []
 
 
-def test_what_a_daemon_says_is_wrong_is_a_finding_of_its_own(target: Target) -> None:
+def test_each_failure_in_the_status_is_a_finding_of_its_own(target: Target) -> None:
     failed = saying(target, "training", error="could not create a primitive", attempts=5)
     assert bad(of_daemon(failed)) == [("training", "fail")]
     assert "MemoryDenyWriteExecute" in str(next(status.check_training(failed)).do)
@@ -383,7 +387,7 @@ def test_a_check_that_breaks_is_a_finding_and_the_others_are_made(
     assert found[-1].check == "training"
 
 
-def test_what_we_may_not_see_is_not_checked(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_without_permission_is_reported_as_not_checked(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(target: Target) -> Iterator[Finding]:
         raise PermissionError(13, "Permission denied", "/var/lib/vigild/lock")
         yield

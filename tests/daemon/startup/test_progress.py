@@ -11,7 +11,7 @@ def some() -> ReplayProgress:
     return reading
 
 
-def test_it_goes_from_nothing_to_all_of_it() -> None:
+def test_progress_goes_from_0_to_100_per_cent() -> None:
     reading = some()
     assert reading.sentence() == "reading the state: 0 %, 150 lines to replay"
     reading.replayed(10)  # of before the snapshot
@@ -28,7 +28,7 @@ def test_replaying_may_begin_again() -> None:
     assert reading.sentence() == "reading the state: 60 %, 50 lines to replay"
 
 
-def test_with_nothing_to_replay_there_is_no_share_of_it() -> None:
+def test_with_nothing_to_replay_progress_is_0_per_cent() -> None:
     assert ReplayProgress().sentence() == "reading the state"
     model_only = ReplayProgress()
     model_only.add(Entry(1, 0, 0, bytes(1000)))

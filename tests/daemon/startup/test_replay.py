@@ -66,7 +66,7 @@ def test_a_source_that_ends_after_it_costs_no_other_frame(
     assert not list((tmp_path / "state").glob("frame-*.bad"))
 
 
-def test_a_lost_frame_without_lines_is_a_part_missing_too(tmp_path: Path) -> None:
+def test_a_lost_frame_without_lines_makes_the_recovery_partial(tmp_path: Path) -> None:
     answer = FeedbackFrame("1", 7, 0, "rule", "normal", "a note of its own")
     append(tmp_path / "state", [LinesFrame(NOW, (told("s", b"one\n"),)), answer, LinesFrame(NOW, (end("s", 0),))])
     assert (report(tmp_path / "state").tier, report(tmp_path / "state").notes) == ("full", [])
@@ -79,7 +79,7 @@ def test_a_lost_frame_without_lines_is_a_part_missing_too(tmp_path: Path) -> Non
     assert "frames 2 to 2 are lost, 0 lines with them" in found.notes
 
 
-def test_a_lost_segment_that_nothing_tells_the_size_of_is_a_part_missing_too(tmp_path: Path) -> None:
+def test_a_lost_segment_of_unknown_size_makes_the_recovery_partial(tmp_path: Path) -> None:
     append(tmp_path / "state", [LinesFrame(NOW, (told("s", b"one\n"),))])
     append(tmp_path / "state", [LinesFrame(NOW, (told("s", b"two\n", parity=1),))])
     assert report(tmp_path / "state").tier == "full"

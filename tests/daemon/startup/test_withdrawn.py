@@ -173,9 +173,7 @@ def test_members_come_back_at_a_start_and_stay_out_when_they_fail_again(state: P
         assert again.recovered_digest == expected
 
 
-def test_a_kill_at_any_moment_leads_to_what_would_have_been_without_it(
-    learned: Path, tmp_path: Path, fault: Fault
-) -> None:
+def test_a_kill_at_any_moment_leads_to_the_same_state_and_records(learned: Path, tmp_path: Path, fault: Fault) -> None:
     fault.plant(Transformer)
     moments = 0
     records: list[dict[str, Any]] = []
