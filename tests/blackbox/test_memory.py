@@ -1,4 +1,4 @@
-"""What the daemon remembers: over a clean stop, over SIGKILL, and when its files are damaged."""
+"""What the daemon knows after a clean stop, after SIGKILL, and when its files are damaged."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def test_lines_after_the_last_snapshot_are_replayed_to_the_same_state(again: Vig
     assert status["recovery"]["tier"] == "full"
     assert status["recovery"]["replayed_lines"] == 600
     replayed = status["state_digest"]
-    # The process that never died says the same: a second recovery is another one, from other caches.
+    # The process that never died gives the same answers: a second recovery starts from other caches.
     again.kill()
     again.start()
     assert again.status()["state_digest"] == replayed

@@ -1,4 +1,4 @@
-"""The real daemon, killed while its real trainer is at work: the training goes on where it was, to the same model."""
+"""The real daemon, killed while its trainer works: the training resumes, to the same model."""
 
 import shutil
 import subprocess
@@ -24,7 +24,7 @@ def training(daemon: Vigild) -> dict[str, Any]:
 
 
 def noted(source: Path) -> float:
-    """How far the run on `source` is by its notes: 0 where there are none."""
+    """The fraction in the partial result of the run on `source`, 0 without one."""
     try:
         notes = read_partial(source, None)
     except PartialError:
@@ -38,7 +38,7 @@ def kept(daemon: Vigild) -> Path:
 
 
 def begin(daemon: Vigild) -> Path:
-    """Have a training begin that has noted something; what it learns from."""
+    """Start a training, and return its training set once there is a partial result."""
     daemon.start()
     daemon.send_lines(sample_lines()[:2500])
     daemon.wait(lambda: any((daemon.state / "training").glob("*.part")), SECONDS)

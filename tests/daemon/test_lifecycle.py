@@ -1,4 +1,4 @@
-"""Where the records of an earlier process end, whatever of the file and of the mark beside it is left."""
+"""The last record of an earlier process, from whatever is left of the file and its mark."""
 
 from pathlib import Path
 from typing import NoReturn

@@ -1,4 +1,4 @@
-"""The trainer as the daemon meets it: a process with a pipe at either end."""
+"""The trainer as the daemon runs it: a process with pipes at standard input and output."""
 
 import errno
 import json
@@ -88,7 +88,7 @@ def test_it_dies_when_its_parent_closes_its_standard_input(tmp_path: Path) -> No
 
 
 def _killed_in_the_middle(source: Path, target: Path) -> float:
-    """Run it until it has noted something, and kill it; the fraction it had noted."""
+    """Run it until it has written a partial result, and kill it; returns the fraction of that."""
     with _trainer(source, target) as process:
         assert process.stdout is not None
         while not partial_path(source).exists():

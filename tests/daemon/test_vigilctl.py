@@ -1,4 +1,4 @@
-"""vigilctl as its users meet it: a process, its output, its exit status."""
+"""vigilctl as its users run it: a process, its output, its exit status."""
 
 import gzip
 import io
@@ -560,7 +560,7 @@ def test_send_is_not_confirmed_when_the_daemon_dies(tmp_path: Path) -> None:
 
 
 def test_send_is_not_confirmed_when_the_end_is_a_reset(tmp_path: Path) -> None:
-    """All was handed over, but the daemon closed with bytes unread: recv gives a reset, not an end."""
+    """Everything was sent, but the daemon closed with bytes unread: recv raises a reset instead of returning an end."""
     log = Peer(tmp_path / "log.sock", lambda connection: connection.recv(1))
     status, _, err = run("send", "--socket", str(tmp_path / "log.sock"), stdin=b"a line\nanother\n")
     log.join()
@@ -625,7 +625,7 @@ def test_printable_leaves_text_alone_and_disarms_the_rest() -> None:
 
 async def test_output_into_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     async with daemon(tmp_path) as (_, env):
-        # The reader is gone before anything is written: it ends at once, the writer starts a while later.
+        # The reader ends at once, before the writer, which takes a while to start, writes anything.
         command = f"( sleep 0.2; {' '.join(VIGILCTL)} snapshots list; echo status $? >&2 ) | true"
         done = await trio.run_process(["bash", "-c", command], capture_stderr=True, env={**os.environ, **env})
     assert done.stderr == b"status 1\n"

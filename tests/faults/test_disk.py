@@ -1,4 +1,4 @@
-"""A disk that cannot be written, under the real daemon: what was confirmed is there, and it heals by itself.
+"""A disk that cannot be written, under the real daemon: confirmed lines are there, and it recovers by itself.
 
 `VIGILD_DISK_SECONDS` is how long the disk stays full (2 by default, 60 in the long form).
 """
@@ -23,7 +23,7 @@ from tests.faults.altered import alter, restore, waiting
 
 FULL_SECONDS = float(os.environ.get("VIGILD_DISK_SECONDS", "2"))
 HEALED_SECONDS = 10.0
-# What is left of a stop when the disk cannot be written: see `daemon.lifecycle.DEGRADED_DRAIN_SECONDS`.
+# A stop while the disk cannot be written: see `daemon.lifecycle.DEGRADED_DRAIN_SECONDS`.
 STOPPED_SECONDS = 15.0
 DISK_BYTES = 48 << 20
 

@@ -1,4 +1,4 @@
-"""However many lines come, the state directory stays as large as it is: journal, snapshots and models are let go of.
+"""However many lines come, the state directory does not grow: journal, snapshots and models are pruned.
 
 VIGILD_FLAT_LINES is how many (`make faults`: 5,000,000). `alerts.jsonl` is the operator's to rotate and does not count.
 """

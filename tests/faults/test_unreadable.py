@@ -1,4 +1,4 @@
-"""A medium that does not give back what it holds, for a moment or for longer: nobody takes that for damage."""
+"""A medium that cannot be read, for a moment or for longer: that is not treated as damage."""
 
 import errno
 import random
@@ -175,7 +175,7 @@ def test_the_daemon_refuses_in_one_line_and_has_everything_when_the_disk_is_well
 
 
 def refused(daemon: Vigild) -> str:
-    """What it said last, having ended by itself with status 1."""
+    """Its last line of output, after it ended by itself with status 1."""
     before = len(daemon.log)
     daemon.launch()
     assert daemon.process is not None and daemon.process.wait(60.0) == 1

@@ -53,7 +53,7 @@ def trained(tmp_path: Path) -> Iterator[Vigild]:
 
 
 def served(daemon: Vigild) -> None:
-    """Start it, and return when it takes and judges lines, however well."""
+    """Start it, and return when it takes and judges lines, degraded or not."""
     daemon.launch()
     daemon.wait(lambda: daemon.health().get("status", "starting") != "starting", 120.0)
 
@@ -81,7 +81,7 @@ def test_where_the_transformer_cannot_run_the_others_judge_every_line_and_it_ret
     assert "transformer" not in active and "ngram" in active
     # Withdrawn once, at the first frame that it was to judge, and not for every frame anew.
     assert daemon.log.count("transformer does not judge from frame") == 2, "once as it happened, once in the report"
-    # What a member that is out said of a line is not there, what the others said is.
+    # A withdrawn member has no score in the records; the others have.
     daemon.wait(lambda: ids(daemon) == [str(n) for n in range(SAVED + 1, KILLED_AT + 301)])
     assert {"ngram", "counts"} <= members_of(daemon, KILLED_AT + 300)
     assert not {"transformer", "isolation_forest"} & members_of(daemon, KILLED_AT + 300)
@@ -101,7 +101,7 @@ def test_where_the_transformer_cannot_run_the_others_judge_every_line_and_it_ret
 
 
 def test_without_withdrawing_it_every_line_is_lost(trained: Vigild) -> None:
-    """The control: what a failure of the machine costs when it is taken for one of the frame."""
+    """The control: what a failure of the machine costs if it is attributed to the frame."""
     daemon = trained
     alter(daemon, NO_WITHDRAWAL + REFUSED)
     served(daemon)

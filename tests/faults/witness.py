@@ -1,4 +1,4 @@
-"""What a killed daemon is held against: its own journal, kept whole, applied by one process that nobody kills."""
+"""The reference for a killed daemon: its own journal, kept whole, applied by one process that is not killed."""
 
 import json
 import os

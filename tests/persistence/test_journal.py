@@ -311,10 +311,10 @@ def test_a_full_disk_is_an_error_each_time_until_there_is_room(tmp_path: Path) -
         assert isinstance(caught.value.__cause__, OSError)
         with pytest.raises(JournalError):
             writer.rotate()
-    # The attempts do not eat up the space that comes free.
+    # The attempts do not use up the space that becomes free.
     assert len(segments(tmp_path)) == 1
     full = False
-    # Meanwhile more lines have come; the frame is another one than the one that failed.
+    # More lines have come meanwhile, so the next frame differs from the one that failed.
     writer.append(entries_of(b"B", b"c", seq=1, line=1))
     writer.close()
     found, reading, _ = read(tmp_path)
@@ -349,7 +349,7 @@ def test_every_call_of_a_run_may_fail_and_nothing_accepted_is_lost(tmp_path: Pat
             found, reading, aside = read(directory)
             assert found[: len(accepted)] == accepted, disk.calls[number]
             assert reading.lost_lines == 0
-            # With every call failing, not even an unfinished segment can be taken away again.
+            # With every call failing, not even an unfinished segment can be removed.
             assert aside == [] or (forever and all("cut off" in line for line in aside))
         number += 1
     assert number > 20

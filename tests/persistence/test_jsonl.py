@@ -63,7 +63,7 @@ def test_a_torn_tail_is_cut_off_and_kept(tmp_path: Path, tail: bytes) -> None:
 
 @pytest.mark.parametrize("call", ["create", "write", "sync file"])
 def test_on_a_full_disk_a_torn_tail_is_cut_off_though_it_cannot_be_kept(tmp_path: Path, call: str) -> None:
-    """A full disk tears records; if it kept the daemon from starting, nobody would be there when it has room again."""
+    """A full disk tears records; the daemon must start all the same, to be there when there is room again."""
     path = tmp_path / "alerts.jsonl"
     write(path, record(1))
     with open(path, "ab") as file:

@@ -42,7 +42,7 @@ def same(a: Value, b: Value) -> bool:
 
 
 def sealed(body: bytes, version: int = 1, seq: int = 5, line: int = 50) -> bytes:
-    """A file with a right header around any body, written from the specification alone."""
+    """A file with a valid header around any body, written from the specification alone."""
     header = pack_preamble(b"VIGILSNP", version)
     header += struct.pack("<QQQ", seq, line, len(body)) + hashlib.sha256(body).digest()
     return header + struct.pack("<I", zlib.crc32(header)) + body
@@ -198,7 +198,7 @@ def test_a_failed_write_leaves_a_whole_snapshot_and_no_other_file(tmp_path: Path
         write_snapshot(tmp_path / "s", 2, 20, {"a": 2}, disk=FaultyDisk(fail_nth(call, 1, code)))
     assert caught.value.errno == code
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
-    # Only when the very last sync fails is the new one there already.
+    # Only when the last sync fails is the new one already there.
     assert read_snapshot(tmp_path / "s") == ((2, 20, {"a": 2}) if call == "sync path" else (1, 10, {"a": 1}))
 
 

@@ -291,7 +291,7 @@ def test_old_models_go_when_neither_snapshot_nor_journal_needs_them(
         assert not (directory / first.name).exists()
         third = store.adopt_model(directory / model_file.write_model(directory, {**columns, "generation": 3}).name)
         store.adopt_model(toy_model(REAL, store.training, 4, b"4"))
-        # Generation 3 is taken up after frame 2 and given up before frame 4: only frames know of it.
+        # Generation 3 is in force from frame 2 to frame 4: only frames refer to it.
         assert store.load_model(third.name, third.sha256)["generation"] == 3
         append(store, 3)
         append(store, 4)
@@ -327,7 +327,7 @@ def test_a_damaged_model_is_set_aside_at_recovery_or_when_it_is_read(directory: 
             store.load_model(made[1].name, made[1].sha256)
         assert found.set_aside == [model.name for model in made]
         assert (directory / (made[1].name + ".bad")).exists()
-        # A second recovery in the same life still tells of the first one.
+        # A second recovery in the same process still reports the faults of the first one.
         assert store.recover().set_aside == [model.name for model in made]
 
 
@@ -377,7 +377,7 @@ def test_the_newest_training_run_and_the_count_of_failures_are_kept(directory: P
         assert read_attempts(store.training).failures == 2
         (store.training / "attempts.json").write_bytes(b"{rot")
         assert read_attempts(store.training) == Attempts()
-        for count in (-1, 1 << 64):  # what is counted on from there could not be written
+        for count in (-1, 1 << 64):  # the next count could not be written
             (store.training / "attempts.json").write_text(f'{{"failures": {count}}}')
             assert read_attempts(store.training) == Attempts()
     assert (directory / "lock").exists()
@@ -504,7 +504,7 @@ def test_every_call_of_a_process_may_fail_and_nothing_accepted_is_lost(tmp_path:
 
 
 def _live(directory: Path, disk: FaultyDisk) -> int:
-    """Three short lives with two snapshots each; returns the seq that was promised last."""
+    """Three short processes with two snapshots each; returns the last seq that was durable."""
     accepted = 0
     for _ in range(3):
         with open_store(directory, keep=2, disk=disk) as store:

@@ -1,7 +1,7 @@
-"""What daemon/api/server.py takes for granted of hypercorn's insides: a version that has changed them is named here.
+"""The internals of hypercorn that daemon/api/server.py relies on: these tests name what a new version changed.
 
-Most of it is private, so no release note need mention it, and some of it would not be missed: an attribute that nobody
-reads any more can be set without an error. What the server makes of it over real sockets: test_server.py.
+Most of it is private, so release notes need not mention a change, and some changes raise no error: an attribute that
+nobody reads any more can be set without an error. What the server makes of it over real sockets: test_server.py.
 """
 
 import inspect

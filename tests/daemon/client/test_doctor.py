@@ -1,4 +1,4 @@
-"""`vigilctl doctor` without a system of its own: recorded `systemctl show`, made-up environments, answers."""
+"""`vigilctl doctor` without a real system: recorded `systemctl show`, simulated environments and answers."""
 
 import os
 import socket
@@ -84,7 +84,7 @@ STATUS: Mapping[str, Any] = {
 
 
 def service(**changed: str) -> list[Finding]:
-    """What is said of the recorded service with some properties changed."""
+    """The findings about the recorded service with some properties changed."""
     found = read_units(SHOWN)
     found["vigild.service"] = with_properties(found["vigild.service"], changed)
     return list(units.check_units(found, found["vigild.service"]))
@@ -191,7 +191,7 @@ def test_a_service_that_does_not_answer_has_the_directories_of_its_unit(
         "/etc/v.toml",
     )
     assert found.pid == 412
-    # Who names a daemon of his own means that one.
+    # A daemon that the user names is the one that is checked.
     assert inspect_daemon(nobody, "unix:/x", None, {}).service is None
     assert inspect_daemon(nobody, None, None, {"RUNTIME_DIRECTORY": str(tmp_path)}).service is None
     web = inspect_daemon(nobody, None, "web", {})

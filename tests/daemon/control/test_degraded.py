@@ -1,4 +1,4 @@
-"""Reasons to be degraded: each for as long as its cause, the gravest first, in words that say what and where."""
+"""Reasons of a degraded daemon: each as long as its cause lasts, the gravest first, naming what failed and where."""
 
 from daemon.control.degraded import CODES, Reason, reasons
 from detection.members.failing import Withdrawn

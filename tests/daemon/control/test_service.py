@@ -1,4 +1,4 @@
-"""What the operator tells the daemon, through the real service, sequencer, journal and alerts, to a small detector."""
+"""Requests of the operator, through the real service, sequencer, journal and alerts, to a small detector."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -51,7 +51,7 @@ def alert(number: int, **changes: Any) -> dict[str, Any]:
 
 @dataclass
 class Judge(FakeDetector):
-    """Takes vouched lines apart as a detector does, so that a gap or a wrong count raises."""
+    """Parses vouched lines as a detector does, so that a gap or a wrong count raises."""
 
     sources: LivingSources = field(default_factory=LivingSources)
     learned: list[bytes] = field(default_factory=list)
@@ -91,7 +91,7 @@ class Served:
         return self.service
 
     async def flag(self, *records: dict[str, Any]) -> None:
-        """Have alerts written, as if the last frame had led to them."""
+        """Write alerts, as if the last frame had raised them."""
         await self.alerts.take(FakeVerdicts(self.detector.seq, self.detector.line, records))
 
     def model(
@@ -444,7 +444,7 @@ async def test_a_client_that_hangs_up_leaves_no_gap_and_nothing_twice(autojump_c
             await vouching.take("file", b"o\nthree", last, Summary, apply)
         assert scope.cancelled_caught
         stuck = False
-        if not taken:  # whoever asks again tells the same
+        if not taken:  # a repeated answer is the same
             await vouching.take("file", b"o\nthree", last, Summary, apply)
     if taken:
         await vouching.take("file", b"", True, Summary, apply)

@@ -40,7 +40,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def tell(directory: Path) -> str:
-    """What the demonstration says until somebody presses Ctrl-C where it says how to go on, and after."""
+    """The output of the demonstration, with a Ctrl-C once it has printed how to go on."""
     said: list[str] = []
 
     def say(text: str) -> None:

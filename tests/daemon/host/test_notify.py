@@ -15,7 +15,7 @@ from daemon.host.notify import Notifier
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
-    """A listening service manager and what NOTIFY_SOCKET says of it."""
+    """A listening service manager, and the value of NOTIFY_SOCKET for it."""
     address = str(tmp_path / "notify") if request.param == "path" else f"@vigild-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(address.replace("@", "\0", 1) if address[0] == "@" else address)
@@ -63,7 +63,7 @@ def test_file_descriptors_go_along(manager: tuple[socket.socket, str], tmp_path:
 
 @contextmanager
 def answering(listener: socket.socket, *, stores: bool, answers: bool = True) -> Iterator[list[bytes]]:
-    """A manager that does as it is told; what it was told."""
+    """A manager that obeys its messages; yields the messages."""
     told: list[bytes] = []
     kept: list[int] = []
 

@@ -1,4 +1,4 @@
-"""A frame of each kind on which `apply` raises, met live and met at recovery: one decision, for ever."""
+"""A frame of each kind on which `apply` raises, live and at recovery: one decision, for ever."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_it_costs_its_own_lines_once_and_every_later_replay_comes_to_the_same_st
         assert live.recovered.report.set_aside == ["frame-00000000000000000003.bad"]
         assert (tmp_path / "frame-00000000000000000003.bad").read_bytes() == encode(poison)
         expected = live.digest
-    # By the program that cannot apply it, then by one that could.
+    # Replayed by the program that cannot apply it, then by one that can.
     for _ in range(2):
         with process(tmp_path) as again:
             assert again.digest == expected

@@ -1,4 +1,4 @@
-"""How far reading the state has come: by bytes, and in lines that are left."""
+"""The progress of the replay: in per cent of the bytes, and in lines left."""
 
 from daemon.startup.progress import ReplayProgress
 from persistence.segment import Entry

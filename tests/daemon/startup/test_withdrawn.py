@@ -1,4 +1,4 @@
-"""Members that fail, live and when frames are replayed: no line is lost, and every process comes to the same state."""
+"""Members that fail, live and in a replay: no line is lost, and every process comes to the same state."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -65,7 +65,7 @@ def lines(frames: int = 8) -> list[LinesFrame]:
 
 
 class Fault:
-    """Plants failures in members; `when` is asked at each call, with how many there were."""
+    """Makes members fail; `when` decides at each call, by the number of calls so far."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.calls = 0
@@ -139,7 +139,7 @@ def test_a_member_that_always_fails_is_withdrawn_once_and_every_later_process_le
         assert all(set(record["members"]) == set(ALL) - withdrawn for record in records[before:])
         assert_nothing_lost(live, records)
         expected, told = live.digest, list(records)
-    # Where it fails, and where it would not; neither says anything again.
+    # On a machine where it fails, and on one where it does not; neither writes a record again.
     for fault.when in (always, never):
         with process(state, records, bring_back=False) as again:
             assert (again.recovered_digest, again.decided) == (expected, [])
@@ -236,7 +236,7 @@ def test_what_was_said_without_a_member_is_what_a_machine_on_which_it_works_repl
 def test_a_machine_on_which_it_stops_working_judges_without_it_from_what_it_has_to_replay_on(
     learned: Path, tmp_path: Path, fault: Fault
 ) -> None:
-    """The state before the frame that failed cannot be had any more: a start would be no better off."""
+    """The state before the failed frame is no longer available; a restart would not change that."""
     fault.plant(Transformer)
     digests, told = [], []
     for kill_before in (True, False):
