@@ -133,7 +133,7 @@ class Notifier:
         except OSError as exc:
             # A lost status message must not end the daemon; if the watchdog is not reached, the manager acts.
             if not self._failing:
-                log.warning("service manager not told %s: %s", variables[0], exc)
+                log.warning("service manager not notified of %s: %s", variables[0], exc)
             self._failing = True
         else:
             self._failing = False
