@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs vigild as a service, upgrades it in place, removes it: `./install.sh --help`.
+# Install vigild as a service, upgrade it in place, or remove it: `./install.sh --help`.
 #
-# A virtual environment cannot be moved, so each version is built where it stays, PREFIX/versions/NAME, and the link
-# PREFIX/current is then turned to it in one rename. PREFIX/bin leads through that link. Whatever fails or is killed
-# before the rename leaves the version that runs untouched, with all the modules it may still import.
+# A virtual environment cannot be moved, so each version is built in its final place, PREFIX/versions/NAME, and then the
+# link PREFIX/current is replaced in one rename. PREFIX/bin leads through that link. A failure or kill before the rename
+# leaves the running version untouched, with all the modules that it may still import.
 set -eu
 umask 022
 unset PYTHONPATH PYTHONHOME
@@ -14,13 +14,13 @@ sudo ./install.sh [--from WHEEL|DIR] [--python PROGRAM] [--no-start]
 sudo ./install.sh --uninstall
 
 Installs vigild as a service of systemd and starts it. Run it again to upgrade in place: state and settings are kept,
-and senders that are connected notice a pause and nothing else. If anything fails before the new version is complete,
-the old one goes on running.
+and connected senders notice only a pause. If anything fails before the new version is complete, the old one keeps
+running.
 
   --from WHEEL|DIR   what to install: a wheel of vigild, or another checkout (default: the one this script lies in)
   --python PROGRAM   the interpreter, 3.11 or newer, with its venv module (default: /usr/bin/python3)
   --no-start         neither start the service nor restart it
-  --uninstall        stop and remove vigild. State, settings and the user stay; it says where they are
+  --uninstall        stop and remove vigild. State, settings and the user stay; it prints where they are
   --help             this
 
 Environment:
@@ -31,7 +31,7 @@ Environment:
                 (sudo drops variables: sudo env PIP_NO_INDEX=1 ... ./install.sh)
 
 What goes where:
-  PREFIX/versions/, PREFIX/current, PREFIX/bin/       the program, with everything it needs of Python's
+  PREFIX/versions/, PREFIX/current, PREFIX/bin/       the program, with all Python packages that it needs
   /usr/local/lib/systemd/system/vigild*               the units; your own changes go to /etc/systemd/system, as ever
   /usr/local/lib/sysusers.d/, /usr/local/lib/tmpfiles.d/   the user vigild, the group vigild-log, the directories
   /etc/logrotate.d/vigild                             rotates the alerts when they are large; yours to change
@@ -118,12 +118,12 @@ install() {
     export TMPDIR
 
     echo "vigild $version goes to $home, with $("$python" --version) of $python"
-    step "an environment of its own" "$python" -m venv "$venv"
+    step "creating the environment" "$python" -m venv "$venv"
     if [ -f "$source/install/cpu_torch.sh" ]; then
-        step "PyTorch without CUDA (200 MB)" sh "$source/install/cpu_torch.sh" "$venv/bin/python"
+        step "installing PyTorch without CUDA (200 MB)" sh "$source/install/cpu_torch.sh" "$venv/bin/python"
     fi
-    step "vigild and everything else it needs" pip_install "$package"
-    step "does it run, and take the settings" check_program
+    step "installing vigild and its other dependencies" pip_install "$package"
+    step "checking the program and the settings" check_program
     relocate
 
     remember_units
@@ -131,13 +131,13 @@ install() {
     switch
     unfinished=
     if [ -n "$destdir" ]; then
-        step "removing the version before" prune
+        step "removing the previous version" prune
         echo "staged in $destdir in $(elapsed "$began"); the running system was left alone"
         return
     fi
     users_and_directories
     activate
-    step "removing the version before" prune
+    step "removing the previous version" prune
     if [ -s "$log" ]; then sed 's/^/  /' "$log"; fi
     echo "installed in $(elapsed "$began")"
     finish
@@ -147,7 +147,7 @@ check_source() {
     from=${from:-$here}
     case $from in
         *.whl)
-            [ -f "$from" ] || die "$from: there is no such wheel"
+            [ -f "$from" ] || die "$from: no such wheel"
             source=$here package=$from
             name=$(basename "$from" | cut -d- -f2)
             ;;
@@ -159,7 +159,7 @@ check_source() {
             ;;
     esac
     for file in constraints.txt systemd/vigild.service systemd/vigild.tmpfiles; do
-        [ -f "$source/$file" ] || die "$source/$file is missing: the checkout is not whole, or of a version before this script"
+        [ -f "$source/$file" ] || die "$source/$file is missing: the checkout is incomplete, or older than this script"
     done
 }
 
@@ -189,7 +189,7 @@ check_prefix() {
     [ -n "$(ls -A "$home")" ] || return 0
     # pyvenv.cfg: installed by hand before there was this script, the environment being PREFIX itself.
     if [ -d "$home/versions" ] || { [ -f "$home/pyvenv.cfg" ] && [ -f "$home/bin/vigild" ]; }; then return 0; fi
-    die "$home: is there and holds something else; PREFIX is a directory for vigild alone"
+    die "$home: exists and holds something else; PREFIX must be a directory for vigild alone"
 }
 
 check_space() {
@@ -201,15 +201,15 @@ check_space() {
 
 lock() {
     [ "${locked:-no}" = no ] || return 0
-    why=$(mkdir -p "$home/versions" 2>&1) || die "$why; set PREFIX or DESTDIR to a place that can be written to"
+    why=$(mkdir -p "$home/versions" 2>&1) || die "$why; set PREFIX or DESTDIR to a writable directory"
     locked=yes
     command -v flock >/dev/null || return 0
     exec 9>"$home/.lock"
-    # What a killed install.sh had begun holds the lock, too, for as long as it writes there.
-    flock -n 9 || die "another install.sh, or what one that was killed had begun, is at work in $home; try again when it has ended"
+    # A process that a killed install.sh started holds the lock, too, as long as it writes there.
+    flock -n 9 || die "another install.sh, or a process that a killed one started, is working in $home; try again when it has ended"
 }
 
-# What an install.sh that was killed has left.
+# Remove what a killed install.sh left.
 sweep() {
     rm -rf "$home"/.install-*
     for old in "$home"/versions/*; do
@@ -268,7 +268,7 @@ clean_up() {
         rm -rf "$unfinished"
         rmdir "$home/versions" 2>/dev/null || true
         if [ -L "$home/current" ] || [ -f "$home/pyvenv.cfg" ]; then
-            echo "install.sh: not upgraded; the version that was there is as it was" >&2
+            echo "install.sh: not upgraded; the installed version is as it was" >&2
         else
             rm -f "$home/.lock"
             rmdir "$home" 2>/dev/null || true
@@ -300,7 +300,7 @@ check_program() {
         each=$(basename "$file" .toml)
         unit=vigild@$each.service
         [ "$each" != vigild ] || unit=vigild.service
-        # What systemd hands over (a token) is there while the service is.
+        # A token that systemd passes exists only while the service runs.
         if grep -q /run/credentials/ "$file" && [ ! -d "/run/credentials/$unit" ]; then continue; fi
         if [ "$unit" = vigild.service ]; then
             "$venv/bin/vigild" --config "$file" --check
@@ -313,7 +313,7 @@ check_program() {
 # Scripts of an environment name its interpreter by its full path, and compiled modules their source.
 relocate() {
     [ -n "$destdir" ] || return 0
-    step "full paths as they will be" compile_modules
+    step "setting the final paths" compile_modules
     for file in "$venv"/bin/* "$venv/pyvenv.cfg"; do
         if [ -f "$file" ] && [ ! -L "$file" ] && grep -qI "$destdir" "$file"; then
             sed "s|$destdir$prefix|$prefix|g" "$file" >"$work/file"
@@ -338,7 +338,7 @@ for path in Path(modules).rglob("*.py"):
 END
 }
 
-# What is enabled and what runs, before anything is changed.
+# Note what is enabled and what runs, before anything is changed.
 remember_units() {
     first=yes
     if [ -L "$home/current" ] || [ -f "$home/pyvenv.cfg" ]; then first=no; fi
@@ -375,7 +375,7 @@ put_files() {
         echo "$link" >>"$work/installed"
     done
     [ -z "$destdir" ] || return 0
-    # Units in /etc hide ours. The ones that were copied there by hand, before there was this script, are of the past.
+    # Units in /etc hide ours. Those that were copied there by hand, before this script existed, are obsolete.
     for old in /etc/systemd/system/vigild.service /etc/systemd/system/vigild.socket \
         /etc/systemd/system/vigild@.service /etc/systemd/system/vigild@.socket /etc/sysusers.d/vigild.conf; do
         if [ -L "$old" ] || [ ! -f "$old" ]; then continue; fi
@@ -414,7 +414,7 @@ switch() {
     before=
     if [ -L "$home/current" ]; then before=$(readlink "$home/current"); fi
     point "versions/$version" "$home/current"
-    # What an older version had installed and this one has not.
+    # Remove what an older version installed and this one does not.
     if [ -f "$home/installed" ]; then
         grep -vxF -f "$work/installed" "$home/installed" | while read -r file; do rm -f "$destdir$file"; done
     fi
@@ -449,7 +449,7 @@ activate() {
     # shellcheck disable=SC2086
     [ -z "$enabled" ] || systemctl --quiet reenable $enabled
     if [ "$start" = no ]; then
-        echo "  not started, as you wished: systemctl enable --now vigild.socket vigild.service"
+        echo "  not started (--no-start): systemctl enable --now vigild.socket vigild.service"
         return
     fi
     for unit in $running; do
@@ -466,7 +466,7 @@ activate() {
     esac
 }
 
-# The new version does not start: what ran before is taken up again, if it is still there.
+# The new version does not start: start the previous one again, if it is still there.
 fall_back() {
     journalctl --unit="$1" --lines=20 --no-pager --output=cat 2>/dev/null | sed 's/^/    /' >&2 || true
     # An installation by hand has its units set aside and its programs replaced: there is no way back to it by itself.
@@ -475,12 +475,12 @@ fall_back() {
     # shellcheck disable=SC2086
     if systemctl restart ${running:-"$1"}; then
         rm -rf "$venv"
-        die "$1 does not start with the new version, so the one before runs again ($home/$before); why is above"
+        die "$1 does not start with the new version, so the previous one runs again ($home/$before); why is above"
     fi
-    die "$1 starts neither with the new version nor with the one before ($home/$before, in place again); why is above"
+    die "$1 starts neither with the new version nor with the previous one ($home/$before, in place again); why is above"
 }
 
-# Versions that nobody runs any more, and the environment of an installation by hand.
+# Remove versions that no process runs any more, and the environment of an installation by hand.
 prune() {
     current=$(readlink "$home/current")
     for old in "$home"/versions/*; do
@@ -512,7 +512,7 @@ elapsed() {
 
 finish() {
     healthy=yes
-    # From the release on that has it.
+    # Only releases that have it.
     if [ "$systemd$start" = yesyes ] && "$home/bin/vigilctl" doctor --help >/dev/null 2>&1; then
         "$home/bin/vigilctl" doctor || healthy=no
     fi
@@ -522,7 +522,7 @@ What next:
   vigilctl send /var/log/nginx/access.log              feed it; or write lines to /run/vigild/log.sock
   vigilctl status                                      what it knows; its page is at http://127.0.0.1:8765/
 END
-    [ "$healthy" = yes ] || die "installed, and not well yet: see the lines of 'vigilctl doctor' above"
+    [ "$healthy" = yes ] || die "installed, but not healthy yet: see the lines of 'vigilctl doctor' above"
 }
 
 # --- removing
@@ -542,7 +542,7 @@ uninstall() {
         [ -z "$enabled" ] || systemctl --quiet disable $enabled
     fi
     while read -r file; do rm -f "$destdir$file"; done <"$home/installed"
-    # Debian has none of these by itself.
+    # Debian has none of these directories by default.
     for directory in "$UNIT_DIR" "$(dirname "$UNIT_DIR")" /usr/local/lib/sysusers.d /usr/local/lib/tmpfiles.d; do
         rmdir "$destdir$directory" 2>/dev/null || true
     done

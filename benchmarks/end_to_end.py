@@ -1,9 +1,9 @@
-"""The whole daemon, from socket to verdict: lines a second, answers while it is busy, pauses, starts, memory.
+"""The whole daemon, from socket to verdict: lines per second, response times under load, pauses, starts, memory.
 
     python -m benchmarks.end_to_end [--log access.log[.gz]] [--lines 300000] [--long 0]
 
 Without --log the bundled log is repeated; figures for the README come from a log of 100,000 real lines. The
-daemon is a process of its own, and so is the sender (this one): on two cores they share what there is.
+daemon and the sender (this process) are separate processes, which share the machine's cores.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def run(daemon: Vigild, lines: list[bytes], warmup: int, total: int, long: int) 
 
     if long:
         daemon.wait(lambda: not daemon.status()["training_in_progress"], 600.0)
-        send(daemon, stream, SENT_AT_ONCE)  # whatever the new model takes once is taken now
+        send(daemon, stream, SENT_AT_ONCE)  # one-time costs of the new model are paid now
         before = daemon.status()["process"]["rss_bytes"]
         rate = send(daemon, stream, long)
         growth = daemon.status()["process"]["rss_bytes"] / before - 1
@@ -133,7 +133,7 @@ def send(daemon: Vigild, stream: Iterator[bytes], count: int) -> float:
 
 @contextmanager
 def asked_meanwhile(daemon: Vigild) -> Iterator[list[float]]:
-    """The milliseconds that GET /status took, asked again and again from another connection."""
+    """The milliseconds that each `GET /status` took, sent repeatedly over another connection."""
     taken: list[float] = []
     over = threading.Event()
 

@@ -1,4 +1,4 @@
-"""How fast each format is read, and for how many real lines a time is found.
+"""How fast each format is parsed, and the share of real lines for which a time is found.
 
 python -m benchmarks.formats [DATA]        DATA defaults to ../shared/data
 """
@@ -18,7 +18,7 @@ from detection.formats.kinds import parse, recognise
 BATCH = 1000
 LINES = 20_000
 ROUNDS = 3
-CLOCK = 1.7e9  # the year that lines without one are read in
+CLOCK = 1.7e9  # the year for lines without one
 SPEED = (
     "web_wp2016/access.log.gz",
     "web_apache2015/access.log.gz",

@@ -1,9 +1,9 @@
-"""What durability costs: the same lines through sequencer and scoring, with the journal and without, in turn.
+"""The cost of durability: the same lines through sequencer and scoring, alternately with and without the journal.
 
     python -m benchmarks.journal [--log access.log[.gz]] [--lines 60000] [--rounds 5]
 
-"Without" appends nowhere and syncs nothing; everything else is the daemon's own. Rules alone judge, which makes
-scoring fast and the journal's share as large as it gets.
+"Without" neither appends nor syncs; everything else is the daemon's code. Rules alone judge, so that scoring is
+fast and the journal's share as large as possible.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from detection.frames import Segment, Sequenced, SettingsFrame
 from persistence.segment import Entry
 from persistence.store import open_store
 
-CHUNK_LINES = 1000  # about what one read from a socket holds
+CHUNK_LINES = 1000  # about one read from a socket
 CHUNKS_UNDER_WAY = 4
 
 
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 async def rate(lines: list[bytes], append: Callable[[Sequence[Entry]], None]) -> float:
-    """Lines a second from the first chunk handed over to the last one applied."""
+    """Lines per second from the first chunk sent to the last one applied."""
     settings = Settings()
     detector = Detector()
     detector.apply(Sequenced(1, 0, SettingsFrame(settings.detection, read_rules(settings))))

@@ -1,7 +1,7 @@
-"""How good and how fast the models are: `python -m benchmarks.models [--data FOLDER] [--only hdfs|web]`.
+"""Quality and speed of the models: `python -m benchmarks.models [--data FOLDER] [--only hdfs|web]`.
 
 Quality: HDFS sessions by event, half of the normal ones to train on, then the area under the precision-recall
-curve (average precision) of what a session reaches, over the other half and all anomalies.
+curve (average precision) of the sessions' running maxima, over the other half and all anomalies.
 Speed: sessions of a web log, cut by client address and 60 s of silence, or by address alone; one core.
 """
 
@@ -158,7 +158,7 @@ _LINE = re.compile(r'(\S+) \S+ \S+ \[([^\]]+)\] "(\S+) ([^" ?]*)[^"]*" (\d{3})')
 
 
 def _web_sessions(path: Path, limit: int, idle_seconds: float) -> TrainingSet:
-    """A plain stand-in for formats, templates and sessions: method, masked path and status by client."""
+    """A simple substitute for formats, templates and sessions: method, masked path and status by client."""
     ids: dict[str, int] = {}
     open_sessions: dict[str, list[tuple[float, int, bool]]] = defaultdict(list)
     closed: list[list[tuple[float, int, bool]]] = []

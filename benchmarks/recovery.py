@@ -1,4 +1,4 @@
-"""What a start costs: until lines are durable again, and until the state is there, with much to load and to replay.
+"""The cost of a start: the time until lines are durable again and until the state is read, with much to replay.
 
     python -m benchmarks.recovery [--log access.log[.gz]] [--lines 10000] [--model-bytes 13000000] [--rounds 5]
 

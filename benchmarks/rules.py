@@ -1,11 +1,11 @@
-"""What our rules catch, what they say of harmless lines, and how fast: `python -m benchmarks.rules [--show]`.
+"""Recall, false alarms and speed of the built-in rules: `python -m benchmarks.rules [--show]`.
 
 Data sets are looked for in ../shared/data beside the checkout; absent ones are named and skipped.
 
     payloads      attack and benign values, each as `/x?q=<percent-encoded>`. Patterns were written looking at
                   one half of the attacks (by a bit of the payload's SHA-256) and never at the other. The
                   benign ones were all looked at, and so were the logs below: their figures are no forecast.
-    traffic       two real access logs: lines without a sign of attack that rules hit anyhow
+    traffic       two real access logs: lines without a sign of attack that rules match all the same
     scan          a real scanner's run in real traffic: hits by kind of request
     speed         lines/s of one core over real and over attack lines, milliseconds for the worst single lines we know
 

@@ -1,4 +1,4 @@
-"""Not a benchmark: starts the real daemon on a directory of its own, feeds it over its socket, asks it over its API,
+"""Not a benchmark: starts the real daemon on a directory of its own, feeds it over its socket, queries its API and
 kills it. Benchmarks and the black-box tests share it."""
 
 import contextlib
@@ -43,7 +43,7 @@ def sample_lines() -> list[bytes]:
 
 
 class Vigild:
-    """One daemon process; `log` is what it wrote on stderr so far."""
+    """One daemon process; `log` is its stderr so far."""
 
     def __init__(self, home: Path, *, settings: str, env: Mapping[str, str] = {}) -> None:
         self.state = home / "state"
@@ -94,11 +94,11 @@ class Vigild:
             time.sleep(_POLL_SECONDS)
 
     def wait_for_model(self) -> None:
-        """Return when a model of all members judges. It may take long: the trainer yields to everyone."""
+        """Return when a model of all members judges. That may take long, as the trainer has the lowest priority."""
         self.wait(lambda: self.status()["phase"] == "ensemble", TRAINING_SECONDS)
 
     def change_settings(self, settings: str) -> None:
-        """Write the settings anew, have the daemon read them, and return when they are in force."""
+        """Write the settings, reload them, and return when they are in force."""
         assert self.process is not None
         self._config.write_text(settings)
         before = self.log.count(" reloaded")
@@ -123,7 +123,7 @@ class Vigild:
         return answer.json()
 
     def ask(self, lines: list[str]) -> list[dict[str, Any]]:
-        """What would be said of each line; over a connection of its own, so that threads may ask."""
+        """The judgement of each line, over a connection of its own, so that threads may call it."""
         transport = httpx.HTTPTransport(uds=str(self.runtime / "admin.sock"))
         with httpx.Client(transport=transport, base_url="http://localhost", timeout=120.0) as api:
             answer = api.post("/detect/batch", json={"log_lines": lines})
@@ -179,7 +179,7 @@ class Vigild:
 def vigild(
     home: Path, *, warmup: int = 1_000_000, every_lines: int = 10_000, verdicts: str = "flagged", more: str = ""
 ) -> Iterator[Vigild]:
-    """A daemon that is not started yet; whatever happens it is dead afterwards."""
+    """A daemon, not started yet; killed afterwards whatever happens."""
     settings = QUICK.format(warmup=warmup, every_lines=every_lines, verdicts=verdicts, retrain=1_000_000) + more
     daemon = Vigild(home, settings=settings)
     try:

@@ -1,8 +1,8 @@
-"""What a snapshot costs: how long scoring pauses for it, how long writing and loading take.
+"""The cost of a snapshot: how long scoring pauses for it, and how long writing and loading take.
 
     python -m benchmarks.snapshot [--sessions 50000] [--templates 5000]
 
-The state is as large as a busy daemon's: so many open sessions, so many templates, full rings.
+The state is as large as a busy daemon's: with this many open sessions and templates, and full calibration scores.
 """
 
 import argparse

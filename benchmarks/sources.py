@@ -1,4 +1,4 @@
-"""What the counters per source see of scans, floods and brute force in real logs, and how fast.
+"""How well the counters per client detect scans, floods and brute force in real logs, and their speed.
 
     python -m benchmarks.sources [DATA]        DATA defaults to ../shared/data
 

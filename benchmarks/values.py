@@ -1,4 +1,4 @@
-"""What the 3-gram model of parameter values finds, what it says of harmless ones, and how fast.
+"""Recall, false alarms and speed of the 3-gram model of parameter values.
 
     python -m benchmarks.values [DATA] [--worst N]      DATA defaults to ../shared/data; absent sets are skipped
 

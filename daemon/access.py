@@ -1,6 +1,6 @@
-"""What another user may do with a file, found out by being that user: a child takes on his ids and tries.
+"""What another user may do with a file: a child process takes on that user's ids and tries.
 
-Reading modes and groups by hand would miss access lists, read-only mounts and the directories on the way.
+Deciding by modes and groups would miss access lists, read-only mounts and the directories on the way.
 """
 
 import grp
@@ -17,7 +17,7 @@ SERVICE_USER = "vigild"  # systemd/vigild.sysusers
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Somebody, with the groups that a process of his has."""
+    """A user, with the groups that its processes have."""
 
     name: str
     uid: int
@@ -26,7 +26,7 @@ class User:
 
     @classmethod
     def named(cls, name: str) -> "User | None":
-        """None when there is no such user. A number is a name, too, as in systemd's User=."""
+        """The user called `name`, None when there is none. A number counts as a name, as in systemd's User=."""
         try:
             entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
         except KeyError:
@@ -35,7 +35,7 @@ class User:
 
     @classmethod
     def member_of(cls, group: str) -> "User | None":
-        """Nobody in particular, in `group` and in no other. None when there is no such group."""
+        """An otherwise unprivileged member of `group` alone. None when there is no such group."""
         try:
             gid = grp.getgrnam(group).gr_gid
         except KeyError:
@@ -45,8 +45,8 @@ class User:
 
 
 def service_user(state: Path) -> User | None:
-    """Who runs, or will run, the daemon with the state directory `state`: its owner; the service's user where it is
-    to be the service's and is not there yet; None for others that are not there."""
+    """Who runs the daemon with the state directory `state`: the directory's owner. If it does not exist, the service's
+    user for a directory of the service, else None."""
     try:
         owner = state.stat().st_uid
     except OSError:
@@ -55,14 +55,14 @@ def service_user(state: Path) -> User | None:
 
 
 def as_user(user: User, attempt: Callable[[], str | None]) -> str | None:
-    """What `attempt` returns when `user` does it. Needs root; raises OSError when the ids cannot be taken on.
+    """The result of `attempt`, run as `user` in a child process. Needs root; raises OSError when the ids cannot be set.
 
-    It runs in a child of its own, where it must start no thread; an OSError that it raises becomes its reason.
+    `attempt` returns None or a reason, and must start no thread. An OSError that it raises becomes the reason.
     """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        answer = b"!the ids could not be taken on"
+        answer = b"!the ids could not be set"
         try:
             os.close(reading)
             os.setgroups(user.groups)
@@ -70,7 +70,7 @@ def as_user(user: User, attempt: Callable[[], str | None]) -> str | None:
             os.setresuid(user.uid, user.uid, user.uid)
             answer = _encoded(attempt)
         finally:
-            # Not sys.exit: buffers and exit handlers are the parent's.
+            # Not sys.exit: buffers and exit handlers belong to the parent.
             os.write(writing, answer)
             os._exit(0)
     os.close(writing)
@@ -91,7 +91,7 @@ def _encoded(attempt: Callable[[], str | None]) -> bytes:
 
 
 def why_unreadable(user: User, paths: Iterable[Path]) -> tuple[Path, str] | None:
-    """The first of `paths` that `user` cannot read, and why; None when he can read them all. Needs root."""
+    """The first of `paths` that `user` cannot read, and why; None when all can be read. Needs root."""
 
     def read(path: Path) -> str | None:
         if path.is_dir():
@@ -108,10 +108,10 @@ def why_unreadable(user: User, paths: Iterable[Path]) -> tuple[Path, str] | None
 
 
 def why_unusable(user: User, path: Path, mode: int) -> str | None:
-    """None when `user` may do `mode` (os.R_OK, W_OK, X_OK) with `path`, else why not. Needs root."""
+    """Why `user` may not access `path` in `mode` (os.R_OK | W_OK | X_OK), None when it may. Needs root."""
 
     def try_it() -> str | None:
-        os.stat(path)  # its error names what is the matter; access() only says no
+        os.stat(path)  # its error names the reason; access() does not
         return None if os.access(path, mode) else "permission denied"
 
     return as_user(user, try_it)

@@ -1,7 +1,7 @@
-"""`vigild --check`: settings, rules and token, read as the daemon will read them and by the user it runs as.
+"""`vigild --check`: read settings, rules and token as the daemon will, as the user that it runs as.
 
-Root may read every file; the service may not. A token of root's with mode 600 would be in order for whoever checks it
-as root, and keep the service from starting.
+Root can read every file, the service cannot: a token file of root's with mode 600 would pass a check by root, and keep
+the service from starting.
 """
 
 import os
@@ -18,7 +18,7 @@ CREDENTIALS = Path("/run/credentials")  # systemd's, there while the service run
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """`token`: None when none is set, else where it is read from; `token_later`: only the running service has it."""
+    """`rules`: how many. `token`: the file, None if none is set. `token_later`: systemd provides it at the start."""
 
     rules: int
     token: Path | None
@@ -26,10 +26,9 @@ class Checked:
 
 
 def check(settings: Settings, user: User | None, instance: str | None = None) -> Checked:
-    """Everything that is to be read at a start. Raises SettingsError with one line that says what to do.
+    """Check everything that a start reads. Raises SettingsError: one line that says what to do.
 
-    With `user`, who runs the service (the `instance`, where it is one), each file must be readable for him too, when
-    we are root and can find out.
+    `user` runs the service, or its `instance`. Run as root, this also checks that `user` can read each file.
     """
     texts = read_rules(settings)
     count = _compiled(texts)
@@ -55,9 +54,9 @@ def _compiled(texts: Sequence[RuleText]) -> int:
 def _refuse_unreadable(
     settings: Settings, texts: Sequence[RuleText], token: Path | None, user: User, instance: str | None
 ) -> None:
-    open_to_him = [settings.path] if settings.path else []
-    open_to_him += [*rule_directories(settings), *(Path(text.name) for text in texts[1:])]
-    if found := why_unreadable(user, open_to_him):
+    readable = [settings.path] if settings.path else []
+    readable += [*rule_directories(settings), *(Path(text.name) for text in texts[1:])]
+    if found := why_unreadable(user, readable):
         path, reason = found
         raise SettingsError(f"{path}: {user.name}, who runs the service, cannot read it ({reason}); chmod o+r it")
     if token is not None and (found := why_unreadable(user, [token])):

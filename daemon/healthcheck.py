@@ -1,6 +1,6 @@
-"""`python -m daemon.healthcheck`: for the healthcheck of a container. 0 while `GET /health` answers 200, else 1.
+"""`python -m daemon.healthcheck`, the healthcheck of a container. Exits 0 while `GET /health` answers 200, else 1.
 
-One line says what it answered. A daemon that is degraded but takes and judges lines answers 200, so it is left alone.
+Prints the answer. A degraded daemon that still takes and judges lines answers 200, so it is not restarted.
 """
 
 import socket

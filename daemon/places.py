@@ -1,8 +1,7 @@
-"""Where vigild keeps its state and its sockets when nobody says otherwise.
+"""The default directories for state and sockets.
 
-systemd says it (`STATE_DIRECTORY`, `RUNTIME_DIRECTORY`); root has the system's directories; anyone else has
-the directories of the XDG base directory specification. Nothing heavy is imported here: `vigilctl` starts
-with it.
+Those that systemd passes (`STATE_DIRECTORY`, `RUNTIME_DIRECTORY`); else for root the system's, for other users those
+of the XDG base directory specification. Nothing heavy is imported here, as `vigilctl` imports this module.
 """
 
 import os
@@ -15,7 +14,7 @@ SYSTEM_RUNTIME = Path("/run/vigild")
 
 
 def state_directory(env: Mapping[str, str] = os.environ) -> Path:
-    """The directory of what is remembered. It need not exist."""
+    """The state directory. It need not exist."""
     given = _given_by_systemd(env, "STATE_DIRECTORY")
     if given is not None:
         return given
@@ -35,17 +34,17 @@ def runtime_directory(env: Mapping[str, str] = os.environ) -> Path:
     session = _absolute(env.get("XDG_RUNTIME_DIR")) or Path(f"/run/user/{user}")
     if session.is_dir():
         return session / "vigild"
-    # No login session (cron, a bare container). The name is ours alone, and `make_private` refuses the
-    # directory when somebody else got there first.
+    # No login session (cron, a bare container). The name contains the user id, and `make_private` refuses
+    # the directory if another user created it first.
     return Path(tempfile.gettempdir()) / f"vigild-{user}"
 
 
 def make_private(directory: Path) -> None:
-    """Create `directory` with mode 0700 unless it is there; refuse one that another user owns.
+    """Create `directory` with mode 0700 unless it exists; refuse one that another user owns.
 
-    Raises PermissionError with a sentence in the latter case, NotADirectoryError for a file or a symbolic
-    link that leads nowhere, and any other OSError as it comes. An existing directory keeps its mode: systemd
-    and administrators choose it.
+    Raises PermissionError with a sentence in the latter case, NotADirectoryError for a file or a dangling
+    symbolic link, and other OSErrors unchanged. An existing directory keeps its mode: systemd and
+    administrators choose it.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     owner = directory.stat().st_uid
@@ -59,5 +58,5 @@ def _given_by_systemd(env: Mapping[str, str], name: str) -> Path | None:
 
 
 def _absolute(text: str | None) -> Path | None:
-    # The XDG specification: relative paths are invalid and to be ignored. systemd's are always absolute.
+    # The XDG specification: ignore relative paths, they are invalid. systemd's are always absolute.
     return Path(text) if text and os.path.isabs(text) else None

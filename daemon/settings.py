@@ -1,12 +1,12 @@
-"""The settings file: TOML, every key optional, nothing unknown accepted, every complaint with file and line.
+"""The settings file: TOML, every key optional, unknown keys refused, every error with file and line.
 
-Searched in this order, the first one wins and the others are not read: `--config`, the variable
-`VIGILD_CONFIG`, `vigild.toml` in /etc/vigild (systemd's `CONFIGURATION_DIRECTORY`), none. A template instance
-(`VIGILD_INSTANCE`, set by vigild@.service) has `NAME.toml` in place of `vigild.toml`, and unless its file
-says otherwise it listens on its Unix sockets only: a TCP port can be had by one process. Relative paths in
-the file are relative to the file, those of sockets to the runtime directory.
+The first of these is read, and no other: `--config`, the file that `VIGILD_CONFIG` names, `vigild.toml` in
+/etc/vigild (systemd's `CONFIGURATION_DIRECTORY`), none. A template instance (`VIGILD_INSTANCE`, set by
+vigild@.service) reads `NAME.toml` in place of `vigild.toml`, and by default listens on its Unix sockets only,
+since a TCP port can belong to one process. Relative paths in the file are relative to the file, those of
+sockets to the runtime directory.
 
-What the keys mean is in docs/vigild.toml, which holds every key with its default.
+docs/vigild.toml explains every key and holds its default.
 """
 
 import difflib
@@ -38,7 +38,7 @@ _RESERVED_INSTANCES = {"training"}  # a directory of that name belongs to the st
 
 
 class SettingsError(ValueError):
-    """One line: file, line, what is wrong, what is allowed."""
+    """One line: file, line number, what is wrong, what is allowed."""
 
 
 class IngestSettings(msgspec.Struct, frozen=True):
@@ -63,7 +63,7 @@ class RulesSettings(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Every setting, checked. `path` is the file they came from, None without one."""
+    """Every setting, validated. `path` is the file they were read from, None without one."""
 
     ingest: IngestSettings = IngestSettings()
     format: FormatSettings = FormatSettings()
@@ -77,12 +77,12 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def detection(self) -> DetectionSettings:
-        """The part that changes verdicts and therefore belongs to the state."""
+        """The settings that change verdicts, and therefore belong to the state."""
         return DetectionSettings(self.format, self.session, self.learning, self.alarms)
 
 
 def load(path: Path | None, env: Mapping[str, str]) -> Settings:
-    """The settings in force: `path` is what `--config` said. Reads files; raises SettingsError."""
+    """The settings from the file that applies; `path` is that of `--config`. Reads files; raises SettingsError."""
     instance = env.get("VIGILD_INSTANCE")
     if instance in _RESERVED_INSTANCES:
         raise SettingsError(f"an instance cannot be named {instance!r}: the name is taken by the state directory")
@@ -110,7 +110,7 @@ def _find(path: Path | None, env: Mapping[str, str], instance: str | None) -> Pa
 
 
 def parse(text: str, path: Path, unset: Settings | None = None) -> Settings:
-    """The settings in `text`, the content of `path`; the rest is as in `unset`. Raises SettingsError."""
+    """The settings in `text`, the content of `path`, with defaults from `unset`. Raises SettingsError."""
     unset = unset or Settings()
     try:
         tables = tomllib.loads(text)
@@ -141,10 +141,10 @@ def parse(text: str, path: Path, unset: Settings | None = None) -> Settings:
 
 
 def read_rules(settings: Settings) -> tuple[RuleText, ...]:
-    """Our own pack first, then those of `[rules] paths` in order.
+    """The built-in pack, then the files of `[rules] paths` in order.
 
-    A path is a file, a directory (its *.toml, by name) or a glob. Raises SettingsError when a path leads to
-    no file or a file cannot be read as text.
+    A path is a file, a directory (its *.toml, by name) or a glob. Raises SettingsError for a missing file and for one
+    that cannot be read as text.
     """
     pack = importlib.resources.files("detection").joinpath("rulepack.toml").read_text("utf-8")
     texts = [RuleText("builtin", pack)]
@@ -160,7 +160,7 @@ def read_rules(settings: Settings) -> tuple[RuleText, ...]:
 
 
 def _rule_files(path: Path, entry: str) -> list[Path]:
-    # An empty directory or a glob without a match is how a set of rules begins; a missing file is a mistake.
+    # An empty directory or a glob without a match is no error: rules may come later. A missing file is one.
     if path.is_dir():
         return sorted(path.glob("*.toml"))
     if any(sign in entry for sign in "*?["):
@@ -175,7 +175,7 @@ def _unreadable(exc: OSError | ValueError, path: Path | str) -> str:
 
 
 def read_token(settings: Settings) -> str | None:
-    """The secret that admin requests over TCP must carry, None where none is set. Raises SettingsError."""
+    """The secret that admin requests over TCP must carry, None if none is set. Raises SettingsError."""
     path = token_path(settings)
     if path is None:
         return None
@@ -195,7 +195,7 @@ def read_token(settings: Settings) -> str | None:
 
 
 def token_path(settings: Settings) -> Path | None:
-    """The file of `read_token`, None where no token is set."""
+    """The file that `read_token` reads, None if no token is set."""
     return None if settings.admin.token_file is None else _beside(settings, settings.admin.token_file)
 
 
@@ -208,7 +208,7 @@ def _beside(settings: Settings, entry: str) -> Path:
     return (settings.path.parent if settings.path else Path()) / Path(entry).expanduser()
 
 
-# What a value must be beyond its type: (least, most), both allowed, or a function that raises ValueError.
+# Bounds of values, both inclusive. `_CHECKS` has functions for what bounds cannot express.
 _BOUNDS: Mapping[str, tuple[float, float]] = {
     "ingest.max_line_bytes": (256, 1_048_576),
     "session.idle_seconds": (0.1, 604_800),
@@ -271,7 +271,7 @@ def _check_socket(path: str) -> None:
 def _check_kind(kind: str) -> None:
     if kind == "auto":
         return
-    from detection.formats.kinds import KINDS  # numpy comes with it; the usual "auto" does without
+    from detection.formats.kinds import KINDS  # it imports numpy, which the default "auto" does not need
 
     if kind not in KINDS:
         raise ValueError(
@@ -298,7 +298,7 @@ def _check_key(key: str) -> None:
 
 def _check_bind(addresses: tuple[str, ...]) -> None:
     if not addresses:
-        raise ValueError("is empty, but a daemon that cannot be asked is of no use; leave the key out for the default")
+        raise ValueError("is empty, but the daemon must be reachable; leave the key out for the default")
     for address in addresses:
         parse_address(address)
 
@@ -340,9 +340,9 @@ def _syntax(path: Path, message: str) -> str:
 def _line(text: str, *keys: str) -> int:
     """The line of `text` on which the statement begins that sets `keys`, counting from 1.
 
-    tomllib keeps no positions, and a scanner of our own would be a second parser to get wrong. So: the first
-    lines of `text` that parse by themselves and hold the key end with its statement, and the longest shorter
-    ones that parse without it end just before it. Quadratic, but only spent on an error message.
+    tomllib keeps no positions, and a scanner of our own would be a second parser to get wrong. Instead: the shortest
+    prefix of `text` that parses and holds the key ends with its statement, and the longest prefix that parses without
+    it ends just before. Quadratic, but only an error message costs that.
     """
     lines = text.split("\n")
     before = 0

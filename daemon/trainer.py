@@ -1,20 +1,20 @@
 """The trainer's process: `python -m daemon.trainer INPUT OUTPUT_DIR`.
 
-Reads a training set (a snapshot file of its columns), trains, writes the model file into OUTPUT_DIR and says
-so on standard output, one JSON object a line:
+Reads a training set (a snapshot file of its columns), trains, and writes the model file into OUTPUT_DIR. It reports on
+standard output, one JSON object per line:
 
-    {"resumed": 0.43}                                                     first, when it goes on with what another began
+    {"resumed": 0.43}                                                     first, when it resumes an interrupted run
     {"note": "one sentence"}                                              for the log
-    {"stage", "epoch", "epochs", "loss", "fraction", "seconds_left"}      progress
+    {"stage", "epoch", "epochs", "loss", "fraction", "seconds_left"}      progress; seconds_left may be null
     {"done": {"name", "sha256"}}                                          last line, exit 0
-    {"refused": "one sentence"}                                           last line, exit 0: no better than the old one
+    {"refused": "one sentence"}                                           last line, exit 0: worse than the last model
     {"error": "one sentence"}                                             last line, exit 1
 
-It may be killed at any moment: a model file appears whole or not at all. Beside the input it notes how far it is
-(`persistence.training_files`), and begins there when it is run on the same input again, by the same program: the model
-is the same to the bit. No more than NOTES_SHARE of the time goes into the notes. It dies with its parent, which holds
-the other end of its standard input open for as long as it wants a model: end of file there ends the process
-(exit 2). The kernel's parent-death signal would not do, it fires when the *thread* that spawned us ends.
+It may be killed at any moment: a model file appears whole or not at all. Beside the input it keeps its partial result
+(`persistence.training_files`), from which the same program resumes on the same input, to the same model bit for bit.
+At most NOTES_SHARE of the time is spent writing it. The trainer dies with its parent, which keeps the other end of its
+standard input open for as long as it wants a model: end of file there ends the process (exit 2). The kernel's
+parent-death signal would not do: it fires when the *thread* that spawned us ends.
 """
 
 import hashlib
@@ -45,11 +45,11 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m daemon.trainer INPUT OUTPUT_DIR  (standard input held open)", file=sys.stderr)
         return 64
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # meant for the daemon, and sent to all of its service
+        signal.signal(number, signal.SIG_IGN)  # for the daemon, but sent to the whole service
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     _yield_to_everyone()
 
-    # Only now: the numeric libraries start with one thread, and an orphan dies while importing, too.
+    # Imported only now: the numeric libraries read the number of threads, and an orphan dies while importing, too.
     from detection.columns.state import OtherVersionError
     from detection.learning.promotion import RefusedError
     from detection.learning.training import TrainingError, train
@@ -67,25 +67,28 @@ def main(arguments: list[str]) -> int:
         model = train(from_columns(columns), progress=_Reporter(notebook.fraction), notebook=notebook)
         written = write_model(target, to_columns(model))
     except RefusedError as exc:
-        _say({"refused": str(exc)})
+        _report({"refused": str(exc)})
         return 0
     except (TrainingError, SnapshotError, NewerFormatError, OtherVersionError) as exc:
-        _say({"error": str(exc)})
+        _report({"error": str(exc)})
         return 1
     except OSError as exc:
-        _say({"error": failure(exc, target)})
+        _report({"error": failure(exc, target)})
         return 1
     except (KeyError, TypeError, ValueError) as exc:
-        _say({"error": f"{source}: not a training set: {exc}"})
+        _report({"error": f"{source}: not a training set: {exc}"})
         return 1
     for name, reason in model.unfitted.items():
-        _say({"note": f"trained without {name}, which could not be fitted: {reason}"})
-    _say({"done": {"name": written.name, "sha256": written.sha256}})
+        _report({"note": f"trained without {name}, which could not be fitted: {reason}"})
+    _report({"done": {"name": written.name, "sha256": written.sha256}})
     return 0
 
 
 class Notebook:
-    """The notes beside `source`: those that are there, and from now on ours."""
+    """The partial result of the run on `source`: read at once, and replaced as the run goes on.
+
+    `found` holds the columns of an interrupted run, of which `fraction` is done; empty and 0 without one.
+    """
 
     def __init__(self, source: Path) -> None:
         from persistence.training_files import PartialError, read_partial
@@ -98,26 +101,30 @@ class Notebook:
         try:
             notes = read_partial(source, self._program)
         except PartialError as exc:
-            _say({"note": f"beginning anew: {exc}"})
+            _report({"note": f"beginning anew: {exc}"})
             return
         if notes is not None:
             self.found, self.fraction = notes.work, notes.fraction
-            _say({"resumed": round(notes.fraction, 4)})
+            _report({"resumed": round(notes.fraction, 4)})
 
     def note(self, fraction: float, state: "Callable[[], State]") -> None:
+        """Write `state()` as the partial result at `fraction`, unless the last one was written too recently.
+
+        An error ends the writing, with a note on standard output, and not the run.
+        """
         from persistence.disk import failure
-        from persistence.training_files import partial_of, write_partial
+        from persistence.training_files import partial_path, write_partial
 
         began = time.monotonic()
-        # What a fit that is not done again would say was noted before.
+        # A fit that is taken from the partial result reports again what is in it already.
         if began < self._not_before or fraction <= self.fraction:
             return
         try:
             write_partial(self._source, self._program, fraction, state())
         except (OSError, ValueError) as exc:
-            why = failure(exc, partial_of(self._source)) if isinstance(exc, OSError) else str(exc)
-            _say({"note": f"a restart will begin where it was last noted ({self.fraction:.0%}): {why}"})
-            self._not_before = math.inf  # a disk that is full is needed for more than this
+            why = failure(exc, partial_path(self._source)) if isinstance(exc, OSError) else str(exc)
+            _report({"note": f"a restart will resume at {self.fraction:.0%}, which was written last: {why}"})
+            self._not_before = math.inf  # a full disk is needed for more important writes
             return
         self.fraction = fraction
         now = time.monotonic()
@@ -125,7 +132,7 @@ class Notebook:
 
 
 def program() -> str:
-    """What must be the same for a run to go on with what another began: our code, libraries, threads."""
+    """What must be equal for one run to resume another: the code, the libraries, the number of threads."""
     import detection
 
     sha = hashlib.sha256()
@@ -137,9 +144,9 @@ def program() -> str:
 
 
 class _Reporter:
-    """Prints progress with an estimate of the time left, from what the work so far has taken.
+    """Prints progress with the seconds left, estimated from the time that this process has taken so far.
 
-    `begun` is the fraction that was done before.
+    `begun` is the fraction that an interrupted run had done.
     """
 
     def __init__(self, begun: float) -> None:
@@ -150,7 +157,7 @@ class _Reporter:
         spent = time.monotonic() - self._started
         done = progress.fraction - self._begun
         left = spent * (1.0 - progress.fraction) / done if done > 0.0 else None
-        _say(
+        _report(
             {
                 "stage": progress.stage,
                 "epoch": progress.epoch,
@@ -162,19 +169,19 @@ class _Reporter:
         )
 
 
-def _say(message: dict[str, object]) -> None:
+def _report(message: dict[str, object]) -> None:
     print(json.dumps(message), flush=True)
 
 
 def _exit_with_parent() -> None:
-    # os.read and not sys.stdin: no lock is held that the interpreter's own end would wait for.
+    # os.read and not sys.stdin: it holds no lock that the interpreter would wait for at exit.
     while os.read(0, 4096):
         pass
     os._exit(ORPHANED)
 
 
 def _yield_to_everyone() -> None:
-    """Lowest processor priority; the I/O priority follows it. One thread, whatever the machine has."""
+    """Take the lowest CPU priority, which the I/O priority follows, and one thread however many cores there are."""
     os.nice(19)
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

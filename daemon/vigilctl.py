@@ -1,4 +1,4 @@
-"""vigilctl: asks and tells a running vigild. Starts fast: nothing here imports torch, numpy or trio."""
+"""vigilctl, the command line of a running vigild. Starts fast: nothing here imports torch, numpy or trio."""
 
 import argparse
 import os
@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from daemon.client import commands
-from daemon.client import operator_commands as telling
+from daemon.client import commands, operator_commands
 from daemon.client.admin import Admin, Failure, UsageError, admin_urls, read_token
 from daemon.places import SYSTEM_RUNTIME
 
@@ -16,7 +15,7 @@ Command = Callable[[argparse.Namespace], int]
 
 EPILOG = """\
 examples:
-  vigilctl status                          how it is doing
+  vigilctl status                          phase, lines, detectors, failures
   vigilctl send /var/log/nginx/access.log  feed it a file (.gz too); returns when every line is durable
   zcat old.gz | vigilctl send              or a pipe
   vigilctl tail                            what it flags, as it happens
@@ -24,7 +23,7 @@ examples:
   vigilctl feedback 1207 normal            do not raise that again
   vigilctl train-from clean.log            learn from lines that you vouch for
   vigilctl detect 'GET /?id=1 UNION SELECT 1'
-  sudo vigilctl doctor                     is everything as it should be, and if not, what to do
+  sudo vigilctl doctor                     check the installation; says what to do about each fault
   vigilctl --json status | jq .checkpoint
 
 The daemon is looked for at --admin, $VIGILD_ADMIN, admin.sock in the runtime directory
@@ -34,23 +33,23 @@ Exit status: 0 done, 1 failed (one line says why), 2 wrong usage.
 
 
 DOCTOR_EPILOG = """\
-One line a finding:
-  ok    what was looked at and found in order
-  warn  it works, and may soon not; or it could not be looked at
+One line per finding:
+  ok    checked, and in order
+  warn  works, but may soon fail; or could not be checked
   fail  something that vigild promises does not hold
-and below warn and fail, what to do. Nothing is changed.
+and below warn and fail, what to do about it. Nothing is changed.
 
-It looks at the interpreter, torch and the other packages; the units and what changes them; users, groups,
-directories and sockets, as the service's user and those who send lines meet them; settings, rules and token;
-disk, descriptors, memory, kernel and clock; and at what the daemon says of itself. It works without systemd and
-while the daemon is down. What only root can see is looked at when root asks: sudo vigilctl doctor.
+It checks the interpreter, torch and the other packages; the units and their drop-ins; users, groups, directories
+and sockets, as the service's user and the senders meet them; settings, rules and token; disk, descriptors, memory,
+kernel and clock; and the daemon's own status. It works without systemd, and while the daemon is down. Some checks
+need root: sudo vigilctl doctor.
 
 Exit status: 0 nothing fails, 1 something does. With --json a list of {check, status, found, do}.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 0 done, 1 failed, 2 usage. Never a traceback for what a user can meet."""
+    """Run a command; returns the exit status: 0 done, 1 failed, 2 usage. Expected errors are one line, no traceback."""
     parser = _parser()
     args = parser.parse_args(argv)
     try:
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as exc:
         parser.error(str(exc))
     except BrokenPipeError:
-        # The reader of our output has left (`| head`). Nothing more can be said there.
+        # The reader of our output is gone (`| head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -79,12 +78,12 @@ def _fail(message: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vigilctl",
-        description="Ask and tell a running vigild.",
+        description="Query and control a running vigild.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--admin", metavar="URL", help="http://HOST:PORT or unix:/path/admin.sock")
-    parser.add_argument("--token-file", metavar="FILE", help="holds the token, where the daemon asks for one")
+    parser.add_argument("--token-file", metavar="FILE", help="file with the token, if the daemon requires one")
     parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     choices = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -93,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         choices,
         "status",
         _on_admin(commands.status),
-        "phase, progress, lines, detectors, last checkpoint, troubles",
+        "phase, progress, lines, detectors, last checkpoint, failures",
     )
     _add(
         choices,
@@ -112,58 +111,64 @@ def _parser() -> argparse.ArgumentParser:
         choices,
         "doctor",
         _doctor,
-        "look at all that a daemon needs, and say what to do where something is wrong",
+        "check everything that a daemon needs, and say what to do about each fault",
         epilog=DOCTOR_EPILOG,
     )
-    doctor.add_argument("instance", metavar="NAME", nargs="?", help="of the instance vigild@NAME, where there is one")
+    doctor.add_argument("instance", metavar="NAME", nargs="?", help="check the instance vigild@NAME")
 
-    detect = _add(choices, "detect", _detect, "what it would say of a line; changes nothing")
+    detect = _add(choices, "detect", _detect, "judge a line without changing anything")
     detect.add_argument("line", metavar="LINE", nargs="?", default="-", help="a log line; - reads many (default)")
     detect.add_argument("--session", metavar="ID", help="judge as the next line of this session")
     detect.add_argument("--explain", action="store_true", help="say why: what was expected, what stands out")
 
     send = _add(choices, "send", _send, "send a file or standard input; 0 only when everything is durable")
     send.add_argument("file", metavar="FILE", nargs="?", default="-", help="a log file, plain or .gz; - is stdin")
-    send.add_argument("--socket", metavar="PATH", help="the daemon's log.sock, where it is not in its usual place")
+    send.add_argument("--socket", metavar="PATH", help="the daemon's log.sock, if it is not in a default place")
 
-    train = _add(choices, "train-from", _train_from, "learn from a file that you vouch for; no line of it is counted")
+    train = _add(choices, "train-from", _train_from, "learn from a file that you vouch for; its lines are not counted")
     train.add_argument("file", metavar="FILE", help="a log file of clean lines, plain or .gz; - is stdin")
-    train.add_argument("--no-wait", action="store_true", help="return when the lines are taken, not when trained")
+    train.add_argument("--no-wait", action="store_true", help="return when the lines are durable, before the training")
 
     tail = _add(choices, "tail", _tail, "follow the incidents: the first, 10th, 100th... alert of each; Ctrl-C ends it")
-    tail.add_argument("--every", action="store_true", help="every alert, also those that wait in the digest")
-    tail.add_argument("--all", action="store_true", help="a sample of everything else, too")
+    tail.add_argument("--every", action="store_true", help="every alert, also of incidents over the budget")
+    tail.add_argument("--all", action="store_true", help="also a sample of everything else")
 
     incidents = _add(choices, "incidents", _incidents, "alerts grouped by cause, newest first")
-    incidents.add_argument("--limit", metavar="N", type=int, default=50, help="at most so many (50)")
+    incidents.add_argument("--limit", metavar="N", type=int, default=50, help="at most N (default 50)")
 
-    feedback = _add(choices, "feedback", _feedback, "answer an alert, or without ID list the answers")
-    feedback.add_argument("alert", metavar="ID", nargs="?", help="the alert's, such as 1207 or 1207.1")
+    feedback = _add(choices, "feedback", _feedback, "answer an alert; without ID, list the answers")
+    feedback.add_argument("alert", metavar="ID", nargs="?", help="the id of the alert, such as 1207 or 1207.1")
     feedback.add_argument("answer", metavar="ANSWER", nargs="?", choices=ANSWERS, help="normal, anomaly or undo")
-    feedback.add_argument("--note", metavar="TEXT", default="", help="why, for whoever reads the list")
+    feedback.add_argument("--note", metavar="TEXT", default="", help="a reason, shown in the list")
 
     models = choices.add_parser("models", help="list the model generations, or go back to one")
     generations = models.add_subparsers(metavar="ACTION", required=True)
-    _add(generations, "list", _on_admin(telling.models_list), "every generation: in force, or refused and why")
-    rollback = _add(generations, "rollback", _rollback, "let an earlier generation judge again")
-    rollback.add_argument("generation", metavar="GENERATION", type=_generation, help="as in the list: 3")
+    _add(
+        generations, "list", _on_admin(operator_commands.models_list), "every generation: in force, or refused and why"
+    )
+    rollback = _add(generations, "rollback", _rollback, "put an earlier generation in force again")
+    rollback.add_argument(
+        "generation", metavar="GENERATION", type=_generation, help="a number from the list, such as 3"
+    )
 
-    snapshots = choices.add_parser("snapshots", help="list, verify, keep or go back to the saved states")
+    snapshots = choices.add_parser("snapshots", help="list, verify, pin or restore the saved states")
     actions = snapshots.add_subparsers(metavar="ACTION", required=True)
     _add(actions, "list", _on_admin(commands.snapshots_list), "every snapshot: line, size, time")
     _add(
         actions,
         "verify",
         _on_admin(commands.snapshots_verify),
-        "read each and compare checksums; 1 when one is damaged",
+        "check each against its checksums; exits 1 if one is damaged",
     )
     for action, command, text in (
         ("pin", commands.snapshots_pin, "keep it for ever"),
-        ("unpin", commands.snapshots_unpin, "keep it only as long as the others"),
-        ("restore", commands.snapshots_restore, "know what it knew, from now on; line numbers and alerts go on"),
+        ("unpin", commands.snapshots_unpin, "undo pin"),
+        ("restore", commands.snapshots_restore, "go back to its knowledge; line numbers and alerts go on"),
     ):
         one = _add(actions, action, _on_snapshot(command), text)
-        one.add_argument("name", metavar="NAME", help="as in the list: snapshot-00000000000000000812.msgpack")
+        one.add_argument(
+            "name", metavar="NAME", help="a name from the list, such as snapshot-00000000000000000812.msgpack"
+        )
     return parser
 
 
@@ -176,7 +181,7 @@ def _add(
 ) -> argparse.ArgumentParser:
     description, layout = text[0].upper() + text[1:] + ".", argparse.RawDescriptionHelpFormatter
     parser = choices.add_parser(name, help=text, description=description, epilog=epilog, formatter_class=layout)
-    # Also after the command. SUPPRESS: a second default would undo what was given before it.
+    # --json may also follow the command. SUPPRESS: a second default would override a --json before it.
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
     return parser
@@ -203,7 +208,7 @@ def _detect(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from daemon.client.doctor.examination import ANSWER_SECONDS, doctor
+    from daemon.client.doctor.checks import ANSWER_SECONDS, doctor
 
     chosen, token = args.admin or os.environ.get("VIGILD_ADMIN"), read_token(args.token_file, os.environ)
     place = f"unix:{SYSTEM_RUNTIME / args.instance / 'admin.sock'}" if args.instance else None
@@ -220,19 +225,19 @@ def _tail(args: argparse.Namespace) -> int:
 
 
 def _train_from(args: argparse.Namespace) -> int:
-    return telling.train_from(_admin(args), args.json, args.file, not args.no_wait)
+    return operator_commands.train_from(_admin(args), args.json, args.file, not args.no_wait)
 
 
 def _incidents(args: argparse.Namespace) -> int:
-    return telling.incidents(_admin(args), args.json, args.limit)
+    return operator_commands.incidents(_admin(args), args.json, args.limit)
 
 
 def _feedback(args: argparse.Namespace) -> int:
-    return telling.feedback(_admin(args), args.json, args.alert, args.answer, args.note)
+    return operator_commands.feedback(_admin(args), args.json, args.alert, args.answer, args.note)
 
 
 def _rollback(args: argparse.Namespace) -> int:
-    return telling.models_rollback(_admin(args), args.json, args.generation)
+    return operator_commands.models_rollback(_admin(args), args.json, args.generation)
 
 
 def _generation(text: str) -> int:

@@ -1,1 +1,1 @@
-"""Blocking storage: journal, snapshots, model files, store. Sees bytes and arrays; no trio."""
+"""Blocking storage: journal, snapshots, model files, store. Handles bytes and arrays; every call blocks; no trio."""

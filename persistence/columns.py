@@ -1,8 +1,8 @@
 """Columns: the flat mapping of names to arrays and scalars that snapshots and model files hold.
 
-Arrays are little endian and of a fixed-size dtype; they come back writable, C-contiguous, with the same
-dtype, shape and bits. Scalars come back with the same type; numpy scalars are refused, because they
-would come back as something else.
+Arrays are little endian and of a fixed-size dtype. They are read back writable and C-contiguous, with the same
+dtype, shape and bits. Scalars are read back with the same type; numpy scalars are refused, because they
+would be read back as Python's.
 """
 
 import math
@@ -25,10 +25,10 @@ _MAX_DIMENSIONS = 16
 def array_bytes(name: str, array: NDArray[np.generic]) -> memoryview:
     """The bits of `array` in C order, without a copy where it is contiguous already.
 
-    Raises TypeError when the dtype cannot be kept.
+    Raises TypeError for a dtype that is not written, and for more than 16 dimensions.
     """
     if not _DTYPE.fullmatch(array.dtype.str) or array.ndim > _MAX_DIMENSIONS:
-        raise TypeError(f"column {name}: cannot keep {array.ndim} dimensions of dtype {array.dtype.str}")
+        raise TypeError(f"column {name}: no file can hold {array.ndim} dimensions of dtype {array.dtype.str}")
     if not array.size:
         return memoryview(b"")
     # reshape first: ascontiguousarray would turn an array without dimensions into one of length 1.
@@ -36,9 +36,9 @@ def array_bytes(name: str, array: NDArray[np.generic]) -> memoryview:
 
 
 def empty_array(dtype: object, shape: object, max_bytes: int) -> NDArray[np.generic]:
-    """An array to be filled, of a dtype and shape that were read from a file.
+    """An uninitialised array of a dtype and shape that were read from a file.
 
-    Raises ValueError before anything is allocated when they are not plausible within `max_bytes`.
+    Raises ValueError, before anything is allocated, when they are not plausible or need more than `max_bytes`.
     """
     if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):
         raise ValueError(f"dtype {dtype!r} is not one we write")

@@ -1,7 +1,9 @@
-"""One state directory, safely ours: owner, modes, symbolic links, and the lock for the life of the process.
+"""The state directory's checks (owner, modes, symbolic links) and its lock, held for the life of the process.
 
-lock   "<pid>" padded to 10 characters, "\\n", and "journal\\n" after it once a journal was begun here:
-       a directory that then holds neither snapshot nor journal has lost them
+    lock := pid "\\n" ["journal\\n"]    the pid padded to 10 characters
+
+"journal" is added when the first journal is begun. A directory with that word and without snapshot and journal has
+lost them.
 """
 
 import fcntl
@@ -29,20 +31,20 @@ class StoreError(Exception):
 
 @dataclass
 class Lock:
-    """`was_journaled`: a journal was begun in this directory in an earlier life."""
+    """`was_journaled`: an earlier process began a journal in this directory."""
 
     descriptor: int
     was_journaled: bool
 
     def mark_journaled(self) -> None:
-        """Remember, durably, that there is something to lose from now on. Raises OSError."""
+        """Note durably that a journal was begun. Raises OSError."""
         os.pwrite(self.descriptor, _lock_text(True), 0)
         os.fsync(self.descriptor)
 
 
 @contextmanager
 def open_directory(directory: Path) -> Iterator[Lock]:
-    """Create `directory` if need be, check it and hold its lock. Raises `StoreError`."""
+    """Create `directory` if it is missing, check it, and hold its lock. Raises `StoreError`."""
     try:
         _make(directory)
         _check_directory(directory)
@@ -69,7 +71,7 @@ def _locked(directory: Path, descriptor: int) -> Lock:
         raise StoreError(f"{directory}: in use by {name}; stop that one, or name another directory") from exc
     try:
         was_journaled = os.pread(descriptor, 64, 0).endswith(_JOURNALED)
-        # Written over before it is cut: being killed here must not forget that there is something to lose.
+        # Overwritten first, truncated second: a kill in between must not erase that a journal was begun.
         os.pwrite(descriptor, _lock_text(was_journaled), 0)
         os.ftruncate(descriptor, len(_lock_text(was_journaled)))
     except OSError as exc:
@@ -85,14 +87,14 @@ def _make(directory: Path) -> None:
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in missing:
-        REAL.sync(path.parent)  # or a power cut takes the new directory with all that is in it
+        REAL.sync(path.parent)  # or a power cut takes the new directory and everything in it
 
 
 def _check_directory(directory: Path) -> None:
     found = directory.lstat()
     if stat.S_ISLNK(found.st_mode):
-        # A link can be turned to another directory between two of our calls. Only root's are trusted,
-        # and only by others: systemd's DynamicUser= gives such a link to the service.
+        # A link can be pointed elsewhere between two of our calls. Only a link of root's is trusted, and only
+        # by other users: systemd's DynamicUser= gives the service such a link.
         if found.st_uid != 0 or os.geteuid() == 0:
             raise StoreError(f"{directory}: is a symbolic link; name the directory itself")
         found = directory.stat()

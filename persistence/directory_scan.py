@@ -1,7 +1,7 @@
-"""What a state directory still holds: the newest sound snapshot, the entries after it, the models.
+"""What a state directory holds: the newest intact snapshot, the journal entries after it, the models.
 
-Damaged files are renamed `<name>.bad`, never deleted. A file of a later format is refused before
-anything was changed. Whatever was not as it should be is said in `notes` and `set_aside`.
+A damaged file is set aside: renamed to `<name>.bad`, never deleted. A file of a later format is refused before
+anything is changed. `Losses` lists every fault found.
 """
 
 import os
@@ -13,7 +13,7 @@ from persistence import model_file, segment, snapshot
 from persistence.columns import Value
 from persistence.directory import PIN_SUFFIX, SNAPSHOT
 from persistence.disk import Disk, UnreadableError
-from persistence.journal import JournalReading, segments
+from persistence.journal import JournalReader, segments
 from persistence.model_file import ModelError, ModelFile
 from persistence.preamble import NewerFormatError, check_preamble
 from persistence.segment import Entry
@@ -22,7 +22,7 @@ from persistence.snapshot import SnapshotError
 
 @dataclass
 class Losses:
-    """What was set aside (names as they were, with the reason) and what else is worth saying."""
+    """`set_aside`: names that the files set aside had. `notes`: a sentence for each of them and for any other fault."""
 
     set_aside: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -30,12 +30,12 @@ class Losses:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What is left, and what is not.
+    """What the directory holds, and what is missing.
 
-    `snapshot` is the seq, line and columns of the newest sound one. `entries` is lazy and to be
-    iterated once, to the end; the numbers below and `notes` are settled then. `models` are sound, newest
-    generation first. New frames must follow `last_seq` and `last_line`, the highest seen anywhere: they
-    lie beyond the last entry when what came after it is lost.
+    `snapshot` is the seq, line and columns of the newest intact snapshot. `entries` is lazy: iterate it once, to the
+    end; the properties and `notes` are final only then. `models` are the intact ones, newest generation first. New
+    frames must follow `last_seq` and `last_line`, the highest numbers seen anywhere: they lie beyond the last entry
+    when entries after it are lost. `journal_missing`: there was a journal once, and no segment is left.
     """
 
     snapshot: tuple[int, int, dict[str, Value]] | None
@@ -44,60 +44,60 @@ class Recovery:
     models: list[ModelFile]
     set_aside: list[str]
     notes: list[str]
-    reading: JournalReading
-    journal_missing: bool  # there should be one, and there is none
+    reader: JournalReader
+    journal_missing: bool
 
     @property
     def lost_lines(self) -> int:
-        return self.reading.lost_lines
+        return self.reader.lost_lines
 
     @property
     def frames_missing(self) -> bool:
-        return self.reading.frames_missing
+        return self.reader.frames_missing
 
     @property
     def last_seq(self) -> int:
-        return self.reading.last_seq
+        return self.reader.last_seq
 
     @property
     def last_line(self) -> int:
-        return self.reading.last_line
+        return self.reader.last_line
 
 
-def recover(directory: Path, disk: Disk, losses: Losses, *, was_journaled: bool) -> Recovery:
-    """Look through `directory`; `losses` is added to.
+def scan_directory(directory: Path, disk: Disk, losses: Losses, *, was_journaled: bool) -> Recovery:
+    """Read `directory`, set damaged files aside, and add to `losses`. Blocking.
 
-    Raises OSError when the disk fails, `NewerFormatError`; iterating the entries, `JournalError` too.
+    Raises OSError when the disk fails, `NewerFormatError`; iterating the entries also raises `JournalError`.
     """
-    # Names that a killed process made may not be durable yet, and new ones will rely on them.
+    # Names that a killed process created may not be durable yet, and new files will rely on them.
     disk.sync(directory)
     _refuse_newer(directory, disk)
     for path in sorted(directory.glob("*.tmp")):
         if _is_leftover(path.name):
             disk.unlink(path)
             losses.notes.append(f"{path.name}: removed, an unfinished write")
-    reached = _reached_by_snapshots(directory, disk)
+    positions = _snapshot_positions(directory, disk)
     found = newest_snapshot(directory, disk, losses)
-    models = _sound_models(directory, disk, losses)
+    models = _intact_models(directory, disk, losses)
     _, seq, line, _ = found if found is not None else ("", 0, 0, {})
     journal_missing = was_journaled and not segments(directory)
     if journal_missing and found is None:
         losses.notes.append("neither snapshot nor journal is left of what this directory held")
     elif journal_missing:
         losses.notes.append("no journal is left: how many lines came after the newest snapshot is not known")
-    reading = JournalReading(
+    reader = JournalReader(
         directory, seq, line, set_aside=lambda path, why: set_aside(path, why, disk, losses), disk=disk
     )
-    for header_seq, header_line in reached:
-        reading.saw(header_seq, header_line)
+    for header_seq, header_line in positions:
+        reader.note_position(header_seq, header_line)
     return Recovery(
         snapshot=None if found is None else found[1:],
         snapshot_name=None if found is None else found[0],
-        entries=_entries(reading, losses),
+        entries=_entries(reader, losses),
         models=models,
         set_aside=losses.set_aside,
         notes=losses.notes,
-        reading=reading,
+        reader=reader,
         journal_missing=journal_missing,
     )
 
@@ -119,7 +119,7 @@ def model_paths(directory: Path) -> list[Path]:
 
 
 def set_aside(path: Path, reason: str, disk: Disk, losses: Losses) -> None:
-    """Rename a damaged file to a free `<name>.bad`; one that cannot be renamed stays, which is said."""
+    """Rename a damaged file to a free `<name>.bad`. If that fails the file stays, with a note."""
     target = path.with_name(path.name + ".bad")
     attempt = 0
     while os.path.lexists(target):
@@ -135,13 +135,13 @@ def set_aside(path: Path, reason: str, disk: Disk, losses: Losses) -> None:
 
 
 def bare_reason(path: Path, exc: Exception) -> str:
-    """The message of a damage error without the path that it begins with."""
+    """The message of a damage error without the path at its beginning."""
     return str(exc).removeprefix(f"{path}: ")
 
 
-def _entries(reading: JournalReading, losses: Losses) -> Iterator[Entry]:
-    yield from reading
-    losses.notes += [note for note in reading.notes if note not in losses.notes]
+def _entries(reader: JournalReader, losses: Losses) -> Iterator[Entry]:
+    yield from reader
+    losses.notes += [note for note in reader.notes if note not in losses.notes]
 
 
 def _refuse_newer(directory: Path, disk: Disk) -> None:
@@ -152,13 +152,13 @@ def _refuse_newer(directory: Path, disk: Disk) -> None:
             with disk.read(path) as file:
                 check_preamble(file.read(16), magic, newest, path)
         except (ValueError, OSError):
-            # Damage: found again, and dealt with, where the file is read for good.
+            # Damage is found again, and dealt with, when the file is read in full.
             continue
 
 
-def _reached_by_snapshots(directory: Path, disk: Disk) -> list[tuple[int, int]]:
-    """The numbers that any snapshot tells of, also the damaged ones, also those set aside long ago."""
-    reached = []
+def _snapshot_positions(directory: Path, disk: Disk) -> list[tuple[int, int]]:
+    """The (seq, line) of every snapshot, including damaged ones and those set aside long ago; line 0 if unknown."""
+    positions = []
     for path in directory.iterdir():
         match = SNAPSHOT.fullmatch(path.name.removesuffix(".bad"))
         if match is None or int(match[1]) >= 1 << 63:
@@ -166,18 +166,18 @@ def _reached_by_snapshots(directory: Path, disk: Disk) -> list[tuple[int, int]]:
         seq = int(match[1])
         try:
             header = snapshot.read_header(path, disk=disk)
-            reached.append((seq, header.line if header.seq == seq else 0))
+            positions.append((seq, header.line if header.seq == seq else 0))
         except (SnapshotError, NewerFormatError, OSError):
-            # Only a hint is lost here; what the damage means is found where the file is read for good.
-            reached.append((seq, 0))
-    return reached
+            # Only a lower bound is lost; the damage is dealt with when the file is read in full.
+            positions.append((seq, 0))
+    return positions
 
 
 def newest_snapshot(directory: Path, disk: Disk, losses: Losses) -> tuple[str, int, int, dict[str, Value]] | None:
-    """The name, seq, line and columns of the newest snapshot that is sound; those that are not are set aside.
+    """The name, seq, line and columns of the newest intact snapshot; damaged ones are set aside. None without one.
 
-    One that cannot be read now stays as it is; an older one takes its place if the journal goes back to it, so that
-    nothing is lost. Otherwise raises its UnreadableError.
+    A snapshot that cannot be read now stays as it is. An older one takes its place if the journal reaches back to
+    that, so that nothing is lost; otherwise raises UnreadableError.
     """
     unreadable: list[UnreadableError] = []
     for named, path in snapshot_paths(directory):
@@ -192,14 +192,14 @@ def newest_snapshot(directory: Path, disk: Disk, losses: Losses) -> tuple[str, i
         else:
             if unreadable and not any(first <= seq + 1 for first, _ in segments(directory)):
                 break
-            _say_unreadable(unreadable, losses)
+            _note_unreadable(unreadable, losses)
             return path.name, seq, line, columns
     if unreadable:
         raise unreadable[0]
     return None
 
 
-def _sound_models(directory: Path, disk: Disk, losses: Losses) -> list[ModelFile]:
+def _intact_models(directory: Path, disk: Disk, losses: Losses) -> list[ModelFile]:
     models = []
     for path in model_paths(directory):
         try:
@@ -207,12 +207,12 @@ def _sound_models(directory: Path, disk: Disk, losses: Losses) -> list[ModelFile
         except ModelError as exc:
             set_aside(path, bare_reason(path, exc), disk, losses)
         except UnreadableError as exc:
-            # If the state needs it, whoever loads it meets this again, and then it matters.
-            _say_unreadable([exc], losses)
+            # It matters only if the state needs this model; then loading it raises again.
+            _note_unreadable([exc], losses)
     return models
 
 
-def _say_unreadable(errors: list[UnreadableError], losses: Losses) -> None:
+def _note_unreadable(errors: list[UnreadableError], losses: Losses) -> None:
     notes = [f"{Path(exc.filename).name}: {exc.strerror}" for exc in errors]
     losses.notes += [note for note in notes if note not in losses.notes]
 

@@ -1,8 +1,8 @@
-"""The one way this package changes a disk: small enough to be replaced by one that fails or records.
+"""The file operations of this package, as an interface small enough for tests to replace.
 
 Everything that must survive a crash goes through a `Disk`, so that tests can make the n-th call fail and
-can rebuild what a power cut would have left. `REAL` is the real one. New files are 0600 and never
-inherited by children; symbolic links are never followed.
+rebuild what a power cut would have left. `REAL` is the real one. New files have mode 0600 and are not
+inherited by child processes; symbolic links are never followed.
 """
 
 import errno
@@ -16,7 +16,7 @@ from typing import BinaryIO, Protocol, TypeVar
 Buffer = bytes | bytearray | memoryview
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-# What a medium says when it cannot give back what it was given.
+# Errors of a medium that cannot return what was written to it.
 _UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
 _READ_TRIES = 4
 _READ_PAUSE_SECONDS = 0.1
@@ -26,10 +26,10 @@ T = TypeVar("T")
 
 
 class UnreadableError(OSError):
-    """The medium did not give back a file that is there, however often it was asked.
+    """A file exists, and reading it failed each time it was tried.
 
-    That is no damage: a controller, a cable or the storage behind a network may be well again in a minute, and then
-    every byte is there. So nothing is decided on it: the file stays as it is, under its name.
+    That is not damage: a controller, a cable or network storage may recover within a minute, and then every byte is
+    there. So the file stays as it is, under its name.
     """
 
     def __str__(self) -> str:
@@ -37,15 +37,15 @@ class UnreadableError(OSError):
 
 
 def failure(exc: OSError, path: Path) -> str:
-    """For people: where (in `path`, unless `exc` names a file), what happened, and what to do about a full disk."""
+    """`exc` as a line for people: the file (`path` if `exc` names none), the error, what to do about a full disk."""
     full = exc.errno in FULL
     return f"{exc.filename or path}: {exc.strerror or exc}{'; free some space there' if full else ''}"
 
 
 def read_with_patience(path: Path, read: Callable[[], T]) -> T:
-    """What `read`, which reads `path`, returns; a failing medium is asked again a few times. Blocks for that long.
+    """The result of `read`, which reads `path`; while the medium fails it is called up to 4 times, .1 s apart.
 
-    Raises UnreadableError when it goes on failing, and what else `read` raises.
+    Raises UnreadableError when the medium fails each time, and whatever else `read` raises.
     """
     for tries_left in reversed(range(_READ_TRIES)):
         try:
@@ -64,10 +64,10 @@ class File(Protocol):
     """A file open for writing at its end. Every method may raise OSError."""
 
     def write(self, data: Buffer) -> None:
-        """Write all of `data`; after OSError any part of it may be there."""
+        """Write all of `data`; after OSError any part of it may have been written."""
 
     def sync(self) -> None:
-        """Return when everything written, and the size, would survive a power cut."""
+        """Return once everything written, and the size, would survive a power cut."""
 
     def truncate(self, size: int) -> None: ...
 
@@ -80,13 +80,13 @@ class Disk(Protocol):
     """Every method may raise OSError."""
 
     def create(self, path: Path) -> File:
-        """A new file, open as by `append`; FileExistsError when `path` is there already."""
+        """A new file, opened as by `append`. Raises FileExistsError when `path` exists."""
 
     def append(self, path: Path) -> File:
-        """An existing file, open at its end wherever that is at each write."""
+        """An existing file, open for writing (O_APPEND): each write goes to the end of the file at that moment."""
 
     def read(self, path: Path) -> BinaryIO:
-        """A regular file for reading; anything else is an OSError."""
+        """A regular file, open for reading. Raises OSError for anything else."""
 
     def rename(self, source: Path, target: Path) -> None: ...
 
@@ -150,10 +150,10 @@ REAL: Disk = _RealDisk()
 
 
 def replace_file(disk: Disk, path: Path, chunks: Iterable[Buffer]) -> int:
-    """Put a file at `path` that holds `chunks`; after a crash the old or the new one is there, whole.
+    """Replace the file at `path` with `chunks`; after a crash either the old or the new one is there, whole.
 
-    Returns the number of bytes. After OSError the old file is still there, except when only the last
-    sync of the directory failed: then the new one is, not yet durable. A crash may leave `<name>.tmp`.
+    Returns the number of bytes. After OSError the old file is still there, unless only the sync of the
+    directory failed: then the new one is there, not yet durable. A crash may leave `<name>.tmp`.
     """
     temp = path.with_name(path.name + ".tmp")
     unlink_if_there(disk, temp)
@@ -163,11 +163,12 @@ def replace_file(disk: Disk, path: Path, chunks: Iterable[Buffer]) -> int:
     except BaseException:
         discard(disk, temp)
         raise
-    disk.sync(path.parent)  # the bytes were down before the name; now the name must survive too
+    disk.sync(path.parent)  # the contents were durable before the name was; now the name must be, too
     return size
 
 
 def unlink_if_there(disk: Disk, path: Path) -> None:
+    """Remove `path`; no error when there is no such file. Raises OSError."""
     try:
         disk.unlink(path)
     except FileNotFoundError:
@@ -175,12 +176,12 @@ def unlink_if_there(disk: Disk, path: Path) -> None:
 
 
 def discard(disk: Disk, path: Path) -> None:
-    """Remove a file that is of no use, on the way out of an error that matters more."""
+    """Remove a file if possible, while a more important error is being raised."""
     try:
         disk.unlink(path)
     except OSError:
-        # Gone already, or the disk is in trouble: the caller is raising that very trouble, and what
-        # stays behind is recognised by its name or its contents at the next start.
+        # Gone already, or the disk is failing: the caller raises that error, and the next start recognises
+        # the leftover by its name or its contents.
         return
 
 

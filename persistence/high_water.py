@@ -1,13 +1,13 @@
-"""How far a file of records has come, kept beside it: what is left when the file is rotated away.
+"""The high-water mark of a file of records, in a file beside it: the id of the last record, which outlives rotation.
 
     mark  := first entry*                        each a line of ASCII
     first := durable " " boot " " crc "\\n"       replaced as a whole when the records have been synced
     entry := written " " crc "\\n"                appended after each write of records, not synced
 
 `durable` and `written` are the id of the last record, "-" for none; `boot` the kernel's boot id; crc the CRC-32 in
-hex of what stands before it on the line. While the machine stays up nothing that was written is lost, however
-the process died, so the last entry counts; after another boot only `durable` does. A line that is not whole ends
-the mark. A damaged or missing mark says nothing, and the file of records is believed alone.
+hex of the text before it on the line. While the machine stays up, nothing that was written is lost however the
+process died, so the last entry counts; after a reboot only `durable` counts. An incomplete line ends the mark. With
+a damaged or missing mark the file of records alone decides.
 """
 
 import os
@@ -22,18 +22,18 @@ _NONE = "-"
 
 
 def boot_id() -> str:
-    """The kernel's name for the time since it was started; never the same twice where it has none."""
+    """The kernel's id of this boot; a new random id at each call where the kernel has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except FileNotFoundError:
         return os.urandom(16).hex()
 
 
-class Mark:
-    """The mark at `path`. Every method but `written` may raise OSError. Not for use by two threads at once.
+class HighWaterMark:
+    """The mark at `path`. Every method but `note_written` may raise OSError. Not for use by two threads at once.
 
-    `last` is the id that counts, None when nothing is known; `unsynced` says that it was written and perhaps not
-    made durable by the process before. `boot` is what `boot_id` gives.
+    `last` is the id of the last record, None when nothing is known. `unsynced`: the previous process wrote that record
+    and perhaps did not make it durable. `boot` is the boot id, None for this one's.
     """
 
     def __init__(self, path: Path, disk: Disk = REAL, boot: str | None = None) -> None:
@@ -46,8 +46,8 @@ class Mark:
         self._file: File | None = None
         self._read()
 
-    def written(self, last: str) -> None:
-        """Records through `last` were written. A mark that cannot be written is made good by the next `synced`."""
+    def note_written(self, last: str) -> None:
+        """Records through `last` were written. If the mark cannot be, the next `note_synced` makes up for it."""
         self.last = last
         try:
             if self._file is None:
@@ -55,11 +55,11 @@ class Mark:
                 self._file = self._disk.append(self._path)
             self._file.write(_line(last))
         except OSError:
-            # The records themselves are there: this only matters if they are rotated away and we are killed
-            # before the next sync, and whoever writes on a failing disk hears of it from the records.
+            # The records themselves are there. This matters only if they are rotated away and we are killed
+            # before the next sync; and a failing disk is reported by the writes of records.
             self.close()
 
-    def synced(self) -> None:
+    def note_synced(self) -> None:
         """Everything through `last` is durable."""
         if self.last is None or (self.last == self._durable and self._file is None and not self.unsynced):
             return
@@ -67,8 +67,8 @@ class Mark:
         self._replace(self.last)
         self.unsynced = False
 
-    def fall_back(self) -> None:
-        """What was written since the last `synced` is about to be written again, and until then may be nowhere."""
+    def fall_back_to_durable(self) -> None:
+        """Records since the last `note_synced` are about to be written again, and may be nowhere until then."""
         if self.last == self._durable:
             return
         self.close()

@@ -1,14 +1,22 @@
-"""The journal: a row of segments (`persistence/segment.py`), written by one writer, read at recovery.
+"""The journal, a write-ahead log: a sequence of segments (`persistence/segment.py`) with one writer, read at recovery.
 
-What holds at every instant:
+    writer = JournalWriter(directory, seq=0, line=0)
+    writer.append([Entry(seq=1, line=2, count=2, payload=b"...")])      # durable when it returns
+    writer.close()
+
+    reader = JournalReader(directory, seq=0, line=0, set_aside=rename_damaged)
+    entries = list(reader)                                              # then reader.lost_lines, .notes, .tail
+    writer = JournalWriter(directory, reader.last_seq, reader.last_line, tail=reader.tail)
+
+A segment is closed after SEGMENT_BYTES, or by `rotate`. What holds at every instant:
 
 - An entry whose `append` returned is durable. One whose `append` raised may or may not be found later.
-- A segment has its name from when its header is durable: a crash before leaves `<name>.tmp`, which never held a frame.
-- A segment holds nothing from the first seq of the next one on. So whatever a failed write left in an
-  old segment is superseded by the segment that was opened after it, even when that one is damaged.
-- A segment exists durably before its predecessor is closed by a frame that announces it, so a segment
-  that is announced and not there has vanished.
-- After a write error a file is never written again, except for that closing frame after a restart.
+- A segment gets its name once its header is durable: a crash before that leaves `<name>.tmp`, which never held a frame.
+- A segment ends before the first seq of the next one. So whatever a failed write left in an old segment is
+  superseded by the segment that was opened after it, even when that one is damaged.
+- A segment is durable before its predecessor is closed by a frame that announces it. So a segment that is
+  announced and missing has been lost.
+- After a write error a segment is never written again, except for that closing frame after a restart.
 """
 
 import logging
@@ -46,7 +54,7 @@ class JournalError(Exception):
 
 @dataclass(frozen=True)
 class Tail:
-    """The last segment as recovery found it, not closed: `end` is where its trusted part ends."""
+    """The last segment, not closed, as the reader found it: `end` is the offset at which its trusted part ends."""
 
     path: Path
     header: Header
@@ -54,7 +62,7 @@ class Tail:
 
 
 @dataclass
-class _Open:
+class _OpenSegment:
     path: Path
     file: File
     header: Header
@@ -63,10 +71,10 @@ class _Open:
 
 
 class JournalWriter:
-    """Appends entries after `seq` and `line`, always to a segment of its own.
+    """Appends entries after `seq` and `line`, always to a segment of its own; every call blocks.
 
-    `tail` is the segment before, closed when the first of ours is opened: by `rotate`, or the first `append`.
-    Not for use by two threads at once.
+    `tail` is the segment before. It is closed when this writer opens its first segment: at `rotate`, or at the first
+    `append`. Not for use by two threads at once.
     """
 
     def __init__(
@@ -84,16 +92,17 @@ class JournalWriter:
         self._directory = directory
         self._disk = disk
         self._new_salt = new_salt
-        self._segment: _Open | None = None
+        self._segment: _OpenSegment | None = None
         # A tail that begins where we do holds nothing; what is before it was closed when it was opened.
         self._tail = tail if tail is not None and tail.header.first_seq <= seq else None
 
     def append(self, entries: Sequence[Entry]) -> None:
-        """Make `entries` durable with one write and one sync; they are when this returns.
+        """Write `entries` with one write and one sync; they are durable when this returns.
 
         After a write error the same entries go to a new segment, once. When that fails too,
         `JournalError` is raised, none of `entries` counts as written, and the next call tries a new
-        segment again. ValueError when `entries` do not follow on what was appended before.
+        segment again. Raises ValueError when `entries` do not continue what was appended before, or one is
+        larger than MAX_PAYLOAD_BYTES.
         """
         if not entries:
             return
@@ -104,7 +113,7 @@ class JournalWriter:
         try:
             self._write(entries)
         except OSError as exc:
-            if in_use is not None:  # else the caller was told already, and is trying again and again
+            if in_use is not None:  # else the caller has had the error before, and is retrying
                 log.warning("journal: %s; the same frames go to a new segment", exc)
             self._abandon()
             try:
@@ -115,12 +124,12 @@ class JournalWriter:
         self.seq, self.line = entries[-1].seq, entries[-1].line
 
     def rotate(self) -> None:
-        """Go on in a new segment, unless nothing is in this one. JournalError leaves the old one in use."""
+        """Continue in a new segment, unless the current one is empty. After `JournalError` the old one stays in use."""
         old = self._segment
         if old is not None and old.size == HEADER_BYTES:
             return
         try:
-            self._segment = self._opened()
+            self._segment = self._open_next_segment()
         except OSError as exc:
             raise JournalError(f"no new journal segment: {failure(exc, self._directory)}") from exc
         if old is None:
@@ -135,7 +144,7 @@ class JournalWriter:
         _close(old.file)
 
     def close(self) -> None:
-        """Let go of the file. Everything appended is durable already."""
+        """Close the file. Everything appended is durable already."""
         if self._segment is not None:
             _close(self._segment.file)
             self._segment = None
@@ -145,40 +154,42 @@ class JournalWriter:
         for entry in entries:
             seq, line = seq + 1, line + entry.count
             if (entry.seq, entry.line) != (seq, line) or entry.count < 0:
-                raise ValueError(f"frame {entry.seq} to line {entry.line} is not frame {seq} to {line}")
+                raise ValueError(
+                    f"frame {entry.seq} through line {entry.line}, where frame {seq} through line {line} is next"
+                )
             if len(entry.payload) > MAX_PAYLOAD_BYTES:
-                raise ValueError(f"frame {seq} has {len(entry.payload)} bytes")
+                raise ValueError(f"frame {seq} has {len(entry.payload)} bytes, at most {MAX_PAYLOAD_BYTES} fit")
 
     def _write(self, entries: Sequence[Entry]) -> None:
         if self._segment is None:
-            self._segment = self._opened()
+            self._segment = self._open_next_segment()
         segment = self._segment
         data = pack_entries(segment.header, segment.size, entries)
         segment.file.write(data)
         segment.file.sync()
         segment.size += len(data)
 
-    def _opened(self) -> _Open:
+    def _open_next_segment(self) -> _OpenSegment:
         first = self.seq + 1
-        siblings = [name for name in _names(self._directory) if name.first == first]
+        siblings = [name for name in _segment_names(self._directory) if name.first == first]
         attempt = max((name.attempt for name in siblings), default=-1) + 1
         path = self._directory / segment_name(first, attempt)
         header = Header(self._new_salt(), first, self.line)
-        file = self._born(path, header)
+        file = self._create_segment(path, header)
         for name in siblings:
-            # Starts that brought nothing must not pile up files.
+            # Starts that journaled nothing must not pile up files.
             if not name.bad and name.path.stat().st_size <= HEADER_BYTES:
                 discard(self._disk, name.path)
-        opened = _Open(path, file, header, HEADER_BYTES)
+        opened = _OpenSegment(path, file, header, HEADER_BYTES)
         if self._tail is not None:
             opened.announced = True
             tail, self._tail = self._tail, None
             self._close_tail(tail)
         return opened
 
-    def _born(self, path: Path, header: Header) -> File:
-        """A new segment at `path`, durably. It gets its name when its header is whole: under a segment's name there
-        never was less, so less is damage."""
+    def _create_segment(self, path: Path, header: Header) -> File:
+        """Create a segment at `path`, durably. It gets its name once its header is whole, so a file with a segment's
+        name and less than a header is damaged."""
         temp = path.with_name(path.name + ".tmp")
         unlink_if_there(self._disk, temp)
         file = self._disk.create(temp)
@@ -203,8 +214,8 @@ class JournalWriter:
         if segment is None:
             return
         _close(segment.file)
-        # Nothing in it was ever accepted. While the disk is full we come here every few seconds, and
-        # must not fill it with our attempts. An announced one stays, or it would seem to have vanished.
+        # Nothing in it was ever accepted. While the disk is full this runs every few seconds, and its attempts
+        # must not fill the disk. An announced segment stays, or it would be reported as lost.
         if segment.size == HEADER_BYTES and not segment.announced:
             discard(self._disk, segment.path)
 
@@ -212,7 +223,7 @@ class JournalWriter:
         try:
             file = self._disk.append(tail.path)
             try:
-                # Behind whatever a crash left there; `durable` says from where on it does not count.
+                # Behind whatever a crash left there: `durable` in the closing frame tells where the trusted part ended.
                 offset = file.stat().st_size
                 file.write(pack_closing(tail.header, offset, tail.end, self.seq, self.line))
                 file.sync()
@@ -222,16 +233,22 @@ class JournalWriter:
             log.warning("journal: %s not closed: %s", tail.path.name, exc)
 
 
-class JournalReading:
-    """The entries after `seq` and `line`, in order: iterate it once, to the end.
+class JournalReader:
+    """Yields the entries after `seq` and `line`, in order. Iterate it once, to the end; blocking.
 
-    With `before` only those before that seq; segments that begin there or later may be written meanwhile.
+    With `before`, only the entries before that seq; segments that begin there or later may be written meanwhile.
 
-    Only what was made durable first is given. What is damaged throughout is passed to `set_aside` with the
-    reason; a hole is passed over and its lines are counted. The attributes are settled at the end:
-    `lost_lines`; `frames_missing`, whether any frame is, be there lines in it or not; `last_seq` and
-    `last_line`, the highest numbers seen anywhere, which new frames must follow; `notes`, one sentence for
-    each thing that was not as it should be; `tail` for the writer.
+    Each segment is synced before its entries are yielded. A segment of which nothing can be trusted is passed to
+    `set_aside` with the reason. A gap is skipped and the lines in it are counted. These attributes are final once the
+    iteration has ended:
+
+        lost_lines      how many lines lie in gaps
+        frames_missing  whether any frame is missing, with or without lines
+        last_seq, last_line  the highest numbers seen anywhere; new frames must follow them
+        notes           one sentence for each fault found
+        tail            the last segment if it was not closed, for the writer
+        finished        True
+
     Iterating raises `JournalError` when the disk fails, `NewerFormatError` for a later format.
     """
 
@@ -251,37 +268,37 @@ class JournalReading:
         self.last_line = line
         self.notes: list[str] = []
         self.tail: Tail | None = None
-        self.done = False
-        self._given = (seq, line)
+        self.finished = False
+        self._last_yielded = (seq, line)
         self._directory = directory
         self._before = before
         self._set_aside = set_aside
         self._disk = disk
 
-    def saw(self, seq: int, line: int) -> None:
-        """Numbers known from elsewhere: if no entry reaches them, what is between is lost."""
+    def note_position(self, seq: int, line: int) -> None:
+        """Numbers known from elsewhere: if no entry reaches them, whatever lies between is lost."""
         self.last_seq, self.last_line = max(self.last_seq, seq), max(self.last_line, line)
 
     def __iter__(self) -> Iterator[Entry]:
-        names = [name for name in _names(self._directory) if self._before is None or name.first < self._before]
+        names = [name for name in _segment_names(self._directory) if self._before is None or name.first < self._before]
         present = [name for name in names if not name.bad]
         begins = {name.first for name in present}
         for name in names:
-            self.saw(name.first - 1, 0)
+            self.note_position(name.first - 1, 0)
         for position, name in enumerate(present):
             later = (other.first for other in names if (other.first, other.attempt) > (name.first, name.attempt))
             stop = min(later, default=self._before)
             is_last = position == len(present) - 1
-            if stop is not None and stop <= self._given[0] + 1 and not is_last:
+            if stop is not None and stop <= self._last_yielded[0] + 1 and not is_last:
                 continue
             found = self._scan(name)
             if found is None:
                 continue
             self._note_damage(name, found, is_last)
-            yield from self._continued(entry for entry in found.entries if stop is None or entry.seq < stop)
-            self.saw(found.header.first_seq - 1, found.header.line)
+            yield from self._skip_known(entry for entry in found.entries if stop is None or entry.seq < stop)
+            self.note_position(found.header.first_seq - 1, found.header.line)
             if found.closing is not None:
-                self.saw(found.closing.seq, found.closing.line)
+                self.note_position(found.closing.seq, found.closing.line)
                 if found.closing.seq + 1 not in begins:
                     self.frames_missing = True
                     self.notes.append(
@@ -290,16 +307,16 @@ class JournalReading:
                     )
             elif is_last:
                 self.tail = Tail(name.path, found.header, found.end)
-        self._note_hole(self.last_seq + 1, self.last_line)
-        self.done = True
+        self._note_gap(self.last_seq + 1, self.last_line)
+        self.finished = True
 
-    def _scan(self, name: "_Name") -> Scan | None:
+    def _scan(self, name: "_SegmentName") -> Scan | None:
         try:
-            # A process that was killed may have left frames that never reached the disk: what is
-            # replayed now must still be there after a power cut.
+            # A killed process may have left frames in the page cache only: what is replayed now must
+            # still be there after a power cut.
             self._disk.sync(name.path)
         except OSError as exc:
-            # Not damage: set aside, frames that are there would be lost. The next start tries again.
+            # Not damage: setting the segment aside would lose intact frames. The next start tries again.
             raise JournalError(f"{name.path}: {exc.strerror}") from exc
 
         def read() -> bytes:
@@ -321,27 +338,27 @@ class JournalReading:
             return None
         return found
 
-    def _note_damage(self, name: "_Name", found: Scan, is_last: bool) -> None:
+    def _note_damage(self, name: "_SegmentName", found: Scan, is_last: bool) -> None:
         if found.rotten:
             self.notes.append(f"{name.path.name}: {found.rotten} bytes are damaged")
-        # In an older segment that is what a write error left, and the log said so then.
+        # In an older segment this is what a write error left, which was logged at the time.
         if found.torn and found.closing is None and is_last:
             self.notes.append(
                 f"{name.path.name}: the last {found.torn} bytes are a write that was never confirmed; dropped"
             )
 
-    def _continued(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+    def _skip_known(self, entries: Iterator[Entry]) -> Iterator[Entry]:
         for entry in entries:
-            if entry.seq <= self._given[0]:
+            if entry.seq <= self._last_yielded[0]:
                 continue
-            self._note_hole(entry.seq, entry.line - entry.count)
-            self._given = (entry.seq, entry.line)
-            self.saw(entry.seq, entry.line)
+            self._note_gap(entry.seq, entry.line - entry.count)
+            self._last_yielded = (entry.seq, entry.line)
+            self.note_position(entry.seq, entry.line)
             yield entry
 
-    def _note_hole(self, next_seq: int, line: int) -> None:
-        seq, given_line = self._given
-        lost = max(line - given_line, 0)
+    def _note_gap(self, next_seq: int, line: int) -> None:
+        seq, last_line = self._last_yielded
+        lost = max(line - last_line, 0)
         if next_seq > seq + 1 or lost:
             self.lost_lines += lost
             self.frames_missing = True
@@ -349,7 +366,7 @@ class JournalReading:
 
 
 @dataclass(frozen=True)
-class _Name:
+class _SegmentName:
     first: int
     attempt: int
     path: Path
@@ -358,15 +375,15 @@ class _Name:
 
 def segments(directory: Path) -> list[tuple[int, Path]]:
     """The segments in `directory` that are not set aside, oldest first, with their first seq."""
-    return [(name.first, name.path) for name in _names(directory) if not name.bad]
+    return [(name.first, name.path) for name in _segment_names(directory) if not name.bad]
 
 
-def _names(directory: Path) -> list[_Name]:
+def _segment_names(directory: Path) -> list[_SegmentName]:
     names = []
     for path in directory.iterdir():
         match = NAME.fullmatch(path.name.removesuffix(".bad"))
         if match is not None and int(match[1]) < 1 << 63:
-            names.append(_Name(int(match[1]), int(match[2] or 0), path, path.name.endswith(".bad")))
+            names.append(_SegmentName(int(match[1]), int(match[2] or 0), path, path.name.endswith(".bad")))
     return sorted(names, key=lambda name: (name.first, name.attempt))
 
 

@@ -1,17 +1,16 @@
-"""Append-only files of JSON records, one a line (alerts.jsonl, verdicts.jsonl), made to be rotated.
+"""Append-only files of JSON records, one per line (alerts.jsonl, verdicts.jsonl), which may be rotated at any time.
 
     record := "{" ... "}" "\\n", without NUL bytes
 
-At open, whatever follows the last whole record is a torn write: it is cut off and kept beside the file
-as `<name>.<offset>.bad`, where the disk has room for that. The file may be moved away, replaced or
-truncated from outside at any time: a new file under the name is noticed at the next append and written
-to from then on. Records that were not synced are kept in memory until they are; after a write error the
-file is opened afresh, cut back to what was known durable, and they are written again. So a record is
-there once; only when the file was moved away between an error and the retry may its last ones be in both
-files.
+At open, whatever follows the last whole record is a torn write: it is cut off, and kept beside the file
+as `<name>.<offset>.bad` if the disk has room. Others may move, replace or truncate the file at any time:
+the next append notices a new file under the name and writes to that. Records stay in memory until they
+are synced; after a write error the file is reopened, cut back to its durable size, and they are written
+again. So every record is there once, with one exception: when the file was moved away between an error
+and the retry, its last records may be in both files.
 
-The id of the last record is kept in `<stem>.mark` as well (`persistence/high_water.py`): a file that was rotated away
-while nobody ran, or just before a kill, must not make its records new again.
+The id of the last record is also kept in `<stem>.mark` (`persistence/high_water.py`). Without it, records in a file
+that was rotated away while no daemon ran, or just before a kill, would be written again.
 """
 
 import os
@@ -21,14 +20,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from persistence.disk import FULL, REAL, Disk, File, replace_file
-from persistence.high_water import Mark
+from persistence.high_water import HighWaterMark
 
 _BLOCK_BYTES = 1 << 16
 
 
 @contextmanager
 def open_jsonl(path: Path, *, disk: Disk = REAL, boot: str | None = None) -> Iterator["JsonlWriter"]:
-    """Open `path` for appending, created if need be; synced and closed at the end. Raises OSError.
+    """Open `path` for appending, created if it is missing; synced and closed at the end. Raises OSError.
 
     `boot` is the kernel's boot id, None to ask for it.
     """
@@ -43,7 +42,7 @@ def open_jsonl(path: Path, *, disk: Disk = REAL, boot: str | None = None) -> Ite
 def last_records(path: Path, limit_bytes: int) -> Iterator[bytes]:
     """The whole records that end within the last `limit_bytes` of the file at `path`, last first, without newlines.
 
-    Blocks; somebody may append meanwhile. Raises OSError.
+    Blocking. The file may be appended to meanwhile. Raises OSError.
     """
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -56,14 +55,14 @@ def last_records(path: Path, limit_bytes: int) -> Iterator[bytes]:
 class JsonlWriter:
     """`last` is the last whole record found at open (without its newline), None if there was none.
 
-    `last_id` is what `append` was told of the last record that was written to this file or one it was rotated to,
-    as far as that is known; either of the two may be ahead of the other, or missing.
-    `note` says what was cut off at open, None if nothing was. Not for use by two threads at once.
+    `last_id` is the id that `append` was given with the last record, be that in this file or in one that was rotated
+    away; None if unknown. Either of the two may be ahead of the other. `note` says what was cut off at open, None if
+    nothing was. Every call blocks. Not for use by two threads at once.
     """
 
     def __init__(self, path: Path, disk: Disk, boot: str | None = None) -> None:
         self.path = path
-        self._mark = Mark(path.with_suffix(".mark"), disk, boot)
+        self._mark = HighWaterMark(path.with_suffix(".mark"), disk, boot)
         self.last_id = self._mark.last
         self.note: str | None = None
         self._disk = disk
@@ -71,16 +70,16 @@ class JsonlWriter:
         self._inode: tuple[int, int] | None = None
         self._durable = 0
         self._unsynced = bytearray()
-        self.last = self._last_after_cut()
+        self.last = self._cut_torn_tail()
         if self._mark.unsynced:
             self._sync_rotated()
         self._current()
 
     def append(self, records: Sequence[bytes], last_id: str | None = None) -> None:
-        """Write `records` (no newlines in them). After OSError none of them counts as written: try again.
+        """Write `records`, which hold no newlines. After OSError none of them counts as written: try again.
 
-        They are durable after the next `sync`. `last_id` is a short word for the last of them, which `last_id`
-        has at the next open. ValueError for what would not be read back as a record.
+        They are durable after the next `sync`. `last_id` is the id of the last of them, an ASCII word, for the mark.
+        Raises ValueError for bytes that would not be read back as a record.
         """
         for record in records:
             if not _is_record(record):
@@ -93,23 +92,23 @@ class JsonlWriter:
             raise
         self._unsynced += data
         if last_id is not None:
-            self._mark.written(last_id)
+            self._mark.note_written(last_id)
 
     def sync(self) -> None:
-        """Everything appended so far is durable when this returns; after OSError, call it again."""
+        """Make everything appended so far durable. After OSError, call it again."""
         try:
             file = self._current()
             if self._unsynced:
                 file.sync()
                 self._durable = file.stat().st_size
                 self._unsynced.clear()
-            self._mark.synced()
+            self._mark.note_synced()
         except OSError:
             self.close()
             raise
 
     def close(self) -> None:
-        """Let go of the file; what was not synced is written again if there is another append."""
+        """Close the file. Records that were not synced are written again by the next append."""
         self._mark.close()
         file, self._file = self._file, None
         if file is not None:
@@ -117,13 +116,13 @@ class JsonlWriter:
 
     def _current(self) -> File:
         if self._file is not None and not self._is_in_place(self._file):
-            # Moved away: what it has must be durable before we let go of it.
+            # Moved away: its records must be durable before it is closed.
             self._file.sync()
             self._unsynced.clear()
-            self._mark.synced()
+            self._mark.note_synced()
             self.close()
         if self._file is None:
-            self._file = self._opened()
+            self._file = self._open_file()
         return self._file
 
     def _is_in_place(self, file: File) -> bool:
@@ -132,7 +131,7 @@ class JsonlWriter:
         except FileNotFoundError:
             return False
 
-    def _opened(self) -> File:
+    def _open_file(self) -> File:
         try:
             file = self._disk.append(self.path)
         except FileNotFoundError:
@@ -140,27 +139,27 @@ class JsonlWriter:
         try:
             last_id = self._mark.last
             if self._unsynced:
-                self._mark.fall_back()
+                self._mark.fall_back_to_durable()
             found = file.stat()
             if _inode(found) != self._inode:
                 self._inode, self._durable = _inode(found), found.st_size
             elif found.st_size > self._durable:
-                # The same file again, so there was an error: what lies behind the durable part is of
-                # unknown worth, and we still have it.
+                # The same file is reopened, so there was an error: what follows the durable part may be
+                # damaged, and is still in memory.
                 file.truncate(self._durable)
             file.write(self._unsynced)
             if self._unsynced and last_id is not None:
-                self._mark.written(last_id)
+                self._mark.note_written(last_id)
             self._disk.sync(self.path.parent)
         except BaseException:
             file.close()
             raise
         return file
 
-    def _last_after_cut(self) -> bytes | None:
+    def _cut_torn_tail(self) -> bytes | None:
         try:
-            # A killed process may have left records that never reached the disk; whoever reads `last`
-            # relies on them.
+            # A killed process may have left records in the page cache only, and readers of `last` rely on
+            # them.
             self._disk.sync(self.path)
         except FileNotFoundError:
             return None
@@ -172,7 +171,7 @@ class JsonlWriter:
         return last
 
     def _sync_rotated(self) -> None:
-        """A process before us was killed with records unsynced, and its file may have been moved away since."""
+        """Sync the file and its rotations: the last process was killed with records unsynced, maybe rotated since."""
         for path in sorted(self.path.parent.glob(f"{self.path.name}*")):
             if path.is_file():
                 self._disk.sync(path)
@@ -190,7 +189,7 @@ class JsonlWriter:
         except OSError as exc:
             if exc.errno not in FULL:
                 raise
-            # A full disk tears records, and must not keep the daemon from the start that frees it.
+            # A full disk tears records, and must not keep the daemon from starting again.
             kept = f"and could not be kept: {exc.strerror}"
         own = self._disk.append(self.path)
         try:
@@ -210,7 +209,7 @@ def _inode(status: os.stat_result) -> tuple[int, int]:
 
 
 def _records_backwards(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
-    """The whole records of `file`, last first, each with the offset behind its newline."""
+    """The whole records of `file`, last first, each with the offset after its newline."""
     step, at, rest = _BLOCK_BYTES, size, b""
     while at > 0:
         # Doubling keeps the work linear when there is one endless line.
@@ -221,7 +220,7 @@ def _records_backwards(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]
         end = len(data)
         while (newline := data.rfind(b"\n", 0, end)) >= 0 or (at == 0 and end > 0):
             line = data[newline + 1 : end]
-            # What stands behind the last newline of the file is not terminated, so it is no record.
+            # Bytes after the file's last newline are not terminated, so they are no record.
             if at + end < size and _is_record(line):
                 yield line, at + end + 1
             end = max(newline, 0)

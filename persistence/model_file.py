@@ -7,8 +7,8 @@
             | {"text": uint8 tensor} | {"bytes": uint8 tensor}          str (UTF-8), bytes
             | None, bool, int, float
 
-The name certifies the file: a model whose state is lost can still be trusted. Nothing is unpickled
-before the hash of the very bytes that are unpickled was found right, and then only as plain weights.
+The name holds the hash, so a model can be trusted without the state that refers to it. Nothing is unpickled
+before the hash of exactly these bytes was found right, and then only as plain weights (`weights_only`).
 """
 
 import hashlib
@@ -37,12 +37,12 @@ _NATIVE = frozenset(["|b1", "|i1", "|u1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f
 
 
 class ModelError(Exception):
-    """The file is damaged or not a model. The message is `path: what`."""
+    """The file is damaged or not a model. The message is `path: what is wrong`."""
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """`sha256` is the whole file's, in hex; `name` begins with the generation and holds its first 16."""
+    """`name` is the file's, with the generation and the first 16 digits of `sha256`, the file's hash in hex."""
 
     name: str
     sha256: str
@@ -53,7 +53,7 @@ class ModelFile:
 
 
 def generation_of(name: str) -> int:
-    """Raises ValueError when `name` is not a model file's."""
+    """The generation in `name`. Raises ValueError when that is not the name of a model file."""
     match = NAME.fullmatch(name)
     if match is None:
         raise ValueError(f"{name!r} is not the name of a model file")
@@ -61,16 +61,16 @@ def generation_of(name: str) -> int:
 
 
 def write_model(directory: Path, columns: Columns, *, disk: Disk = REAL) -> ModelFile:
-    """Write `columns` (with an int "generation" from 1) into `directory`, durably, under their own name.
+    """Write `columns`, with "generation" (an int from 1 on) among them, durably to a file in `directory`.
 
-    Raises ValueError without a generation, TypeError for a value that cannot be kept, OSError.
+    Blocking. Raises ValueError without a generation, TypeError for a value that the format has no type for, OSError.
     """
     import torch
 
     generation = columns.get("generation")
     if type(generation) is not int or not 0 < generation < 10**18:
         raise ValueError(f"a model's generation is an integer from 1, not {generation!r}")
-    packed = {name: _packed(name, value) for name, value in columns.items()}
+    packed = {name: _pack(name, value) for name, value in columns.items()}
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "columns": packed}, buffer)
     sha256 = hashlib.sha256(buffer.getbuffer()).hexdigest()
@@ -80,14 +80,14 @@ def write_model(directory: Path, columns: Columns, *, disk: Disk = REAL) -> Mode
 
 
 def read_model(path: Path, sha256: str | None = None, *, disk: Disk = REAL) -> dict[str, Value]:
-    """The columns in the model file at `path`, checked against `sha256` and the name.
+    """The columns in the model file at `path`, whose hash must match its name and `sha256`. Blocking.
 
     Raises `ModelError` on any damage, `NewerFormatError` for a later format, OSError (`UnreadableError` when the
     medium fails).
     """
-    data = _verified(path, sha256, disk)
+    data = _read_verified(path, sha256, disk)
     try:
-        content = _loaded(data)
+        content = _torch_load(data)
         version = content.get("format")
         if type(version) is int and version > FORMAT:
             raise NewerFormatError(
@@ -96,17 +96,17 @@ def read_model(path: Path, sha256: str | None = None, *, disk: Disk = REAL) -> d
         columns = content.get("columns")
         if type(version) is not int or version < 1 or not isinstance(columns, dict):
             raise ValueError("not a model of ours")
-        return {str(name): _unpacked(column, len(data)) for name, column in columns.items()}
+        return {str(name): _unpack(column, len(data)) for name, column in columns.items()}
     except ValueError as exc:
         raise ModelError(f"{path}: {exc}") from exc
 
 
 def hash_model(path: Path, *, disk: Disk = REAL) -> ModelFile:
-    """Identify the model file at `path`; raises `ModelError` when its bytes do not match its name."""
-    return ModelFile(path.name, hashlib.sha256(_verified(path, None, disk)).hexdigest())
+    """The name and hash of the model file at `path`. Raises `ModelError` when they do not match, OSError."""
+    return ModelFile(path.name, hashlib.sha256(_read_verified(path, None, disk)).hexdigest())
 
 
-def _verified(path: Path, sha256: str | None, disk: Disk) -> bytes:
+def _read_verified(path: Path, sha256: str | None, disk: Disk) -> bytes:
     match = NAME.fullmatch(path.name)
     if match is None:
         raise ModelError(f"{path}: is not named like a model file")
@@ -124,7 +124,7 @@ def _verified(path: Path, sha256: str | None, disk: Disk) -> bytes:
     return data
 
 
-def _loaded(data: bytes) -> dict[str, Any]:
+def _torch_load(data: bytes) -> dict[str, Any]:
     import torch
 
     try:
@@ -140,15 +140,15 @@ def _loaded(data: bytes) -> dict[str, Any]:
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as exc:
-        # The hash says these are the bytes somebody named, not that they were ours: torch answers
-        # a foreign archive with nearly any exception.
+        # The hash proves that the name belongs to these bytes, not that vigild wrote them; on a foreign
+        # archive torch raises nearly any exception.
         raise ValueError(f"torch refuses it: {type(exc).__name__}: {str(exc).partition(chr(10))[0]}") from exc
     if not isinstance(content, dict):
         raise ValueError("not a model of ours")
     return content
 
 
-def _packed(name: str, value: Value) -> object:
+def _pack(name: str, value: Value) -> object:
     if isinstance(value, np.ndarray):
         raw = array_bytes(name, value)
         if value.dtype.str not in _NATIVE:
@@ -163,7 +163,7 @@ def _packed(name: str, value: Value) -> object:
         return {"bytes": _tensor(memoryview(value))}
     if value is None or type(value) in (bool, int, float):
         return value
-    raise TypeError(f"column {name}: cannot keep a {type(value).__name__}")
+    raise TypeError(f"column {name}: a model file cannot hold a {type(value).__name__}")
 
 
 def _tensor(raw: memoryview) -> "torch.Tensor":
@@ -172,7 +172,7 @@ def _tensor(raw: memoryview) -> "torch.Tensor":
     return torch.from_numpy(np.frombuffer(raw, np.uint8).copy())
 
 
-def _unpacked(column: object, max_bytes: int) -> Value:
+def _unpack(column: object, max_bytes: int) -> Value:
     import torch
 
     if column is None or isinstance(column, bool | int | float):
@@ -197,7 +197,7 @@ def _unpacked(column: object, max_bytes: int) -> Value:
 
 
 def _array(tensor: "torch.Tensor", max_bytes: int) -> np.ndarray[Any, Any]:
-    # A tensor may be a view that repeats few bytes many times (stride 0): check what it claims.
+    # A tensor may be a view that repeats few bytes many times (stride 0): check the size it claims.
     if tensor.layout is not _strided() or tensor.numel() * tensor.element_size() > max_bytes:
         raise ValueError("a tensor that is larger than its file")
     try:

@@ -4,8 +4,8 @@
     version  u32 little endian
     crc      u32 little endian, CRC-32 of the 12 bytes before it
 
-The checksum is there so that a rotten version number is damage, and only a whole one from a later
-program means "newer": damage is set aside and survived, a newer file is refused and left untouched.
+The checksum tells a damaged version number from a real one: a damaged file is set aside, a file of a
+newer version is refused and left untouched.
 """
 
 import struct
@@ -19,18 +19,19 @@ _CRC = struct.Struct("<I")
 
 
 class NewerFormatError(Exception):
-    """A whole file that a later version of the program wrote. The message is one clear sentence."""
+    """An intact file that a later version of the program wrote. The message is one sentence with the path."""
 
 
 def pack_preamble(magic: bytes, version: int) -> bytes:
+    """The preamble, SIZE bytes."""
     head = _HEAD.pack(magic, version)
     return head + _CRC.pack(zlib.crc32(head))
 
 
 def check_preamble(data: bytes, magic: bytes, newest: int, path: Path) -> int:
-    """The version in the first bytes of `path`, which are `data`.
+    """The version in `data`, the first bytes of `path`.
 
-    Raises ValueError (what is wrong, without the path) on damage, `NewerFormatError` above `newest`.
+    Raises ValueError on damage (the message lacks the path), `NewerFormatError` for a version above `newest`.
     """
     if len(data) < SIZE:
         raise ValueError(f"cut off in its first {SIZE} bytes")

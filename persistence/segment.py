@@ -1,9 +1,9 @@
-"""One journal segment as bytes: the format, and what can be trusted of a damaged one. Pure.
+"""One journal segment as bytes: the format, and how much of a damaged segment can be trusted. Pure functions.
 
     segment := header frame* [closing]                   all integers little endian
     header  := preamble (magic "VIGILJNL", version 2; see persistence/preamble.py)
                salt 16 random bytes, first seq u64, line before it u64, CRC-32 of all before it u32
-               In version 1 no frame says that a member of a model is withdrawn or comes back; all else is the same
+               Version 1 differs only in what entries may hold: no frame withdraws a member or brings one back
     frame   := marker "VJF\\xf1", kind u32, length u32, seq u64, line u64, count u64, durable u64,
                head crc u32, crc u32, payload (length bytes)
         kind     1 entry, 2 closing (no payload, count 0; the next segment begins at seq + 1)
@@ -12,14 +12,14 @@
         head crc CRC-32 of salt, the frame's offset u64, and the fields from marker to durable
         crc      CRC-32 of the payload, continued from head crc
 
-The salt and the offset make a frame valid in one place only: not a frame of an older file whose blocks
-were reused, not a copy inside a log line, not two frames swapped.
+The salt and the offset make a frame valid in one place only. That excludes frames of an older file whose
+blocks were reused, copies of a frame inside a log line, and swapped frames.
 
-Where bytes are not a frame, the scan goes on at the next marker that is. Two things look like that: a
-write that a crash cut short, and rot. `durable` tells them apart. If a frame after the damage was
-written when the damaged place was already synced, the damage is rot, and everything else counts. If
-none was, the place belongs to the last write, which nobody was ever told had succeeded: the segment
-ends there, whatever parts of that write are whole.
+Where bytes are not a valid frame, the scan resumes at the next valid one. The gap is either a torn write,
+which a crash cut short, or rot, bytes that changed after they were synced. `durable` tells them apart: if
+a frame after the gap was written when the gap was already synced, the gap is rot, and every other frame
+counts. If there is no such frame, the gap belongs to the last write, which was never confirmed to anybody:
+the segment ends at the gap, even if later parts of that write are intact.
 """
 
 import re
@@ -49,7 +49,7 @@ _OFFSET = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A frame's place and bytes: `line` is the last line number through it, `count` the lines in it."""
+    """A frame as the journal sees it: `line` is the number of the last line through it, `count` its number of lines."""
 
     seq: int
     line: int
@@ -70,9 +70,9 @@ class Header:
 class Scan:
     """What a segment holds.
 
-    `closing` is the closing frame, if there is one. `end` is where the trusted part ends, `torn` how
-    many bytes lie between it and the end or the closing frame, `rotten` how many bytes before it are
-    damaged.
+    `closing` is the closing frame, None without one. `end` is the offset at which the trusted part ends, `torn` the
+    number of bytes between `end` and the closing frame or the end of the file, `rotten` the number of damaged bytes
+    before `end`.
     """
 
     header: Header
@@ -84,17 +84,18 @@ class Scan:
 
 
 def segment_name(first_seq: int, attempt: int) -> str:
-    """`attempt` counts the segments that begin at one seq: a write failed, or a start brought nothing."""
+    """`attempt` numbers the segments that begin at one seq, from 0: after a failed write or an idle start."""
     return f"journal-{first_seq:020d}.log" if attempt == 0 else f"journal-{first_seq:020d}-{attempt}.log"
 
 
 def pack_header(header: Header) -> bytes:
+    """The header, HEADER_BYTES long, in the newest version."""
     data = pack_preamble(MAGIC, VERSION) + _HEADER.pack(header.salt, header.first_seq, header.line)
     return data + _CRC.pack(zlib.crc32(data))
 
 
 def pack_entries(header: Header, offset: int, entries: Sequence[Entry]) -> bytes:
-    """The bytes of `entries`, to be written at `offset` in one go, everything before it being durable."""
+    """The bytes of `entries`, for one write at `offset`, before which everything is durable."""
     parts = []
     at = offset
     for entry in entries:
@@ -104,12 +105,12 @@ def pack_entries(header: Header, offset: int, entries: Sequence[Entry]) -> bytes
 
 
 def pack_closing(header: Header, offset: int, durable: int, seq: int, line: int) -> bytes:
-    """The closing frame: `seq` and `line` are the last before the next segment."""
+    """The bytes of the closing frame; `seq` and `line` are the last ones before the next segment."""
     return _pack_head(header.salt, offset, _CLOSING, Entry(seq, line, 0, b""), durable)
 
 
 def unpack_header(data: bytes, path: Path) -> Header:
-    """The header in the first bytes of `path`; raises ValueError on damage, `NewerFormatError`."""
+    """The header in `data`, the first bytes of `path`. Raises ValueError on damage, `NewerFormatError`."""
     check_preamble(data, MAGIC, VERSION, path)
     if len(data) < HEADER_BYTES:
         raise ValueError("cut off in its header")
@@ -120,9 +121,9 @@ def unpack_header(data: bytes, path: Path) -> Header:
 
 
 def scan(data: bytes, path: Path) -> Scan:
-    """Everything that can be trusted of the segment `path`, whose bytes are `data`.
+    """Everything that can be trusted of the segment at `path`, whose bytes are `data`.
 
-    Raises ValueError when the header is damaged (nothing can be trusted), `NewerFormatError`.
+    Raises ValueError when its header is damaged, for then nothing can be trusted; `NewerFormatError`.
     """
     header = unpack_header(data, path)
     frames: list[_Frame] = []
@@ -140,7 +141,7 @@ def scan(data: bytes, path: Path) -> Scan:
     closing = next((frame for frame in reversed(frames) if frame.kind == _CLOSING), None)
     stop = end = closing.offset if closing is not None else len(data)
     for index, (start, _) in enumerate(gaps):
-        # `durable` never falls, so the last frame speaks for all frames after the gap.
+        # `durable` never decreases, so the last frame decides for all frames after the gap.
         if not frames or frames[-1].offset < start or frames[-1].durable <= start:
             end, gaps = start, gaps[:index]
             break

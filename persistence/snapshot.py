@@ -11,9 +11,13 @@
               | {"name", "type": "value", "value": nil, bool, int or float}
     bins     := msgpack bin 32 items of 1 MiB, the last one shorter, n bytes together
 
-The file ends with the body. Nothing over 1 MiB goes through one msgpack call: packing holds the
-interpreter's lock, and scoring waits for it. The header has a checksum of its own so that a snapshot
-whose body is rotten still tells how far it reached.
+The file ends with the body. Why it is as it is:
+
+- The columns are written as they are, without a copy of the whole: a state may be most of the memory.
+- No msgpack call handles more than 1 MiB: packing holds the interpreter's lock, and scoring waits for it.
+- The header has a checksum of its own, so a snapshot with a damaged body still gives its seq and line.
+- A reader bounds every length by the file's own size before it allocates, and believes nothing until the
+  SHA-256 of the whole body matches.
 """
 
 import hashlib
@@ -43,12 +47,12 @@ _HEADER_BYTES = 16 + _FIELDS.size + _CRC.size
 
 
 class SnapshotError(Exception):
-    """The file is damaged. The message is `path: what`."""
+    """The file is damaged. The message is `path: what is wrong`."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """`size` is the whole file's, in bytes; `sha256` the body's."""
+    """`size` is that of the whole file in bytes, `sha256` the hash of the body in hex."""
 
     seq: int
     line: int
@@ -61,9 +65,9 @@ def write_snapshot(
 ) -> int:
     """Write `columns` as the state at `seq`, `line` to `path`, durably; returns the file's size.
 
-    `models` names the model files the state needs. After a crash the old or the new file is there,
-    whole. The columns must not change until this returns; they are not copied. Raises OSError (the old
-    file stays) and TypeError for a value that cannot be kept.
+    `models` names the model files that the state needs. After a crash either the old or the new file is there,
+    whole. The columns are not copied and must not change until this returns. Blocking. Raises OSError (see
+    `replace_file` for what is left then) and TypeError for a value that the format has no type for.
     """
     body = list(_body(columns, models))
     sha = hashlib.sha256()
@@ -75,7 +79,7 @@ def write_snapshot(
 
 
 def read_snapshot(path: Path, *, disk: Disk = REAL) -> tuple[int, int, dict[str, Value]]:
-    """The seq, line and columns that `write_snapshot` was given.
+    """The seq, line and columns that were passed to `write_snapshot`. Blocking.
 
     Raises `SnapshotError` on any damage, `NewerFormatError` for a later format, OSError (`UnreadableError` when
     the medium fails).
@@ -85,16 +89,16 @@ def read_snapshot(path: Path, *, disk: Disk = REAL) -> tuple[int, int, dict[str,
 
 
 def check_snapshot(path: Path, *, disk: Disk = REAL) -> tuple[Header, tuple[str, ...]]:
-    """The header and the models named, after the whole file was held against its checksums.
+    """The header and the names of the models, after the whole file was checked against its checksums.
 
-    Keeps nothing in memory; raises as `read_snapshot` does.
+    Keeps no column in memory. Raises as `read_snapshot` does.
     """
     header, models, _ = _load(path, disk, lambda _unpacker, _body, _count: {})
     return header, models
 
 
 def read_header(path: Path, *, disk: Disk = REAL) -> Header:
-    """Only the header, verified; the body may still be damaged. Raises as `read_snapshot` does."""
+    """The verified header alone; the body may still be damaged. Raises as `read_snapshot` does."""
 
     def read() -> Header:
         with disk.read(path) as file:
@@ -109,7 +113,7 @@ def read_header(path: Path, *, disk: Disk = REAL) -> Header:
 def _body(columns: Columns, models: Collection[str]) -> Iterator[Buffer]:
     yield msgpack.packb({"columns": len(columns), "models": sorted(models)})
     for name, value in columns.items():
-        described, raw = _described(name, value)
+        described, raw = _describe(name, value)
         yield msgpack.packb({"name": name, **described})
         for start in range(0, len(raw), CHUNK_BYTES):
             chunk = raw[start : start + CHUNK_BYTES]
@@ -117,12 +121,12 @@ def _body(columns: Columns, models: Collection[str]) -> Iterator[Buffer]:
             yield chunk
 
 
-def _described(name: str, value: Value) -> tuple[dict[str, Any], memoryview]:
+def _describe(name: str, value: Value) -> tuple[dict[str, Any], memoryview]:
     if isinstance(value, np.ndarray):
         raw = array_bytes(name, value)
         shape = list(value.shape)
         return {"type": "array", "dtype": value.dtype.str, "shape": shape, "bytes": len(raw)}, raw
-    # Exact types: a numpy float is a float to isinstance, and would not come back as what it was.
+    # Exact types: isinstance takes a numpy float for a float, and it would come back as one.
     if value is None or type(value) in (bool, float):
         return {"type": "value", "value": value}, memoryview(b"")
     if type(value) is int:
@@ -134,12 +138,12 @@ def _described(name: str, value: Value) -> tuple[dict[str, Any], memoryview]:
     elif type(value) is bytes:
         kind, raw = "bytes", memoryview(value)
     else:
-        raise TypeError(f"column {name}: cannot keep a {type(value).__name__}")
+        raise TypeError(f"column {name}: a snapshot cannot hold a {type(value).__name__}")
     return {"type": kind, "bytes": len(raw)}, raw
 
 
-class _Body:
-    """The body as the unpacker reads it: no further than its declared end, hashed on the way."""
+class _BodyReader:
+    """The file that the unpacker reads: ends where the body is declared to end, and hashes what is read."""
 
     def __init__(self, file: BinaryIO, length: int) -> None:
         self._file = file
@@ -154,7 +158,7 @@ class _Body:
         return data
 
 
-_ReadColumns = Callable[["msgpack.Unpacker", _Body, int], dict[str, Value]]
+_ReadColumns = Callable[["msgpack.Unpacker", _BodyReader, int], dict[str, Value]]
 
 
 def _load(path: Path, disk: Disk, read_columns: _ReadColumns) -> tuple[Header, tuple[str, ...], dict[str, Value]]:
@@ -169,7 +173,7 @@ def _load_once(path: Path, disk: Disk, read_columns: _ReadColumns) -> tuple[Head
             if size != header.size:
                 raise ValueError(f"{size} bytes long instead of {header.size}")
             file.seek(_HEADER_BYTES)
-            body = _Body(file, header.size - _HEADER_BYTES)
+            body = _BodyReader(file, header.size - _HEADER_BYTES)
             unpacker = msgpack.Unpacker(
                 body,
                 read_size=1 << 16,
@@ -180,9 +184,9 @@ def _load_once(path: Path, disk: Disk, read_columns: _ReadColumns) -> tuple[Head
                 max_map_len=16,
                 max_ext_len=0,
             )
-            # Parsing comes before the verdict on the checksum, so that the bytes that are believed are
-            # the bytes that were hashed; every length is therefore checked on its own.
-            manifest = _map(unpacker.unpack())
+            # Parsed and hashed in one pass, so that the bytes that were parsed are the bytes that were
+            # hashed. The checksum comes last, so every length has to be checked on its own.
+            manifest = _as_map(unpacker.unpack())
             count, models = manifest.get("columns"), manifest.get("models")
             if type(count) is not int or not isinstance(models, list):
                 raise ValueError("damaged manifest")
@@ -208,10 +212,10 @@ def _read_header(file: BinaryIO, path: Path) -> Header:
     return Header(seq, line, _HEADER_BYTES + length, sha.hex())
 
 
-def _read_columns(unpacker: "msgpack.Unpacker", body: _Body, count: int) -> dict[str, Value]:
+def _read_columns(unpacker: "msgpack.Unpacker", body: _BodyReader, count: int) -> dict[str, Value]:
     columns: dict[str, Value] = {}
     for _ in range(count):
-        column = _map(unpacker.unpack())
+        column = _as_map(unpacker.unpack())
         name, kind = column.get("name"), column.get("type")
         if not isinstance(name, str) or name in columns:
             raise ValueError(f"damaged column after {len(columns)}")
@@ -221,7 +225,7 @@ def _read_columns(unpacker: "msgpack.Unpacker", body: _Body, count: int) -> dict
     return columns
 
 
-def _read_value(unpacker: "msgpack.Unpacker", body: _Body, column: dict[str, Any], kind: object) -> Value:
+def _read_value(unpacker: "msgpack.Unpacker", body: _BodyReader, column: dict[str, Any], kind: object) -> Value:
     if kind == "value":
         value = column.get("value")
         if value is None or type(value) in (bool, int, float):
@@ -257,7 +261,7 @@ def _fill(unpacker: "msgpack.Unpacker", target: memoryview) -> None:
         done += len(chunk)
 
 
-def _map(item: object) -> dict[str, Any]:
+def _as_map(item: object) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise ValueError("a map was expected")
     return item

@@ -1,20 +1,20 @@
-"""The store: one state directory, and everything that may be done to it.
+"""The store: one state directory, and every operation on it.
 
     lock                     held for the life of the process
     snapshot-<seq>.msgpack   the state at `seq` (persistence/snapshot.py); with `.pin` beside it it stays
     model-<gen>-<hash>.pt    immutable (persistence/model_file.py); the last MODELS_KEPT stay, to go back to
-    journal-<seq>.log        the frames from `seq` on (persistence/journal.py)
-    training/                what the trainer works with (persistence/training_files.py): no state
+    journal-<seq>.log        the frames from `seq` on, the write-ahead log (persistence/journal.py)
+    training/                the files of the training run (persistence/training_files.py): not state
     frame-<seq>.bad          a frame that could not be applied
-    alerts.jsonl, .mark      what was flagged (persistence/jsonl.py), and how far that file has come
-    verdicts.jsonl, .mark    every verdict, where the settings ask for it
-    *.bad                    damaged and set aside, or a model of a layout that this program cannot use; *.tmp
-                             unfinished, removed at recovery
+    alerts.jsonl, .mark      flagged records (persistence/jsonl.py), and the id of the last one
+    verdicts.jsonl, .mark    every record, if the settings say so
+    *.bad                    set aside: damaged, or a model of a layout that this program cannot use
+    *.tmp                    an unfinished write, removed at recovery
 
-At every instant the directory holds the last two sound snapshots and the journal back to the older of
-them, so a rotten newest snapshot costs time, not data; and the model files and snapshots that either of
-them, or a frame after it, needs. Calls block. `append`, `rotate` and `start_journal` are for one thread at
-a time; everything else may run beside them, and waits for its turn at the files.
+At every instant the directory holds the last two intact snapshots and the journal back to the older of
+them, so a damaged newest snapshot costs time, not data; and every model file and snapshot that either of
+them, or a frame after it, refers to. Calls block. `append`, `rotate` and `start_journal` are for one thread
+at a time; everything else may run beside them, and waits for the lock on the files.
 """
 
 import math
@@ -36,17 +36,17 @@ from persistence.directory_scan import (
     bare_reason,
     model_paths,
     newest_snapshot,
-    recover,
+    scan_directory,
     set_aside,
     snapshot_paths,
 )
 from persistence.disk import REAL, Disk, UnreadableError, replace_file, unlink_if_there
-from persistence.journal import JournalReading, JournalWriter, segments
+from persistence.journal import JournalReader, JournalWriter, segments
 from persistence.model_file import ModelError, ModelFile
 from persistence.preamble import NewerFormatError
 from persistence.segment import Entry
 from persistence.snapshot import SnapshotError
-from persistence.training_files import open_training
+from persistence.training_files import open_training_directory
 
 MODELS_KEPT = 5
 
@@ -55,8 +55,8 @@ MODELS_KEPT = 5
 class SnapshotInfo:
     """One snapshot. `time` is when it was written (epoch seconds), `seconds` how long that took.
 
-    A listing knows no `seconds` (0.0), and no `line` of a damaged header (0). `notes` says what could
-    not be tidied up after writing it; the snapshot itself is durable all the same.
+    In a listing `seconds` is 0.0, and `line` is 0 if the header is damaged. `notes` says which old files could not
+    be removed after writing it; the snapshot itself is durable regardless.
     """
 
     name: str
@@ -83,7 +83,7 @@ def open_store(directory: Path, *, keep: int = 5, disk: Disk = REAL) -> Iterator
 
 
 class Store:
-    """Made by `open_store`: first `recover`, then `start_journal`, then the rest."""
+    """Opened by `open_store`. Call `recover` first, iterate its entries, then `start_journal`; then the rest."""
 
     def __init__(self, directory: Path, keep: int, disk: Disk, lock: Lock) -> None:
         self.directory = directory
@@ -92,44 +92,45 @@ class Store:
         self._disk = disk
         self._lock = lock
         self._journal: JournalWriter | None = None
-        self._reading: JournalReading | None = None  # of the recovery
-        # One account for the life of the process: a second recovery must not hide what the first one did.
+        self._reader: JournalReader | None = None  # of the last `recover`
+        # One list for the life of the process: a second recovery must not hide the faults that the first one found.
         self._losses = Losses()
-        # What is known of files that never change, so that pruning does not read them every time.
-        self._needed: dict[str, tuple[str, ...]] = {}
-        self._sound: dict[str, ModelFile] = {}
-        # The seq up to which the journal had come when a model or a snapshot was last resolved by name.
+        # By snapshot, the models it names; by model, its hash. The files never change, so pruning reads each only once.
+        self._models_of: dict[str, tuple[str, ...]] = {}
+        self._intact_models: dict[str, ModelFile] = {}
+        # By file, the journal's last seq when a model or a snapshot was last loaded by name.
         self._used: dict[str, float] = {}
-        # Held by whoever looks through snapshots and segments, and by whoever takes some away.
+        # Held while snapshots and segments are listed or removed.
         self._files = threading.RLock()
         self._open_training()
 
     def recover(self) -> Recovery:
-        """Find what is left (see `Recovery`). May be called again, also while the journal is open: that
-        closes it. Raises `StoreError` for files of a later format, which are left untouched, and when
-        the disk fails; iterating the entries may raise `JournalError`.
+        """Read the directory; see `Recovery` and `scan_directory`. A journal that is open is closed first.
+
+        Raises `StoreError` for files of a later format, which are left untouched, and when the disk fails; iterating
+        the entries may raise `JournalError`.
         """
         self.close()
         try:
-            found = recover(self.directory, self._disk, self._losses, was_journaled=self._lock.was_journaled)
+            found = scan_directory(self.directory, self._disk, self._losses, was_journaled=self._lock.was_journaled)
         except NewerFormatError as exc:
             raise StoreError(str(exc)) from exc
         except OSError as exc:
             raise StoreError(f"{exc.filename or self.directory}: {exc.strerror}") from exc
-        self._sound = {model.name: model for model in found.models}
-        self._needed.clear()
-        self._reading = found.reading
+        self._intact_models = {model.name: model for model in found.models}
+        self._models_of.clear()
+        self._reader = found.reader
         return found
 
     def start_journal(self, seq: int, line: int) -> None:
         """Open a new segment for the frames after `seq` and `line`; `append` works from now on.
 
-        Raises RuntimeError before the recovered entries were read to the end, ValueError when `seq` or
-        `line` would go back. On `JournalError` there is no segment yet, and every `append` tries for one.
+        Raises RuntimeError if the entries of `recover` were not iterated to the end, ValueError when `seq` or
+        `line` would go back. After `JournalError` there is no segment yet, and every `append` tries to create one.
         """
-        found = self._reading
-        if found is None or not found.done:
-            raise RuntimeError("the journal starts after recovery, and after its entries were read")
+        found = self._reader
+        if found is None or not found.finished:
+            raise RuntimeError("the journal starts only after recovery, and after its entries were read to the end")
         if seq < found.last_seq or line < found.last_line:
             raise ValueError(f"frame {seq}, line {line} go back behind {found.last_seq}, {found.last_line}")
         self.close()
@@ -152,16 +153,16 @@ class Store:
         self._writer().append(entries)
 
     def set_frame_aside(self, entry: Entry) -> str:
-        """Keep a frame that could not be applied as `frame-<seq>.bad`, durably; returns the file's name.
+        """Write the payload of a frame that cannot be applied to `frame-<seq>.bad`, durably; returns the file's name.
 
-        The file is the frame's payload. Raises OSError.
+        Raises OSError.
         """
         path = self.directory / f"frame-{entry.seq:020d}.bad"
         replace_file(self._disk, path, [entry.payload])
         return path.name
 
     def rotate(self) -> None:
-        """Go on in a new segment, so that pruning can remove the old one; see `JournalWriter.rotate`."""
+        """Continue in a new segment, so that pruning can remove the old one; see `JournalWriter.rotate`."""
         self._writer().rotate()
 
     def close(self) -> None:
@@ -171,22 +172,22 @@ class Store:
             self._journal = None
 
     def write_snapshot(self, seq: int, line: int, columns: Columns, models: Collection[str] = ()) -> SnapshotInfo:
-        """Write the state at `seq` durably, then remove what is no longer needed.
+        """Write the state at `seq` durably, then remove the files that are no longer needed.
 
-        `models` names the model files the state refers to. The columns must not change meanwhile.
-        Raises OSError, and the snapshots before stay as they were; TypeError for what cannot be kept.
+        `models` names the model files that the state refers to. The columns must not change meanwhile.
+        Raises OSError, and the older snapshots stay as they were; TypeError as `snapshot.write_snapshot` does.
         """
         began = time.monotonic()
         path = self.directory / f"snapshot-{seq:020d}.msgpack"
         with self._files:
             size = snapshot.write_snapshot(path, seq, line, columns, models=models, disk=self._disk)
-            self._needed[path.name] = tuple(models)
+            self._models_of[path.name] = tuple(models)
             seconds = time.monotonic() - began
             notes = tuple(self._prune())
             return SnapshotInfo(path.name, seq, line, size, path.stat().st_mtime, _is_pinned(path), seconds, notes)
 
     def snapshots(self) -> list[SnapshotInfo]:
-        """Every snapshot, newest first, by its header; its body may still be damaged."""
+        """Every snapshot, newest first. Only headers are read; a body may still be damaged."""
         infos = []
         for seq, path in snapshot_paths(self.directory):
             try:
@@ -198,18 +199,19 @@ class Store:
         return infos
 
     def verify(self) -> list[tuple[SnapshotInfo, str | None]]:
-        """Hold every snapshot, and the models it names, against their checksums; the error, or None."""
+        """Check every snapshot, and the models it names, against their checksums: each with the error, or None."""
         return [(info, self._error_in(info)) for info in self.snapshots()]
 
     def load_snapshot(self, name: str, sha256: str | None = None) -> tuple[str, dict[str, Value]]:
-        """The SHA-256 of the body of snapshot `name`, and its columns; it is kept as long as the journal needs it.
+        """The SHA-256 of the body of snapshot `name`, and its columns. The file is kept as long as the journal may
+        refer to it.
 
-        Raises ValueError for what is no name of one, `SnapshotError` when it is damaged or not the one with
-        `sha256`, FileNotFoundError when there is none, `NewerFormatError`, OSError.
+        Raises ValueError when `name` is not a snapshot's, `SnapshotError` when the file is damaged or its body has
+        another hash than `sha256`, FileNotFoundError when there is none, `NewerFormatError`, OSError.
         """
         path = self._snapshot_path(name)
         with self._files:
-            self._used[name] = max(self._reached(), self._used.get(name, 0))
+            self._used[name] = max(self._last_seq(), self._used.get(name, 0))
             seq, _, columns = snapshot.read_snapshot(path, disk=self._disk)
             header = snapshot.read_header(path, disk=self._disk)
         if f"{seq:020d}" not in name:
@@ -221,22 +223,23 @@ class Store:
     def hold(self, name: str) -> None:
         """Keep snapshot `name` until `release`.
 
-        Raises ValueError for what is no name of one, FileNotFoundError when there is none.
+        Raises ValueError when `name` is not a snapshot's, FileNotFoundError when there is none.
         """
         with self._files:
             self._snapshot_path(name).stat()
             self._used[name] = math.inf
 
     def release(self, name: str) -> None:
-        """Keep it only as long as a frame that was journaled meanwhile may need it. Does not wait."""
-        self._used[name] = self._reached()
+        """End `hold`: keep the snapshot only as long as a frame journaled meanwhile may refer to it. Does not block."""
+        self._used[name] = self._last_seq()
 
     @contextmanager
     def reading_back(self, before: int) -> Iterator[tuple[dict[str, Value] | None, Iterator[Entry]]]:
-        """The columns of the newest sound snapshot, and the entries from there to frame `before`, exclusive.
+        """The columns of the newest intact snapshot (None without one), and the entries after it up to frame `before`,
+        exclusive.
 
-        For replaying, and for a running daemon whose state is spoilt: the journal stays open and may be appended to
-        meanwhile. Raises `StoreError` when the disk fails; iterating may raise `JournalError`.
+        To replay them, at a start or when the state of the running daemon is corrupt: the journal stays open and may
+        be appended to meanwhile. Raises `StoreError` when the disk fails; iterating may raise `JournalError`.
         """
         with self._files:
             try:
@@ -244,14 +247,15 @@ class Store:
             except OSError as exc:
                 raise StoreError(f"{exc.filename or self.directory}: {exc.strerror}") from exc
             _, seq, line, columns = found if found is not None else ("", 0, 0, None)
-            reading = JournalReading(
+            reading = JournalReader(
                 self.directory, seq, line, before=before, set_aside=self._set_aside, disk=self._disk
             )
             yield columns, iter(reading)
 
     def pin(self, name: str) -> None:
-        """Keep snapshot `name` for ever; it does not count among the last ones kept. Raises OSError,
-        FileNotFoundError when there is none, ValueError for what is no name of one."""
+        """Keep snapshot `name` for ever; it no longer counts among the last `keep`.
+
+        Raises ValueError when `name` is not a snapshot's, FileNotFoundError when there is none, OSError."""
         path = self._snapshot_path(name)
         with self._files:
             path.stat()
@@ -266,90 +270,90 @@ class Store:
             self._disk.sync(self.directory)
 
     def model_path(self, name: str) -> Path:
-        """Where model file `name` is; ValueError when that is no name of one."""
+        """The path of model file `name`. Raises ValueError when that is not the name of one."""
         model_file.generation_of(name)
         return self.directory / name
 
     def adopt_model(self, path: Path) -> ModelFile:
-        """Move a model file that the trainer left in `training` here, durably, after checking it.
+        """Check a model file that the trainer left in `training`, and move it into the store, durably.
 
         Raises `ModelError` when it is damaged, OSError.
         """
         model = model_file.hash_model(path, disk=self._disk)
         self._disk.sync(path)
-        self._used[model.name] = self._reached()
+        self._used[model.name] = self._last_seq()
         self._disk.rename(path, self.directory / model.name)
         self._disk.sync(self.directory)
-        self._sound[model.name] = model
+        self._intact_models[model.name] = model
         return model
 
     def load_model(self, name: str, sha256: str | None = None) -> dict[str, Value]:
-        """The columns of model file `name`, which from now on is kept as long as the journal needs it.
+        """The columns of model file `name`. The file is kept as long as the journal may refer to it.
 
-        Raises `ModelError` on damage (the file is then set aside) and when there is no such file,
+        Raises `ModelError` when it is damaged (it is then set aside) and when there is no such file,
         `NewerFormatError`, OSError.
         """
         path = self.model_path(name)
-        self._used[name] = self._reached()
+        self._used[name] = self._last_seq()
         try:
             return model_file.read_model(path, sha256, disk=self._disk)
         except FileNotFoundError as exc:
             raise ModelError(f"{path}: is missing") from exc
         except ModelError as exc:
-            # A wrong `sha256` alone does not make the file a damaged one: its name may still be right.
-            if not self._is_sound(path):
+            # A wrong `sha256` alone does not prove the file damaged: its contents may still match its name.
+            if not self._is_intact(path):
                 set_aside(path, bare_reason(path, exc), self._disk, self._losses)
-                self._sound.pop(name, None)
+                self._intact_models.pop(name, None)
             raise
 
     def set_model_aside(self, name: str, reason: str) -> None:
-        """Rename model file `name`, which is sound and of no use to this program; what became of it is in `notes`."""
+        """Set aside model file `name`, which is intact but of a layout that this program cannot use."""
         set_aside(self.model_path(name), reason, self._disk, self._losses)
-        self._sound.pop(name, None)
+        self._intact_models.pop(name, None)
 
     def models(self) -> list[ModelFile]:
-        """The sound model files, newest generation first."""
+        """The intact model files, newest generation first."""
         models = []
         for path in model_paths(self.directory):
             try:
-                if path.name not in self._sound:
-                    self._sound[path.name] = model_file.hash_model(path, disk=self._disk)
-                models.append(self._sound[path.name])
+                if path.name not in self._intact_models:
+                    self._intact_models[path.name] = model_file.hash_model(path, disk=self._disk)
+                models.append(self._intact_models[path.name])
             except (ModelError, UnreadableError):
-                # Since recovery: `load_model` says so, and sets aside what is damaged.
+                # Damaged since recovery: `load_model` reports it and sets the file aside.
                 continue
         return models
 
     def _prune(self) -> list[str]:
         losses = Losses()
         try:
-            sound = self._sound_snapshots(losses)
-            kept, older = sound[: self._keep], sound[self._keep :]
+            intact = self._intact_snapshots(losses)
+            kept, older = intact[: self._keep], intact[self._keep :]
             oldest_state = kept[:2][-1][0]
             for _, path in older:
                 if not _is_pinned(path) and self._used.get(path.name, -1) < oldest_state:
                     self._disk.unlink(path)
-                    self._needed.pop(path.name, None)
+                    self._models_of.pop(path.name, None)
             if len(kept) > 1 or self._keep == 1:
                 self._prune_before(oldest_state)
         except OSError as exc:
-            # The snapshot is safe; what should have gone takes space until the next one.
+            # The snapshot is safe; the old files take space until the next one.
             losses.notes.append(f"not tidied up: {exc}")
         return losses.notes
 
-    def _sound_snapshots(self, losses: Losses) -> list[tuple[int, Path]]:
-        sound = []
+    def _intact_snapshots(self, losses: Losses) -> list[tuple[int, Path]]:
+        intact = []
         for seq, path in snapshot_paths(self.directory):
             try:
-                if path.name not in self._needed:
-                    self._needed[path.name] = self._checked(seq, path)
-                sound.append((seq, path))
+                if path.name not in self._models_of:
+                    self._models_of[path.name] = self._checked(seq, path)
+                intact.append((seq, path))
             except SnapshotError as exc:
                 set_aside(path, bare_reason(path, exc), self._disk, losses)
             except UnreadableError as exc:
-                # Neither counted nor taken away, as long as nobody knows what is in it.
+                # Neither counted nor removed while it cannot be read.
                 losses.notes.append(str(exc))
-        return sound
+        return intact
 
     def _checked(self, seq: int, path: Path) -> tuple[str, ...]:
         header, models = snapshot.check_snapshot(path, disk=self._disk)
@@ -358,19 +362,19 @@ class Store:
         return models
 
     def _prune_before(self, seq: int) -> None:
-        """Remove what only a state before `seq` would need."""
+        """Remove the segments and models that only a state before `seq` would need."""
         row = segments(self.directory)
-        # The one before the last stays: it announces the last, whose loss would go unnoticed.
+        # The last but one stays: it announces the last, whose loss would otherwise go unnoticed.
         for (_, path), (next_first, _) in pairwise(row[:-1]):
             if next_first > seq + 1:
                 break
             self._disk.unlink(path)
-        needed = {name for names in self._needed.values() for name in names}
+        needed = {name for names in self._models_of.values() for name in names}
         needed |= {name for name, used in self._used.items() if used >= seq}
         for path in model_paths(self.directory)[MODELS_KEPT:]:
             if path.name not in needed:
                 self._disk.unlink(path)
-                self._sound.pop(path.name, None)
+                self._intact_models.pop(path.name, None)
 
     def _set_aside(self, path: Path, reason: str) -> None:
         set_aside(path, reason, self._disk, self._losses)
@@ -385,7 +389,7 @@ class Store:
             return str(exc)
         return None
 
-    def _is_sound(self, path: Path) -> bool:
+    def _is_intact(self, path: Path) -> bool:
         try:
             model_file.read_model(path, disk=self._disk)
         except ModelError:
@@ -402,14 +406,14 @@ class Store:
             raise RuntimeError("the journal is not open")
         return self._journal
 
-    def _reached(self) -> int:
+    def _last_seq(self) -> int:
         if self._journal is not None:
             return self._journal.seq
-        return self._reading.last_seq if self._reading is not None else 0
+        return self._reader.last_seq if self._reader is not None else 0
 
     def _open_training(self) -> None:
         try:
-            open_training(self.training)
+            open_training_directory(self.training)
         except OSError as exc:
             raise StoreError(f"{self.training}: {exc.strerror}") from exc
 

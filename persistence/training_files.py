@@ -1,18 +1,18 @@
-"""The store's `training` directory: what a training run works with, kept so that a restart can go on with it.
+"""The store's `training` directory: the files of a training run, with which a restarted daemon resumes it.
 
     training-<generation>.msgpack  what the run learns from: a snapshot file (persistence/snapshot.py) of its columns,
-                                   and one more, "about" (str): what the writer wants to know of it later
-    training-<generation>.part     how far the run is: a snapshot file (its seq and line are 0) with the columns
+                                   and one more, "about" (str), which belongs to the writer
+    training-<generation>.part     the partial result of the run: a snapshot file (its seq and line are 0), with
                                      input     str    SHA-256 of the body of what the run learns from, in hex
                                      program   str    what else decides the result: versions and code
-                                     fraction  float  of the run
-                                     work.*           the run's own notes
+                                     fraction  float  how much of the run is done, 0 to 1
+                                     work.*           the trainer's own columns
     attempts.json                  `Attempts`, as a JSON object
-    model-<generation>-<hash>.pt   a result that the daemon has not taken over yet
+    model-<generation>-<hash>.pt   a finished model that the daemon has not taken over yet
 
-There is one run at a time, so at most one file of each kind. Each appears whole or not at all, and none of them is
-state: whatever is damaged, foreign or missing costs the time it would have saved. When the store is opened everything
-else is removed, the unfinished and results that nobody took over included. All calls block.
+There is one run at a time, so at most one file of each kind. Each appears whole or not at all. None of them is state: a
+file that is damaged, foreign or missing costs only the time it would have saved. When the store is opened everything
+else is removed, unfinished writes and models that were not taken over included. All calls block.
 """
 
 import os
@@ -30,7 +30,7 @@ from persistence.disk import REAL, Disk, replace_file, unlink_if_there
 from persistence.preamble import NewerFormatError
 from persistence.snapshot import SnapshotError, read_header, read_snapshot, write_snapshot
 
-MAX_PARTIAL_BYTES = 256 << 20  # a run of the largest models notes some 20 MB
+MAX_PARTIAL_BYTES = 256 << 20  # a run of the largest models writes some 20 MB
 MAX_ATTEMPTS_BYTES = 1 << 16
 
 _INPUT = re.compile(r"training-([1-9][0-9]{0,17})\.msgpack")
@@ -38,19 +38,19 @@ _PARTIAL = re.compile(r"training-[1-9][0-9]{0,17}\.part")
 _ATTEMPTS = "attempts.json"
 _ABOUT = "about"
 _WORK = "work."
-_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]  # beyond, what is counted on from could not be written
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]  # so that the next count can be written, too
 
 
 class PartialError(Exception):
-    """There are no notes that a run could go on from. The message is `path: why`."""
+    """There is no partial result from which a run could resume. The message is `path: why`."""
 
 
 class Attempts(msgspec.Struct, omit_defaults=True):
-    """How the trainings since the last success went, across restarts.
+    """How the trainings since the last success went; outlives restarts.
 
-    `failures` of them failed in a row, the last one at `failed_at` (epoch seconds) of `error`; `failures_total` counts
-    those of all times. `began_from` is the fraction the last run began from, None when it came to an end; and
-    `no_further` how many runs in a row ended with the daemon without having got any further.
+    `failures` counts the failures in a row, the last of them at `failed_at` (epoch seconds) with `error`;
+    `failures_total` counts all there ever were. `began_from` is the fraction at which the last run began, None when
+    that run ended; `no_further` counts the runs in a row that ended with the daemon and made no progress.
     """
 
     failures: _Count = 0
@@ -62,15 +62,15 @@ class Attempts(msgspec.Struct, omit_defaults=True):
 
 
 @dataclass(frozen=True)
-class Notes:
-    """What a run had come to: `fraction` of all, in the columns `work`."""
+class Partial:
+    """What an interrupted run left: `fraction` of the run is done, with the result in the columns `work`."""
 
     fraction: float
     work: dict[str, Value]
 
 
-def open_training(directory: Path) -> None:
-    """Make `directory`, or clear it of all but what the next run may go on from. Raises OSError."""
+def open_training_directory(directory: Path) -> None:
+    """Create `directory`, or remove from it what the next run cannot resume from. Raises OSError."""
     directory.mkdir(mode=0o700, exist_ok=True)
     inputs = []
     for path in sorted(directory.iterdir()):
@@ -87,7 +87,7 @@ def open_training(directory: Path) -> None:
 
 
 def write_input(directory: Path, generation: int, seq: int, line: int, columns: Columns, about: str) -> Path:
-    """Put down what run `generation` is to learn from, in place of everything of an earlier run. Raises OSError."""
+    """Write the training set of run `generation`, and remove the files of earlier runs. Raises OSError."""
     forget_run(directory)
     path = directory / f"training-{generation}.msgpack"
     write_snapshot(path, seq, line, {**columns, _ABOUT: about})
@@ -95,7 +95,7 @@ def write_input(directory: Path, generation: int, seq: int, line: int, columns: 
 
 
 def find_input(directory: Path) -> tuple[Path, str] | None:
-    """The input of a run that did not come to its end, whole, and what was said about it.
+    """The path of the training set of a run that did not end, and its "about"; None when there is none.
 
     Raises SnapshotError when it is damaged, NewerFormatError, OSError.
     """
@@ -105,26 +105,26 @@ def find_input(directory: Path) -> tuple[Path, str] | None:
     _, _, columns = read_snapshot(path)
     about = columns.get(_ABOUT)
     if not isinstance(about, str):
-        raise SnapshotError(f"{path}: says nothing about itself")
+        raise SnapshotError(f"{path}: has no column 'about'")
     return path, about
 
 
 def forget_run(directory: Path) -> None:
-    """Remove the files of the run there was; what is known of attempts stays. Raises OSError."""
+    """Remove the files of the last run, except for `Attempts`. Raises OSError."""
     for path in directory.iterdir():
         if path.name != _ATTEMPTS:
             _remove(path)
 
 
-def partial_of(source: Path) -> Path:
-    """Where the notes of the run are that learns from `source`."""
+def partial_path(source: Path) -> Path:
+    """The file for the partial result of the run on `source`."""
     return source.with_suffix(".part")
 
 
 def write_partial(source: Path, program: str, fraction: float, work: Columns, *, disk: Disk = REAL) -> int:
-    """Note how far the run on `source` is, in place of the note before; returns the file's size.
+    """Replace the partial result of the run on `source`; returns the file's size in bytes.
 
-    Raises OSError, and ValueError when it is too much: the note before stays.
+    Raises OSError, and ValueError when `work` is larger than MAX_PARTIAL_BYTES; the one before stays then.
     """
     size = sum(getattr(value, "nbytes", 0) for value in work.values())
     if size > MAX_PARTIAL_BYTES:
@@ -135,16 +135,16 @@ def write_partial(source: Path, program: str, fraction: float, work: Columns, *,
         "fraction": fraction,
     }
     return write_snapshot(
-        partial_of(source), 0, 0, {**identity, **{_WORK + name: value for name, value in work.items()}}, disk=disk
+        partial_path(source), 0, 0, {**identity, **{_WORK + name: value for name, value in work.items()}}, disk=disk
     )
 
 
-def read_partial(source: Path, program: str | None, *, disk: Disk = REAL) -> Notes | None:
-    """What was noted of the run on `source`, None when nothing was; None as `program` takes that of any.
+def read_partial(source: Path, program: str | None, *, disk: Disk = REAL) -> Partial | None:
+    """The partial result of the run on `source`, None without one. With `program` None that of any program is taken.
 
-    Raises PartialError when it is damaged, or not of that input and program.
+    Raises PartialError when it is damaged, or belongs to another input or program.
     """
-    path = partial_of(source)
+    path = partial_path(source)
     try:
         _, _, columns = read_snapshot(path, disk=disk)
         theirs = read_header(source, disk=disk).sha256
@@ -162,11 +162,11 @@ def read_partial(source: Path, program: str | None, *, disk: Disk = REAL) -> Not
     if not isinstance(fraction, float) or not 0.0 <= fraction <= 1.0:
         raise PartialError(f"{path}: does not say how far it is")
     work = {name.removeprefix(_WORK): value for name, value in columns.items() if name.startswith(_WORK)}
-    return Notes(fraction, work)
+    return Partial(fraction, work)
 
 
 def write_attempts(directory: Path, attempts: Attempts) -> None:
-    """Raises OSError."""
+    """Replace the file; remove it when `attempts` is as new. Raises OSError."""
     if attempts == Attempts():
         unlink_if_there(REAL, directory / _ATTEMPTS)
         return
@@ -174,7 +174,7 @@ def write_attempts(directory: Path, attempts: Attempts) -> None:
 
 
 def read_attempts(directory: Path) -> Attempts:
-    """None of them when there is no file, or one that is damaged. Raises OSError when it cannot be read."""
+    """The attempts on file; those of a new directory when the file is missing or damaged. Raises OSError."""
     try:
         with REAL.read(directory / _ATTEMPTS) as file:
             return msgspec.json.decode(file.read(MAX_ATTEMPTS_BYTES), type=Attempts)

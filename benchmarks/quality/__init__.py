@@ -1,1 +1,1 @@
-"""How good the daemon's verdicts are, measured on the whole daemon as a black box: `python -m benchmarks.quality`."""
+"""Quality of the daemon's verdicts, measured on the whole daemon as a black box: `python -m benchmarks.quality`."""

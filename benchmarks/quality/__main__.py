@@ -1,16 +1,16 @@
-"""How good the daemon's verdicts are: it is started, fed labelled logs (never the labels) and judged by what it wrote.
+"""Quality of the daemon's verdicts: it is started, fed labelled logs (never the labels), and its records are evaluated.
 
-    python -m benchmarks.quality                              every set, --seeds runs of those that chance has a part in
+    python -m benchmarks.quality                              every set; --seeds runs of those that depend on chance
     python -m benchmarks.quality --set hdfs_raw --set deploy  only these
     python -m benchmarks.quality --write docs/detection.md    and put the table into the document
     python -m benchmarks.quality --log FILE --labels FILE     your own log, see below
 
-Sets are looked for in --data; one that is not there is named and left out. Rows of a set are also kept in --keep, so
-that --write makes one table of sets that were run at different times (`--set none` runs nothing).
+Sets are read from --data; a missing one is named and skipped. The rows of a set are also kept in --keep, so that
+--write makes one table of sets that were run at different times (`--set none` runs nothing).
 
 Your own log: `--labels` is a CSV file with the columns `line` (counted from 1) and `label` (1: should be found, 0:
-harmless, 2: unsure, left out). `--key` is a regular expression with one group that names a line's session. Learned from
-is the first half (`--warmup LINES`), judged is what follows, by session.
+harmless, 2: unsure, left out). `--key` is a regular expression with one group, a line's session. The first half
+(`--warmup LINES`) is learned from, the rest is evaluated by session.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from benchmarks.quality.report import BEGIN, Row, as_markdown, as_text, load, me
 
 Run = Callable[[Path, int], list[Row]]
 
-# Name, what runs it, the folders it reads, and whether chance has a part in it (then it runs once a seed).
+# Name, function, the folders it reads, and whether it depends on chance (then it runs once per seed).
 SETS: tuple[tuple[str, Run, tuple[str, ...], bool], ...] = (
     ("hdfs_raw", hdfs.vouched, ("hdfs_raw",), True),
     ("hdfs_raw_live", hdfs.live, ("hdfs_raw",), True),
@@ -71,7 +71,7 @@ def main() -> None:
         try:
             measure(name, run, options.data, options.seeds if chance else 1, options.keep)
         except (RuntimeError, AssertionError, OSError, httpx.HTTPError) as exc:
-            # What a daemon that fails, hangs or dies looks like from here. One set that cannot be measured must not
+            # The exceptions of a daemon that fails, hangs or dies. One set that cannot be measured must not
             # cost the hours of the others; an older figure of it must not stand for it, and the exit status tells.
             (options.keep / f"{name}.json").unlink(missing_ok=True)
             print(f"\n{name}: NOT MEASURED: {exc}", flush=True)

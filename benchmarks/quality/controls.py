@@ -1,7 +1,7 @@
-"""What the daemon's verdicts are held against: simple detectors on the same sessions, written here in the open.
+"""Baselines for the daemon's verdicts: simple detectors on the same sessions.
 
-Each takes sessions (tuples of event numbers) to learn from and sessions to judge, and gives a strangeness and
-flags for each of the latter. None of them sees a label.
+Each takes sessions (tuples of event numbers) to learn from and sessions to judge, and returns a strangeness and a
+flag for each of the latter. None of them sees a label.
 """
 
 import math
@@ -27,7 +27,7 @@ class Control:
 
 
 def controls(known: Sequence[Session], judged: Sequence[Session], alpha: float, seed: int) -> list[Control]:
-    """All of them. `alpha` is the share of clean sessions that one with a threshold may flag."""
+    """All baselines. `alpha` is the share of clean sessions that a baseline with a threshold may flag."""
     return [
         Control("flag everything", np.zeros(len(judged)), np.ones(len(judged), dtype=np.bool_)),
         event_or_length(known, judged),
@@ -37,7 +37,7 @@ def controls(known: Sequence[Session], judged: Sequence[Session], alpha: float, 
 
 
 def event_or_length(known: Sequence[Session], judged: Sequence[Session]) -> Control:
-    """Strange is an event never seen, and, less so, a length never seen."""
+    """An event never seen is strange, a length never seen less so."""
     events = {event for session in known for event in session}
     lengths = {len(session) for session in known}
     strangeness = np.array(

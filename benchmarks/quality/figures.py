@@ -13,7 +13,7 @@ from benchmarks.quality.report import Row
 def asking(rows: Sequence[Row], asked: Mapping[str, Mapping[str, Any]], note: str = "") -> list[Row]:
     """`rows` with the floor and target that `asked` has for some of them, by `what`, and with `note` on those.
 
-    What is asked for and has no row is a figure that could not be measured: it becomes a row that says so.
+    A figure that is asked for and has no row could not be measured: it becomes a row that says so.
     """
     there = {row.what for row in rows}
     absent = [Row(rows[0].set, what, float("nan"), note="not measured") for what in asked if what not in there]
@@ -26,7 +26,7 @@ def asking(rows: Sequence[Row], asked: Mapping[str, Mapping[str, Any]], note: st
 def member_rows(name: str, truth: Bools, units: Units, seed: int = 0) -> list[Row]:
     """PR-AUC of each member alone and of the members' p-values combined, all of them and all but one.
 
-    "Ensemble minus best member" is the daemon's own score, so that what it makes of the p-values counts.
+    "Ensemble minus best member" uses the daemon's own combination of the p-values.
     """
     alone = {member: average_precision(truth, each) for member, each in units.member_strangeness.items()}
     if not alone:

@@ -1,9 +1,9 @@
-"""Is the alarm budget honest? What share of harmless sessions is flagged, over the level they were tested at.
+"""Is the alarm budget honest? The share of harmless sessions that is flagged, divided by the level.
 
-From every set only what is harmless, in its order: the first half to learn from, as ordinary lines, the sessions that
+Of every set the harmless sessions, in order: the first half to learn from, as ordinary lines, the sessions that
 begin in the second half to be judged. Alarms by rules are exempt from the budget and counted beside it. `LEVEL` is
-larger than anybody's budget, so that there are enough false alarms to count; where a set is too small for it the daemon
-raises it to its floor, and it is that floor that is compared.
+larger than a real budget, so that there are enough false alarms to count; if a set is too small for it, the daemon
+raises it to its floor, and the share is compared with that.
 """
 
 from collections.abc import Callable

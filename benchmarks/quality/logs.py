@@ -1,4 +1,4 @@
-"""Labelled sets: reading them, and making lines of sessions that are given only as numbers of events."""
+"""Labelled sets: reading them, and generating lines for sessions that are given only as event numbers."""
 
 import csv
 import gzip

@@ -1,10 +1,10 @@
-"""The daemon under test: fed over its sockets like any other, asked over its API, judged by what it wrote.
+"""The daemon under test: fed over its sockets, queried over its API, evaluated by its records.
 
-A log of days runs through in minutes here, so we wait where a real day would have given the time: for a
-training that has begun, before the lines after it are sent. `retrain_seconds` is 0 for the same reason.
-A wait is silence to the daemon: where it is as long as ends a session, those under way are cut in two, and the
-second halves look odd. That is no property of the verdicts, so `notes` says it: measure again on a quieter machine.
-Everything else is as shipped unless a set says otherwise.
+A log of days is sent within minutes, so we wait where a real day would leave the time: a training that has
+begun ends before more lines are sent. `retrain_seconds` is 0 for the same reason.
+A wait is silence to the daemon: if it is longer than the idle time, open sessions are cut in two, and the second
+halves look unusual. That says nothing about the verdicts, so `notes` reports it: measure again on an idle machine.
+All other settings are the defaults unless a set changes them.
 """
 
 import json
@@ -88,9 +88,9 @@ class Watched:
         self._progress = Progress(about)
 
     def vouch(self, lines: Sequence[bytes]) -> None:
-        """Have the daemon learn from lines that somebody vouches for, and return when its model is in force.
+        """Train the daemon from vouched lines, and return when its model is in force.
 
-        A daemon that cannot be told so gets them as ordinary lines: `line` moves on, and `notes` says it.
+        A daemon without that request gets them as ordinary lines: `line` moves on, and `notes` reports it.
         """
         chunks = list(_chunks(lines))
         for i, chunk in enumerate(chunks):
@@ -179,7 +179,7 @@ class Watched:
         self.daemon.post("/flush")
 
     def finish(self) -> Records:
-        """Flush, stop, and give what was said of every line and every session closed; says the `notes`."""
+        """Flush, stop, and return the records of every line and every closed session; prints the `notes`."""
         for note in self.notes:
             print(f"  {self.about}: {note}", file=sys.stderr)
         self.alpha = float(self.daemon.status()["alarms"]["alpha"])
@@ -211,7 +211,7 @@ def _chunks(lines: Sequence[bytes]) -> Iterator[bytes]:
 
 
 class Progress:
-    """A line on stderr now and then: what is being done, and how far it is."""
+    """Prints a line on stderr from time to time: the current step and its progress."""
 
     def __init__(self, about: str) -> None:
         self._about = about

@@ -1,6 +1,6 @@
 """The admin API's routes. Each also answers under /anomaly, where the original's proxy had them.
 
-Handlers are thin: check, ask `Control`, answer in JSON. An error of any kind, the framework's own
+Handlers are thin: validate the request, call `Control`, return JSON. Every error, the framework's own
 included, is ``{"error": {"code", "message"}}``.
 """
 
@@ -56,17 +56,17 @@ Handler = Callable[..., Awaitable[Response]]
 
 
 def create_app(control: Control, *, hosts: Collection[str], token: str | None) -> QuartTrio:
-    """The application. `hosts` are names it may be called by besides loopback; `token`, where one is set,
-    is asked of everyone who does not come over the Unix socket (`scope["state"]["unix"]`).
+    """The application. `hosts` are the names, besides loopback, that a Host header may have. `token`, if set, is
+    required of every request that does not come over the Unix socket (`scope["state"]["unix"]`).
     """
     app = QuartTrio("daemon.api", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
     _add_guards(app, hosts, token)
     _add_errors(app)
-    _add_reading(app, control)
-    _add_asking(app, control)
-    _add_telling(app, control)
+    _add_queries(app, control)
+    _add_actions(app, control)
+    _add_operator_commands(app, control)
     _add_page(app)
     return app
 
@@ -107,7 +107,7 @@ def _add_errors(app: QuartTrio) -> None:
 
     @app.errorhandler(Exception)
     async def failed(error: Exception) -> Response:
-        # One request is lost to a fault of ours; the traceback is for us, the sentence for the caller.
+        # A bug fails this one request; the traceback goes to the log, the sentence to the caller.
         log.error("%s %s failed", request.method, request.path, exc_info=error)
         return _error(500, "internal", "the daemon failed on this request; its log says why")
 
@@ -120,7 +120,7 @@ _FRAMEWORK_ERRORS = {
 }
 
 
-def _add_reading(app: QuartTrio, control: Control) -> None:
+def _add_queries(app: QuartTrio, control: Control) -> None:
     streams = Streams(control)
 
     async def health() -> Response:
@@ -156,7 +156,7 @@ def _add_reading(app: QuartTrio, control: Control) -> None:
 
     async def events() -> Response:
         everything = _flag("all")
-        # A HEAD has no body to end, so its stream would never end either.
+        # A HEAD request has no body, so its stream would never be read or ended.
         body = b"" if request.method == "HEAD" else streams.open(everything=everything)
         response = Response(body, content_type="text/event-stream")
         response.headers["X-Accel-Buffering"] = "no"  # a proxy in front must not wait for more
@@ -176,21 +176,21 @@ def _add_reading(app: QuartTrio, control: Control) -> None:
     _route(app, "/events", events)
 
 
-def _add_asking(app: QuartTrio, control: Control) -> None:
+def _add_actions(app: QuartTrio, control: Control) -> None:
     async def detect() -> Response:
         explain = _flag("explain")
-        asked = decode(await _body(), DetectRequest)
-        [answer] = await control.detect([line_bytes(asked.log_line)], asked.session_id, explain)
+        wanted = decode(await _body(), DetectRequest)
+        [answer] = await control.detect([line_bytes(wanted.log_line)], wanted.session_id, explain)
         return _json(answer)
 
     async def detect_batch() -> Response:
-        asked = decode(await _body(), BatchRequest)
-        if len(asked.log_lines) > MAX_BATCH_LINES:
+        wanted = decode(await _body(), BatchRequest)
+        if len(wanted.log_lines) > MAX_BATCH_LINES:
             raise ControlError(413, "too_many_lines", f"a batch holds at most {MAX_BATCH_LINES} lines")
-        results = await control.detect([line_bytes(text) for text in asked.log_lines], None)
+        results = await control.detect([line_bytes(text) for text in wanted.log_lines], None)
         flagged = sum(bool(result["is_anomaly"]) for result in results)
         answer = {"results": results, "total_logs": len(results), "anomalies_detected": flagged}
-        # Thousands of results take a while to write out; everyone else's requests go on meanwhile.
+        # Encoding thousands of results takes a while; in a thread, so that other requests go on.
         return _json_response(await trio.to_thread.run_sync(encode, answer))
 
     async def checkpoint() -> Response:
@@ -221,12 +221,12 @@ def _add_asking(app: QuartTrio, control: Control) -> None:
     _route(app, "/snapshots/<name>/unpin", unpin_snapshot, "POST")
 
 
-def _add_telling(app: QuartTrio, control: Control) -> None:
-    """What changes what the daemon knows by the operator's word."""
+def _add_operator_commands(app: QuartTrio, control: Control) -> None:
+    """Requests by which the operator changes what the daemon knows."""
 
     async def feedback() -> Response:
-        told = decode(await _body(), FeedbackRequest)
-        return _json(await control.feedback(_alert_id(told.id, 400), told.answer, note_text(told.note)))
+        given = decode(await _body(), FeedbackRequest)
+        return _json(await control.feedback(_alert_id(given.id, 400), given.answer, note_text(given.note)))
 
     async def undo_feedback(alert: str) -> Response:
         return _json(await control.undo_feedback(_alert_id(alert, 404)))
@@ -274,7 +274,7 @@ def _alert_id(text: str, status: int) -> str:
 
 
 def _snapshot_name(name: str) -> str:
-    """`name` from the URL, when it is one that a snapshot can have; nothing else goes near a path."""
+    """`name` from the URL, if it can be a snapshot's; no other text is ever used as part of a path."""
     if not SNAPSHOT.fullmatch(name):
         raise ControlError(404, "not_found", f"{name[:80]!a} is not the name of a snapshot")
     return name

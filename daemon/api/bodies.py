@@ -1,7 +1,7 @@
-"""Request bodies into typed requests, answers into strict JSON.
+"""Decoding of request bodies into typed requests, encoding of answers as strict JSON.
 
-Text crosses this border in both directions without loss: a log line's bytes that are not UTF-8 are lone
-surrogates inside (PEP 383) and ``\\udc80``..``\\udcff`` escapes in JSON, and a client may send them back.
+Text passes in both directions without loss: bytes of a log line that are not UTF-8 are lone surrogates in
+Python (PEP 383) and ``\\udc80``..``\\udcff`` escapes in JSON, and a client may send them back.
 """
 
 import json
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 def decode(raw: bytes, kind: type[T]) -> T:
-    """`raw` as a `kind`, whatever its content type said. Raises `ControlError` 400 with the reason."""
+    """Decode JSON as a `kind`, whatever the content type. Raises `ControlError` 400 with the reason."""
     if not raw.strip():
         raise ControlError(400, "no_body", "this request needs a JSON body")
     try:
@@ -54,7 +54,7 @@ def decode(raw: bytes, kind: type[T]) -> T:
 
 
 def line_bytes(text: str) -> bytes:
-    """The bytes of one log line given as JSON text; a newline at its end is allowed and dropped."""
+    """The bytes of one log line; a newline at its end is dropped. Raises `ControlError` 400."""
     try:
         line = text.removesuffix("\n").encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as exc:
@@ -65,7 +65,7 @@ def line_bytes(text: str) -> bytes:
 
 
 def note_text(text: str) -> str:
-    """A note that somebody wrote, as text that can be kept."""
+    """An operator's note, if it can be stored. Raises `ControlError` 400."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError as exc:

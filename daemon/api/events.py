@@ -1,8 +1,10 @@
 """`GET /events`: live records as server-sent events.
 
-A comment at once, so that a client sees the stream is open; then one ``data:`` line of JSON a record, with
-its id where it has one; a comment every `HEARTBEAT_SECONDS` of silence. The stream ends when the daemon
-stops: an open stream would otherwise hold up the stop.
+    stream := "retry: 2000\\n: connected\\n\\n" event*
+    event  := ["id: " id "\\n"] "data: " record as JSON "\\n\\n" | ": still here\\n\\n"
+
+The first comment comes at once, so that a client sees the open stream; ": still here" after `HEARTBEAT_SECONDS`
+without a record. The stream ends when the daemon stops, so that it does not delay the stop.
 """
 
 from collections.abc import AsyncIterator
@@ -31,8 +33,8 @@ class Streams:
     def open(self, *, everything: bool) -> "EventStream":
         """Raises `ControlError` 503 when all streams are taken.
 
-        A stream takes its place when its first byte is asked for, so a burst may overshoot by as many
-        requests as are between here and there; the connection limit bounds those.
+        A stream counts from its first byte on, so a burst of requests may exceed the limit; the limit on
+        connections bounds that.
         """
         if len(self._open) >= MAX_STREAMS:
             raise ControlError(503, "too_many_streams", f"all {MAX_STREAMS} event streams are taken")
@@ -40,8 +42,8 @@ class Streams:
 
 
 class EventStream(ResponseBody):
-    """One response body. A class and not an async generator: whoever ends the response closes the
-    subscription there and then, and no cancel scope lives across a yield.
+    """One response body. A class and not an async generator, so that the end of the response closes the
+    subscription at once, and no cancel scope is open across a yield.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class EventStream(ResponseBody):
                 events = [_event(await self._records.receive())]
             except trio.EndOfChannel:
                 raise StopAsyncIteration from None
-            # What waits already goes out in the same write.
+            # Records that wait already go into the same write.
             waiting = self._records.statistics().current_buffer_used
             for _ in range(min(waiting, MAX_RECORDS_A_WRITE)):
                 events.append(_event(self._records.receive_nowait()))

@@ -1,8 +1,8 @@
-"""Who may ask: the checks before any handler runs.
+"""Access control, before any handler runs.
 
-A browser is a deputy that any web page can send here, so a foreign Host (DNS rebinding) and a foreign
-Origin (cross-site requests) are refused. Over the Unix socket the file's mode is the guard: every Host is
-fine there and no token is needed.
+Any web page can make a browser send requests here, so a foreign Host (DNS rebinding) and a foreign Origin
+(cross-site requests) are refused. Over the Unix socket the file's mode decides: there every Host is allowed
+and no token is needed.
 """
 
 import base64
@@ -39,7 +39,7 @@ def check_origin(origin: str | None, host: str | None, hosts: Collection[str]) -
 def check_token(authorization: str | None, token: str) -> None:
     """Raises `ControlError` 401 unless `authorization` carries `token`, as Bearer or as Basic password.
 
-    Basic is there for browsers: they ask for it, and send it along with the page's own requests.
+    Basic is for browsers: they prompt for it, and send it with the page's own requests.
     """
     scheme, _, value = (authorization or "").partition(" ")
     given = value.strip().encode("utf-8", "replace")
@@ -53,7 +53,7 @@ def check_token(authorization: str | None, token: str) -> None:
 
 
 def _host_name(header: str) -> str | None:
-    """The host in a Host header, lower case, without port and brackets; None where it is malformed."""
+    """The host in a Host header, lower case, without port and brackets; None if it is malformed."""
     try:
         parts = urlsplit(f"//{header}")
         _ = parts.port  # raises ValueError when it is not a number

@@ -1,17 +1,17 @@
-// The live page's incidents: GET incidents, and what grows as it comes over GET events. Shares page.js's words.
-// Answers are POSTs; nothing here that is a GET changes anything. Log text is only ever set as textContent.
+// The incidents of the live page: GET incidents, then new alerts from GET events. Uses functions of page.js.
+// Answers are POSTs; a GET never changes anything. Text from a log line is only ever set as textContent.
 "use strict";
 
 const SHOWN = 50;
-const REFRESH_MS = 15000; // what the stream left out, and which incidents are over
-const KIND_VERDICTS = { rule: "attack", new: "novel" }; // of the others: anomaly
+const REFRESH_MS = 15000; // picks up what the stream left out, and which incidents are over
+const KIND_VERDICTS = { rule: "attack", new: "novel" }; // all other kinds: anomaly
 
 const items = new Map(); // incident id -> its item on the page
 const recordsHeld = new Map(); // alert id -> record, for texts and reasons of incidents listed later
 let answered = new Map(); // cause -> the answer in force
 let stream = null; // the EventSource
 
-// ---- what comes in -----------------------------------------------------------------------------
+// ---- receiving -----------------------------------------------------------------------------
 
 async function follow() {
   await refresh();
@@ -50,14 +50,14 @@ async function refresh() {
   lookUp();
 }
 
-// One incident of thousands of alerts leaves the others' first ones out of the latest: ask for those, each once.
+// An incident of thousands of alerts crowds the first alerts of others out of the latest: fetch those, each once.
 async function lookUp() {
   for (const item of [...items.values()]) {
     if (item.lookedUp || (item.record && item.record.id === item.incident.id)) continue;
     item.lookedUp = true;
     try {
       takeRecord(await read(`anomalies/${item.incident.id}`));
-    } catch (error) { // its file was rotated away; what the listing says of it is there
+    } catch (error) { // its file was rotated away; the listing has the rest
     }
   }
 }
@@ -86,7 +86,7 @@ function takeRecord(record) {
   incident.what = incident.what || record.what || whyOf(record);
   incident.cause = incident.cause || record.cause;
   incident.first_time = incident.first_time || record.time;
-  if (!known || !(incident.last_line >= record.line)) { // else the listing knows better whether it is over
+  if (!known || !(incident.last_line >= record.line)) { // else the listing tells whether it is over
     incident.last_line = record.line;
     // A line's time may lie before that of a line before it; an incident's does not go back.
     incident.last_time = Math.max(incident.last_time || incident.first_time || 0, record.time || 0);
@@ -111,17 +111,17 @@ function itemOf(id, digest) {
   const item = newItem(id);
   items.set(id, item);
   const list = $(digest ? "digest-incidents" : "incidents");
-  // Newest first, wherever it came from.
+  // Newest first, from the listing and the stream alike.
   const later = [...list.children].find((other) => isBefore(orderOf(other.dataset.id), orderOf(id)));
   list.insertBefore(item.element, later || null);
-  while (list.children.length > SHOWN) { // of which this one may be the oldest
+  while (list.children.length > SHOWN) { // this one may be the oldest
     items.delete(list.lastElementChild.dataset.id);
     list.lastElementChild.remove();
   }
   $("nothing").hidden = true;
   const waiting = $("digest-incidents").children.length;
   $("digest").hidden = waiting === 0;
-  put("digest-summary", `${waiting === SHOWN ? `${SHOWN} and more` : waiting} beyond the alarm budget, in the digest`);
+  put("digest-summary", `${waiting === SHOWN ? `${SHOWN} and more` : waiting} over the alarm budget: listed, not announced`);
   return item;
 }
 
@@ -132,8 +132,8 @@ function newItem(id) {
   for (const name of ["verdict", "what", "times", "where"]) head.append(item.parts[name] = span("", name));
   item.parts.where.classList.add("quiet");
   item.parts.text = text;
-  for (const answer of ["normal", "anomaly"]) foot.append(item.parts[answer] = button(answer, () => tell(item, answer)));
-  foot.append(item.parts.undo = button("undo", () => tell(item, "undo")), item.parts.said = span("", "said quiet"));
+  for (const answer of ["normal", "anomaly"]) foot.append(item.parts[answer] = button(answer, () => sendAnswer(item, answer)));
+  foot.append(item.parts.undo = button("undo", () => sendAnswer(item, "undo")), item.parts.said = span("", "said quiet"));
   item.parts.reasons = reasons(item);
   foot.append(item.parts.reasons);
   item.element.append(head, text, foot);
@@ -161,7 +161,7 @@ function showItem(item) {
   showAnswer(item);
 }
 
-function whyOf(record) { // of a record that an earlier version wrote
+function whyOf(record) { // for a record that an earlier version wrote
   if (record.attack_types && record.attack_types.length) return record.attack_types.join(", ").replaceAll("_", " ");
   const members = Object.entries(record.members || {}).filter(([, m]) => m && Number.isFinite(m.p));
   members.sort(([, a], [, b]) => a.p - b.p);
@@ -180,7 +180,7 @@ function showAnswer(item) {
   else if (!parts.said.classList.contains("bad")) parts.said.textContent = "";
 }
 
-async function tell(item, what) {
+async function sendAnswer(item, what) {
   const { incident, parts } = item, buttons = [parts.normal, parts.anomaly, parts.undo];
   for (const each of buttons) each.disabled = true;
   parts.said.className = "said quiet";
@@ -208,7 +208,7 @@ function reasons(item) {
   summary.className = "quiet";
   summary.textContent = "why";
   details.append(summary);
-  // Made when somebody looks: most are never looked at.
+  // Built when it is opened: most never are.
   details.addEventListener("toggle", () => {
     if (details.open) details.replaceChildren(summary, ...explained(item.record.explain));
   });
@@ -236,10 +236,10 @@ function explained(explain) {
   }
   if (explain.value) add("the oddest value", pre(explain.value.text
     + (explain.value.characters ? `   odd in it: ${explain.value.characters}` : "")));
-  const compared = (things) => table(["", "here", "usually", "at most"], things.map((one) => [[
+  const compared = (features) => table(["", "here", "usually", "at most"], features.map((one) => [[
     one.name.replaceAll("_", " "), short(one.value), short(one.usual), short(one.high)], ""]));
   if (list("features").length) add("stands out", compared(list("features")));
-  const much = list("source").filter((counter) => counter.value > counter.usual); // a source that does little is not odd
+  const much = list("source").filter((counter) => counter.value > counter.usual); // a quiet source is not unusual
   if (much.length) add("its source", compared(much));
   if (list("lines").length) {
     const lines = pre("");
@@ -252,7 +252,7 @@ function explained(explain) {
 
 const short = (value) => (Number.isFinite(value) ? String(Number(value.toPrecision(3))) : "–");
 
-// Of a detector that whatever it scores is alone no reason to flag there is none.
+// No threshold: no score of this member alone is a reason to flag.
 const limit = (threshold) => (threshold === null ? "none" : short(threshold));
 
 const share = (p) => (p > 0 && p < 0.001 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);

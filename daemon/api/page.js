@@ -1,5 +1,5 @@
-// The live page's numbers: GET status every second. What was flagged is the other script's business.
-// Whatever came from a log line is only ever set as textContent.
+// The numbers of the live page: GET status every second. Incidents are in incidents.js.
+// Text from a log line is only ever set as textContent.
 "use strict";
 
 const POLL_MS = 1000;
@@ -36,7 +36,7 @@ function showStatus(status) {
   const state = status.status || "serving";
   showHealth(state, state === "serving" ? "good" : status.serving === false && state === "degraded" ? "bad" : "warn");
   put("version", status.version ? `version ${status.version}` : "");
-  showNotice(troubles(status, state));
+  showNotice(failuresOf(status, state));
   showPhase(status);
   showNumbers(status);
   showMembers(status);
@@ -46,7 +46,7 @@ function showLost(error) {
   document.body.classList.add("stale");
   showHealth("disconnected", "bad");
   showNotice([`The daemon does not answer (${error.name === "TimeoutError" ? "no answer in time" : error.message}). `
-    + "What is below is as it was; this page goes on trying."], true);
+    + "The numbers below are the last ones received; this page keeps trying."], true);
   last = null;
 }
 
@@ -60,7 +60,7 @@ let noticed = "";
 
 function showNotice(sentences, bad = false) {
   $("notice").classList.toggle("bad", bad);
-  if (noticed === sentences.join("\n")) return; // else a screen reader would read it out again each time
+  if (noticed === sentences.join("\n")) return; // or a screen reader would read it out again each time
   noticed = sentences.join("\n");
   $("notice").hidden = sentences.length === 0;
   $("notice").replaceChildren(...sentences.map((sentence) => {
@@ -72,7 +72,7 @@ function showNotice(sentences, bad = false) {
 
 const asSentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
 
-function troubles(status, state) {
+function failuresOf(status, state) {
   const found = [];
   const alarms = part(status, "alarms"), training = part(status, "training"), recovery = part(status, "recovery");
   const reasons = (status.reasons || []).map((reason) => reason.text);
@@ -94,7 +94,7 @@ const withdrawnFrom = (status) => (part(status, "training").withdrawn || []).map
 function showPhase(status) {
   const order = ["warmup", "training", "ensemble"];
   const starting = status.status === "starting";
-  const now = starting ? -1 : order.indexOf(status.phase); // while the state is read it is not known
+  const now = starting ? -1 : order.indexOf(status.phase); // unknown while the state is being read
   for (const step of $("steps").children) {
     const place = order.indexOf(step.dataset.phase);
     step.className = place < now ? "done" : place === now ? "now" : "";
@@ -155,7 +155,7 @@ function showNumbers(status) {
   put("flagged", count(incidents.opened != null ? incidents.opened : alarms.flagged));
   put("flagged-detail", incidents.opened != null
     ? [`${count(incidents.open)} open`, `${count(alarms.flagged)} alerts`].join(" · ") : "");
-  put("budget", alarms.floor_binding ? "budget below what can be kept yet"
+  put("budget", alarms.floor_binding ? "too few sessions yet to keep the budget"
     : alarms.per_day != null ? `budget ${alarms.per_day} a day` : "");
   put("risk", count(checkpoint.lines_at_risk));
   $("risk-tile").classList.toggle("alarm", Boolean(checkpoint.error));
@@ -187,13 +187,13 @@ function showMembers(status) {
     const item = document.createElement("li");
     item.className = ready ? "ready" : "";
     const failed = withdrawn.has(name) ? "withdrawn" : name in unfitted ? "not fitted" : "learning";
-    const said = ready ? "ready" : starting ? "being read" : failed;
-    item.append(span(memberName(name)), span(said, "quiet"));
+    const condition = ready ? "ready" : starting ? "being read" : failed;
+    item.append(span(memberName(name)), span(condition, "quiet"));
     return item;
   }));
 }
 
-// ---- words ---------------------------------------------------------------------------------------
+// ---- text ---------------------------------------------------------------------------------------
 
 const shortP = (p) => (p === 0 ? "0" : p >= 0.001 ? p.toFixed(3) : p.toExponential(0));
 const memberName = (name) => MEMBER_NAMES[name] || name.replaceAll("_", " ");

@@ -1,21 +1,21 @@
 """Serves the admin API on sockets that are already bound and listening.
 
-hypercorn speaks HTTP on each connection; accepting connections, bounding them and ending them is done
-here, because its own `serve` leaves holes (hypercorn 0.18, quart-trio 0.12; pinned by tests):
+hypercorn speaks HTTP on each connection. Accepting, limiting and ending connections is done here, because
+its own `serve` has these gaps (hypercorn 0.18, quart-trio 0.12; pinned by tests):
 
-- Finished connections stay open for ever. hypercorn tells the application of the end (http.disconnect)
+- Finished connections stay open for ever. hypercorn signals the end to the application (http.disconnect)
   from inside the send of the last body part, *before* it closes the connection or arms its idle timer.
-  quart-trio answers by cancelling its nursery, and with it that very send. `_Application` shields it.
+  quart-trio then cancels its nursery, and with it that send. `_Application` shields it.
 - A client that stops reading blocks the stop for ever: hypercorn shields its socket writes. `_Connection`
-  gives every write a deadline, and at the stop what is still open after the grace is closed under it.
+  gives every write a deadline, and at the stop, sockets still open after the grace are closed.
 - A connection whose client hung up between requests is kept until its idle timer runs out. `_Protocol`
-  stops the timer, so that connections closed by clients do not eat up the share below.
+  stops the timer, so that such connections do not use up the limit below.
 - An upgrade to HTTP/2 with bad settings never ends. `_Protocol` speaks HTTP/1 only.
-- Connections are not counted. `_Listener` stops accepting when its share is used up; the rest wait in
-  the kernel's backlog. Each socket has its own share, so that nobody on TCP can lock out the Unix socket.
+- Connections are not limited. `_Listener` stops accepting at its limit; the rest wait in the kernel's
+  backlog. Each socket has a limit of its own, so that clients on TCP cannot lock out the Unix socket.
 - A client that pipelines requests and leaves is never noticed: the failed write of a response ends the request,
-  but the reader goes on waiting for the end of that response, with the idle timer stopped. `_Connection` says
-  when it is broken, and `_serve_connection` ends what serves it.
+  but the reader goes on waiting for the end of that response, with the idle timer stopped. `_Connection` sets
+  `broken`, and `_serve_connection` then ends the connection's tasks.
 - Nothing bounds how long a connection may go without a byte in either direction while a request is under way.
   `_serve_connection` does: after `STALL_SECONDS` it ends.
 """
@@ -45,7 +45,7 @@ from hypercorn.utils import wrap_app
 MAX_CONNECTIONS = 64  # on each listening socket
 IDLE_SECONDS = 5.0  # a connection without a request, or between two
 SEND_SECONDS = 10.0  # one write to a client that does not read
-STALL_SECONDS = 300.0  # without a byte read or written; event streams write more often, answers come sooner
+STALL_SECONDS = 300.0  # without a byte read or written; event streams write more often, and answers take less
 GRACE_SECONDS = 1.0  # for requests under way at the stop
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ async def run_server(
     """Serve `app` until `shutdown` returns, then give requests under way `GRACE_SECONDS` and cut the rest.
 
     Takes ownership of `sockets` and closes them; their files are the caller's. The application's
-    lifespan events are not sent: actors start and stop elsewhere. A request's scope says in
+    lifespan events are not sent, as the daemon starts and stops the actors. A request's scope says in
     `scope["state"]["unix"]` whether it came over a Unix socket.
     """
     context = WorkerContext(None)
@@ -81,7 +81,7 @@ async def run_server(
                 await shutdown()
                 accepting.cancel_scope.cancel()
             await context.terminated.set()
-            # `connections` closes before `reaper` does: cancelling what is over is no harm.
+            # `connections` closes before `reaper` does; cancelling it after that is harmless.
             reaper.start_soon(_cut_after_grace, still_open, connections)  # noqa: ASYNC111
         reaper.cancel_scope.cancel()
 
@@ -105,11 +105,11 @@ async def _serve_connection(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_when_stuck, connection, nursery.cancel_scope)
-            # hypercorn annotates an SSL stream and reads only what `_Connection` has.
+            # hypercorn's annotation is an SSL stream; it uses only what `_Connection` has.
             await _Protocol(app, config, context, state, connection)  # type: ignore[arg-type]
             nursery.cancel_scope.cancel()
     except* Exception as group:
-        # One client's protocol error ends that client, not the daemon. Cancelled passes by.
+        # One client's protocol error ends that connection, not the daemon. Cancelled is not caught.
         for error in _leaves(group):
             log.error("admin connection dropped: %s: %s", type(error).__name__, error)
     finally:
@@ -175,11 +175,11 @@ async def _refuse_target(send: ASGISendCallable) -> None:
 
 
 class _Protocol(TCPServer):
-    """hypercorn's connection, without HTTP/2, which ends when its client has hung up."""
+    """hypercorn's connection handler, without HTTP/2; it ends when its client has hung up."""
 
     async def _read_data(self) -> None:
         async def stay_with_http_1(_: h11.Request) -> None:
-            """In place of the check for an upgrade, which a server is free to ignore."""
+            """In place of hypercorn's check for an upgrade, which a server may ignore."""
 
         self.protocol.protocol._check_protocol = stay_with_http_1  # type: ignore[union-attr, method-assign]
         await super()._read_data()
@@ -206,10 +206,10 @@ class _Listener(trio.abc.Listener["_Connection"]):
 
 
 class _Connection(trio.abc.HalfCloseableStream):
-    """A socket stream on which one write takes at most `SEND_SECONDS`. Whoever accepted it releases it.
+    """A socket stream on which one write takes at most `SEND_SECONDS`. `release` returns its place in the limit.
 
-    `broken` is set when a write has failed: nothing can be said to the client any more. `progress_time` is when a byte
-    was last read or written.
+    `broken` is set when a write has failed, so that nothing more can be sent. `progress_time` is when a byte was last
+    read or written, by trio's clock.
     """
 
     def __init__(self, stream: trio.SocketStream, release: Callable[[], None]) -> None:
@@ -228,7 +228,7 @@ class _Connection(trio.abc.HalfCloseableStream):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.broken.set()
             raise
-        # Later writes must fail at once too: the stream is broken in the middle of this one.
+        # Later writes must fail at once, too: this one broke off in the middle.
         self.socket.close()
         self.broken.set()
         raise trio.BrokenResourceError("the client does not read")

@@ -1,1 +1,1 @@
-"""vigilctl's parts: where the daemon is, talking to it, sending it logs, showing what it says."""
+"""The parts of vigilctl: requests to the admin API, sending log files, commands, and their output as text."""

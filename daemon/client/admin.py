@@ -1,6 +1,11 @@
-"""The admin API from the client's side: where the daemon may be, and one request at a time.
+"""The admin API from the client's side.
 
-httpx is imported when a request is made and not before: it takes longer than all the rest of vigilctl.
+    admin = Admin(admin_urls(None, os.environ))
+    admin.get("/status").body["phase"]
+    for record in admin.events("/events"): ...
+
+Every error is a `Failure`, one line for the user; an address that cannot be one is a `UsageError`. httpx is imported
+with the first request: that takes longer than the rest of vigilctl together.
 """
 
 import json
@@ -19,26 +24,28 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8765"
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 300.0  # a checkpoint or a flush of everything may take a while
-SILENCE_SECONDS = 60.0  # an event stream says something every 15 s
-UNIX_PATH_BYTES = 107  # of a socket's address, less the zero at its end
+SILENCE_SECONDS = 60.0  # an event stream has a heartbeat every 15 s
+UNIX_PATH_BYTES = 107  # sockaddr_un.sun_path, less its closing NUL
 
 
 class Failure(Exception):
-    """What could not be done, as one line for the user."""
+    """A command failed. The message is one line for the user."""
 
 
 class UsageError(Exception):
-    """An argument that makes no sense, as one line for the user."""
+    """An argument is invalid. The message is one line for the user."""
 
 
 @dataclass(frozen=True)
 class Answer:
+    """The HTTP status and the decoded JSON body."""
+
     status: int
     body: Any
 
 
 def admin_urls(given: str | None, env: Mapping[str, str]) -> list[str]:
-    """Where to look, in order: `given`, or VIGILD_ADMIN, or the places a daemon binds by itself."""
+    """The addresses to try, in order: `given`, else VIGILD_ADMIN, else those that a daemon binds by default."""
     if chosen := given or env.get("VIGILD_ADMIN"):
         return [chosen]
     directories = dict.fromkeys([runtime_directory(env), SYSTEM_RUNTIME])
@@ -46,7 +53,7 @@ def admin_urls(given: str | None, env: Mapping[str, str]) -> list[str]:
 
 
 def read_token(given: str | None, env: Mapping[str, str]) -> str | None:
-    """The token in the file `given` or VIGILD_TOKEN_FILE names; None without either."""
+    """The token in the file that `given`, else VIGILD_TOKEN_FILE names; None without either. Raises Failure."""
     path = given or env.get("VIGILD_TOKEN_FILE")
     if not path:
         return None
@@ -61,33 +68,33 @@ def read_token(given: str | None, env: Mapping[str, str]) -> str | None:
 
 @dataclass
 class Admin:
-    """Talks to the first of `urls` at which somebody listens, and waits `patience` seconds for an answer, as long
-    as the longest command takes where it is not said.
+    """A client of the first of `urls` that accepts a connection; blocking, one request at a time.
 
-    Raises `Failure`, or `UsageError` for an address that is none.
+    An answer may take `answer_seconds`; None means ANSWER_SECONDS. Methods raise `Failure` when no daemon
+    answers, or not in time, or with an error, and `UsageError` for an invalid address.
     """
 
     urls: list[str]
     token: str | None = None
-    patience: float | None = None
-    _found: "tuple[str, httpx.Client] | None" = field(default=None, init=False)
+    answer_seconds: float | None = None
+    _connected: "tuple[str, httpx.Client] | None" = field(default=None, init=False)
 
     def get(self, path: str) -> Answer:
-        """A JSON answer of any status; `Failure` where the API says it failed."""
+        """The JSON answer to a GET. Raises `Failure` with the API's message for a status from 400 on."""
         return self._ask("GET", path)
 
     def post(self, path: str, body: Any = None) -> Answer:
-        """As `get`. `body` goes out as JSON, bytes as they are."""
+        """The JSON answer to a POST, as `get`. `body` is sent as JSON, bytes as they are."""
         return self._ask("POST", path, body)
 
     def health(self) -> Any:
-        """What /health says, which is an answer also where its status is 503."""
-        return self._ask("GET", "/health", failed=503).body
+        """The body of `GET /health`, with status 200 or 503."""
+        return self._ask("GET", "/health", accepted=503).body
 
     def events(self, path: str) -> Iterator[dict[str, Any]]:
-        """Records of a server-sent stream until the daemon ends it."""
+        """The records of a server-sent event stream, until the daemon ends it."""
         with (
-            _failures("the daemon went silent", "the stream broke off"),
+            _translated_errors("the daemon went silent", "the stream broke off"),
             closing(self._send("GET", path, None, SILENCE_SECONDS)) as response,
         ):
             if response.status_code != 200:
@@ -98,16 +105,16 @@ class Admin:
                 if line.startswith("data:"):
                     yield _parsed(line[5:], "the stream is not vigild's (not JSON)")
 
-    def _ask(self, method: str, path: str, body: Any = None, failed: int | None = None) -> Answer:
-        seconds = ANSWER_SECONDS if self.patience is None else self.patience
+    def _ask(self, method: str, path: str, body: Any = None, accepted: int | None = None) -> Answer:
+        seconds = ANSWER_SECONDS if self.answer_seconds is None else self.answer_seconds
         with (
-            _failures(f"no answer within {seconds:.0f} s", "the daemon hung up"),
+            _translated_errors(f"no answer within {seconds:.0f} s", "the daemon hung up"),
             closing(self._send(method, path, body, seconds)) as response,
         ):
-            return _read_answer(response, failed)
+            return _read_answer(response, accepted)
 
     def _send(self, method: str, path: str, body: Any, seconds: float) -> "httpx.Response":
-        """The answer's head; the caller reads the rest and closes it."""
+        """The head of the response; the caller reads the body and closes it."""
         import httpx
 
         headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
@@ -116,33 +123,33 @@ class Admin:
             data = body
             headers["Content-Type"] = "application/octet-stream"
         elif body is not None:
-            # Not httpx's own JSON: ASCII escapes carry the lone surrogates that stand for bytes which
-            # are not UTF-8.
+            # Not by httpx, which writes UTF-8: bytes that are not UTF-8 are lone surrogates here, which only
+            # ASCII escapes can carry.
             data = json.dumps(body).encode("ascii")
             headers["Content-Type"] = "application/json"
         timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
         refusals = []
-        for url, client in [self._found] if self._found else ((url, _client(url)) for url in self.urls):
+        for url, client in [self._connected] if self._connected else ((url, _client(url)) for url in self.urls):
             request = client.build_request(method, path, content=data, headers=headers, timeout=timeout)
             try:
                 response = client.send(request, stream=True)
             except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
                 refusals.append(f"{url} ({reason(exc)})")
-            except UnicodeError as exc:  # the resolver, of a host that cannot be
+            except UnicodeError as exc:  # from the resolver, for an impossible host name
                 raise UsageError(f"{url}: {exc}") from exc
             else:
-                self._found = url, client
+                self._connected = url, client
                 return response
-        raise Failure(f"no daemon answers; looked at {', '.join(refusals)}")
+        raise Failure(f"no daemon answers; tried {', '.join(refusals)}")
 
 
 def reason(exc: BaseException) -> str:
-    """Why, in the system's words without numbers and file names."""
+    """The operating system's message behind `exc`, without number and file name; else the text of `exc`."""
     cause: BaseException | None = exc
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror.lower()
-        cause = cause.__cause__ or cause.__context__  # httpcore raises "from None", so mostly the latter
+        cause = cause.__cause__ or cause.__context__  # httpcore raises "from None", so usually the latter
     return str(exc) or type(exc).__name__
 
 
@@ -158,24 +165,24 @@ def _client(url: str) -> "httpx.Client":
         base = httpx.URL("http://localhost/" if path is not None else url)
     except httpx.InvalidURL as exc:
         raise UsageError(f"{url}: {exc}") from exc
-    # The system would take a port too large for another one.
+    # The system would wrap a port that is too large.
     valid = base.scheme == "http" and base.host and (base.port or 80) < 2**16
     if not valid or base.raw_path != b"/" or base.userinfo:
         raise UsageError(f"{url}: an admin address is http://HOST:PORT or unix:PATH")
     transport = httpx.HTTPTransport(
         uds=path,
-        # For https, of which there is none: it trusts nobody, where httpx's own loads every known root.
+        # There is no https here. An empty context saves httpx loading every root certificate.
         verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-        # One connection a request: the daemon closes an idle one, maybe just as the next request leaves.
+        # One connection per request: the daemon closes idle ones, perhaps just as the next request is sent.
         limits=httpx.Limits(max_keepalive_connections=0),
     )
-    # No proxy setting of the environment leads a request for this machine elsewhere.
+    # trust_env: a proxy in the environment must not get requests for this machine.
     return httpx.Client(base_url=base, transport=transport, trust_env=False)
 
 
 @contextmanager
-def _failures(silent: str, broken: str) -> Iterator[None]:
-    """httpx's errors as ours, told in the words for this kind of exchange."""
+def _translated_errors(silent: str, broken: str) -> Iterator[None]:
+    """Turn httpx's errors into `Failure`: `silent` for a timeout, `broken` and the reason for any other."""
     import httpx
 
     try:
@@ -186,10 +193,10 @@ def _failures(silent: str, broken: str) -> Iterator[None]:
         raise Failure(f"{broken}: {reason(exc)}") from exc
 
 
-def _read_answer(response: "httpx.Response", answer: int | None = None) -> Answer:
-    """Raises Failure for an error, except for one with the status `answer`."""
+def _read_answer(response: "httpx.Response", accepted: int | None = None) -> Answer:
+    """Raises Failure for a status from 400 on, except for `accepted`."""
     body = _parsed(response.read(), f"what answers is not vigild (HTTP {response.status_code}, not JSON)")
-    if response.status_code >= 400 and response.status_code != answer:
+    if response.status_code >= 400 and response.status_code != accepted:
         error = body.get("error") if isinstance(body, dict) else None
         if isinstance(error, dict):
             raise Failure(str(error.get("message")))
@@ -197,8 +204,8 @@ def _read_answer(response: "httpx.Response", answer: int | None = None) -> Answe
     return Answer(response.status_code, body)
 
 
-def _parsed(data: str | bytes, stranger: str) -> Any:
+def _parsed(data: str | bytes, otherwise: str) -> Any:
     try:
         return json.loads(data)
     except ValueError as exc:
-        raise Failure(stranger) from exc
+        raise Failure(otherwise) from exc

@@ -1,4 +1,4 @@
-"""vigilctl's commands: each asks, prints, and returns the exit status."""
+"""Commands of vigilctl: each sends requests, prints the answer, and returns the exit status."""
 
 import json
 import sys
@@ -49,8 +49,8 @@ def flush(admin: Admin, as_json: bool) -> int:
 
 
 def detect(admin: Admin, as_json: bool, line: str, session: str | None, explain: bool) -> int:
-    """`line`, or "-" for the lines of standard input. Several lines get a row each, one the full story, as does
-    each that is to be explained."""
+    """Judge `line`, or with "-" the lines of standard input. Standard input gets one row per line; a single line, and
+    any line with `explain`, gets the full judgement."""
     style = Style(sys.stdout)
     many = line == "-" and not explain
     for text, answer in _judged(admin, _stdin_lines() if line == "-" else iter([line]), session, explain):
@@ -64,12 +64,12 @@ def detect(admin: Admin, as_json: bool, line: str, session: str | None, explain:
 
 
 def tail(admin: Admin, as_json: bool, everything: bool, every: bool) -> int:
-    """Alerts that open an incident, and its 10th, 100th, 1,000th...; with `every` each alert."""
+    """Follow the first alert of each incident, and its 10th, 100th, 1,000th...; with `every`, every alert."""
     style = Style(sys.stdout)
     for record in admin.events("/events?all=1" if everything else "/events"):
         if not every and not announces(record):
             continue
-        # Flushed one by one: whoever pipes a live stream waits for each.
+        # Flushed one by one: a pipe must get each record as it happens.
         print(json.dumps(record) if as_json else record_row(record, style), flush=True)
     print("vigilctl: the daemon ended the stream", file=sys.stderr)
     return 0
@@ -120,7 +120,7 @@ def snapshots_restore(admin: Admin, as_json: bool, name: str) -> int:
 
 
 def _snapshot(name: str) -> str:
-    """`name` as part of a URL, also where somebody gave the path of the file."""
+    """`name`, or the file name if it is a path, quoted for a URL."""
     return quote(name.rpartition("/")[2], safe="")
 
 

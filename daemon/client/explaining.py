@@ -1,4 +1,4 @@
-"""The reasons for a judgement, for people: the object "explain" of `daemon.control.interface.Control.detect`."""
+"""An explanation as text: the object "explain" of `daemon.control.interface.Control.detect`."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -7,12 +7,12 @@ from daemon.client.formatting import Style, count, member_name, printable, score
 
 
 def explanation_lines(explain: Mapping[str, Any], rules: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str]:
-    """A line a reason; what is absent is left out. `rules` are those that matched, where `explain` has none."""
+    """The parts of `explain` that are present. `rules` are the matches to show if `explain` has none."""
     if what := explain.get("what"):
         yield style(f"  {printable(what)}", "bold")
     yield from _members(explain.get("members") or (), style)
     for rule in explain.get("rules") or rules:
-        # Marked for the eye and for a file: colour alone would be lost there.
+        # Marked with signs, too: in a file the colour is lost.
         match = style(f">>{printable(rule.get('text', ''))}<<", "bold", "red")
         yield f"  rule {style(printable(rule.get('name')), 'bold')} in {printable(rule.get('field', 'line'))}"
         yield f"    {printable(rule.get('before', ''))}{match}{printable(rule.get('after', ''))}"
@@ -26,8 +26,8 @@ def explanation_lines(explain: Mapping[str, Any], rules: Iterable[Mapping[str, A
     if value := explain.get("value"):
         odd = f", odd in it: {printable(value['characters'])}" if value.get("characters") else ""
         yield f"  the oddest value: {printable(value.get('text', ''))}{odd}"
-    yield from _compared("stands out", explain.get("features") or ())
-    yield from _compared("its source", filter(_is_above, explain.get("source") or ()))
+    yield from _comparisons("stands out", explain.get("features") or ())
+    yield from _comparisons("its source", filter(_is_above, explain.get("source") or ()))
     if lines := explain.get("lines"):
         yield "  the session's last lines"
         for one in lines:
@@ -48,13 +48,13 @@ def _members(members: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str
 
 
 def _is_above(counter: Mapping[str, Any]) -> bool:
-    """Counters are all there, but only much is odd of a source: little is a source that does little."""
+    """`explain` has every counter of the source, but only a high one is unusual; a low one is a quiet source."""
     value, usual = counter.get("value"), counter.get("usual")
     return isinstance(value, (int, float)) and isinstance(usual, (int, float)) and value > usual
 
 
-def _compared(title: str, things: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    for place, one in enumerate(things):
+def _comparisons(title: str, features: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for place, one in enumerate(features):
         if not place:
             yield f"  {title}"
         name = printable(one.get("name")).replace("_", " ")

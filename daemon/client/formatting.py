@@ -1,7 +1,6 @@
-"""Words of people for numbers, times and texts: what all the tables of vigilctl are made of. Plain lines; colour only
-where a terminal shows it.
+"""Numbers, times and texts as vigilctl prints them; colour only on a terminal.
 
-Whatever may come from a log line goes through `printable`: a log line must not steer the terminal.
+Text that may come from a log line goes through `printable`, so that no log line can control the terminal.
 """
 
 import json
@@ -16,7 +15,7 @@ MEMBERS = {"rule_based": "rules", "isolation_forest": "isolation forest", "trans
 
 
 class Style:
-    """Colour or none, decided once for a stream."""
+    """Colours text for `stream`, or leaves it plain: that is decided once."""
 
     def __init__(self, stream: TextIO) -> None:
         self._on = stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
@@ -28,7 +27,7 @@ class Style:
 
 
 def printable(text: Any) -> str:
-    """`text` with everything escaped that a terminal might take for a command."""
+    """`text` with control characters, and whatever else does not print, escaped."""
     return "".join(char if char.isprintable() else _escaped(char) for char in str(text))
 
 
@@ -39,6 +38,7 @@ def _escaped(char: str) -> str:
 
 
 def size(count: float) -> str:
+    """A number of bytes, such as 12.3 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
@@ -47,12 +47,14 @@ def size(count: float) -> str:
 
 
 def when(moment: Any) -> str:
+    """Epoch seconds as local time; text as it is; "-" for neither."""
     if isinstance(moment, (int, float)):
         return datetime.fromtimestamp(moment).isoformat(" ", "seconds")
     return printable(moment) if moment else "-"
 
 
 def duration(seconds: float) -> str:
+    """Seconds as s, min, h or d."""
     for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (129_600, 3600, "h")):
         if seconds < limit:
             return f"{seconds / unit:.0f} {name}"
@@ -64,13 +66,14 @@ def count(value: Any) -> str:
 
 
 def score(value: Any) -> str:
+    """A score or a p-value with two digits; "-" when absent."""
     if not isinstance(value, (int, float)):
         return "-"
     return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
 
 
 def threshold(value: Any) -> str:
-    """A detector's threshold; there is none where no score of it alone is a reason to flag."""
+    """A member's threshold; "none" if no score of that member alone is a reason to flag."""
     return "none" if value is None else score(value)
 
 
@@ -84,7 +87,7 @@ def to_stdout(lines: Iterable[str]) -> None:
 
 
 def show(answer: Any, as_json: bool, human: Callable[[], object]) -> None:
-    """An answer as one line of JSON, or as `human` prints it."""
+    """Print `answer` as one line of JSON, or by calling `human`."""
     if as_json:
         print(json.dumps(answer))
     else:

@@ -1,4 +1,4 @@
-"""vigilctl's commands by which the operator tells the daemon what is normal, and sees what came of it."""
+"""The operator's commands of vigilctl: feedback, incidents, model generations, training from vouched lines."""
 
 import os
 import secrets
@@ -14,16 +14,16 @@ from daemon.client.formatting import Style, count, printable, show, to_stdout
 from daemon.client.sending import CHUNK_BYTES, chunks, open_source, progress_bar
 from daemon.client.tables import answer_rows, incident_rows, model_rows
 
-REQUEST_BYTES = 512 * 1024 - CHUNK_BYTES  # sent when there is as much; the daemon takes 512 KiB at once
+REQUEST_BYTES = 512 * 1024 - CHUNK_BYTES  # of one request; the daemon takes at most 512 KiB
 POLL_SECONDS = 0.5
-QUIET_POLLS = 6  # without training and without need for any: there will be none
-SUSPICIOUS_SHARE = 0.01  # of vouched lines that a rule matched: perhaps the wrong file
+QUIET_POLLS = 6  # polls without a training, none being due, after which none is expected
+SUSPICIOUS_SHARE = 0.01  # of vouched lines that match a rule: beyond this it may be the wrong file
 
-Told = Callable[[float | None, str], None]
+ShowProgress = Callable[[float | None, str], None]
 
 
 def feedback(admin: Admin, as_json: bool, alert: str | None, answer: str | None, note: str) -> int:
-    """Without an alert the list of answers."""
+    """Answer an alert; without `alert`, list the answers in force."""
     if alert is None:
         listed = admin.get("/feedback").body
         show(listed, as_json, lambda: to_stdout(answer_rows(listed["feedback"], Style(sys.stdout))))
@@ -33,21 +33,21 @@ def feedback(admin: Admin, as_json: bool, alert: str | None, answer: str | None,
     if answer == "undo":
         if note:
             raise UsageError("undo takes no --note")
-        told = admin.post(f"/feedback/{quote(alert, safe='')}/undo").body
+        reply = admin.post(f"/feedback/{quote(alert, safe='')}/undo").body
     else:
-        told = admin.post("/feedback", {"id": alert, "answer": answer, "note": note}).body
-    show(told, as_json, lambda: print(_effect(told)))
+        reply = admin.post("/feedback", {"id": alert, "answer": answer, "note": note}).body
+    show(reply, as_json, lambda: print(_effect(reply)))
     return 0
 
 
-def _effect(told: Mapping[str, Any]) -> str:
-    what, line = printable(told.get("what", "")), count(told.get("line"))
+def _effect(reply: Mapping[str, Any]) -> str:
+    what, line = printable(reply.get("what", "")), count(reply.get("line"))
     effects = {
         "normal": "normal from now on, and not raised again",
         "anomaly": "an anomaly, not learned from, and frequency does not make it normal",
         "undo": "unanswered again",
     }
-    return f"{what}: {effects.get(told['answer'], printable(told['answer']))} (after line {line})"
+    return f"{what}: {effects.get(reply['answer'], printable(reply['answer']))} (after line {line})"
 
 
 def incidents(admin: Admin, as_json: bool, limit: int) -> int:
@@ -73,50 +73,50 @@ def models_rollback(admin: Admin, as_json: bool, generation: int) -> int:
 
 
 def train_from(admin: Admin, as_json: bool, source: str, wait: bool) -> int:
-    """Hand over a vouched file and, with `wait`, stay until what was learned of it is in force."""
+    """Upload a vouched file and, with `wait`, return only when a model trained from it is in force."""
     if source == "-" and sys.stdin.isatty():
         raise UsageError("train-from reads standard input, which is your terminal; name a FILE or pipe one in")
     before = admin.get("/status").body
     shown = sys.stderr.isatty() and not as_json
-    taken = _hand_over(admin, source, shown)
+    taken = _upload(admin, source, shown)
     if not as_json:
-        _tell_of(taken)
+        _print_taken(taken)
     if not wait or not taken["lines"]:
         show(taken, as_json, lambda: None)
         return 0
-    with _training_bar() if shown else _no_bar() as told:
-        generation = _trained(admin, before.get("training") or {}, told)
+    with _training_bar() if shown else _no_bar() as show_progress:
+        generation = _await_generation(admin, before.get("training") or {}, show_progress)
     show(
         {**taken, "generation": generation},
         as_json,
         lambda: print(
             f"model generation {generation} is in force"
             if generation is not None
-            else "no training is due yet: what was learned waits for the next one"
+            else "no training is due yet: the lines wait for the next one"
         ),
     )
     return 0
 
 
-def _hand_over(admin: Admin, source: str, shown: bool) -> dict[str, int]:
-    """What became of the file's lines. Raises `Failure`; the lines handed over before that stay learned."""
+def _upload(admin: Admin, source: str, shown: bool) -> dict[str, int]:
+    """The counts of lines, rule hits and sessions taken. Raises `Failure`; lines taken before that stay taken."""
     path = f"/train-from?source=train-{secrets.token_hex(8)}"
     taken = {"lines": 0, "rule_hits": 0, "sessions": 0}
 
     begun = False
 
-    def hand_over(data: bytes, last: bool) -> None:
+    def upload_chunk(data: bytes, last: bool) -> None:
         nonlocal begun
         begun = True
         answer = admin.post(f"{path}&last={last:d}", data).body
         for name in taken:
             taken[name] += answer[name]
 
-    def give_up() -> None:
-        """End what was begun, or the daemon waits a minute for its rest, and takes no other file before that."""
-        with suppress(Failure):  # told is why we end; a daemon that is gone ends it by itself
+    def end_upload() -> None:
+        """End the upload, or the daemon waits a minute for its rest and refuses other files meanwhile."""
+        with suppress(Failure):  # the first error is the one to report; a daemon that is gone needs no end
             if begun:
-                hand_over(b"", True)
+                upload_chunk(b"", True)
 
     with open_source(source) as raw:
         with progress_bar(os.fstat(raw.fileno()).st_size or None) if shown else _no_bar() as progress:
@@ -125,20 +125,20 @@ def _hand_over(admin: Admin, source: str, shown: bool) -> dict[str, int]:
                 for read, chunk in chunks(raw):
                     waiting += chunk
                     if len(waiting) >= REQUEST_BYTES:
-                        hand_over(waiting, False)
+                        upload_chunk(waiting, False)
                         waiting = b""
                     progress(read, taken["lines"], False)
-                hand_over(waiting, True)
+                upload_chunk(waiting, True)
             except KeyboardInterrupt:
-                give_up()
+                end_upload()
                 raise Failure(f"interrupted; at least {taken['lines']:,} lines were taken until then") from None
             except Failure as exc:
-                give_up()
+                end_upload()
                 raise Failure(f"{exc}; {taken['lines']:,} lines were taken until then") from exc
     return taken
 
 
-def _tell_of(taken: Mapping[str, int]) -> None:
+def _print_taken(taken: Mapping[str, int]) -> None:
     lines, hits = taken["lines"], taken["rule_hits"]
     sessions = f"{taken['sessions']:,} {'session' if taken['sessions'] == 1 else 'sessions'}"
     print(f"{lines:,} lines in {sessions} taken" if lines else "no lines in it: nothing to learn")
@@ -148,10 +148,11 @@ def _tell_of(taken: Mapping[str, int]) -> None:
         print(f"vigilctl: {hits / lines:.1%} of the lines look like attacks: is this file clean?", file=sys.stderr)
 
 
-def _trained(admin: Admin, before: Mapping[str, Any], told: Told) -> int | None:
-    """The generation in force when another than before is; None when no training is to come.
+def _await_generation(admin: Admin, before: Mapping[str, Any], show_progress: ShowProgress) -> int | None:
+    """The generation in force, once it differs from that in `before` (the object "training" of a status); None if no
+    training is due.
 
-    Raises `Failure` when what was trained is refused, or training fails.
+    Raises `Failure` when the new model is refused, or training fails.
     """
     seen, quiet = False, 0
     try:
@@ -159,8 +160,8 @@ def _trained(admin: Admin, before: Mapping[str, Any], told: Told) -> int | None:
             status = admin.get("/status").body
             training, under_way = status.get("training") or {}, bool(status.get("training_in_progress"))
             generation = training.get("generation_in_force")
-            # A model whose training had begun before the file was handed over comes first, or is refused, and does not
-            # know it.
+            # A training that began before the upload ends first, with a model or a refusal, and has not learned from
+            # the file.
             if (status.get("vouched") or {}).get("waiting", False):
                 before = training
             if generation is not None and generation != before.get("generation_in_force"):
@@ -173,20 +174,20 @@ def _trained(admin: Admin, before: Mapping[str, Any], told: Told) -> int | None:
             quiet = 0 if under_way or training.get("due") else quiet + 1
             if quiet > QUIET_POLLS:
                 return None
-            told(training.get("percent") if under_way else None, _stage(training, under_way))
+            show_progress(training.get("percent") if under_way else None, _training_text(training, under_way))
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        raise Failure("not waited for; what was taken is learned from all the same") from None
+        raise Failure("interrupted; the lines that were taken are learned from all the same") from None
 
 
-def _stage(training: Mapping[str, Any], under_way: bool) -> str:
+def _training_text(training: Mapping[str, Any], under_way: bool) -> str:
     if not under_way:
         return "waiting until the training begins"
     return f"epoch {training['epoch']} of {training.get('epochs', '?')}" if training.get("epoch") else "training"
 
 
 @contextmanager
-def _training_bar() -> Iterator[Told]:
+def _training_bar() -> Iterator[ShowProgress]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 

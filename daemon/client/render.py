@@ -1,4 +1,4 @@
-"""What the daemon says, for people: the status, judgements, records and snapshots."""
+"""The daemon's answers as text: status, judgements, records and snapshots."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,17 +22,17 @@ VERDICT_COLOURS = {"attack": "red", "anomaly": "yellow", "novel": "blue", "norma
 
 
 def status_lines(status: Mapping[str, Any], style: Style) -> Iterator[str]:
-    """The summary of `GET /status`: a line a subject, troubles first."""
+    """The summary of `GET /status`: failures first, then one line per subject."""
     state = str(status.get("status", "serving"))
     head = style(state, "bold", {"serving": "green", "starting": "yellow"}.get(state, "red"))
-    if state == "starting":  # what is not read yet is not known, and nothing else is to be said of it
+    if state == "starting":  # the state is not read yet, so nothing else is known
         yield f"vigild {printable(status.get('version', ''))}: {head}, {printable(status.get('reason', ''))}"
         yield ""
         yield _fact("lines", count(status.get("logs_processed")), style)
         return
     yield f"vigild {printable(status.get('version', ''))}: {head}, {_phase(status)}"
-    for trouble in _troubles(status):
-        yield style(f"! {trouble}", "red")
+    for failure in _failures(status):
+        yield style(f"! {failure}", "red")
     yield ""
     facts = {
         "lines": count(status.get("logs_processed")),
@@ -42,7 +42,7 @@ def status_lines(status: Mapping[str, Any], style: Style) -> Iterator[str]:
         "at start": _recovery(status.get("recovery") or {}),
         "flagged": _alarms(status.get("alarms") or {}),
         "sources": _ingest(status.get("ingest") or {}),
-        "state": _digest(status),
+        "state": _state(status),
     }
     for name, fact in facts.items():
         if fact:
@@ -54,7 +54,7 @@ def _fact(name: str, fact: str, style: Style) -> str:
 
 
 def judgement_lines(text: str, answer: Mapping[str, Any], style: Style) -> Iterator[str]:
-    """One judgement in full: the verdict, then what each detector made of the line."""
+    """One judgement in full: the verdict, then the result of each detector."""
     yield f"{_verdict(answer, style)}  score {score(answer.get('anomaly_score'))}  p {score(answer.get('p'))}"
     yield f"  {style(printable(text), 'dim')}"
     rules = answer.get("rule_based") or {}
@@ -76,7 +76,7 @@ def judgement_lines(text: str, answer: Mapping[str, Any], style: Style) -> Itera
 
 
 def judgement_row(text: str, answer: Mapping[str, Any], style: Style) -> str:
-    """One judgement in one line, for many."""
+    """One judgement in one line."""
     kinds = (answer.get("rule_based") or {}).get("attack_types") or []
     odd = [MEMBERS[name] for name in ("isolation_forest", "transformer") if _is_odd(answer.get(name))]
     why = printable(", ".join([*map(str, kinds), *odd]))
@@ -84,8 +84,8 @@ def judgement_row(text: str, answer: Mapping[str, Any], style: Style) -> str:
 
 
 def announces(record: Mapping[str, Any]) -> bool:
-    """Whether a record says something new: whatever is no alert of an incident does, and of an incident the first
-    alert, the 10th, the 100th and so on. What waits in the digest does not: nobody is to be woken up for it."""
+    """Whether `tail` shows a record by default: every record that belongs to no incident, and of an incident within the
+    budget the first alert, the 10th, the 100th and so on. Incidents over the budget are listed, not announced."""
     if not record.get("flagged") or record.get("incident") is None:
         return True
     number = str(record.get("incident_count"))
@@ -103,7 +103,7 @@ def record_row(record: Mapping[str, Any], style: Style) -> str:
         place = f"{place}  alert {number:,} of incident {printable(record.get('incident'))}"
     return (
         f"{when(record.get('time'))} {_verdict(record, style)} {score(record.get('score')):>6}  "
-        f"{_why(record):<24} {place}  {text}"
+        f"{_reason(record):<24} {place}  {text}"
     )
 
 
@@ -137,7 +137,7 @@ def _phase(status: Mapping[str, Any]) -> str:
     return phase
 
 
-def _troubles(status: Mapping[str, Any]) -> Iterator[str]:
+def _failures(status: Mapping[str, Any]) -> Iterator[str]:
     recovery = status.get("recovery") or {}
     reasons = status.get("reasons") or []
     yield from (printable(reason.get("text")) for reason in reasons)
@@ -190,7 +190,7 @@ def _alarms(alarms: Mapping[str, Any]) -> str:
     incidents = alarms.get("incidents") or {}
     if incidents.get("opened") is not None:
         text += f" in {count(incidents['opened'])} incidents, {count(incidents.get('open'))} open"
-        text += f", {count(incidents['digest'])} waiting in the digest" if incidents.get("digest") else ""
+        text += f", {count(incidents['digest'])} over budget" if incidents.get("digest") else ""
     if alarms.get("per_day") is not None:
         text += f", budget {alarms['per_day']:g} a day"
     return text + (", not yet reachable with so few sessions" if alarms.get("floor_binding") else "")
@@ -206,7 +206,7 @@ def _ingest(ingest: Mapping[str, Any]) -> str:
     return f"{count(ingest['connections'])} connected{taken}{cut}"
 
 
-def _digest(status: Mapping[str, Any]) -> str:
+def _state(status: Mapping[str, Any]) -> str:
     digest = status.get("state_digest")
     return f"{printable(digest)[:16]} as of line {count(status.get('digest_line'))}" if digest else ""
 
@@ -216,7 +216,7 @@ def _verdict(answer: Mapping[str, Any], style: Style) -> str:
     return style(f"{printable(verdict):<7}", "bold", VERDICT_COLOURS.get(verdict, "yellow"))
 
 
-def _why(record: Mapping[str, Any]) -> str:
+def _reason(record: Mapping[str, Any]) -> str:
     if why := record.get("why") or record.get("what"):
         return printable(why)
     if record.get("attack_types"):

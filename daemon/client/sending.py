@@ -1,7 +1,8 @@
-"""`vigilctl send`: a file or standard input into log.sock, and the daemon's word that it is safe.
+"""`vigilctl send`: send a file or standard input to log.sock, and wait until every line is durable.
 
-There is no protocol: bytes go out, our half is closed, and the daemon closes its half when everything is
-durable. So a clean end of file is the acknowledgement; a reset or a broken pipe means "not confirmed".
+There is no protocol beyond the socket's own: the client sends bytes and shuts down its half, and the daemon
+closes its half once everything is durable. A clean end of file is the acknowledgement; a reset or a broken
+pipe means "not confirmed".
 """
 
 import fcntl
@@ -25,27 +26,27 @@ from daemon.client.admin import Failure, reason
 from daemon.places import SYSTEM_RUNTIME, runtime_directory
 
 CHUNK_BYTES = 128 * 1024
-STARTING_SECONDS = 3.0  # a daemon that is started now listens within half a second, on a busy machine within two
+STARTING_SECONDS = 3.0  # a starting daemon listens within half a second, on a busy machine within two
 LOOK_SECONDS = 0.05
 GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What was confirmed as durable. `lines` counts a last line without newline too."""
+    """What was confirmed as durable. `lines` counts a last line without a newline, too."""
 
     lines: int
     bytes: int
     seconds: float
 
 
-# Called with: bytes of the source read so far (before unpacking), lines handed over, whether all is
-# handed over and only the daemon's word is missing.
+# Called with the bytes of the source read so far (compressed, if it is), the lines sent, and whether
+# everything is sent and only the confirmation is missing.
 Progress = Callable[[int, int, bool], None]
 
 
 def log_sockets(given: str | None, env: Mapping[str, str]) -> list[Path]:
-    """Where the daemon's log socket may be, in order."""
+    """The paths to try for the daemon's log socket, in order."""
     if given:
         return [Path(given)]
     return [directory / "log.sock" for directory in dict.fromkeys([runtime_directory(env), SYSTEM_RUNTIME])]
@@ -54,8 +55,8 @@ def log_sockets(given: str | None, env: Mapping[str, str]) -> list[Path]:
 def send(source: str, sockets: list[Path], *, show: bool) -> Sent:
     """Send `source` (a path, or "-" for standard input; gzip is unpacked) to the first socket that listens.
 
-    A daemon that is only starting is waited for. Blocks as long as the daemon lets us wait. Raises `Failure`: what
-    was sent is then not confirmed, some of it may be durable all the same.
+    Waits up to STARTING_SECONDS for a daemon that is starting, and without limit for its confirmation. Raises
+    `Failure`: then nothing is confirmed, though some of it may be durable.
     """
     with open_source(source) as raw, _connect(sockets) as sock:
         if not show:
@@ -81,7 +82,7 @@ def _stream(raw: io.BufferedReader, sock: socket.socket, progress: Progress) -> 
         sock.shutdown(socket.SHUT_WR)
         progress(read, lines, True)
         while sock.recv(4096):
-            pass  # nothing is promised to come, and nothing that comes matters
+            pass  # the daemon sends nothing before it closes; anything else is ignored
     except KeyboardInterrupt:
         raise Failure(f"interrupted; not confirmed: {_amount(lines, total)} handed over, {durable}") from None
     except OSError as exc:
@@ -90,10 +91,10 @@ def _stream(raw: io.BufferedReader, sock: socket.socket, progress: Progress) -> 
 
 
 class _Durable:
-    """How many of the lines sent are known to be durable: the daemon takes bytes off the socket only then.
+    """How many of the lines sent are known to be durable: the daemon takes bytes from the socket only then.
 
-    The kernel says how much of what we sent still lies there (SIOCOUTQ, which counts a little more than the bytes).
-    It says nothing is left, too, when the reader has died with all of it unread: such an answer is not believed.
+    The kernel tells how much of what we sent is still queued (SIOCOUTQ, a little more than the bytes). It also tells
+    0 when the reader died with everything unread, so the answer counts only while the connection is up.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -117,7 +118,7 @@ class _Durable:
 
 
 def chunks(raw: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
-    """(bytes read from `raw` so far, data to send). A pipe's data goes out as it comes."""
+    """(bytes read from `raw` so far, data to send), unpacked if it is gzip. A pipe's data is sent as it arrives."""
     read = 0
     if raw.peek(2)[:2] == GZIP_MAGIC:
         unpacked = gzip.GzipFile(fileobj=raw)
@@ -134,6 +135,7 @@ def chunks(raw: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
 
 @contextmanager
 def open_source(source: str) -> Iterator[io.BufferedReader]:
+    """The file `source`, or standard input for "-". Raises Failure."""
     if source == "-":
         # A reader of our own: closing it must not close the interpreter's standard input.
         with open(sys.stdin.fileno(), "rb", closefd=False) as raw:
@@ -159,18 +161,18 @@ def _connect(sockets: list[Path]) -> socket.socket:
             except OSError as exc:
                 sock.close()
                 refusals.append(f"{path} ({reason(exc)})")
-                # Refused: by what a killed daemon left, or between its successor's binding and listening.
+                # Refused: a socket that a killed daemon left, or one that is bound and does not listen yet.
                 may_come |= isinstance(exc, FileNotFoundError | ConnectionRefusedError)
             else:
                 return sock
         if not may_come or time.monotonic() >= deadline:
-            raise Failure(f"no daemon takes log lines; looked at {', '.join(refusals)}")
+            raise Failure(f"no daemon takes log lines; tried {', '.join(refusals)}")
         time.sleep(LOOK_SECONDS)
 
 
 @contextmanager
 def progress_bar(size: int | None) -> Iterator[Progress]:
-    """A progress bar on standard error. `size` is None where the source has none (a pipe)."""
+    """A progress bar on standard error. `size` is in bytes, None for a pipe."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

@@ -1,4 +1,4 @@
-"""Incidents, answers and model generations as rows, newest first as the daemon gives them."""
+"""Incidents, answers and model generations as table rows, in the daemon's order."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -9,7 +9,9 @@ from daemon.client.formatting import Style, count, printable, size, when
 def incident_rows(incidents: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str]:
     yield style(f"{'incident':<14} {'alerts':>9}  {'first':<19}  {'last':<19}  what", "dim")
     for one in incidents:
-        state = style("  digest", "dim") if one.get("digest") else style("  open", "yellow") if one.get("open") else ""
+        state = (
+            style("  over budget", "dim") if one.get("digest") else style("  open", "yellow") if one.get("open") else ""
+        )
         yield (
             f"{printable(one['id']):<14} {count(one.get('count')):>9}  {when(one.get('first_time')):<19}  "
             f"{when(one.get('last_time')):<19}  {printable(one.get('what', ''))}{state}"

@@ -31,7 +31,7 @@ from daemon.control.generations import earlier_model, listed
 from daemon.control.interface import ControlError
 from daemon.control.train_from import Vouching
 from daemon.settings import Settings, SettingsError
-from daemon.startup.progress import Reading
+from daemon.startup.progress import ReplayProgress
 from detection.causes import fingerprints as causes
 from detection.causes.fingerprints import KINDS
 from detection.columns.state import OtherVersionError
@@ -97,7 +97,7 @@ class Service:
         self._now = now
         self._began = now()
         self._sequencer: Sequencer | None = None
-        self._reading: Reading | None = None
+        self._reading: ReplayProgress | None = None
         self._running: Running | None = None
         self._withdrawals: set[Withdrawn] = set()
         self._asking = trio.Lock()
@@ -107,7 +107,7 @@ class Service:
         """From here on lines are journaled, or wait; what comes of them is known when there is a state."""
         self._sequencer = sequencer
 
-    def read(self, reading: Reading) -> None:
+    def read(self, reading: ReplayProgress) -> None:
         """From here on it is known how far the state goes, and `reading` says how much of it is there."""
         self._reading = reading
 

@@ -1,9 +1,9 @@
-"""`make run`: vigild on 10,000 real lines, from knowing nothing to a memory that outlives a restart.
+"""`make run`: a demonstration on 10,000 real lines, from an empty state to one that outlives a restart.
 
 The first run starts the daemon with an empty state directory and a small warm-up, sends it the first part of
-the bundled log, waits for the training, sends the rest, and shows what was found. At the end it notes what
-the daemon says of a hundred lines. A later run starts on the same state, sends nothing that is known already,
-asks for the same hundred lines, and compares. All of it lies in .run; removing that starts over.
+the bundled log, waits for the training, sends the rest, and prints what was flagged. At the end it notes the
+judgements of a hundred lines. A later run starts on the same state, sends no line twice, gets the judgements
+of the same hundred lines, and compares. Its files are in .run; removing that starts over.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ from daemon.host.listeners import PATH_BYTES
 from daemon.places import make_private
 
 if TYPE_CHECKING:
-    import httpx  # takes so long to import that Ctrl-C would often meet it
+    import httpx  # slow to import, so Ctrl-C would often interrupt the import
 
 WARMUP_LINES = 4_000
-LEARNED_FIRST = 6_000  # lines sent before the training is waited for; the others meet all of them
+LEARNED_FIRST = 6_000  # lines sent before the training; all detectors judge the others
 COMPARED_LINES = 100
 PORTS = range(8765, 8785)
 START_SECONDS = 120.0
@@ -45,24 +45,24 @@ Say = Callable[[str], None]
 
 
 class DemoError(Exception):
-    """The demonstration cannot go on; one or two lines say why."""
+    """The demonstration cannot go on. The message is one or more lines that say why."""
 
 
 def main() -> int:
-    """0 after Ctrl-C, 1 when the demonstration could not run."""
+    """The exit status: 0 after Ctrl-C, 1 when the demonstration failed."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         demonstrate(Path.cwd() / ".run", _say)
     except DemoError as exc:
         print(exc, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # before the daemon served, or while it was being asked to stop
+    except KeyboardInterrupt:  # before the daemon served, or while it stopped
         return 0
     return 0
 
 
 def demonstrate(directory: Path, say: Say) -> None:
-    """The whole story in `directory`; returns once an interrupt has stopped the daemon. Raises DemoError."""
+    """Run the demonstration in `directory`, until an interrupt stops the daemon. Raises DemoError."""
     runtime = runtime_directory(directory)
     for each in (directory, runtime):
         make_private(each)
@@ -72,12 +72,12 @@ def demonstrate(directory: Path, say: Say) -> None:
         say(f"Port {PORTS[0]} is taken; the admin API gets {port}.")
     with _daemon(directory, runtime, port) as process, _api(runtime) as api:
         try:
-            tell_story(Daemon(process, api, directory, runtime), sample(), say)
+            send_sample(Daemon(process, api, directory, runtime), sample(), say)
             say(how_to_go_on(runtime, port))
             process.wait()
             raise DemoError(_ended(process, directory))
         except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would only leave the job half done
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would interrupt the stop
             say("\nStopping: saving what was learned...")
             remember(api, directory)
             _stop(process, directory)
@@ -91,7 +91,7 @@ def sample() -> list[bytes]:
 
 
 def runtime_directory(directory: Path) -> Path:
-    """`directory`, or where its path is too long for a Unix socket, a short one that belongs to it alone."""
+    """`directory`, or if its path is too long for a Unix socket, a short one derived from it."""
     if len(os.fsencode(directory / "admin.sock")) <= PATH_BYTES:
         return directory
     mark = zlib.crc32(os.fsencode(directory))
@@ -112,7 +112,7 @@ def free_port(ports: Sequence[int] = PORTS) -> int:
 
 
 class Daemon:
-    """The running daemon, as the story needs it."""
+    """The running daemon: its process, its API, and sending it lines."""
 
     def __init__(self, process: subprocess.Popen[bytes], api: "httpx.Client", directory: Path, runtime: Path) -> None:
         self.process = process
@@ -126,21 +126,21 @@ class Daemon:
         return _answer(self.api.get("/status"))
 
     def send(self, name: str, lines: Sequence[bytes]) -> None:
-        """Through the socket, with vigilctl's progress bar; returns when all of it is durable."""
+        """Send `lines` with vigilctl, which shows progress; returns when all of them are durable."""
         part = self.directory / name
         part.write_bytes(b"".join(lines))
         command = [_program("vigilctl"), "send", "--socket", str(self.runtime / "log.sock"), str(part)]
         if subprocess.run(command).returncode:
             raise DemoError(f"vigilctl could not send {part}")
 
-    def finds(self) -> list[dict[str, Any]]:
+    def flagged(self) -> list[dict[str, Any]]:
         """The flagged records, oldest first."""
         found: list[dict[str, Any]] = _answer(self.api.get("/anomalies", params={"limit": 1000}))["anomalies"]
         return found
 
 
-def tell_story(daemon: Daemon, lines: Sequence[bytes], say: Say) -> None:
-    """From wherever the state is to where every line of the sample is known. Raises DemoError."""
+def send_sample(daemon: Daemon, lines: Sequence[bytes], say: Say) -> None:
+    """Send the lines of the sample that the state does not have yet, and print what comes of it. Raises DemoError."""
     status = daemon.status()
     known = status["logs_processed"]
     if known:
@@ -159,9 +159,9 @@ def tell_story(daemon: Daemon, lines: Sequence[bytes], say: Say) -> None:
         begin = max(known, LEARNED_FIRST)
         say(f"\nSending lines {begin + 1:,} to {len(lines):,}, which meet all detectors:")
         daemon.send("second.log", lines[begin:])
-        # The end of a file is the end of its sessions; a stream would simply go on.
+        # The end of the file ends its sessions; a stream would go on.
         _answer(daemon.api.post("/flush"))
-    for line in found_in(daemon.finds()):
+    for line in found_in(daemon.flagged()):
         say(line)
     _answer(daemon.api.post("/checkpoint"))
     for line in memory(daemon.status(), daemon.directory / "state"):
@@ -169,32 +169,32 @@ def tell_story(daemon: Daemon, lines: Sequence[bytes], say: Say) -> None:
 
 
 def _await_ensemble(daemon: Daemon, say: Say) -> None:
-    said = ""
+    printed = ""
     while (status := daemon.status())["phase"] != "ensemble":
         words = training_words(status.get("training") or {})
-        if words != said:
+        if words != printed:
             say(words)
-            said = words
+            printed = words
         time.sleep(POLL_SECONDS)
     say("Trained: the Isolation Forest and the transformer judge from here on.")
 
 
 def remember(api: "httpx.Client", directory: Path) -> None:
-    """Save, and note the digest and what is thought of the sample's last lines, for `recall` to compare."""
+    """Save, and note the digest and the judgements of the sample's last lines, for `recall` to compare."""
     import httpx
 
     try:
         saved = _answer(api.post("/checkpoint"))
         note = {"digest": saved["digest"], "line": saved["line"], "answers": _ask(api)}
     except (httpx.HTTPError, DemoError) as exc:
-        # The daemon still saves when it stops; only the comparison will have nothing to compare with.
+        # The daemon still saves when it stops; only the comparison is lost.
         print(f"nothing noted for the next run: {exc}", file=sys.stderr)
         return
     (directory / "remembered.json").write_text(json.dumps(note))
 
 
 def recall(api: "httpx.Client", directory: Path) -> dict[str, Any] | None:
-    """What `remember` noted, None where nothing was; `same` lines get the very same answer now."""
+    """The note of `remember`, None without one; "same" counts the lines whose judgement is the same now."""
     try:
         note: dict[str, Any] = json.loads((directory / "remembered.json").read_text())
     except FileNotFoundError:
@@ -212,7 +212,7 @@ def _ask(api: "httpx.Client") -> list[list[Any]]:
 
 @contextmanager
 def _daemon(directory: Path, runtime: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """The daemon, serving. Killed at the end if it still runs then."""
+    """The process of a daemon that serves. Killed at the end if it still runs."""
     settings = directory / "vigild.toml"
     settings.write_text(
         "# Written by `make run`: the defaults, but for a warm-up that the bundled 10,000 lines can fill.\n"
@@ -224,14 +224,14 @@ def _daemon(directory: Path, runtime: Path, port: int) -> Iterator[subprocess.Po
     env |= {"RUNTIME_DIRECTORY": str(runtime), "NOTIFY_SOCKET": f"@vigild-demo-{os.getpid()}"}
     command = [_program("vigild"), "--config", str(settings), "--state-dir", str(directory / "state")]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        # We are its service manager: it tells us when it serves, and nobody has to poll.
+        # We act as its service manager: it notifies us when it serves, so nobody has to poll.
         manager.bind(f"\0vigild-demo-{os.getpid()}")
         manager.settimeout(POLL_SECONDS)
         with open(directory / "vigild.log", "ab") as log:
-            # A session of its own, so that Ctrl-C reaches us alone and we choose how it stops.
+            # In a session of its own, so that Ctrl-C reaches only us and we stop it.
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-        # It goes on telling after that, and would complain of a service manager that no longer listens.
-        listener = threading.Thread(target=_listen_on, args=(process, manager), daemon=True)
+        # It keeps notifying, and would log errors if nobody read.
+        listener = threading.Thread(target=_drain, args=(process, manager), daemon=True)
         try:
             _await_ready(process, manager, directory)
             listener.start()
@@ -258,7 +258,7 @@ def _await_ready(process: subprocess.Popen[bytes], manager: socket.socket, direc
     raise DemoError(f"vigild does not serve after {START_SECONDS:.0f} s; see {directory}/vigild.log")
 
 
-def _listen_on(process: subprocess.Popen[bytes], manager: socket.socket) -> None:
+def _drain(process: subprocess.Popen[bytes], manager: socket.socket) -> None:
     while process.poll() is None:
         with contextlib.suppress(TimeoutError):
             manager.recv(4096)

@@ -1,16 +1,16 @@
-"""What the demonstration prints, as lines for a terminal; no I/O but the sizes of files."""
+"""The texts of the demonstration, as lines for a terminal. The only I/O is reading the sizes of files."""
 
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SHOWN_FINDS = 12
+SHOWN_RECORDS = 12
 SHOWN_CHARACTERS = 140
 
 
 def greeting(status: Mapping[str, Any], note: Mapping[str, Any] | None) -> Iterator[str]:
-    """What a daemon says that was here before."""
+    """The first lines of a run on a state that exists. `note` is that of `recall`."""
     known, tier = status["logs_processed"], status["recovery"]["tier"]
     yield f"It remembers {known:,} lines (recovery: {tier}); nothing of that is sent again."
     if note is None:
@@ -23,7 +23,7 @@ def greeting(status: Mapping[str, Any], note: Mapping[str, Any] | None) -> Itera
 
 
 def training_words(training: Mapping[str, Any]) -> str:
-    """Progress in steps of ten per cent, so that it reads as well in a file as on a terminal."""
+    """Progress in steps of ten per cent, readable in a file as on a terminal."""
     if training.get("error"):
         return f"training failed, it will be tried again: {training['error']}"
     percent = training.get("percent")
@@ -32,11 +32,11 @@ def training_words(training: Mapping[str, Any]) -> str:
     return f"training {int(percent // 10) * 10} %"
 
 
-def found_in(finds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The last few finds, each with the reason, for a terminal: control characters escaped, lines cut."""
-    beyond = f", of which the last {SHOWN_FINDS}:" if len(finds) > SHOWN_FINDS else ""
-    yield f"\nFlagged so far: {len(finds)}{beyond}"
-    for record in finds[-SHOWN_FINDS:]:
+def found_in(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The last few flagged records, each with the reason; control characters escaped, lines cut."""
+    beyond = f", of which the last {SHOWN_RECORDS}:" if len(records) > SHOWN_RECORDS else ""
+    yield f"\nFlagged so far: {len(records)}{beyond}"
+    for record in records[-SHOWN_RECORDS:]:
         yield f"  line {record['line']:>6,}  {record['verdict']:<8} {_why(record)}"
         safe = str(record["text"] or record["template"]).encode("unicode_escape").decode("ascii")
         yield f"      {safe if len(safe) <= SHOWN_CHARACTERS else safe[: SHOWN_CHARACTERS - 3] + '...'}"
@@ -51,6 +51,7 @@ def _why(record: Mapping[str, Any]) -> str:
 
 
 def memory(status: Mapping[str, Any], state: Path) -> Iterator[str]:
+    """Size and digest of the state."""
     files = [path.stat() for path in state.rglob("*") if path.is_file()]
     size = sum(each.st_size for each in files) / 1e6
     yield (
@@ -60,6 +61,7 @@ def memory(status: Mapping[str, Any], state: Path) -> Iterator[str]:
 
 
 def how_to_go_on(runtime: Path, port: int) -> str:
+    """The commands to try on the running daemon."""
     socket_path, admin = runtime / "log.sock", runtime / "admin.sock"
     return f"""
 Page          http://127.0.0.1:{port}/

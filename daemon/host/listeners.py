@@ -1,12 +1,11 @@
 """The listening sockets: `log.sock` for lines, `admin.sock` and TCP for the admin API.
 
-They exist before anything heavy is imported, so that a sender can connect within milliseconds of our start;
+They are opened before anything heavy is imported, so that a sender can connect within milliseconds of the start;
 what it sends waits in the kernel. A service manager may have opened them even earlier (sd_listen_fds(3)):
-sockets named "log" and "admin" replace the Unix sockets that we would bind, and are not ours to remove.
-Connections that were kept for us under other names are handed on in `Inherited.stored`.
+sockets named "log" and "admin" take the place of the Unix sockets that we would bind, and are not ours to
+remove. Connections that the service manager stored for us are in `Inherited.stored`.
 
-A Unix socket file that is left over from a killed process is replaced; one that somebody listens on is an
-error.
+A Unix socket file left by a killed process is replaced. One on which another process listens is an error.
 """
 
 import contextlib
@@ -25,7 +24,7 @@ from pathlib import Path
 from daemon.host.notify import PROBE_NAME
 
 BACKLOG = 1024
-# Of the descriptors that may be open, those that are not for log lines: 64 connections on each admin socket, and more.
+# File descriptors not used for log connections: 64 connections on each admin socket, files, the trainer's pipes.
 RESERVED_FILES = 512
 SOCKET_MODE = 0o660
 PATH_BYTES = 107  # sockaddr_un.sun_path, less its closing NUL
@@ -34,12 +33,12 @@ _FIRST_FD = 3
 
 
 class ListenError(Exception):
-    """One line that says which address could not be listened on, and why."""
+    """One line: the address that could not be listened on, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
-    """`path` may be relative: it is taken from the runtime directory."""
+    """A relative `path` is relative to the runtime directory."""
 
     path: Path
 
@@ -58,7 +57,7 @@ class TcpAddress:
 
 
 def parse_address(text: str) -> UnixAddress | TcpAddress:
-    """`text` is unix:PATH, 127.0.0.1:8765, [::1]:8765 or localhost:8765. ValueError says what is wrong."""
+    """Parse unix:PATH, 127.0.0.1:8765, [::1]:8765 or localhost:8765. Raises ValueError that says what is wrong."""
     if text.startswith("unix:"):
         if text == "unix:" or "\0" in text:
             raise ValueError(f"{text!r} names no socket; write unix:admin.sock")
@@ -76,7 +75,7 @@ def parse_address(text: str) -> UnixAddress | TcpAddress:
 
 @dataclass(slots=True)
 class Inherited:
-    """What the service manager opened for us: listening sockets by purpose, kept connections by name."""
+    """What the service manager passed: listening sockets by purpose, stored connections by name."""
 
     log: list[socket.socket] = field(default_factory=list)
     admin: list[socket.socket] = field(default_factory=list)
@@ -84,7 +83,7 @@ class Inherited:
 
 
 def inherit(env: MutableMapping[str, str] = os.environ) -> Inherited:
-    """Take over the sockets passed to this process, and their variables out of `env` (a child has neither).
+    """Take over the sockets passed to this process, and remove their variables from `env`, so that no child sees them.
 
     Raises ListenError for a listening socket that is not named "log" or "admin".
     """
@@ -99,7 +98,7 @@ def inherit(env: MutableMapping[str, str] = os.environ) -> Inherited:
         taken = socket.socket(fileno=fd)
         name = names[index] if index < len(names) else ""
         if name == PROBE_NAME:
-            taken.close()  # of a process that was killed as it asked whether it may store anything
+            taken.close()  # left by a process that was killed during `Notifier.has_room`
         elif not taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             found.stored[name] = taken
         elif name == "log":
@@ -114,9 +113,9 @@ def inherit(env: MutableMapping[str, str] = os.environ) -> Inherited:
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """Bound, listening, non-blocking sockets. `places` says where, for people: paths and ADDRESS:PORT.
+    """Bound, listening, non-blocking sockets. `places` are their addresses for people: paths and ADDRESS:PORT.
 
-    `log_is_ours`: we opened the log socket ourselves, and it goes when we go.
+    `log_is_ours`: this process opened the log socket, and removes it at the end.
     """
 
     log: Sequence[socket.socket]
@@ -135,8 +134,8 @@ def open_listeners(
 ) -> Iterator[Listeners]:
     """Listen on `log` (a path) and on every address of `admin`; relative paths are in `directory`.
 
-    Leaving the context closes all sockets and removes the socket files that we created, unless somebody has
-    replaced them since. Raises ListenError; nothing stays bound then. Unix sockets have mode 0660.
+    Leaving the context closes all sockets and removes the socket files that it created, unless they were replaced
+    since. Raises ListenError; nothing stays bound then. Unix sockets have mode 0660.
     """
     given = inherited or Inherited()
     with contextlib.ExitStack() as stack:
@@ -170,7 +169,7 @@ def _open_unix(path: Path) -> Iterator[socket.socket]:
         try:
             yield listener
         finally:
-            with contextlib.suppress(FileNotFoundError):  # someone tidied up before us
+            with contextlib.suppress(FileNotFoundError):  # removed by somebody else
                 if _identity(path) == identity:
                     path.unlink()
 
@@ -178,17 +177,17 @@ def _open_unix(path: Path) -> Iterator[socket.socket]:
 def _bind_alone(listener: socket.socket, path: Path) -> tuple[int, int]:
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # Two daemons that find the same stale file at once would otherwise each remove the other's new
+        # Without the lock, two daemons that find the same stale file would each remove the other's new
         # socket.
         fcntl.flock(directory, fcntl.LOCK_EX)
         _remove_stale(path)
-        # The mode must be right from the first moment, so by umask; nothing else runs yet that could mind.
+        # By umask, so that the mode is right from the first moment; no other thread runs yet.
         before = os.umask(0o777 & ~SOCKET_MODE)
         try:
             listener.bind(os.fspath(path))
         finally:
             os.umask(before)
-        # Within the lock: bound but not listening looks stale to the other one.
+        # Under the lock: a socket that is bound and does not listen looks stale to the other daemon.
         listener.listen(BACKLOG)
         return _identity(path)
     finally:
@@ -210,7 +209,7 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
             return
-        except BlockingIOError:  # its backlog is full: alive all the more
+        except BlockingIOError:  # its backlog is full, so it is alive
             raise ListenError(f"{path}: another process listens there") from None
         credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, _, _ = struct.unpack("3i", credentials)
@@ -221,7 +220,7 @@ def _remove_stale(path: Path) -> None:
 def _open_tcp(address: TcpAddress) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
-        # Connections of the process before us may linger; they must not keep its successor out.
+        # Connections of the previous process may linger (TIME_WAIT); they must not block its successor.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((address.host, address.port))
@@ -239,8 +238,9 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def room_for_connections(most: int) -> int:
-    """How many connections for log lines may be open at a time, at most `most`: so many that files, questions and the
-    trainer find descriptors as well. Raises this process's soft limit as far as that takes and its hard limit lets it.
+    """How many log connections may be open at a time, at most `most`, so that RESERVED_FILES descriptors remain.
+
+    Raises this process's soft limit on open files as far as that needs and the hard limit allows.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     enough = most + RESERVED_FILES

@@ -1,6 +1,6 @@
 """The service manager's notification protocol, sd_notify(3): datagrams of VARIABLE=value lines.
 
-Everything here does nothing when there is no `NOTIFY_SOCKET`, so callers need not ask where they run.
+Without `NOTIFY_SOCKET` all of this does nothing, so callers need not check whether a manager is there.
 """
 
 import logging
@@ -10,9 +10,9 @@ import socket
 import time
 from collections.abc import MutableMapping, Sequence
 
-# A manager that does not read must not hold up the daemon; systemd reads within microseconds.
+# A manager that does not read must not block the daemon; systemd reads within microseconds.
 SEND_TIMEOUT_SECONDS = 0.2
-# How long a manager may take for everything it was told before; one that is busy starting a system takes its time.
+# How long a manager may take to process earlier messages; one that is busy booting a system needs time.
 BARRIER_SECONDS = 5.0
 PROBE_NAME = "vigild-probe"
 
@@ -20,12 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Tells the service manager how we are.
+    """Sends the state of this process to the service manager.
 
-    Sends take microseconds, SEND_TIMEOUT_SECONDS at worst. A manager that does not take them is logged, not
-    raised, and once until it takes one again.
-    `watchdog_seconds` is how long the manager waits for `watchdog()` before it kills us, None when it does
-    not watch: call it at least twice as often.
+    A send takes microseconds, SEND_TIMEOUT_SECONDS at worst. A failed send is logged, not raised, and only the first
+    of several in a row. `watchdog_seconds` is how long the manager waits for `watchdog()` before it kills us, None
+    without a watchdog: call it at least twice as often.
     """
 
     def __init__(self, address: str | None, watchdog_seconds: float | None = None) -> None:
@@ -36,7 +35,7 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, env: MutableMapping[str, str] = os.environ) -> "Notifier":
-        """Takes its variables out of `env`: a child process must not speak, nor be watched, in our name."""
+        """Remove the variables from `env`: a child process must not send in our name, nor be watched."""
         address = env.pop("NOTIFY_SOCKET", None)
         microseconds, watched = env.pop("WATCHDOG_USEC", None), env.pop("WATCHDOG_PID", None)
         if address is None or microseconds is None or (watched is not None and watched != str(os.getpid())):
@@ -44,7 +43,7 @@ class Notifier:
         return cls(address, int(microseconds) / 1e6)
 
     def ready(self, status: str) -> None:
-        """Start-up, or the reload announced by `reloading`, is over."""
+        """The start, or the reload announced by `reloading`, is over."""
         self.send("READY=1", f"STATUS={_one_line(status)}")
 
     def status(self, status: str) -> None:
@@ -59,11 +58,11 @@ class Notifier:
         self.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def extend(self, seconds: float) -> None:
-        """Starting or stopping goes on: be patient for `seconds` from now."""
+        """Starting or stopping goes on: extend the time limit to `seconds` from now."""
         self.send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def watchdog(self) -> None:
-        """We are alive. Nothing is sent when nobody watches."""
+        """We are alive. Sends nothing without a watchdog."""
         if self.watchdog_seconds is not None:
             self.send("WATCHDOG=1")
 
@@ -78,7 +77,7 @@ class Notifier:
         self.send("FDSTOREREMOVE=1", f"FDNAME={name}")
 
     def why_nothing_is_kept(self) -> str | None:
-        """None when `keep` works, else why not. Blocks for as long as the manager takes, BARRIER_SECONDS at most."""
+        """None when `keep` works, else why not. Blocks until the manager has answered, BARRIER_SECONDS at most."""
         if self._address is None:
             return "no service manager (NOTIFY_SOCKET is not set)"
         has_room = self.has_room()
@@ -87,17 +86,18 @@ class Notifier:
         return None if has_room else "the service manager stores no descriptors for us (FileDescriptorStoreMax=0)"
 
     def has_room(self) -> bool | None:
-        """Whether `keep` would work now, after everything the manager was told before; None when it does not answer.
+        """Whether the manager's file descriptor store has room, once it has processed earlier messages; None when it
+        does not answer.
 
-        Blocks as `why_nothing_is_kept` does. A manager does not say it, it closes what it has no room for. So it is
-        given one end of a pair, and when everything we told it is done the other end shows whether it let go.
+        Blocks as `why_nothing_is_kept` does. A manager gives no answer, it closes a descriptor that it has no room
+        for. So it is sent one end of a socket pair, and after a barrier the other end shows whether it was closed.
         """
         ours, given = socket.socketpair()
-        self.forget(PROBE_NAME)  # one that was left by a process killed right here
+        self.forget(PROBE_NAME)  # one left by a process that was killed right here
         with ours:
             with given:
                 self.send("FDSTORE=1", f"FDNAME={PROBE_NAME}", fds=[given.fileno()])
-            if not self._done():
+            if not self._barrier():
                 return None
             ours.setblocking(False)
             try:
@@ -107,8 +107,8 @@ class Notifier:
                 return True
         return False
 
-    def _done(self) -> bool:
-        """Wait until the manager has dealt with everything that it was told so far."""
+    def _barrier(self) -> bool:
+        """Wait until the manager has processed every message so far. False after BARRIER_SECONDS."""
         reading, writing = os.pipe()
         try:
             try:
@@ -122,7 +122,7 @@ class Notifier:
             os.close(reading)
 
     def send(self, *variables: str, fds: Sequence[int] = ()) -> None:
-        """One datagram of `variables`; `fds` go with it (the manager's file descriptor store)."""
+        """Send one datagram of `variables`, with the descriptors `fds` attached."""
         if self._address is None:
             return
         try:
@@ -131,9 +131,9 @@ class Notifier:
                 manager.connect(self._address)
                 socket.send_fds(manager, ["\n".join(variables).encode()], list(fds))
         except OSError as exc:
-            # Scoring must not die because nobody is told how it does; the watchdog settles it if it matters.
+            # A lost status message must not end the daemon; if the watchdog is not reached, the manager acts.
             if not self._failing:
-                log.warning("service manager not told %s: %s", variables[0], exc)
+                log.warning("service manager not notified of %s: %s", variables[0], exc)
             self._failing = True
         else:
             self._failing = False

@@ -1,1 +1,1 @@
-"""From a state directory to a running detector: scan, replay, and what to do with a frame that cannot be applied."""
+"""From a state directory to a running detector: scan, replay, and the ladder for a frame that cannot be applied."""

@@ -1,17 +1,17 @@
-"""What is done about a frame on which `apply` raises: the same with everything once more, then with less and less.
+"""The ladder: what is tried, in which order, when `apply` raises on a frame.
 
-    1  the same frame once more, with everything: what failed for a moment costs a moment
-    2  without the member that raised, and without the next one that does (`detection.members.failing`)
+    1  the same frame again, with every member: the failure may have been a passing one
+    2  without the member that raised, then also without the next one that raises (`detection.members.failing`)
     3  with rules alone
-    4  the frame is left out: only what cannot be applied even so is the frame's own fault
+    4  the frame is skipped: if it cannot be applied even by rules alone, the fault is the frame's own
 
-Each try begins from the state before the frame. What is decided is a frame of its own (`WithdrawnFrame`, `SkipFrame`)
-that names this one, and it is durable before anything leaves that was said without the member or the frame: whoever
-replays the journal knows of it before he applies that frame, so a kill at any moment changes nothing of what was said.
+Each attempt starts from the state before the frame. The decision is a frame of its own (`WithdrawnFrame`, `SkipFrame`)
+that names the failed frame. It is durable before any verdict that depends on it leaves the process, and every replay
+reads it before it applies the frame it names. So a kill at any moment changes no verdict.
 
-A frame that was applied before may fail when it is replayed: after a start, or when a state is read back, on a machine
-on which a member does not work any more. What is replayed is then judged without it, from the first frame on that
-fails; its verdicts are delivered again, and what was said of those lines before stays said.
+A frame that was applied before may fail when it is replayed, at a start or when a state is read back, because a member
+no longer works on this machine. The replay then judges without that member from the first failing frame on. These
+verdicts are delivered again; records that were written before stay as they are.
 """
 
 import logging
@@ -28,16 +28,16 @@ from detection.members.registry import NAMES
 from detection.verdicts.records import Verdicts
 from persistence.segment import Entry
 
-# A member that failed on so many frames and then did not is not tried again when it fails the next time: each costs
-# the time of reading the state back.
+# A member that failed on this many frames, and on none of them a second time, is withdrawn at its next failure without
+# a second attempt: each attempt costs reading the state back.
 PATIENCE = 3
-COPY_SHARE = 0.05  # of the time of replaying, for copies to go back to
+COPY_SHARE = 0.05  # of the time of replaying may go into copies of the state
 
 log = logging.getLogger(__name__)
 
 
 class ApplyError(Exception):
-    """`apply` raised on this entry, which is the cause; `hopeless` says that it is no frame at all."""
+    """`apply` raised on `entry`; the exception is the cause. `hopeless`: the entry cannot be decoded as a frame."""
 
     def __init__(self, entry: Entry, *, hopeless: bool = False) -> None:
         super().__init__(f"frame {entry.seq}")
@@ -46,11 +46,11 @@ class ApplyError(Exception):
 
 
 class Ladder:
-    """Which frames are left out, and which members from which frame on: what the journal says, and what is found out.
+    """Which frames are skipped, and which members are withdrawn from which frame on: as journaled, and as decided here.
 
-    `skipped` and `withdrawn` are what the frames after frame `since` say. `say` has a frame journaled, and returns when
-    it is durable. `set_aside` keeps a frame that is left out, `note` is given a sentence for each decision. All are
-    called in the thread that calls this.
+    `skipped` (seqs) and `withdrawn` (seq: {member: reason}) are the decisions journaled after frame `since`. `journal`
+    journals a frame and returns when it is durable; `set_aside` keeps the bytes of a skipped frame; `note` takes a
+    sentence for each decision. All are called in the thread that calls the ladder.
     """
 
     def __init__(
@@ -59,36 +59,37 @@ class Ladder:
         withdrawn: Mapping[int, Mapping[str, str]],
         *,
         since: int,
-        say: Callable[[Frame], None],
+        journal: Callable[[Frame], None],
         set_aside: Callable[[Entry], None],
         note: Callable[[str], None],
     ) -> None:
-        self.decided: set[int] = set()  # frames of which this process decided something, settled or not
+        self.decided: set[int] = set()  # frames about which this process decided something, journaled or not
         self.since = since
-        self.retried = 0  # frames that could be applied at the second try
+        self.retried = 0  # frames that could be applied at the second attempt
         self._skipped = set(skipped)
         self._withdrawn = {seq: dict(members) for seq, members in withdrawn.items()}
-        self._say, self._set_aside, self._note = say, set_aside, note
+        self._journal, self._set_aside, self._note = journal, set_aside, note
         self._failures: Counter[int] = Counter()
         self._last_failed: dict[int, str | None] = {}
-        self._recovered: Counter[str] = Counter()  # by member: frames on which it failed, and then did not
+        self._recovered: Counter[str] = Counter()  # by member: frames on which it failed once and not again
         self._unsettled: set[int] = set()
-        self._unsaid: set[int] = set()  # of those decided: what was is not journaled yet
+        self._unjournaled: set[int] = set()  # decided, and the decision is not journaled yet
 
-    def learn(self, since: int, entries: Iterable[Entry]) -> None:
-        """What the frames after frame `since` say, as they were journaled: for going further back than before."""
+    def read_decisions(self, since: int, entries: Iterable[Entry]) -> None:
+        """Take up the decisions journaled after frame `since`, in order to replay from further back."""
         self.since = since
         for entry in entries:
             try:
                 frame = decode(entry.payload)
             except ValueError:
-                continue  # it was left out as well, as some frame after it says
+                continue  # it cannot be applied either; a later frame skips it
             if isinstance(frame, SkipFrame):
                 self._skipped.add(frame.seq)
             elif isinstance(frame, WithdrawnFrame):
                 self._withdrawn[frame.seq] = frame.members | self._withdrawn.get(frame.seq, {})
 
-    def is_left_out(self, seq: int) -> bool:
+    def is_skipped(self, seq: int) -> bool:
+        """Whether frame `seq` is not to be applied."""
         return seq in self._skipped
 
     def without(self, seq: int) -> Mapping[str, str]:
@@ -98,8 +99,8 @@ class Ladder:
     def has_failed(self, seq: int) -> bool:
         return seq in self._failures
 
-    def failed(self, error: ApplyError) -> None:
-        """Decide what is done at the next try."""
+    def record_failure(self, error: ApplyError) -> None:
+        """Decide what the next attempt leaves out."""
         entry, cause = error.entry, error.__cause__ or error
         seq, member = entry.seq, cause.member if isinstance(cause, MemberError) else None
         reason = cause.reason if isinstance(cause, MemberError) else in_a_line(cause)
@@ -108,29 +109,29 @@ class Ladder:
         self._unsettled.add(seq)
         out = self._withdrawn.get(seq, {})
         if error.hopeless:
-            self._leave_out(entry, cause)
+            self._skip(entry, cause)
         elif self._failures[seq] == 1 and (member is None or self._recovered[member] < PATIENCE):
-            log.error("frame %d: %s; it is tried once more", seq, _told(member, reason), exc_info=cause)
+            log.error("frame %d: %s; it is tried once more", seq, _describe(member, reason), exc_info=cause)
         elif member is not None and member not in out:
-            log.error("frame %d: %s; it is tried without %s", seq, _told(member, reason), member)
+            log.error("frame %d: %s; it is tried without %s", seq, _describe(member, reason), member)
             self._decide(seq, out | {member: reason})
         elif not out.keys() >= set(NAMES):
-            log.error("frame %d: %s; it is tried with rules alone", seq, _told(member, reason))
+            log.error("frame %d: %s; it is tried with rules alone", seq, _describe(member, reason))
             self._decide(seq, out | {name: reason for name in NAMES if name not in out})
         else:
-            self._leave_out(entry, cause)
+            self._skip(entry, cause)
 
     def settle(self, entry: Entry) -> None:
-        """This frame is applied, or left out, as was decided: have that journaled before anything of it leaves."""
+        """The frame was applied or skipped as decided: journal the decision, before its verdicts leave."""
         seq = entry.seq
         if seq not in self._unsettled:
             return
         if seq in self._skipped:
-            self._say(SkipFrame(seq))
+            self._journal(SkipFrame(seq))
             self._set_aside(entry)
-        elif seq in self._unsaid:
+        elif seq in self._unjournaled:
             out = self._withdrawn[seq]
-            self._say(WithdrawnFrame(seq, dict(out)))
+            self._journal(WithdrawnFrame(seq, dict(out)))
             for member, reason in out.items():
                 log.error("%s does not judge from frame %d on: %s", member, seq, reason)
                 self._note(f"{member} does not judge from frame {seq} on: {reason}")
@@ -140,45 +141,46 @@ class Ladder:
                 self._recovered[failed] += 1
             log.warning("frame %d could be applied at the second try", seq)
         self._unsettled.remove(seq)
-        self._unsaid.discard(seq)
-        # Should it fail when it is replayed once more, that is another matter.
+        self._unjournaled.discard(seq)
+        # A failure in a later replay starts from the first rung.
         del self._failures[seq]
 
     def _decide(self, seq: int, out: dict[str, str]) -> None:
         self._withdrawn[seq] = out
         self.decided.add(seq)
-        self._unsaid.add(seq)
+        self._unjournaled.add(seq)
 
-    def _leave_out(self, entry: Entry, cause: BaseException) -> None:
+    def _skip(self, entry: Entry, cause: BaseException) -> None:
         log.error("frame %d cannot be applied; it is set aside and skipped", entry.seq, exc_info=cause)
         self._skipped.add(entry.seq)
         self.decided.add(entry.seq)
 
 
-def _told(member: str | None, reason: str) -> str:
+def _describe(member: str | None, reason: str) -> str:
     return f"{member} failed: {reason}" if member is not None else reason
 
 
 class Fold(Protocol):
-    """A detector on its way along the journal, and the way back."""
+    """The state as a fold over frames, with copies to return to."""
 
     def apply(self, entry: Entry, without: Mapping[str, str]) -> Verdicts:
-        """Raises ApplyError; the fold is spoilt then."""
+        """Apply a frame without the members in `without`. Raises ApplyError, and the state is undefined then."""
 
-    def skip(self, entry: Entry) -> Verdicts: ...
+    def skip(self, entry: Entry) -> Verdicts:
+        """Pass the frame without applying it."""
 
     def copied(self) -> "Callable[[], None]":
-        """Remember the state as it is; what is returned goes back to it."""
+        """Copy the state; calling the result restores it, any number of times."""
 
 
 FoldT = TypeVar("FoldT", bound=Fold)
 
 
 class Replay(Generic[FoldT]):
-    """Takes `fold` along frames, as `ladder` says.
+    """Applies frames to `fold`, each as the `ladder` decides.
 
-    With `copies` the state is copied now and then, and a frame that fails is tried again from there; else the first
-    one that does is an ApplyError, and the fold spoilt. `alive` is called between frames.
+    With `copies` the state is copied from time to time; after a failure the frames since the copy are applied again.
+    Without, the first failure raises ApplyError, and `fold` is undefined then. `alive` is called between frames.
     """
 
     def __init__(self, fold: FoldT, ladder: Ladder, alive: Callable[[], None], *, copies: bool) -> None:
@@ -186,59 +188,58 @@ class Replay(Generic[FoldT]):
         self._ladder = ladder
         self._alive = alive
         self._copies = copies
-        self.changed = math.inf  # the first frame that is judged otherwise than before
-        self._row: list[Entry] = []  # since the copy
-        self._back: Callable[[], None] | None = None
-        self._copied = self._cost = 0.0
+        self.changed = math.inf  # the first frame that this replay judges differently
+        self._since_copy: list[Entry] = []
+        self._go_back: Callable[[], None] | None = None
+        self._copied_at = self._copy_seconds = 0.0
 
-    def take(self, entry: Entry) -> "Taken":
-        """Apply `entry`, and before it once more what has to be; or leave it out."""
-        if self._copies and (self._back is None or self._is_due(entry)):
+    def apply(self, entry: Entry) -> "Applied":
+        """Apply or skip `entry`, after a failure together with the frames since the last copy."""
+        if self._copies and (self._go_back is None or self._is_due(entry)):
             self._copy()
         if not self._copies:
-            self._row = []
-        self._row.append(entry)
-        again: dict[int, Verdicts] = {}
-        at = len(self._row) - 1
-        while at < len(self._row):
-            each = self._row[at]
+            self._since_copy = []
+        self._since_copy.append(entry)
+        reapplied: dict[int, Verdicts] = {}
+        at = len(self._since_copy) - 1
+        while at < len(self._since_copy):
+            each = self._since_copy[at]
             try:
-                verdicts = self._one(each)
+                verdicts = self._apply_or_skip(each)
             except ApplyError as error:
-                if self._back is None:
+                if self._go_back is None:
                     raise
-                self._ladder.failed(error)
+                self._ladder.record_failure(error)
                 if each.seq in self._ladder.decided:
                     self.changed = min(self.changed, each.seq)
-                self._back()
+                self._go_back()
                 at = 0
                 continue
             self._ladder.settle(each)
-            again[each.seq] = verdicts
+            reapplied[each.seq] = verdicts
             self._alive()
             at += 1
-        return Taken(again.pop(entry.seq), [again[seq] for seq in sorted(again) if seq >= self.changed])
+        return Applied(reapplied.pop(entry.seq), [reapplied[seq] for seq in sorted(reapplied) if seq >= self.changed])
 
-    def _one(self, entry: Entry) -> Verdicts:
-        if self._ladder.is_left_out(entry.seq):
+    def _apply_or_skip(self, entry: Entry) -> Verdicts:
+        if self._ladder.is_skipped(entry.seq):
             return self.fold.skip(entry)
         return self.fold.apply(entry, self._ladder.without(entry.seq))
 
     def _is_due(self, entry: Entry) -> bool:
-        spent = time.monotonic() - self._copied
-        return self._ladder.has_failed(entry.seq) or spent * COPY_SHARE > self._cost
+        spent = time.monotonic() - self._copied_at
+        return self._ladder.has_failed(entry.seq) or spent * COPY_SHARE > self._copy_seconds
 
     def _copy(self) -> None:
         began = time.monotonic()
-        self._back, self._row = self.fold.copied(), []
-        self._copied = time.monotonic()
-        self._cost = self._copied - began
+        self._go_back, self._since_copy = self.fold.copied(), []
+        self._copied_at = time.monotonic()
+        self._copy_seconds = self._copied_at - began
 
 
 @dataclass(frozen=True)
-class Taken:
-    """`verdicts` of the frame taken; and, because a member was withdrawn at one of them, of frames before it
-    `again`."""
+class Applied:
+    """`verdicts` of the frame, and of the earlier frames that were judged again without a member (`reapplied`)."""
 
     verdicts: Verdicts
-    again: list[Verdicts]
+    reapplied: list[Verdicts]

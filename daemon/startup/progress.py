@@ -1,4 +1,4 @@
-"""How far reading the state has come at a start: what is left to replay, in lines and as a share of the bytes."""
+"""Progress of the replay at a start: what is left, in lines and as a share of the bytes."""
 
 from array import array
 from bisect import bisect_right
@@ -7,11 +7,11 @@ from typing import Any
 from persistence.segment import Entry
 
 
-class Reading:
-    """What there is to replay, frame by frame, and the last frame that was.
+class ReplayProgress:
+    """The frames to replay, and how many of them have been.
 
-    `line` is the last line that is known, `seq` the last frame: both are durable, and most of it not applied yet.
-    `replayed` is called by the thread that replays, everything else may be asked meanwhile.
+    `seq` and `line` are the last frame and the last line that are durable, applied yet or not. `replayed` is called by
+    the thread that replays; other threads may read everything else meanwhile.
     """
 
     def __init__(self) -> None:
@@ -30,15 +30,16 @@ class Reading:
 
     @property
     def bytes(self) -> int:
-        """How many there are to replay in all."""
+        """The payload bytes of all frames to replay."""
         return self._bytes[-1]
 
     def replayed(self, seq: int) -> None:
-        """Frame `seq` has been applied. It may lie before others that were, when replaying has to begin again."""
+        """Frame `seq` has been applied. It may be an earlier one again, when the replay has to start over."""
         self._replayed = bisect_right(self._seqs, seq)
 
     @property
     def percent(self) -> float:
+        """0 to 100, by payload bytes; 0 when there is nothing to replay."""
         return round(100.0 * self._bytes[self._replayed] / self.bytes, 1) if self.bytes else 0.0
 
     @property
@@ -46,10 +47,12 @@ class Reading:
         return self._lines[-1] - self._lines[self._replayed]
 
     def as_dict(self) -> dict[str, Any]:
+        """The object `reading` of `GET /status`."""
         return {"percent": self.percent, "lines_to_replay": self.lines_to_replay}
 
     def sentence(self) -> str:
-        if not self._lines[-1]:  # nothing, or frames without lines: a model, an answer
+        """For people, without a full stop."""
+        if not self._lines[-1]:  # nothing, or only frames without lines: a model, feedback
             return "reading the state"
         lines = self.lines_to_replay
         return f"reading the state: {self.percent:.0f} %, {lines:,} {'line' if lines == 1 else 'lines'} to replay"

@@ -1,7 +1,7 @@
-"""A frame that the running daemon cannot apply: the state is read back, and goes on as `daemon.startup.ladder` says.
+"""When the running daemon cannot apply a frame, read the state back from disk and go through `daemon.startup.ladder`.
 
-The same as what recovery does with such a frame (`daemon.startup.replay`), without the restart: connections stay, and a
-sender who sends the same poison again costs a reload each time, not the daemon.
+This is what recovery does with such a frame (`daemon.startup.replay`), without the restart: connections stay open, and
+a sender that sends the same poison again costs a reload each time, not the daemon.
 """
 
 import logging
@@ -21,9 +21,8 @@ log = logging.getLogger(__name__)
 
 
 class ReadBack:
-    """What the running daemon does when `apply` raised. `deliver` gets the verdicts of frames that are judged anew
-    because of it, all before this one; `alive` is called between frames, for this may take a while. Both are called
-    in the thread that calls this."""
+    """Called when `apply` raised. `deliver` takes the verdicts of earlier frames that are judged again because of it;
+    `alive` is called between frames, for this may take a while. Both are called in the calling thread."""
 
     def __init__(
         self,
@@ -39,32 +38,32 @@ class ReadBack:
         self._alive = alive
 
     def __call__(self, item: Sequenced, error: Exception) -> tuple[Detector, Verdicts]:
-        """A detector that has seen everything through `item`, and the verdicts of that; with whatever was decided
-        about it journaled. Blocking.
+        """A detector that has applied everything through `item`, and the verdicts of `item`; the decision about it is
+        journaled. Blocking.
 
-        No snapshot of the spoilt detector's may be written from here on. Raises StoreError or JournalError when the
-        disk does not give back what is needed.
+        From here on no snapshot of the failed detector may be written. Raises StoreError or JournalError when the
+        disk does not return what is needed.
         """
         entry = Entry(item.seq, item.line, count_lines(item.frame), encode(item.frame))
         report = Report()
         failed = ApplyError(entry)
         failed.__cause__ = error
-        self._ladder.failed(failed)
+        self._ladder.record_failure(failed)
         with self._store.reading_back(item.seq) as (columns, entries):
             since = 0 if columns is None else int(columns["seq"])  # type: ignore[arg-type]
             if since < self._ladder.since:
-                # The snapshots since are damaged; of what was decided before them the start did not have to know.
+                # The newer snapshots are damaged, and the start did not read the decisions from before them.
                 with self._store.reading_back(item.seq) as (_, before):
-                    self._ladder.learn(since, before)
+                    self._ladder.read_decisions(since, before)
             replay = Replay(Fold(self._store, report, columns, item), self._ladder, self._alive, copies=True)
             for each in chain(entries, [entry]):
-                taken = replay.take(each)
-                for verdicts in taken.again:
+                applied = replay.apply(each)
+                for verdicts in applied.reapplied:
                     self._deliver(verdicts)
                 if replay.changed <= each.seq < item.seq:
-                    self._deliver(taken.verdicts)
+                    self._deliver(applied.verdicts)
         if replay.fold.lost:
             raise StoreError(f"{self._store.directory}: {'; '.join(report.notes)}")
         self._report.retried_frames = self._ladder.retried
         log.warning("the state of frame %d was read back from disk", item.seq)
-        return replay.fold.detector, taken.verdicts
+        return replay.fold.detector, applied.verdicts

@@ -1,22 +1,23 @@
 """From a state directory to a detector: the newest sound snapshot, then the frames after it.
 
-`daemon.startup.scan` has looked through the directory before, and lines may be journaled behind what is replayed here.
+`daemon.startup.scan` has read the directory before, and new lines may be journaled after the frames replayed here.
+The result is one of three tiers:
 
-    full      the state is exactly what one process applying the same journal would hold
-    partial   something of it is missing (its model file, or everything but a model file): what is intact
+    full      the state is exactly that of one process that applied the same journal
+    partial   part of the state is missing (its model file, or everything but a model file): what is intact
               is used, the rest is learned again
-    fresh     nothing was there
+    fresh     the directory held nothing
 
-A state of an older version is brought to this one's layout (`detection.columns.upgrades`) wherever it is read. A model
-that cannot be is set aside by name, as if it were lost: it is trained again, and everything else comes along. What
-is of a later version, or has a state of columns that no version gave this number, is none of these: the start is
-refused, and all of it stays.
+A state of an older version is upgraded to this version's layout (`detection.columns.upgrades`) wherever it is read. A
+model that cannot be upgraded is set aside, as if it were lost: it is trained again, and everything else is kept. A
+file of a later version, or a state with columns that no version gave its number, belongs to none of the tiers: the
+start is refused, and nothing is changed.
 
-A frame on which `apply` raises is tried again, with less and less (`daemon.startup.ladder`): the member that raised is
-withdrawn, and only what cannot be applied by rules alone is left out. It costs that frame, not the daemon: it is kept
-as `frame-<seq>.bad`, and its lines are counted as lost. What was decided is journaled before its verdicts are
-delivered, and whoever replays the journal later looks for that first: a program that could apply the frame, with all
-its members, must not come to another state, nor say again, or at last, what was said or left unsaid.
+A frame on which `apply` raises goes through `daemon.startup.ladder`: the member that raised is withdrawn, and only a
+frame that cannot be applied by rules alone is skipped. That costs the frame and not the daemon: its bytes are kept as
+`frame-<seq>.bad`, and its lines are counted as lost. The decision is journaled before its verdicts are delivered, and
+later replays obey it: even a program that could apply the frame with all members must come to the same state, and
+deliver the same verdicts.
 """
 
 import logging
@@ -51,14 +52,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Report:
-    """What recovery found, for /status; every loss has a sentence in `notes`. Frames that the running daemon has
-    to leave out are added to it."""
+    """The object `recovery` of `GET /status`; every loss has a sentence in `notes`. Frames that the running daemon
+    skips are added to it."""
 
     tier: str = "fresh"
     snapshot_line: int = 0
     replayed_lines: int = 0
     lost_lines: int = 0
-    retried_frames: int = 0  # that could be applied at the second try
+    retried_frames: int = 0  # that could be applied at the second attempt
     seconds: float = 0.0
     set_aside: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -73,15 +74,18 @@ class Report:
 
 @dataclass(frozen=True)
 class Recovered:
-    """`model` is one to install because the state that used it, or any, is lost; `withdraw` names a model in the
-    state whose file is lost. `ladder` knows what was left out, and the running daemon goes on with it."""
+    """The detector, and the frames that the daemon still has to journal.
+
+    `model` is a model to install, because there is no state that uses one; `withdraw` names the model of the state if
+    its file is lost. `members` brings back the members that an earlier process withdrew, None when there are none.
+    `ladder` holds the decisions so far, and the running daemon continues with it."""
 
     detector: Detector
     report: Report
     model: tuple[ModelFrame, Model] | None
     withdraw: ModelFrame | None
     ladder: Ladder
-    members: ReturnedFrame | None  # what is to be said of members: some were withdrawn before, or could not be loaded
+    members: ReturnedFrame | None
 
 
 def recover(
@@ -89,28 +93,30 @@ def recover(
     found: Found,
     deliver: Callable[[Verdicts], None],
     alive: Callable[[], None],
-    say: Callable[[Frame], None] | None = None,
+    journal: Callable[[Frame], None] | None = None,
 ) -> Recovered:
-    """Blocking: the state as of what was `found`. `deliver` gets the verdicts of replayed frames, some of which were
-    delivered before; `alive` is called between frames; `say` has a frame journaled and returns when it is durable.
-    Frames that follow may be journaled meanwhile. Raises StoreError and JournalError when the disk fails, and
-    StoreError for files of another version, and where something is to be said and there is no `say`."""
+    """Load the newest snapshot and replay the frames after it, as `found` lists them. Blocking.
+
+    `deliver` takes the verdicts of replayed frames, some of which were delivered before; `alive` is called between
+    frames; `journal` journals a frame and returns when it is durable. New frames may be journaled meanwhile. Raises
+    StoreError and JournalError when the disk fails, StoreError for files of another version, and StoreError when a
+    decision has to be journaled and `journal` is None."""
     began = time.monotonic()
     report = Report(lost_lines=found.lost_lines, set_aside=found.set_aside, notes=found.notes)
     ladder = Ladder(
         found.skipped,
         found.withdrawn,
         since=found.snapshot_seq,
-        say=_refuse if say is None else say,
-        set_aside=lambda entry: set_aside(store, entry, report),
+        journal=_refuse if journal is None else journal,
+        set_aside=lambda entry: keep_skipped_frame(store, entry, report),
         note=report.notes.append,
     )
     try:
         try:
             recovered = _recover(store, found, deliver, alive, report, ladder, copies=False)
         except ApplyError as error:
-            # From the beginning, for there is nothing to go back to; and this time with copies, should more fail.
-            ladder.failed(error)
+            # Start over, as there is no copy to return to; this time with copies, in case more frames fail.
+            ladder.record_failure(error)
             recovered = _recover(store, found, deliver, alive, report, ladder, copies=True)
     except OtherVersionError as exc:
         raise StoreError(f"{exc}; {exc.advice}") from exc
@@ -125,8 +131,8 @@ def _refuse(frame: Frame) -> None:
     raise StoreError(f"nothing can be journaled here: {frame}")
 
 
-def set_aside(store: Store, entry: Entry, report: Report) -> None:
-    """Keep the bytes of a frame that was left out, and say so."""
+def keep_skipped_frame(store: Store, entry: Entry, report: Report) -> None:
+    """Keep the bytes of a frame that was skipped, and report the loss of its lines."""
     report.lost_lines += entry.count
     try:
         kept = store.set_frame_aside(entry)
@@ -139,26 +145,29 @@ def set_aside(store: Store, entry: Entry, report: Report) -> None:
 
 
 def adopt_model(store: Store, name: str, sha256: str) -> Model:
-    """Blocking: move what the trainer left in its directory among the models, and load it. Raises as `load_model`."""
+    """Move a model from the trainer's directory into the store, and load it. Blocking. Raises as `load_model`."""
     store.adopt_model(store.training / name)
     return load_model(store, name, sha256)
 
 
 def load_model(store: Store, name: str, sha256: str | None) -> Model:
-    """Blocking. Raises ModelError when the file is missing, damaged or not a model, NewerFormatError and
-    NewerVersionError when it is one of a later version, OtherVersionError when it is of one that nothing brings to
-    this one."""
+    """Load a model of the store. Blocking.
+
+    Raises ModelError when the file is missing, damaged or not a model, NewerFormatError and NewerVersionError when it
+    is of a later version, OtherVersionError when it cannot be upgraded to this version, OSError."""
     columns = store.load_model(name, sha256)
     try:
-        with _telling_where(store.model_path(name)):
+        with _with_location(store.model_path(name)):
             return from_columns(columns)
     except (KeyError, TypeError) as exc:
         raise ModelError(f"{name}: is not a model generation: {exc}") from exc
 
 
 def load_knowledge(store: Store, name: str, sha256: str | None = None) -> tuple[str, Knowledge]:
-    """Blocking: the SHA-256 of snapshot `name`, and what it knows. Raises SnapshotError, ModelError for its model,
-    FileNotFoundError, ValueError for what is no name of a snapshot, NewerFormatError, OtherVersionError."""
+    """The SHA-256 of snapshot `name`, and the knowledge in it, for a restore. Blocking.
+
+    Raises SnapshotError, ModelError for its model, FileNotFoundError, ValueError when `name` is not a snapshot's,
+    NewerFormatError, OtherVersionError."""
     try:
         found, columns = store.load_snapshot(name, sha256)
         columns = _upgraded(store, name, columns)
@@ -170,8 +179,8 @@ def load_knowledge(store: Store, name: str, sha256: str | None = None) -> tuple[
 
 
 @contextmanager
-def _telling_where(where: Path | str) -> Iterator[None]:
-    """What is of another version is told with the place that holds it."""
+def _with_location(where: Path | str) -> Iterator[None]:
+    """Put `where` before the message of an OtherVersionError."""
     try:
         yield
     except OtherVersionError as exc:
@@ -179,8 +188,8 @@ def _telling_where(where: Path | str) -> Iterator[None]:
 
 
 def _upgraded(store: Store, name: str, columns: Columns) -> State:
-    """The `columns` of snapshot `name` as this version keeps them."""
-    with _telling_where(store.directory / name):
+    """The `columns` of snapshot `name` in this version's layout."""
+    with _with_location(store.directory / name):
         return STATES.upgraded(columns)
 
 
@@ -199,14 +208,14 @@ def _recover(
         fold = Fold(store, report, columns)
         replay = Replay(fold, ladder, alive, copies=copies)
         for entry in entries:
-            taken = replay.take(entry)
-            for verdicts in (*taken.again, taken.verdicts):
+            applied = replay.apply(entry)
+            for verdicts in (*applied.reapplied, applied.verdicts):
                 deliver(verdicts)
             if entry.seq in found.skipped:
                 fold.note(f"frame {entry.seq} is left out, as it was when it came")
-            elif not ladder.is_left_out(entry.seq):
+            elif not ladder.is_skipped(entry.seq):
                 report.replayed_lines += entry.count
-    poisoned = any(ladder.is_left_out(seq) for seq in ladder.decided)
+    poisoned = any(ladder.is_skipped(seq) for seq in ladder.decided)
     detector = fold.detector
     model_to_use = None
     incomplete = found.lost_lines > 0 or found.frames_missing or found.journal_missing
@@ -224,23 +233,23 @@ def _recover(
         model=model_to_use,
         withdraw=fold.withdraw,
         ladder=ladder,
-        members=_to_say_of_members(detector, ladder),
+        members=_members_to_return(detector, ladder),
     )
 
 
-def _to_say_of_members(detector: Detector, ladder: Ladder) -> ReturnedFrame | None:
-    """Members that were withdrawn by an earlier process are tried again: what ailed them may be over. One that could
-    not be loaded says so at the next frame, which need not be one of lines."""
+def _members_to_return(detector: Detector, ladder: Ladder) -> ReturnedFrame | None:
+    """Members that an earlier process withdrew are tried again: the cause may be gone. A member that could not be
+    loaded fails at the next frame, so there has to be one, with or without lines."""
     before = [each.member for each in detector.summary().withdrawn if each.seq not in ladder.decided]
     return ReturnedFrame(tuple(before)) if before or detector.failing() else None
 
 
 class Fold:
-    """A detector on its way from a snapshot (`columns`, None: from nothing) along the journal. What the frame `given`
-    names is there already.
+    """A detector that starts at a snapshot (`columns`; None: empty) and follows the journal. The models that the frame
+    `given` refers to are loaded already.
 
-    `withdraw` is a model in force whose file is lost, or of no use to this program; `lost` says whether anything that
-    a frame or the snapshot names was, with a note in `report` for each.
+    `withdraw` names the model in force if its file is lost or cannot be used by this program. `lost` says whether
+    anything that a frame or the snapshot refers to is lost; each has a note in `report`.
     """
 
     def __init__(self, store: Store, report: Report, columns: Columns | None, given: Sequenced | None = None) -> None:
@@ -252,7 +261,7 @@ class Fold:
         self.detector = Detector() if columns is None else self._loaded(columns)
 
     def apply(self, entry: Entry, without: Mapping[str, str]) -> Verdicts:
-        """Raises ApplyError when the frame cannot be applied like this; the detector is spoilt then."""
+        """Apply a frame without the members in `without`. Raises ApplyError, and the detector is undefined then."""
         if self._given is not None and self._given.seq == entry.seq:
             item = self._given
         else:
@@ -264,11 +273,11 @@ class Fold:
         item = replace(item, without=without)
         try:
             return self.detector.apply(item)
-        except Exception as exc:  # whatever it is, it must not keep the daemon from going on
+        except Exception as exc:  # whatever it is, it must not stop the daemon
             raise ApplyError(entry) from exc
 
     def skip(self, entry: Entry) -> Verdicts:
-        """Leave this frame out; it has no verdicts."""
+        """Pass the frame without applying it; it has no verdicts."""
         frame: Frame | None
         try:
             frame = decode(entry.payload)
@@ -278,7 +287,7 @@ class Fold:
         return Verdicts(entry.seq, entry.line, 0, ())
 
     def copied(self) -> Callable[[], None]:
-        """A copy of the state; what is returned goes back to it, as often as it is called."""
+        """Copy the state; calling the result restores it, any number of times."""
         columns, model, withdraw = self.detector.export(), self.detector.in_force, self.withdraw
 
         def back() -> None:
@@ -289,11 +298,11 @@ class Fold:
         return back
 
     def _loaded(self, columns: Columns) -> Detector:
-        with _telling_where(f"{self._store.directory}: the newest snapshot"):
+        with _with_location(f"{self._store.directory}: the newest snapshot"):
             state = STATES.upgraded(columns)
         self._report.snapshot_line = int(state["line"])  # type: ignore[arg-type]
         model = self._model(model_in(state))
-        with _telling_where(f"{self._store.directory}: the newest snapshot"):
+        with _with_location(f"{self._store.directory}: the newest snapshot"):
             return Detector.load(state, model)
 
     def _resolved(self, entry: Entry, frame: Frame) -> Sequenced:
@@ -341,7 +350,7 @@ def _set_model_aside(store: Store, name: str, exc: OtherVersionError) -> None:
 
 
 def _any_model(store: Store, found: Found, report: Report) -> tuple[ModelFrame, Model] | None:
-    """The newest sound model file, for want of a state."""
+    """The newest intact model, used because there is no state."""
     for file in found.models:
         try:
             model = load_model(store, file.name, file.sha256)

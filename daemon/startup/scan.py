@@ -1,14 +1,14 @@
-"""How far a state directory goes, told without replaying it: all that is needed to take lines again.
+"""Read from a state directory, without replaying it, all that is needed to take lines again.
 
-Importing what judges lines takes a second, and replaying may take several. What the next frame must follow, where
-every source stands and which settings are in force is told by the newest snapshot and the frames after it, as
-they are. So new lines are journaled while the state is still on its way. Nothing heavy is imported here.
+Importing the detector takes a second, and a replay may take several. Which frame comes next, the position of every
+source, and the settings in force can be read from the newest snapshot and the frames after it alone. So new lines are
+journaled while the state is still being read. Nothing heavy is imported here.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from daemon.startup.progress import Reading
+from daemon.startup.progress import ReplayProgress
 from detection.columns.state import Columns, OtherVersionError, decoded, of_this_version, part
 from detection.columns.upgrades import STATES
 from detection.frames import LinesFrame, SettingsFrame, SkipFrame, WithdrawnFrame, decode
@@ -24,13 +24,19 @@ from persistence.store import Store
 
 @dataclass(frozen=True)
 class Found:
-    """`seq` and `line` are the place that the next frame follows, `lost_lines` how many of those before are gone;
-    `frames_missing` says whether frames are, which may have held no line: an answer, a model.
+    """What the scan found.
 
-    `living` are the sources that have not ended, `settings` what is in force (None before the first settings),
-    `skipped` the frames that skip frames tell of, `withdrawn` the members that are withdrawn from which frame on, with
-    the reasons, as withdrawn frames tell, `reading` what there is to apply after the snapshot at
-    `snapshot_seq` (0: there is none). The rest is as in `Recovery`.
+        seq, line         the numbers that the next frame follows
+        snapshot_seq      the seq of the snapshot that the replay starts from, 0 without one
+        lost_lines        how many lines up to `line` are lost
+        frames_missing    whether frames are lost, which may have held no line: feedback, a model
+        living            the sources that have not ended
+        settings          the settings in force, None before the first
+        skipped           the seqs that journaled skip frames name
+        withdrawn         {seq: {member: reason}}: members withdrawn from that frame on, as journaled
+        reading           the frames to replay after the snapshot
+
+    The rest is as in `persistence.directory_scan.Recovery`.
     """
 
     snapshot_seq: int
@@ -42,7 +48,7 @@ class Found:
     settings: SettingsFrame | None
     skipped: set[int]
     withdrawn: dict[int, dict[str, str]]
-    reading: Reading
+    reading: ReplayProgress
     models: list[ModelFile]
     set_aside: list[str]
     notes: list[str]
@@ -54,20 +60,20 @@ class Found:
 
     @property
     def only_models_left(self) -> bool:
-        """Then one is to judge from the next line on."""
+        """No snapshot is left, but a model: it is to judge from the next line on."""
         return not self.snapshot_seq and bool(self.models)
 
 
 def find(store: Store, last_line: int = 0) -> Found:
-    """Blocking. `last_line` is known to have been accepted, whatever the files say.
+    """Scan the directory of `store`. Blocking. `last_line` is known to have been accepted, whatever the files say.
 
     Raises StoreError and JournalError when the disk fails, and StoreError for files of a later version, which are
     left untouched.
     """
     recovery = store.recover()
     try:
-        seen = _Seen() if recovery.snapshot is None else _Seen.of(recovery.snapshot[2])
-        return _found(recovery, seen, last_line)
+        scan = _Scan() if recovery.snapshot is None else _Scan.of(recovery.snapshot[2])
+        return _found(recovery, scan, last_line)
     except NewerFormatError as exc:
         raise StoreError(str(exc)) from exc
     except OtherVersionError as exc:
@@ -75,26 +81,26 @@ def find(store: Store, last_line: int = 0) -> Found:
         raise StoreError(f"{where}: {exc}; {exc.advice}") from exc
 
 
-def _found(recovery: Recovery, seen: "_Seen", last_line: int) -> Found:
-    seen.take(recovery.entries)
+def _found(recovery: Recovery, scan: "_Scan", last_line: int) -> Found:
+    scan.take(recovery.entries)
     lost_lines, line = recovery.lost_lines, recovery.last_line
     if last_line > line:
         lost_lines += last_line - line
         recovery.notes.append(f"records were written up to line {last_line}, the journal ends at line {line}")
         line = last_line
-    seen.reading.seq, seen.reading.line = recovery.last_seq, line
-    settings = [frame for seq, frame in seen.settings if seq not in seen.skipped]
+    scan.reading.seq, scan.reading.line = recovery.last_seq, line
+    settings = [frame for seq, frame in scan.settings if seq not in scan.skipped]
     return Found(
         snapshot_seq=recovery.snapshot[0] if recovery.snapshot is not None else 0,
         seq=recovery.last_seq,
         line=line,
         lost_lines=lost_lines,
         frames_missing=recovery.frames_missing,
-        living=seen.living.sources(),
+        living=scan.living.sources(),
         settings=settings[-1] if settings else None,
-        skipped=seen.skipped,
-        withdrawn=seen.withdrawn,
-        reading=seen.reading,
+        skipped=scan.skipped,
+        withdrawn=scan.withdrawn,
+        reading=scan.reading,
         models=recovery.models,
         set_aside=recovery.set_aside,
         notes=recovery.notes,
@@ -103,15 +109,15 @@ def _found(recovery: Recovery, seen: "_Seen", last_line: int) -> Found:
 
 
 @dataclass
-class _Seen:
+class _Scan:
     living: LivingSources = field(default_factory=LivingSources)
     settings: list[tuple[int, SettingsFrame]] = field(default_factory=list)
     skipped: set[int] = field(default_factory=set)
     withdrawn: dict[int, dict[str, str]] = field(default_factory=dict)
-    reading: Reading = field(default_factory=Reading)
+    reading: ReplayProgress = field(default_factory=ReplayProgress)
 
     @classmethod
-    def of(cls, columns: Columns) -> "_Seen":
+    def of(cls, columns: Columns) -> "_Scan":
         """As of a snapshot, of this version or an older one. Raises OtherVersionError."""
         columns = STATES.upgraded(columns)
         with of_this_version():
@@ -126,7 +132,7 @@ class _Seen:
             try:
                 frame = decode(entry.payload)
             except ValueError:
-                # It cannot be applied either: it is met again, and dealt with, when it is replayed.
+                # It cannot be applied either: the replay deals with it.
                 continue
             match frame:
                 case LinesFrame():
@@ -136,7 +142,7 @@ class _Seen:
                 case SkipFrame():
                     self.skipped.add(frame.seq)
                 case WithdrawnFrame():
-                    # Two of one frame: the first was journaled, and then a process was killed that would go on from it.
+                    # Two for one frame: the process was killed after the first, and the next one withdrew more.
                     self.withdrawn[frame.seq] = frame.members | self.withdrawn.get(frame.seq, {})
                 case _:
                     continue

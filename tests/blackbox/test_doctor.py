@@ -1,4 +1,4 @@
-"""`vigilctl doctor` on a daemon that was started as a user starts one: what is broken is named, and nothing else."""
+"""`vigilctl doctor` on a daemon that was started as a user starts one: it reports what is broken, and nothing else."""
 
 import json
 import os

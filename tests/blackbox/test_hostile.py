@@ -1,4 +1,4 @@
-"""Clients that misbehave, against the real daemon: it stays up, counts, and the others do not notice."""
+"""Misbehaving senders against the real daemon: it stays up and counts, and other senders do not notice."""
 
 import socket
 import struct

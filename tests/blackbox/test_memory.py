@@ -1,4 +1,4 @@
-"""What the daemon remembers: over a clean stop, over SIGKILL, and when its files are damaged."""
+"""What the daemon knows after a clean stop, after SIGKILL, and when its files are damaged."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def test_lines_after_the_last_snapshot_are_replayed_to_the_same_state(again: Vig
     assert status["recovery"]["tier"] == "full"
     assert status["recovery"]["replayed_lines"] == 600
     replayed = status["state_digest"]
-    # The process that never died says the same: a second recovery is another one, from other caches.
+    # The process that never died gives the same answers: a second recovery starts from other caches.
     again.kill()
     again.start()
     assert again.status()["state_digest"] == replayed
@@ -148,7 +148,7 @@ def test_a_model_without_a_state_is_used_as_far_as_it_goes(again: Vigild) -> Non
     assert answer["details"]["log_data"]["known_template"]
 
 
-def test_nothing_left_is_a_fresh_start_that_says_so(again: Vigild) -> None:
+def test_an_empty_directory_is_a_fresh_start_and_reported_as_one(again: Vigild) -> None:
     for path in (*snapshots(again), *again.state.glob("journal-*.log"), *models(again)):
         path.write_bytes(b"")
     again.start()
@@ -171,7 +171,7 @@ def test_the_daemon_stops_quickly_while_it_trains(tmp_path: Path) -> None:
         daemon.wait(lambda: daemon.status()["training_in_progress"])
 
 
-def test_a_killed_trainer_is_said_and_started_again(tmp_path: Path) -> None:
+def test_a_killed_trainer_is_reported_and_started_again(tmp_path: Path) -> None:
     with vigild(tmp_path, warmup=1500) as daemon:
         daemon.start()
         daemon.send_lines(sample_lines()[:1500])
@@ -268,7 +268,7 @@ ATTACK = b'192.0.2.1 - - [17/May/2015:10:05:03 +0000] "GET /?q=<script>alert(1)<
 
 
 @pytest.mark.parametrize("tail", [b'{"id": "\xff"}\n', b'{"x":1}\n', b'{"id":5}\n', b"{]}\n", b'{"id":"abc"}\n'])
-def test_damaged_records_keep_nothing_from_starting_and_alerts_go_on(tmp_path: Path, tail: bytes) -> None:
+def test_damaged_records_do_not_prevent_a_start_and_alerts_go_on(tmp_path: Path, tail: bytes) -> None:
     with vigild(tmp_path) as daemon:
         daemon.start()
         daemon.send_lines([ATTACK] * 2)
@@ -295,7 +295,7 @@ def test_an_id_that_was_altered_in_the_file_hides_no_later_alert(tmp_path: Path)
         daemon.wait(lambda: b'"id":"3"' in alerts.read_bytes())
 
 
-def test_a_journal_that_is_gone_is_said_and_numbers_do_not_go_back(tmp_path: Path) -> None:
+def test_a_missing_journal_is_reported_and_numbers_do_not_go_back(tmp_path: Path) -> None:
     with vigild(tmp_path) as daemon:
         daemon.start()
         daemon.send_lines([ATTACK] * 3)

@@ -25,7 +25,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vigild]:
         yield daemon.start()
 
 
-def test_signals_without_end_while_it_stops_do_not_break_the_stop_off(tmp_path: Path) -> None:
+def test_repeated_signals_during_a_stop_do_not_interrupt_the_stop(tmp_path: Path) -> None:
     with vigild(tmp_path) as daemon:
         process = daemon.start().process
         assert process is not None
@@ -58,7 +58,7 @@ def test_a_file_is_sent_and_counted_and_its_attack_is_found(daemon: Vigild, tmp_
     assert found["verdict"] == "attack" and "sql_injection" in " ".join(found["attack_types"])
 
 
-def test_a_line_is_asked_about_and_nothing_changes(daemon: Vigild) -> None:
+def test_judging_a_line_changes_nothing(daemon: Vigild) -> None:
     before = daemon.status()["logs_processed"]
     asked = vigilctl(daemon, "--json", "detect", ATTACK_LINE)
     assert asked.returncode == 0, asked.stderr
@@ -71,7 +71,7 @@ def test_a_line_is_asked_about_and_nothing_changes(daemon: Vigild) -> None:
 
 
 @pytest.mark.parametrize("request_line", ["GET /?id=1 UNION SELECT 1", "GET /../../etc/passwd", ATTACK])
-def test_a_bare_request_is_asked_about_as_one(daemon: Vigild, request_line: str) -> None:
+def test_a_bare_request_line_is_judged_as_a_request(daemon: Vigild, request_line: str) -> None:
     answer = daemon.post("/detect", {"log_line": request_line})
     assert answer["verdict"] == "attack", answer
 
@@ -107,7 +107,7 @@ def test_a_snapshot_is_forced_listed_and_verified(daemon: Vigild) -> None:
     assert vigilctl(daemon, "snapshots", "verify").returncode == 0
 
 
-def test_a_sender_whose_daemon_dies_is_told_how_much_is_safe_at_least(tmp_path: Path) -> None:
+def test_a_sender_whose_daemon_dies_learns_how_many_lines_are_durable_at_least(tmp_path: Path) -> None:
     block = b"".join(line + b"\n" for line in sample_lines()[:2000])
     with vigild(tmp_path) as daemon:
         daemon.start()
@@ -166,7 +166,7 @@ def test_a_reload_while_it_starts_waits_for_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['[rules]\npaths = ["\\u0000"]\n', f"x = {'9' * 5000}\n", f"a = {'[' * 5000}"])
-def test_settings_that_no_parser_likes_are_one_line_too(tmp_path: Path, text: str) -> None:
+def test_settings_that_do_not_parse_are_an_error_of_one_line(tmp_path: Path, text: str) -> None:
     config = tmp_path / "vigild.toml"
     config.write_text(text)
     command = [sys.executable, "-m", "daemon.main", "--config", str(config), "--check"]
@@ -194,7 +194,7 @@ def test_wrong_settings_are_one_line_with_file_and_line(tmp_path: Path) -> None:
         assert f"{config}:2" in done.stderr and "warmup_lines" in done.stderr
 
 
-def test_a_daemon_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+def test_without_a_daemon_the_error_is_one_line(tmp_path: Path) -> None:
     env = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path)}
     command = [sys.executable, "-m", "daemon.vigilctl", "--admin", f"unix:{tmp_path}/admin.sock", "status"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60.0, check=False)
@@ -202,7 +202,9 @@ def test_a_daemon_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
     assert done.stderr.strip().count("\n") == 0 and str(tmp_path) in done.stderr
 
 
-def test_a_file_full_of_attacks_is_called_so_before_anything_is_learned_and_nothing_is(tmp_path: Path) -> None:
+def test_a_vouched_file_full_of_attacks_is_reported_before_anything_is_learned_and_nothing_is_learned(
+    tmp_path: Path,
+) -> None:
     attacks = "".join(ATTACK_LINE.replace("192.0.2.7", f"192.0.2.{n % 250}") + "\n" for n in range(500))
     with vigild(tmp_path) as daemon:
         daemon.start()

@@ -1,4 +1,4 @@
-"""Snapshots as a feature: kept, checked, gone back to, in the real daemon."""
+"""Snapshots in the real daemon: kept, verified, pinned, restored."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def ctl(daemon: Vigild, *arguments: str) -> tuple[int, str, str]:
 
 
 def asked(daemon: Vigild) -> list[dict[str, Any]]:
-    # Of strangers: what is known of how a source behaves fades with the log's time, which does not go back.
+    # Of other clients: what is known about a client fades with log time, which does not go back.
     lines = [f"203.0.113.{n} {line.decode().partition(' ')[2]}" for n, line in enumerate(sample_lines()[5000:5100])]
     answers = daemon.post("/detect/batch", {"log_lines": lines})["results"]
     # Not when it was asked, after how many lines, nor what is being done meanwhile.
@@ -51,7 +51,7 @@ def test_going_back_and_forth_while_running_and_over_kills(tmp_path: Path) -> No
         late = Path(daemon.post("/checkpoint")["path"]).name
         with_model = asked(daemon)
         assert with_model != without_model
-        # With as few lines it would train again as soon as it knows no model, and have one whenever that is done.
+        # With so few lines it would train again as soon as it has no model.
         daemon.change_settings(
             QUICK.format(warmup=1_000_000, every_lines=100_000, verdicts="flagged", retrain=1_000_000)
         )
@@ -121,7 +121,7 @@ def test_what_cannot_be_restored_is_refused_and_changes_nothing(tmp_path: Path) 
         assert not list(daemon.state.glob("*.pin"))
 
 
-def test_a_pinned_snapshot_stays_when_its_time_is_over(tmp_path: Path) -> None:
+def test_a_pinned_snapshot_is_not_pruned(tmp_path: Path) -> None:
     with vigild(tmp_path, every_lines=100_000) as daemon:
         daemon.start()
         made = []

@@ -1,4 +1,4 @@
-"""The real daemon, killed while its real trainer is at work: the training goes on where it was, to the same model."""
+"""The real daemon, killed while its trainer works: the training resumes, to the same model."""
 
 import shutil
 import subprocess
@@ -24,7 +24,7 @@ def training(daemon: Vigild) -> dict[str, Any]:
 
 
 def noted(source: Path) -> float:
-    """How far the run on `source` is by its notes: 0 where there are none."""
+    """The fraction in the partial result of the run on `source`, 0 without one."""
     try:
         notes = read_partial(source, None)
     except PartialError:
@@ -38,14 +38,14 @@ def kept(daemon: Vigild) -> Path:
 
 
 def begin(daemon: Vigild) -> Path:
-    """Have a training begin that has noted something; what it learns from."""
+    """Start a training, and return its training set once there is a partial result."""
     daemon.start()
     daemon.send_lines(sample_lines()[:2500])
     daemon.wait(lambda: any((daemon.state / "training").glob("*.part")), SECONDS)
     return kept(daemon)
 
 
-def test_a_training_that_kills_interrupt_goes_on_and_comes_to_the_model_of_one_that_none_did(tmp_path: Path) -> None:
+def test_a_training_interrupted_by_kills_resumes_and_gives_the_model_of_an_uninterrupted_one(tmp_path: Path) -> None:
     with vigild(tmp_path, warmup=2000) as daemon:
         source = begin(daemon)
         shutil.copy(source, copy := tmp_path / "training-1.msgpack")
@@ -79,7 +79,7 @@ def test_a_training_that_kills_interrupt_goes_on_and_comes_to_the_model_of_one_t
     assert undisturbed in models, "the name holds the hash of its bytes"
 
 
-def test_without_its_notes_it_begins_anew_and_a_stop_does_not_wait_for_it(tmp_path: Path) -> None:
+def test_without_its_partial_result_a_training_starts_over_and_a_stop_does_not_wait_for_it(tmp_path: Path) -> None:
     """The control of the test above; and a clean stop, for once."""
     with vigild(tmp_path, warmup=2000) as daemon:
         source = begin(daemon)

@@ -1,4 +1,4 @@
-"""Files that another version of the program wrote: of an older one, taken over; of a later one, or of none that is
+"""Files that another version of the program wrote: of an older one, upgraded; of a later one, or of none that is
 known, refused in one line and left as they are."""
 
 import hashlib
@@ -34,7 +34,7 @@ upgrades.LAYOUTS[newest + 1] = {**upgrades.LAYOUTS[newest], "later": layout({"me
 upgrades.UPGRADES[newest] = lambda state: {**state, "later.members": b"[]"}
 Detector.export = lambda self: {**export(self), "later.members": b"[]"}
 """
-# A program whose models have another layout, to which nothing brings the older ones.
+# A program whose models have another layout, without an upgrade for older ones.
 OTHER_MODELS = """
 import detection.columns.upgrades as upgrades
 newest = upgrades.MODELS.newest
@@ -55,7 +55,7 @@ def newer_journal(state: Path) -> Path:
 
 
 def newer_state(state: Path) -> Path:
-    """The file is one of today's, what is in it is not."""
+    """A file of today's format with contents of a later version."""
     path = sorted(state.glob("snapshot-*"))[-1]
     seq, line, columns = snapshot.read_snapshot(path)
     _, models = snapshot.check_snapshot(path)
@@ -64,7 +64,7 @@ def newer_state(state: Path) -> Path:
 
 
 def newer_model(state: Path) -> Path:
-    """Nothing but a model of a later version is there: it would be used for want of a state."""
+    """Only a model of a later version is there: without a state it would be used."""
     for path in state.iterdir():
         path.unlink()
     buffer = io.BytesIO()
@@ -147,7 +147,7 @@ def test_what_another_version_wrote_is_refused_and_left_untouched(
         assert daemon.start().status()["recovery"]["tier"] == "full"
 
 
-def test_a_directory_is_taken_over_by_the_next_version_and_refused_by_the_one_before(tmp_path: Path) -> None:
+def test_a_directory_is_upgraded_by_the_next_version_and_refused_by_the_previous_one(tmp_path: Path) -> None:
     state = unpacked(tmp_path)
     early = min(path.name for path in state.glob("snapshot-*"))
     with vigild(tmp_path) as daemon:
@@ -155,7 +155,7 @@ def test_a_directory_is_taken_over_by_the_next_version_and_refused_by_the_one_be
         status = daemon.start().status()
         assert (status["recovery"]["tier"], status["recovery"]["notes"]) == ("full", [])
         assert (status["logs_processed"], status["transformer_ready"]) == (LINES, True)
-        # An old snapshot is gone back to, now and in the replay of that; lines go on.
+        # An old snapshot is restored, and the restore is replayed; line numbers go on.
         assert daemon.api.post(f"/snapshots/{early}/restore").status_code == 200
         max(state.glob("snapshot-*")).unlink()
         daemon.send_lines(sample_lines()[LINES : LINES + 10])
@@ -186,7 +186,7 @@ def test_a_directory_is_taken_over_by_the_next_version_and_refused_by_the_one_be
         (lambda state: next(state.glob("model-*")), OTHER_MODELS, "nothing brings format"),
     ],
 )
-def test_a_model_that_cannot_come_along_is_set_aside_by_name_and_all_else_is_taken_over(
+def test_a_model_that_cannot_be_upgraded_is_set_aside_and_everything_else_is_kept(
     tmp_path: Path, make_other: Callable[[Path], Path], code: str, why: str
 ) -> None:
     state = unpacked(tmp_path)
@@ -207,7 +207,7 @@ def test_a_model_that_cannot_come_along_is_set_aside_by_name_and_all_else_is_tak
         daemon.send_lines(sample_lines()[LINES : LINES + 10])
         daemon.applied(LINES + 10)
         assert daemon.stop() == 0
-        recovery = daemon.start().status()["recovery"]  # it is said once, and the state goes on from there
+        recovery = daemon.start().status()["recovery"]  # it is reported once, and the state goes on from there
         assert (recovery["tier"], recovery["set_aside"], recovery["notes"]) == ("full", [], [])
     # The control: with the model as it was, which this program can use, it judges, and all else is the same.
     with vigild(tmp_path / "before") as daemon:
@@ -222,7 +222,7 @@ def known(status: dict[str, Any]) -> dict[str, Any]:
     return {**{name: status[name] for name in ("logs_processed", "sessions")}, "templates": templates}
 
 
-def test_a_model_that_could_not_come_along_is_trained_again(tmp_path: Path) -> None:
+def test_a_model_that_could_not_be_upgraded_is_trained_again(tmp_path: Path) -> None:
     state = unpacked(tmp_path)
     other_model(state)
     with vigild(tmp_path, warmup=1500) as daemon:

@@ -1,4 +1,4 @@
-"""A process in little: applies frames as the daemon does, each journaled first, and can be killed anywhere."""
+"""A small process that applies frames as the daemon does, each journaled first, and that can be killed anywhere."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from persistence.store import Store, open_store
 
 
 class Killed(BaseException):
-    """Nothing of the process goes on after this."""
+    """The process ends here."""
 
 
 class Process:
@@ -32,7 +32,7 @@ class Process:
     ) -> None:
         self.store = store
         self.records = records
-        self.live = False  # else it is replaying
+        self.live = False  # False while it replays
         self.delivered: list[Verdicts] = []
         self.decided: list[Frame] = []
         self._moment = moment
@@ -43,7 +43,7 @@ class Process:
         self.recovered: Recovered = recover(store, self.found, self._deliver, lambda: None, self._say)
         self.detector: Detector = self.recovered.detector
         self.recovered_digest = self.digest
-        # Known before anything was applied, poison or not.
+        # The scan knows them before any frame is applied, poison or not.
         assert self.found.living == self.detector.living_sources()
         self._read_back = ReadBack(store, self.recovered, self._deliver, lambda: None)
         self._apply_pending()

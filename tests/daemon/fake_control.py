@@ -1,4 +1,4 @@
-"""A daemon that is only its answers: what the API, the page and vigilctl are tested against."""
+"""A fake daemon with fixed answers, for the tests of API, page and vigilctl."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager

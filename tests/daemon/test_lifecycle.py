@@ -1,4 +1,4 @@
-"""Where the records of an earlier process end, whatever of the file and of the mark beside it is left."""
+"""The last record of an earlier process, from whatever is left of the file and its mark."""
 
 from pathlib import Path
 from typing import NoReturn
@@ -7,7 +7,7 @@ import pytest
 
 from daemon.lifecycle import _last_ids
 from persistence.disk import REAL
-from persistence.high_water import Mark
+from persistence.high_water import HighWaterMark
 from persistence.jsonl import JsonlWriter
 
 
@@ -15,7 +15,7 @@ class Killed(BaseException):
     pass
 
 
-def test_a_kill_between_the_records_and_their_mark_leaves_both_words(
+def test_a_kill_between_the_records_and_their_mark_leaves_both_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "alerts.jsonl"
@@ -23,11 +23,11 @@ def test_a_kill_between_the_records_and_their_mark_leaves_both_words(
     writer.append([b'{"id":"1"}'], "1")
     writer.sync()
 
-    def die(mark: Mark, last: str) -> NoReturn:
+    def die(mark: HighWaterMark, last: str) -> NoReturn:
         raise Killed
 
     with monkeypatch.context() as killed:
-        killed.setattr(Mark, "written", die)
+        killed.setattr(HighWaterMark, "note_written", die)
         with pytest.raises(Killed):
             writer.append([b'{"id":"2"}'], "2")
     writer.close()
@@ -37,7 +37,7 @@ def test_a_kill_between_the_records_and_their_mark_leaves_both_words(
 
 
 @pytest.mark.parametrize("last", [b'{"id":5}', b'{"x":1}', b'{"id":"abc"}', b'{"id":"\xff"}'])
-def test_a_last_record_that_is_none_of_ours_says_nothing(tmp_path: Path, last: bytes) -> None:
+def test_a_last_record_of_another_program_is_ignored(tmp_path: Path, last: bytes) -> None:
     path = tmp_path / "alerts.jsonl"
     path.write_bytes(b'{"id":"1"}\n' + last + b"\n")
     writer = JsonlWriter(path, REAL)

@@ -1,4 +1,4 @@
-"""The entry point: what is said and how it ends when it cannot start."""
+"""The entry point: messages and exit status when the daemon cannot start."""
 
 import os
 import subprocess
@@ -59,7 +59,7 @@ def check(config: Path, state: Path) -> tuple[int, str, str]:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that every user can reach, with settings that name a token, and a state directory of nobody's."""
+    """A directory that every user can reach, with settings that name a token, and a state directory owned by nobody."""
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         home.chmod(0o755)
@@ -81,11 +81,11 @@ def test_a_check_by_root_is_one_for_the_user_who_runs_the_service(place: Path) -
     assert f"LoadCredential=token:{token}" in said and 'token_file = "/run/credentials/vigild.service/token"' in said
     os.chown(token, NOBODY, NOBODY)
     assert check(config, state)[0] == 0
-    # Whatever lies on the way counts, not the file's own mode alone.
+    # The directories on the path count, not the file's mode alone.
     place.chmod(0o700)
     status, _, said = check(config, state)
     assert status == 1 and f"{config}: nobody, who runs the service, cannot read it" in said
-    # Of a daemon that root runs, root's files are in order.
+    # For a daemon that root runs, root's files are valid.
     os.chown(state, 0, 0)
     assert check(config, state)[0] == 0
 

@@ -14,7 +14,7 @@ def uid(monkeypatch: pytest.MonkeyPatch) -> int:
     return 4321
 
 
-def test_systemd_says_it_to_everybody(uid: int) -> None:
+def test_the_directories_that_systemd_passes_win(uid: int) -> None:
     env = {"STATE_DIRECTORY": "/var/lib/vigild/web:/var/lib/more", "RUNTIME_DIRECTORY": "/run/vigild/web"}
     assert state_directory(env) == Path("/var/lib/vigild/web")
     assert runtime_directory(env) == Path("/run/vigild/web")

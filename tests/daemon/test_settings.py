@@ -104,7 +104,7 @@ def test_the_line_is_where_the_statement_begins(text: str, line: int) -> None:
         ("[learning\n", "(column 10)"),
     ],
 )
-def test_what_is_wrong_and_what_is_allowed_is_said(text: str, said: str) -> None:
+def test_an_error_names_what_is_wrong_and_what_is_allowed(text: str, said: str) -> None:
     assert said in message(text)
 
 

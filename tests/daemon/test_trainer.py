@@ -1,4 +1,4 @@
-"""The trainer as the daemon meets it: a process with a pipe at either end."""
+"""The trainer as the daemon runs it: a process with pipes at standard input and output."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ from daemon.trainer import ORPHANED, Notebook, program
 from detection.models.model import from_columns
 from persistence.model_file import read_model
 from persistence.snapshot import write_snapshot
-from persistence.training_files import partial_of, read_partial, write_partial
+from persistence.training_files import partial_path, read_partial, write_partial
 from tests.detection.streams import stream
 
 SECONDS = 120
@@ -77,7 +77,7 @@ def test_a_damaged_input_is_an_error_in_one_line(tmp_path: Path) -> None:
     assert str(damaged) in json.loads(line)["error"]
 
 
-def test_it_dies_when_its_parent_lets_go(tmp_path: Path) -> None:
+def test_it_dies_when_its_parent_closes_its_standard_input(tmp_path: Path) -> None:
     with _trainer(_input(tmp_path / "set", 2000, full=True), tmp_path) as process:
         assert process.stdin is not None and process.stdout is not None
         while "transformer" not in process.stdout.readline():  # until it is in the middle of the work
@@ -88,10 +88,10 @@ def test_it_dies_when_its_parent_lets_go(tmp_path: Path) -> None:
 
 
 def _killed_in_the_middle(source: Path, target: Path) -> float:
-    """Run it until it has noted something, and kill it; the fraction it had noted."""
+    """Run it until it has written a partial result, and kill it; returns the fraction of that."""
     with _trainer(source, target) as process:
         assert process.stdout is not None
-        while not partial_of(source).exists():
+        while not partial_path(source).exists():
             assert process.stdout.readline()
     notes = read_partial(source, None)
     assert notes is not None
@@ -108,7 +108,7 @@ def _resumed(source: Path, target: Path) -> tuple[list[dict[str, Any]], list[dic
     return [message for message in said if "stage" not in message], [each for each in said if "stage" in each]
 
 
-def test_a_run_that_was_killed_goes_on_where_it_was_noted_and_says_so(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_at_its_partial_result_and_reports_it(tmp_path: Path) -> None:
     source = _input(tmp_path / "training-3.msgpack", 2000, full=True)
     fraction = _killed_in_the_middle(source, tmp_path)
     first, progress = _resumed(source, tmp_path)
@@ -117,12 +117,10 @@ def test_a_run_that_was_killed_goes_on_where_it_was_noted_and_says_so(tmp_path: 
 
 
 @pytest.mark.parametrize("damage", ["rot", "cut off", "another input", "another program", "nothing there"])
-def test_notes_that_cannot_be_gone_on_from_are_named_and_cost_no_more_than_the_work(
-    tmp_path: Path, damage: str
-) -> None:
+def test_an_unusable_partial_result_is_reported_and_costs_only_the_work(tmp_path: Path, damage: str) -> None:
     source = _input(tmp_path / "training-3.msgpack", 400, full=True)
     write_partial(source, program(), 0.4, {"loss": 1.0})
-    path, expected = partial_of(source), []
+    path, expected = partial_path(source), []
     match damage:
         case "rot":
             data = bytearray(path.read_bytes())
@@ -146,7 +144,7 @@ def test_notes_that_cannot_be_gone_on_from_are_named_and_cost_no_more_than_the_w
     assert progress[0]["fraction"] < 0.4
 
 
-def test_a_disk_too_full_for_notes_costs_the_notes(
+def test_a_disk_too_full_for_the_partial_result_costs_only_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = _input(tmp_path / "training-3.msgpack", 40)
@@ -161,17 +159,17 @@ def test_a_disk_too_full_for_notes_costs_the_notes(
         notebook.note(fraction, lambda: {})
     (said,) = capsys.readouterr().out.splitlines()
     assert json.loads(said)["note"] == (
-        "a restart will begin where it was last noted (0%): "
+        "a restart will resume at 0%, which was written last: "
         "/state/training/training-3.part.tmp: No space left on device; free some space there"
     )
-    assert not partial_of(source).exists()
+    assert not partial_path(source).exists()
 
 
-def test_notes_are_whole_or_those_before(tmp_path: Path) -> None:
+def test_a_partial_result_is_whole_or_the_previous_one(tmp_path: Path) -> None:
     source = _input(tmp_path / "training-3.msgpack", 40)
     write_partial(source, "us", 0.25, {"kept": 1})
-    unfinished = partial_of(source).with_name(partial_of(source).name + ".tmp")
-    unfinished.write_bytes(partial_of(source).read_bytes()[:100])  # as a kill leaves it
+    unfinished = partial_path(source).with_name(partial_path(source).name + ".tmp")
+    unfinished.write_bytes(partial_path(source).read_bytes()[:100])  # as a kill leaves it
     notes = read_partial(source, "us")
     assert notes is not None and (notes.fraction, notes.work) == (0.25, {"kept": 1})
     write_partial(source, "us", 0.5, {"kept": 2})
@@ -180,7 +178,7 @@ def test_notes_are_whole_or_those_before(tmp_path: Path) -> None:
     assert not unfinished.exists()
 
 
-def test_notes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_result_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = _input(tmp_path / "training-3.msgpack", 40)
     monkeypatch.setattr("persistence.training_files.MAX_PARTIAL_BYTES", 1000)
     write_partial(source, "us", 0.25, {"kept": np.zeros(125)})

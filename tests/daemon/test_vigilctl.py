@@ -1,4 +1,4 @@
-"""vigilctl as its users meet it: a process, its output, its exit status."""
+"""vigilctl as its users run it: a process, its output, its exit status."""
 
 import gzip
 import io
@@ -111,17 +111,17 @@ def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
     assert (status, out) == (2, "") and "error: " in err and "Traceback" not in err
 
 
-def test_a_daemon_that_is_not_there_gives_one_line_saying_where_it_looked(tmp_path: Path) -> None:
+def test_without_a_daemon_one_line_says_which_addresses_were_tried(tmp_path: Path) -> None:
     for arguments in (("status",), ("detect", "x"), ("tail",), ("incidents",), ("feedback",), ("train-from", "-")):
         status, out, err = run("--admin", NOBODY, *arguments)
         assert (status, out) == (1, "")
-        assert err == f"vigilctl: no daemon answers; looked at {NOBODY} (connection refused)\n"
+        assert err == f"vigilctl: no daemon answers; tried {NOBODY} (connection refused)\n"
     absent = tmp_path / "admin.sock"
     assert run("status", env={"VIGILD_ADMIN": f"unix:{absent}"})[2].count(str(absent)) == 1
     assert str(tmp_path / "log.sock") in run("send", "--socket", f"{tmp_path}/log.sock", stdin=b"x")[2]
 
 
-def test_the_places_are_looked_at_in_order() -> None:
+def test_addresses_are_tried_in_order() -> None:
     env = {"RUNTIME_DIRECTORY": "/run/one", "VIGILD_ADMIN": "unix:/b"}
     assert admin_urls("unix:/a", env) == ["unix:/a"]
     assert admin_urls(None, env) == ["unix:/b"]
@@ -146,7 +146,9 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         ("tail", b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n", "what answers is not vigild (HTTP 302, not JSON)"),
     ],
 )
-def test_an_answer_that_no_daemon_gives_is_one_line(tmp_path: Path, command: str, answer: bytes, said: str) -> None:
+def test_an_answer_of_another_program_is_an_error_of_one_line(
+    tmp_path: Path, command: str, answer: bytes, said: str
+) -> None:
     def reply(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(answer)
@@ -196,7 +198,7 @@ def test_the_token_goes_along_and_no_proxy_is_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"two\nlines", b"\xff", "tök".encode()])
-def test_what_cannot_be_a_token_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_token_is_an_error_of_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "token").write_bytes(content)
     status, out, err = run("--admin", NOBODY, "--token-file", str(tmp_path / "token"), "status")
     assert (status, out, err.count("\n")) == (1, "", 1) and str(tmp_path / "token") in err
@@ -208,7 +210,7 @@ async def test_status_is_a_summary_or_the_daemon_s_own_json(tmp_path: Path) -> N
         assert (status, err) == (0, "")
         assert "serving, training, 42 %, epoch 3 of 8, 38 s left" in out and "1,234 lines at risk" in out
         assert ", 1 lines cut, 2 lines of the future\n" in out
-        assert "17 in 9 incidents, 2 open, 3 waiting in the digest, budget 20 a day" in out
+        assert "17 in 9 incidents, 2 open, 3 over budget, budget 20 a day" in out
         assert "! the last model trained was refused, the one before stays: the anchor set got worse" in out
         control.status_extra = {"status": "degraded", "reason": "disk \x1b[31m full"}
         assert "! disk \\x1b[31m full" in (await ask("status", env=env))[1]
@@ -260,7 +262,7 @@ async def test_checkpoint_flush_and_snapshots(tmp_path: Path) -> None:
         ) and "checksum mismatch" in out
 
 
-async def test_detect_tells_one_line_in_full_and_many_in_rows(tmp_path: Path) -> None:
+async def test_detect_prints_one_line_in_full_and_many_as_rows(tmp_path: Path) -> None:
     async with daemon(tmp_path) as (control, env):
         out = (await ask("detect", "a UNION b", env=env))[1]
         assert out.startswith("attack ") and "sql_injection, confidence 0.95" in out and "5.11, threshold 3.40" in out
@@ -276,7 +278,7 @@ async def test_detect_tells_one_line_in_full_and_many_in_rows(tmp_path: Path) ->
     assert len(control.asked) > 3  # in more than one request
 
 
-async def test_the_daemon_s_refusal_is_the_line(tmp_path: Path) -> None:
+async def test_a_refusal_prints_the_message_of_the_daemon(tmp_path: Path) -> None:
     async with daemon(tmp_path) as (_, env):
         status, out, err = await ask("detect", "a\nb", env=env)
         assert (status, out) == (1, "")
@@ -325,7 +327,7 @@ async def tailed(tmp_path: Path, *arguments: str, records: Sequence[dict[str, An
     return results[0][1].splitlines()
 
 
-async def test_tail_tells_of_incidents_and_their_growth_and_of_each_alert_when_asked(tmp_path: Path) -> None:
+async def test_tail_shows_incidents_as_they_grow_and_with_every_each_alert(tmp_path: Path) -> None:
     growing = [record(n, incident="1", incident_count=n, text=f"alert {n}.") for n in range(1, 121)]
     waiting = record(200, digest=True, incident="200", text="waits.")
     sampled = record(201, flagged=False, verdict="normal", text="sampled.")
@@ -338,7 +340,7 @@ async def test_tail_tells_of_incidents_and_their_growth_and_of_each_alert_when_a
     assert len(await tailed(tmp_path, "--every", records=records)) == len(records)
 
 
-def test_what_came_and_was_the_likeliest_is_not_said_to_have_come_instead() -> None:
+def test_the_likeliest_template_is_not_reported_as_unexpected() -> None:
     for p, title in ((0.7, "  came as expected; the next likely"), (0.1, "  expected instead")):
         explain = {"expected": [{"template": "a", "p": 0.2}], "found": {"template": "b", "p": p}}
         assert next(explanation_lines(explain, (), Style(io.StringIO()))) == title
@@ -368,7 +370,7 @@ async def test_detect_explains_itself(tmp_path: Path) -> None:
     assert control.asked[1:3] == [("detect", [b"one"], None, "explain"), ("detect", [b"two"], None, "explain")]
 
 
-async def test_alerts_are_answered_listed_and_the_answer_taken_back(tmp_path: Path) -> None:
+async def test_alerts_are_answered_listed_and_undone(tmp_path: Path) -> None:
     async with daemon(tmp_path) as (control, env):
         said = await ask("feedback", "1207.1", "normal", "--note", "a deploy", env=env)
         assert said == (
@@ -396,7 +398,7 @@ async def test_incidents_and_models_are_tables(tmp_path: Path) -> None:
         control.grouped = [incident(900, what="new template: \x1b[2J", kind="new"), incident(7, digest=True)]
         rows = (await ask("incidents", "--limit", "7", env=env))[1].splitlines()
         assert len(rows) == 3 and rows[1].split()[:2] == ["900", "37"]
-        assert rows[1].endswith("new template: \\x1b[2J  open") and rows[2].endswith("GET /item 200  digest")
+        assert rows[1].endswith("new template: \\x1b[2J  open") and rows[2].endswith("GET /item 200  over budget")
         rows = (await ask("models", "list", env=env))[1].splitlines()
         assert rows[1].endswith("in force: transformer, isolation forest")
         assert rows[2].endswith("refused: the anchor set got worse: .91 to .84") and "file is gone" in rows[2]
@@ -407,9 +409,7 @@ async def test_incidents_and_models_are_tables(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("piped", [False, True])
-async def test_train_from_hands_over_every_byte_and_waits_for_the_model(
-    tmp_path: Path, packed: bool, piped: bool
-) -> None:
+async def test_train_from_uploads_every_byte_and_waits_for_the_model(tmp_path: Path, packed: bool, piped: bool) -> None:
     text = b"".join(b"line %d \xff%s\r\n" % (n, b" union" * (n < 40)) for n in range(60_000)) + b"no newline"
     source = tmp_path / "log"
     source.write_bytes(gzip.compress(text, 1) if packed else text)
@@ -447,11 +447,11 @@ async def test_train_from_says_when_the_file_looks_like_attacks_and_need_not_wai
     ("training", "status", "said"),
     [
         ({"refused": 2, "refusal": "worse"}, 1, "vigilctl: the new model was refused, the old one stays: worse\n"),
-        ({"due": False}, 0, "no training is due yet: what was learned waits for the next one\n"),
+        ({"due": False}, 0, "no training is due yet: the lines wait for the next one\n"),
         ({"generation_in_force": 9}, 0, "model generation 9 is in force\n"),
     ],
 )
-async def test_train_from_tells_what_became_of_the_training(
+async def test_train_from_reports_the_result_of_the_training(
     tmp_path: Path, training: dict[str, Any], status: int, said: str
 ) -> None:
     async with daemon(tmp_path) as (control, env):
@@ -469,7 +469,7 @@ async def test_train_from_tells_what_became_of_the_training(
         ({"generation_in_force": 8}, {"refused": 2, "generation_in_force": 8}, 1, "stays: the anchor set got worse"),
     ],
 )
-async def test_train_from_tells_of_the_model_that_knows_the_file_and_not_of_the_one_trained_before(
+async def test_train_from_reports_the_model_trained_from_the_file_and_not_an_earlier_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     others: dict[str, Any],
@@ -505,7 +505,7 @@ async def test_train_from_ends_what_it_has_begun_when_the_file_is_damaged(tmp_pa
         assert len(control.asked) == asked, "nothing was begun"
 
 
-async def test_train_from_does_not_hide_that_it_was_broken_off(tmp_path: Path) -> None:
+async def test_train_from_reports_that_it_was_interrupted(tmp_path: Path) -> None:
     async with daemon(tmp_path) as (control, env):
         control.error_after = 1, ControlError(503, "degraded", "nothing can be changed now: disk full")
         status, out, err = await ask("train-from", "-", stdin=b"0123456789abcde\n" * 100_000, env=env)
@@ -560,7 +560,7 @@ def test_send_is_not_confirmed_when_the_daemon_dies(tmp_path: Path) -> None:
 
 
 def test_send_is_not_confirmed_when_the_end_is_a_reset(tmp_path: Path) -> None:
-    """All was handed over, but the daemon closed with bytes unread: recv gives a reset, not an end."""
+    """Everything was sent, but the daemon closed with bytes unread: recv raises a reset instead of returning an end."""
     log = Peer(tmp_path / "log.sock", lambda connection: connection.recv(1))
     status, _, err = run("send", "--socket", str(tmp_path / "log.sock"), stdin=b"a line\nanother\n")
     log.join()
@@ -625,7 +625,7 @@ def test_printable_leaves_text_alone_and_disarms_the_rest() -> None:
 
 async def test_output_into_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     async with daemon(tmp_path) as (_, env):
-        # The reader is gone before anything is written: it ends at once, the writer starts a while later.
+        # The reader ends at once, before the writer, which takes a while to start, writes anything.
         command = f"( sleep 0.2; {' '.join(VIGILCTL)} snapshots list; echo status $? >&2 ) | true"
         done = await trio.run_process(["bash", "-c", command], capture_stderr=True, env={**os.environ, **env})
     assert done.stderr == b"status 1\n"

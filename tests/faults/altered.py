@@ -1,4 +1,4 @@
-"""Not a test: the real daemon with a fault built in, which is no switch of the product."""
+"""Not a test: runs the real daemon with a fault patched in from outside."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import sys
 from daemon.main import main
 sys.exit(main(sys.argv[1:]))
 """
-# The state comes only when the test lets it.
+# The state is read only when the test allows it.
 STATE_WAITS = """
 import time
 from pathlib import Path
@@ -30,7 +30,7 @@ def waiting(gate: Path) -> str:
 
 
 def alter(daemon: Vigild, code: str) -> None:
-    """Have `code` run in the process of `daemon` before anything else, from its next start on."""
+    """Make `daemon` execute `code` before anything else, from its next start on."""
     daemon.command[1:3] = ["-c", code + _RUN]
 
 

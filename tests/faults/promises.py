@@ -1,4 +1,4 @@
-"""What a worker (tests/faults/worker.py) promised before it died, and whether its directory keeps it."""
+"""What a worker (tests/faults/worker.py) reported as durable before it died, and whether its directory has it."""
 
 import json
 import subprocess
@@ -22,14 +22,14 @@ def worker_command(directory: Path, life: str, rounds: int, sabotage: str = "") 
 
 @dataclass
 class Promises:
-    """What was heard from all lives of one directory: `states` by seq, `durable` the last that was promised."""
+    """The reports of all processes on one directory: `states` by seq, `durable` the last seq reported as durable."""
 
     states: dict[int, State] = field(default_factory=lambda: {0: State()})
     durable: int = 0
     ended: bool = False
 
     def hear(self, lines: Iterable[str]) -> list[str]:
-        """Take in what a worker said, oldest first; returns where it contradicts what another said before."""
+        """Add the reports of a worker, oldest first; returns contradictions to earlier reports."""
         wrong = []
         self.ended = False
         for line in lines:
@@ -38,7 +38,7 @@ class Promises:
                     state = State(int(seq), int(line_number), bytes.fromhex(digest))
                     if self.states.get(state.seq) != state or state.seq < self.durable:
                         wrong.append(f"a life began at {state}, {self.durable} was durable")
-                    self.durable = state.seq  # from here on others were told
+                    self.durable = state.seq  # from here on others know it
                 case ["state", seq, line_number, digest]:
                     self.states[int(seq)] = State(int(seq), int(line_number), bytes.fromhex(digest))
                 case ["durable", seq]:
@@ -52,7 +52,7 @@ class Promises:
         return wrong
 
     def broken_in(self, directory: Path) -> list[str]:
-        """Recover `directory`, append one frame to it, and say what is not as promised. May be called again."""
+        """Recover `directory`, append a frame, and return what differs from the reports. May be called again."""
         with open_store(directory, keep=KEEP) as store:
             state, found = recovered(store)
             wrong = [f"not sound: {error}" for _, error in store.verify() if error is not None]
@@ -96,7 +96,7 @@ def _difference(written: list[tuple[int, str]], expected: list[tuple[int, str]])
 
 
 def live(promises: Promises, command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-    """Run a worker to whatever end it finds."""
+    """Run a worker until it ends, in whatever way."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload]
     said: subprocess.CompletedProcess[str] = done
     wrong = promises.hear(said.stdout.splitlines())

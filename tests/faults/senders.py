@@ -1,4 +1,4 @@
-"""Clients of a daemon that is being killed: plain senders, each of which knows what was confirmed to it."""
+"""Plain senders to a daemon that is being killed; each knows which of its lines were confirmed."""
 
 import itertools
 import random
@@ -33,7 +33,7 @@ class Sending:
 
 
 class Senders:
-    """Threads that connect, send and hang up in every manner there is, until `over`; `sendings` is what they did."""
+    """Threads that connect, send and hang up in various ways until `over`; `sendings` records what they did."""
 
     def __init__(self, path: Path, rng: random.Random) -> None:
         self.sendings: list[Sending] = []

@@ -1,6 +1,6 @@
-"""A service manager in a nutshell: it holds the log socket, is told how the daemon is, and stores its connections.
+"""A minimal service manager: it holds the log socket, receives notifications, and stores the daemon's connections.
 
-What it does is what systemd does with the same words (sd_notify(3), sd_listen_fds(3)); the daemon and its senders
+It implements systemd's protocols (sd_notify(3), sd_listen_fds(3)); the daemon and its senders
 notice no difference. See `nspawn/` for the real one.
 """
 
@@ -126,7 +126,7 @@ class Managed(Vigild):
         self._listener.close()
 
     def _catch_up(self) -> None:
-        """Wait for everything that a process before told us: the store must be as it left it."""
+        """Process every message of the previous process: the store must be as that process left it."""
         self._caught_up = False
         self._tell(b"CATCH UP")
         with self._changed:
@@ -150,7 +150,7 @@ class Managed(Vigild):
                 self._changed.notify_all()
 
     def _heard(self, message: bytes, fds: list[int]) -> list[int]:
-        """Do what `message` asks; returns the descriptors that nobody needs any more."""
+        """Obey `message`; returns the descriptors that are no longer needed."""
         said = dict(line.split("=", 1) for line in message.decode().splitlines() if "=" in line)
         name = said.get("FDNAME", "")
         self._ready |= "READY" in said

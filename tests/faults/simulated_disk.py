@@ -1,4 +1,4 @@
-"""A disk that remembers what it was asked, and rebuilds what a power cut could have left.
+"""A disk that records its operations, and rebuilds what a power cut could have left.
 
 Nothing is durable before its sync: of the writes to a file since its last sync any 512-byte sectors may
 be there, of the names changed since the directory's last sync any. `sabotage` names a sync to leave out.
@@ -16,7 +16,7 @@ _SECTOR = 512
 
 
 class Killed(BaseException):
-    """The process ends here: nothing after it is executed, and no handler of OSError sees it."""
+    """The process ends here: no later code is executed, and no handler of OSError catches it."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Rot: whatever happens to one file, recovery gives a correct state, or says what is missing."""
+"""Rot: whatever happens to one file, recovery gives a correct state, or reports what is missing."""
 
 import os
 import random
@@ -102,7 +102,7 @@ _DAMAGES: list[Damage] = [_cut, _delete, _flip_a_bit, _extend, _zero, _swap_part
 
 
 def _check(original: Original, directory: Path, damaged: set[str]) -> None:
-    """Recover, hold what comes out against the original, and go on from it."""
+    """Recover, compare the result with the original, and continue from it."""
     with open_store(directory, keep=3) as store:
         found = store.recover()
         state = restored(found)
@@ -126,7 +126,7 @@ def _check(original: Original, directory: Path, damaged: set[str]) -> None:
         if (found.last_seq != original.last.seq or found.last_line != original.last.line) and not ends_early:
             assert any(word in reported for word in ("never confirmed", "missing", "set aside", "neither")), reported
         errors = [error for _, error in store.verify() if error is not None]
-        # What recovery did not need to read is found by whoever asks.
+        # Damage in what recovery did not read is found by `verify`.
         unread = [name for name in damaged if name.startswith("snapshot-") and (directory / name).exists()]
         assert bool(errors) == bool(unread or damaged & original.named), errors
         store.start_journal(found.last_seq, found.last_line)
@@ -188,7 +188,7 @@ def test_one_damaged_snapshot_costs_nothing(original: Original, tmp_path: Path) 
 
 
 def test_the_check_would_notice_a_frame_that_is_left_out(original: Original, tmp_path: Path) -> None:
-    """The control: an account of this directory that lacks one frame must fail the check above."""
+    """The control: a recovery that lacks one frame must fail the check above."""
     directory = tmp_path / "state"
     shutil.copytree(original.directory, directory)
     poorer = Original.__new__(Original)

@@ -1,4 +1,4 @@
-"""Power cuts, simulated: every disk image that a cut could leave must recover to what was promised."""
+"""Simulated power cuts: every disk image that a cut could leave must recover to what was durable."""
 
 import os
 import random
@@ -18,7 +18,7 @@ STEPS = 25
 
 @dataclass
 class _DatedLedger(Ledger):
-    """Knows what was promised when only so many operations had been done."""
+    """Knows what was durable after a given number of operations."""
 
     disk: SimulatedDisk | None = None
     dates: list[tuple[int, State]] = field(default_factory=list)
@@ -37,7 +37,7 @@ def _date(date: tuple[int, State]) -> int:
 
 
 def _recorded(root: Path, rng: random.Random, sabotage: str) -> tuple[SimulatedDisk, _DatedLedger]:
-    """Three lives in one directory, the first two killed at a random operation."""
+    """Three processes in one directory, the first two killed at a random operation."""
     disk = SimulatedDisk(root, sabotage)
     ledger = _DatedLedger(disk=disk)
     for life in range(3):
@@ -61,7 +61,7 @@ def _failures(directory: Path, images: int, sabotage: str, seed: int = 7) -> lis
         disk, ledger = _recorded(root, rng, sabotage)
         for _ in range(min(50, images - done)):
             done += 1
-            # Half of the cuts at the worst moment: right after a promise.
+            # Half of the cuts come at the worst moment: right after something was reported durable.
             dates = [date for date, _ in ledger.dates]
             cut = rng.choice(dates) if rng.random() < 0.5 else rng.randint(0, len(disk.operations))
             target = directory / "image"

@@ -1,4 +1,4 @@
-"""What fails while lines are taken and judged: /health answers 200 and says what, until its cause is over."""
+"""Failures while lines are taken and judged: /health answers 200 and names them until their cause is gone."""
 
 import resource
 import select
@@ -50,7 +50,7 @@ def mounted(source: str, place: Path, *options: str) -> Iterator[None]:
 
 
 def degraded(daemon: Vigild) -> dict[str, str]:
-    """The reasons by their code; the daemon serves, and every other account of it says the same."""
+    """The reasons by code; checks that the daemon serves and that every other interface shows the same."""
     answer = daemon.api.get("/health")
     health: dict[str, Any] = answer.json()
     assert answer.status_code == 200 and health["serving"], health
@@ -71,7 +71,7 @@ def by_metrics(daemon: Vigild) -> set[str]:
 
 
 def test_a_training_that_fails_is_a_reason_until_one_succeeds(tmp_path: Path) -> None:
-    """There is no space where the trainer gets what it is to learn from."""
+    """The disk with the training set is full."""
     with vigild(tmp_path, warmup=1500) as daemon:
         daemon.start()
         with mounted("tmpfs", daemon.state / "training", "-t", "tmpfs", "-o", "size=4096,mode=0700"):
@@ -167,7 +167,7 @@ def test_connections_that_never_sent_a_byte_give_way_and_it_is_said_once(tmp_pat
         assert "3 that had sent nothing gave way" in daemon.log
 
 
-def test_without_giving_way_nobody_else_is_heard(tmp_path: Path) -> None:
+def test_without_closing_silent_connections_nobody_else_is_served(tmp_path: Path) -> None:
     """The control."""
     with vigild(tmp_path) as daemon:
         alter(daemon, NOBODY_GIVES_WAY)

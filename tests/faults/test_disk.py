@@ -1,4 +1,4 @@
-"""A disk that cannot be written, under the real daemon: what was confirmed is there, and it heals by itself.
+"""A disk that cannot be written, under the real daemon: confirmed lines are there, and it recovers by itself.
 
 `VIGILD_DISK_SECONDS` is how long the disk stays full (2 by default, 60 in the long form).
 """
@@ -23,7 +23,7 @@ from tests.faults.altered import alter, restore, waiting
 
 FULL_SECONDS = float(os.environ.get("VIGILD_DISK_SECONDS", "2"))
 HEALED_SECONDS = 10.0
-# What is left of a stop when the disk cannot be written: see `daemon.lifecycle.DEGRADED_DRAIN_SECONDS`.
+# A stop while the disk cannot be written: see `daemon.lifecycle.DEGRADED_DRAIN_SECONDS`.
 STOPPED_SECONDS = 15.0
 DISK_BYTES = 48 << 20
 
@@ -217,7 +217,7 @@ def test_a_start_that_must_write_first_answers_heals_and_stops_while_the_disk_is
         assert daemon.status()["logs_processed"] == 100
 
 
-def test_before_there_is_a_state_a_full_disk_is_said_too(home: Path) -> None:
+def test_a_full_disk_is_reported_before_the_state_is_read(home: Path) -> None:
     gate = home / "gate"
     with vigild(home) as daemon:
         full_with_a_frame_to_write(daemon, home)

@@ -1,4 +1,4 @@
-"""However many lines come, the state directory stays as large as it is: journal, snapshots and models are let go of.
+"""However many lines come, the state directory does not grow: journal, snapshots and models are pruned.
 
 VIGILD_FLAT_LINES is how many (`make faults`: 5,000,000). `alerts.jsonl` is the operator's to rotate and does not count.
 """
@@ -119,7 +119,7 @@ def test_disk_use_is_flat_however_many_lines_come(tmp_path: Path) -> None:
     assert len(list(daemon.state.glob("model-*"))) <= 5
 
 
-def test_a_daemon_that_lets_go_of_nothing_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_that_never_prunes_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control."""
     monkeypatch.setattr("tests.faults.test_disk_use.LINES", min(LINES, 60_000))
     usage, _ = flood(tmp_path, KEEPS_EVERYTHING)

@@ -1,4 +1,4 @@
-"""Lines are taken before the state is there: what happens then, and when it is too much."""
+"""Lines are taken before the state is read: what happens to them, and how many are taken."""
 
 import json
 import signal
@@ -137,7 +137,7 @@ def test_settings_of_this_start_judge_the_first_line_that_it_takes(tmp_path: Pat
 
 
 def test_no_more_is_taken_than_there_is_room_for(tmp_path: Path) -> None:
-    """A daemon that never gets through its start must neither eat memory nor fill the disk."""
+    """A daemon whose start never ends must neither use up memory nor fill the disk."""
     gate = tmp_path / "gate"
     with vigild(tmp_path) as daemon:
         alter(daemon, waiting(gate))

@@ -1,4 +1,4 @@
-"""Plain senders that know nothing of it, a daemon that is killed again and again, every line counted once."""
+"""Plain senders and a daemon that is killed again and again: every line is counted once."""
 
 import json
 import os
@@ -21,7 +21,7 @@ KILLS = int(os.environ.get("VIGILD_FAULTS", "500")) // 50
 STEADY_SENDERS = 3
 SENT_AT_ONCE = 200
 
-# What each control leaves out, with the moment it matters in made long enough to be met.
+# What each control leaves out, with the critical moment prolonged so that kills hit it.
 NEVER_RECOGNISES = """
 import actors.ingest, trio
 consume = actors.ingest._consume
@@ -79,7 +79,7 @@ class Senders:
             assert not thread.is_alive()
 
     def _send_steadily(self, number: int) -> None:
-        """Until told to stop: then half-close, and wait for the end that says everything is durable."""
+        """Send until the test stops it, then half-close, and wait for the end of file that confirms everything."""
         try:
             with self._daemon.connect() as connection:
                 connection.settimeout(120.0)
@@ -119,7 +119,7 @@ def journal_grows(state: Path) -> None:
 def torment(
     daemon: Managed, rounds: int, end: Callable[[int], int], *, at_most: int = 0
 ) -> tuple[Senders, list[str], int]:
-    """Start, kill with `end`, start again; the senders, what was judged, and how many chunks were recognised.
+    """Start, kill with `end`, start again; returns the senders, the judged lines, and how many chunks were recognised.
 
     On a busy machine a kill seldom comes in time to leave one: `at_most` rounds then, until one did.
     """
@@ -193,7 +193,7 @@ def test_with_a_mark_but_without_its_parity_lines_are_lost(tmp_path: Path) -> No
         assert missing > 0
 
 
-def test_without_a_store_the_sender_is_told_and_the_status_says_why(tmp_path: Path) -> None:
+def test_without_a_store_the_sender_sees_a_reset_and_the_status_says_why(tmp_path: Path) -> None:
     with managed(tmp_path, places=0) as daemon:
         daemon.start()
         ingest = daemon.status()["ingest"]
@@ -262,7 +262,7 @@ def test_a_store_that_is_full_is_noticed_and_costs_only_those_it_has_no_room_for
             connection.close()
 
 
-def test_a_daemon_that_did_not_ask_would_promise_what_nobody_keeps(tmp_path: Path) -> None:
+def test_without_the_probe_a_daemon_would_promise_exactly_once_falsely(tmp_path: Path) -> None:
     """The control of the one above."""
     never_asks = "import daemon.host.notify\ndaemon.host.notify.Notifier.has_room = lambda self: True\n"
     with managed(tmp_path, places=1, program=never_asks + RUN) as daemon:

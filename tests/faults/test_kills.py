@@ -74,7 +74,7 @@ def load_and_kill(daemon: Vigild, senders: Senders, kills: int, rng: random.Rand
 
 
 def wrong_with(sendings: Sequence[Sending], account: Account, state: Path, status: dict[str, Any]) -> list[str]:
-    """Everything in which senders, journal, files and the daemon's own word disagree."""
+    """Every disagreement between senders, journal, files and the daemon's status."""
     wrong = list(account.wrong)
     sources = {data.partition(b"\n")[0]: data for data in account.sources.values()}
     if len(sources) < len(account.sources):
@@ -122,7 +122,7 @@ def test_random_kills_lose_nothing_and_repeat_nothing(tmp_path: Path, round_: in
     account = account_of(witness.kept)
     assert wrong_with(senders.sendings, account, daemon.state, status) == []
     assert "Traceback" not in daemon.log
-    # That much happened, or the round proves little.
+    # At least this much must have happened, or the round proves little.
     assert account.generations and account.snapshots > kills / 2 and account.line > WARMUP
     assert senders.confirmed > kills
     hold_the_check_itself(senders.sendings, account, daemon.state, status)
@@ -155,7 +155,7 @@ def settled(daemon: Vigild) -> dict[str, Any]:
 
 
 def hold_the_check_itself(sendings: list[Sending], account: Account, state: Path, status: dict[str, Any]) -> None:
-    """The controls that need no other daemon: each little untruth must be found."""
+    """The controls that need no other daemon: each small inconsistency must be found."""
     confirmed = next(sending for sending in sendings if sending.confirmed)
     longer = [*(other for other in sendings if other is not confirmed), Sending(confirmed.data + b"more\n", True)]
     assert len(wrong_with(longer, account, state, status)) == 1

@@ -1,4 +1,4 @@
-"""A frame on which `apply` raises, in the real daemon: it costs its own lines, not the daemon, not the connections."""
+"""A frame on which `apply` raises, in the real daemon: it costs its own lines, neither daemon nor connections."""
 
 import json
 import shutil
@@ -59,14 +59,14 @@ def test_lines_before_and_after_are_intact_and_the_connections_stay(tmp_path: Pa
         assert len(status["recovery"]["set_aside"]) == len(list(daemon.state.glob("frame-*.bad"))) == 3
         assert daemon.health()["status"] == "serving"
         expected = [str(n) for n in range(1, 405) if n not in (101, 202, 303)]
-        # The end of the connection's life was said in the log, so everything is in the file.
+        # The log says that the connection ended, so everything is in the file.
         daemon.wait(lambda: ids(daemon) == expected)
         assert daemon.log.count("it is set aside and skipped") == 3
 
         shutil.copytree(daemon.state, tmp_path / "copy" / "state")
         digest = daemon.post("/checkpoint")["digest"]
         daemon.kill()
-    # A program that could apply them comes to the same state, and says nothing again.
+    # A program that can apply them comes to the same state, and writes no record again.
     with vigild(tmp_path / "copy", verdicts="all") as healthy:
         healthy.start()
         status = healthy.status()
@@ -100,7 +100,7 @@ def test_a_request_that_cannot_be_applied_is_answered(tmp_path: Path, kind: str)
         assert daemon.status()["lost_lines"] == 0
 
 
-def test_without_reading_the_state_back_the_daemon_dies_of_it(tmp_path: Path) -> None:
+def test_without_reading_the_state_back_the_daemon_dies(tmp_path: Path) -> None:
     """The control: what the daemon is protected from."""
     with vigild(tmp_path) as daemon:
         alter(daemon, LINES + WITHOUT_RELOAD)

@@ -1,4 +1,4 @@
-"""What surrounds the daemon turns against it: the clock jumps, the process is stopped for a while, somebody else owns
+"""Hostile surroundings: the clock jumps, the process is stopped for a while, somebody else owns
 the state directory or puts things into it. The real daemon, each time. (A second instance: tests/blackbox.)
 
 VIGILD_STOPPED_SECONDS is how long a stopped process stays so (`make faults`: 60).
@@ -123,7 +123,7 @@ def test_a_stopped_process_goes_on_where_it_was(tmp_path: Path) -> None:
             connection.shutdown(socket.SHUT_WR)
             connection.settimeout(STOPPED_SECONDS)
             with pytest.raises(TimeoutError):
-                connection.recv(1)  # it waits, and is told nothing
+                connection.recv(1)  # it waits without an answer
             connection.settimeout(60.0)
             daemon.process.send_signal(signal.SIGCONT)
             assert connection.recv(1) == b""

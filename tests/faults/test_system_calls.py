@@ -211,7 +211,7 @@ def test_a_kill_in_the_middle_of_any_write_loses_nothing(prepared: Prepared, tmp
     assert nth > 40
 
 
-def test_a_worker_that_promises_before_it_appends_is_caught(prepared: Prepared, points: list[Point]) -> None:
+def test_a_worker_that_confirms_before_it_appends_is_caught(prepared: Prepared, points: list[Point]) -> None:
     """The control: the same kills must find a promise that is not kept."""
     journal = [point for point in points if point.call == "write" and "/journal-" in point.line]
     wrong = [what for point in journal[4:20:4] for what in disturbed(prepared, point, "signal=KILL", "early")]

@@ -1,4 +1,4 @@
-"""A medium that does not give back what it holds, for a moment or for longer: nobody takes that for damage."""
+"""A medium that cannot be read, for a moment or for longer: that is not treated as damage."""
 
 import errno
 import random
@@ -80,7 +80,7 @@ def in_full(directory: Path) -> State:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_read_that_fails_for_a_moment_is_repeated_and_not_a_word_said(kept: tuple[Path, State], kind: str) -> None:
+def test_a_read_that_fails_for_a_moment_is_repeated_without_a_note(kept: tuple[Path, State], kind: str) -> None:
     directory, state = kept
     with open_store(directory, disk=FaultyDisk(Unwell(kind, 2))) as store:
         found = store.recover()
@@ -89,7 +89,7 @@ def test_a_read_that_fails_for_a_moment_is_repeated_and_not_a_word_said(kept: tu
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_asked_only_once_it_would_have_failed(
+def test_without_a_retry_that_read_would_fail(
     kept: tuple[Path, State], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control of the one above."""
@@ -105,7 +105,7 @@ def test_asked_only_once_it_would_have_failed(
     assert any("cannot be read" in what for what in said)
 
 
-def test_a_segment_that_cannot_be_read_is_a_refusal_that_changes_nothing(kept: tuple[Path, State]) -> None:
+def test_an_unreadable_segment_is_refused_and_nothing_changes(kept: tuple[Path, State]) -> None:
     directory, state = kept
     before = names(directory)
     with open_store(directory, disk=FaultyDisk(Unwell("journal-", 1000))) as store:
@@ -128,7 +128,9 @@ def test_an_older_snapshot_takes_the_place_of_one_that_cannot_be_read(kept: tupl
     assert in_full(directory) == state
 
 
-def test_where_the_journal_does_not_go_back_to_an_older_snapshot_it_is_a_refusal(kept: tuple[Path, State]) -> None:
+def test_an_unreadable_snapshot_is_refused_if_the_journal_does_not_reach_back_to_an_older_one(
+    kept: tuple[Path, State],
+) -> None:
     directory, state = kept
     before = names(directory)
     with open_store(directory, disk=FaultyDisk(Unwell("snapshot-", 1000))) as store:
@@ -173,7 +175,7 @@ def test_the_daemon_refuses_in_one_line_and_has_everything_when_the_disk_is_well
 
 
 def refused(daemon: Vigild) -> str:
-    """What it said last, having ended by itself with status 1."""
+    """Its last line of output, after it ended by itself with status 1."""
     before = len(daemon.log)
     daemon.launch()
     assert daemon.process is not None and daemon.process.wait(60.0) == 1

@@ -53,12 +53,12 @@ def trained(tmp_path: Path) -> Iterator[Vigild]:
 
 
 def served(daemon: Vigild) -> None:
-    """Start it, and return when it takes and judges lines, however well."""
+    """Start it, and return when it takes and judges lines, degraded or not."""
     daemon.launch()
     daemon.wait(lambda: daemon.health().get("status", "starting") != "starting", 120.0)
 
 
-def test_where_the_transformer_cannot_run_every_line_is_judged_by_the_others_and_it_is_back_when_it_can(
+def test_where_the_transformer_cannot_run_the_others_judge_every_line_and_it_returns_when_it_can(
     trained: Vigild,
 ) -> None:
     daemon, lines = trained, sample_lines()
@@ -81,7 +81,7 @@ def test_where_the_transformer_cannot_run_every_line_is_judged_by_the_others_and
     assert "transformer" not in active and "ngram" in active
     # Withdrawn once, at the first frame that it was to judge, and not for every frame anew.
     assert daemon.log.count("transformer does not judge from frame") == 2, "once as it happened, once in the report"
-    # What a member that is out said of a line is not there, what the others said is.
+    # A withdrawn member has no score in the records; the others have.
     daemon.wait(lambda: ids(daemon) == [str(n) for n in range(SAVED + 1, KILLED_AT + 301)])
     assert {"ngram", "counts"} <= members_of(daemon, KILLED_AT + 300)
     assert not {"transformer", "isolation_forest"} & members_of(daemon, KILLED_AT + 300)
@@ -101,7 +101,7 @@ def test_where_the_transformer_cannot_run_every_line_is_judged_by_the_others_and
 
 
 def test_without_withdrawing_it_every_line_is_lost(trained: Vigild) -> None:
-    """The control: what a failure of the machine costs when it is taken for one of the frame."""
+    """The control: what a failure of the machine costs if it is attributed to the frame."""
     daemon = trained
     alter(daemon, NO_WITHDRAWAL + REFUSED)
     served(daemon)
@@ -134,9 +134,7 @@ Sequencer.interject = killed
 """
 
 
-def test_one_that_fails_in_the_middle_of_a_flood_holds_up_nobody_and_costs_no_line(
-    trained: Vigild, tmp_path: Path
-) -> None:
+def test_a_member_that_fails_under_full_load_delays_nobody_and_costs_no_line(trained: Vigild, tmp_path: Path) -> None:
     """Frames wait at every place between the sockets and scoring when the withdrawal is to be journaled."""
     daemon, gate, lines = trained, tmp_path / "gate", sample_lines()
     alter(daemon, failing_once_there_is(gate))
@@ -165,7 +163,7 @@ def test_one_that_fails_in_the_middle_of_a_flood_holds_up_nobody_and_costs_no_li
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before it is durable", "when it is durable"])
-def test_killed_while_the_withdrawal_is_journaled_nothing_was_said_that_is_not_replayed(
+def test_killed_while_the_withdrawal_is_journaled_no_verdict_was_written_that_is_not_replayed(
     trained: Vigild, tmp_path: Path, after: bool
 ) -> None:
     daemon, gate = trained, tmp_path / "gate"

@@ -1,4 +1,4 @@
-"""What a killed daemon is held against: its own journal, kept whole, applied by one process that nobody kills."""
+"""The reference for a killed daemon: its own journal, kept whole, applied by one process that is not killed."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import Frame, LinesFrame, ModelFrame, Sequenced, SkipFrame, decode
 from detection.models.model import Model, from_columns
-from persistence.journal import JournalReading
+from persistence.journal import JournalReader
 from persistence.model_file import read_model
 from persistence.snapshot import read_snapshot
 
@@ -116,7 +116,7 @@ def _items(kept: Path, account: Account) -> Iterator[Sequenced]:
     def refuse(path: Path, reason: str) -> None:
         account.wrong.append(f"{path.name}: {reason}")
 
-    reading = JournalReading(kept, 0, 0, set_aside=refuse)
+    reading = JournalReader(kept, 0, 0, set_aside=refuse)
     for entry in reading:
         frame = decode(entry.payload)
         if isinstance(frame, SkipFrame):

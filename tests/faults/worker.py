@@ -1,4 +1,4 @@
-"""A toy daemon as a process of its own, for the fault tests to kill, starve and unplug:
+"""A toy daemon as a process of its own, which the fault tests kill, starve and cut off from its disk:
 
     python -m tests.faults.worker DIRECTORY LIFE ROUNDS [SABOTAGE]
 
@@ -57,7 +57,7 @@ def say(*words: object) -> None:
 
 
 class Worker:
-    """The daemon's order of things: durable, then told, then alerts; alerts durable before a snapshot is."""
+    """The daemon's order: frames are durable, then confirmed, then alerts are written, durable before a snapshot is."""
 
     def __init__(self, store: Store, alerts: JsonlWriter, rng: random.Random, *, early: bool) -> None:
         self._store = store
@@ -106,7 +106,7 @@ class Worker:
         try:
             self._store.append(entries)
         except JournalError:
-            # As the sequencer: the same frames again. Twice in a row, and the disk is not coming back.
+            # As the sequencer: try the same frames again. After two failures the disk is not coming back.
             self._store.append(entries)
         say("durable", state.seq)
         for entry in entries:

@@ -29,7 +29,7 @@ class State:
 
 @dataclass
 class Ledger:
-    """`parents` holds every state ever attempted; `accepted` is the last one that was promised."""
+    """`parents` holds every state ever attempted; `accepted` is the last one reported as durable."""
 
     parents: dict[State, State] = field(default_factory=dict)
     accepted: State = State()
@@ -71,7 +71,7 @@ def restored(found: Recovery) -> State:
 
 
 def recovered(store: Store) -> tuple[State, Recovery]:
-    """What a daemon would have after recovery; holes are passed over."""
+    """The state of a daemon after recovery; gaps are skipped."""
     found = store.recover()
     return fold(restored(found), list(found.entries)), found
 
@@ -84,16 +84,16 @@ def save(store: Store, state: State, models: tuple[str, ...] = ()) -> None:
 
 
 def toy_model(disk: Disk, directory: Path, generation: int, content: bytes) -> Path:
-    """A file that is named like a model and certified by its name, without torch in it."""
+    """A file with the name and hash of a model file, without torch in it."""
     path = directory / f"model-{generation}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     replace_file(disk, path, [content])
     return path
 
 
 def work(store: Store, disk: Disk, ledger: Ledger, rng: random.Random, steps: int) -> State:
-    """Recover, then append, save and install models at random; what was promised is `accepted`."""
+    """Recover, then append, save and install models at random; `accepted` is what was durable."""
     state, found = recovered(store)
-    ledger.accept(state)  # what is replayed may be told to others: it must not vanish again
+    ledger.accept(state)  # what is replayed may be reported to others, so it must not vanish again
     store.start_journal(found.last_seq, found.last_line)
     generation = max((model.generation for model in found.models), default=0)
     models: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from persistence import segment
 from persistence.disk import Disk
-from persistence.journal import JournalError, JournalReading, JournalWriter, segments
+from persistence.journal import JournalError, JournalReader, JournalWriter, segments
 from persistence.preamble import NewerFormatError, pack_preamble
 from persistence.segment import FRAME_BYTES, HEADER_BYTES, Entry, scan
 from tests.persistence.disks import FaultyDisk, fail_at, fail_from, fail_nth
@@ -26,14 +26,14 @@ def entries_of(*payloads: bytes, seq: int = 0, line: int = 0) -> list[Entry]:
     return [Entry(seq + n, line + n, 1, payload) for n, payload in enumerate(payloads, 1)]
 
 
-def read(directory: Path, seq: int = 0, line: int = 0) -> tuple[list[Entry], JournalReading, list[str]]:
+def read(directory: Path, seq: int = 0, line: int = 0) -> tuple[list[Entry], JournalReader, list[str]]:
     aside: list[str] = []
 
     def set_aside(path: Path, why: str) -> None:
         aside.append(f"{path.name}: {why}")
         path.rename(path.with_name(path.name + ".bad"))
 
-    reading = JournalReading(directory, seq, line, set_aside=set_aside)
+    reading = JournalReader(directory, seq, line, set_aside=set_aside)
     return list(reading), reading, aside
 
 
@@ -147,7 +147,7 @@ class Journal(RuleBasedStateMachine):
         self.disk.fault = None
         self.accepted += batch
 
-    def _restart(self, reading: JournalReading) -> None:
+    def _restart(self, reading: JournalReader) -> None:
         self.writer = JournalWriter(
             self.directory, reading.last_seq, reading.last_line, tail=reading.tail, disk=self.disk
         )
@@ -186,7 +186,7 @@ def test_a_torn_tail_is_dropped_with_a_note_and_only_once(tmp_path: Path) -> Non
     assert reading.notes == []
 
 
-def test_rot_in_the_middle_is_passed_over_and_its_lines_are_counted(tmp_path: Path) -> None:
+def test_rot_in_the_middle_is_skipped_and_its_lines_are_counted(tmp_path: Path) -> None:
     write(tmp_path, *[[Entry(n, 10 * n, 10, bytes([n]) * 50)] for n in range(1, 6)]).close()
     path = segments(tmp_path)[0][1]
     data = bytearray(path.read_bytes())
@@ -198,7 +198,7 @@ def test_rot_in_the_middle_is_passed_over_and_its_lines_are_counted(tmp_path: Pa
     assert reading.notes == [f"{path.name}: 102 bytes are damaged", "frames 2 to 2 are lost, 10 lines with them"]
 
 
-def test_two_frames_of_one_size_that_changed_places_are_not_believed(tmp_path: Path) -> None:
+def test_swapped_frames_of_one_size_are_not_trusted(tmp_path: Path) -> None:
     write(tmp_path, *[entries_of(bytes([n]) * 50, seq=n, line=n) for n in range(4)]).close()
     path = segments(tmp_path)[0][1]
     data, size = path.read_bytes(), FRAME_BYTES + 50
@@ -240,7 +240,7 @@ def test_a_vanished_segment_is_noticed(tmp_path: Path) -> None:
     assert "from frame 3" in reading.notes[0]
 
 
-def test_the_last_segment_of_a_crashed_life_is_missed_too(tmp_path: Path) -> None:
+def test_the_lost_last_segment_of_a_crashed_process_is_noticed_too(tmp_path: Path) -> None:
     write(tmp_path, entries_of(b"a")).close()
     _, reading, _ = read(tmp_path)
     writer = JournalWriter(tmp_path, 1, 1, tail=reading.tail)
@@ -268,7 +268,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         scan(pack_preamble(b"VIGILJNL", later) + bytes(100), tmp_path / "j.log")
 
 
-def test_segments_of_an_older_format_are_read_and_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_of_an_older_format_are_read_and_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = segment.VERSION - 1  # in which no member was withdrawn
     monkeypatch.setattr(segment, "VERSION", older)
     write(tmp_path, entries_of(b"a", b"bb")).close()
@@ -300,7 +300,7 @@ def test_after_a_write_error_the_same_frames_go_to_a_new_segment(tmp_path: Path,
     assert len(segments(tmp_path)) == 2
 
 
-def test_a_full_disk_is_an_error_again_and_again_until_it_heals_by_itself(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_each_time_until_there_is_room(tmp_path: Path) -> None:
     writer = JournalWriter(tmp_path, 0, 0, disk=(disk := FaultyDisk()))
     writer.append(entries_of(b"a"))
     full = True
@@ -311,10 +311,10 @@ def test_a_full_disk_is_an_error_again_and_again_until_it_heals_by_itself(tmp_pa
         assert isinstance(caught.value.__cause__, OSError)
         with pytest.raises(JournalError):
             writer.rotate()
-    # The attempts do not eat up the space that comes free.
+    # The attempts do not use up the space that becomes free.
     assert len(segments(tmp_path)) == 1
     full = False
-    # Meanwhile more lines have come; the frame is another one than the one that failed.
+    # More lines have come meanwhile, so the next frame differs from the one that failed.
     writer.append(entries_of(b"B", b"c", seq=1, line=1))
     writer.close()
     found, reading, _ = read(tmp_path)
@@ -349,7 +349,7 @@ def test_every_call_of_a_run_may_fail_and_nothing_accepted_is_lost(tmp_path: Pat
             found, reading, aside = read(directory)
             assert found[: len(accepted)] == accepted, disk.calls[number]
             assert reading.lost_lines == 0
-            # With every call failing, not even an unfinished segment can be taken away again.
+            # With every call failing, not even an unfinished segment can be removed.
             assert aside == [] or (forever and all("cut off" in line for line in aside))
         number += 1
     assert number > 20
@@ -380,7 +380,7 @@ def test_a_journal_that_goes_back_or_skips_is_a_programming_error(tmp_path: Path
     writer.close()
 
 
-def test_starts_that_bring_nothing_leave_one_file(tmp_path: Path) -> None:
+def test_starts_that_journal_nothing_leave_one_file(tmp_path: Path) -> None:
     write(tmp_path, entries_of(b"a")).close()
     for _ in range(5):
         _, reading, _ = read(tmp_path)

@@ -38,7 +38,7 @@ def test_records_are_appended_and_the_last_one_is_found_again(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("bad", [b"", b"[]", b'{"a": 1', b'{"a":\n1}', b"{\0}"])
-def test_what_is_no_record_is_refused(tmp_path: Path, bad: bytes) -> None:
+def test_bytes_that_are_no_record_are_refused(tmp_path: Path, bad: bytes) -> None:
     with open_jsonl(tmp_path / "a.jsonl") as writer, pytest.raises(ValueError, match="not a record"):
         writer.append([record(1), bad])
     assert lines(tmp_path / "a.jsonl") == []
@@ -63,7 +63,7 @@ def test_a_torn_tail_is_cut_off_and_kept(tmp_path: Path, tail: bytes) -> None:
 
 @pytest.mark.parametrize("call", ["create", "write", "sync file"])
 def test_on_a_full_disk_a_torn_tail_is_cut_off_though_it_cannot_be_kept(tmp_path: Path, call: str) -> None:
-    """A full disk tears records; if it kept the daemon from starting, nobody would be there when it has room again."""
+    """A full disk tears records; the daemon must start all the same, to be there when there is room again."""
     path = tmp_path / "alerts.jsonl"
     write(path, record(1))
     with open(path, "ab") as file:
@@ -114,7 +114,7 @@ def test_rotation_from_outside_is_followed(tmp_path: Path, create: bool) -> None
     assert lines(path) == [record(3)]
 
 
-def test_a_rotated_file_is_synced_before_it_is_let_go(tmp_path: Path) -> None:
+def test_a_rotated_file_is_synced_before_it_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "alerts.jsonl"
     with open_jsonl(path, disk=(disk := FaultyDisk())) as writer:
         writer.append([record(1)])
@@ -162,7 +162,7 @@ def test_any_sequence_of_errors_loses_and_repeats_nothing(tmp_path: Path) -> Non
     assert 50 < len(expected) < 250
 
 
-def test_what_a_killed_process_left_is_made_durable_before_it_is_told(tmp_path: Path) -> None:
+def test_records_of_a_killed_process_are_made_durable_before_they_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "alerts.jsonl"
     write(path, record(1))
     with open_jsonl(path, disk=(disk := FaultyDisk())):
@@ -248,7 +248,7 @@ def test_what_was_rotated_away_unsynced_is_made_durable_before_it_counts(tmp_pat
         assert ("sync path", "alerts.jsonl-20261123") in disk.calls
 
 
-def test_any_damage_to_the_mark_never_makes_it_say_more(tmp_path: Path) -> None:
+def test_no_damage_to_the_mark_makes_it_claim_more(tmp_path: Path) -> None:
     path, mark = tmp_path / "alerts.jsonl", tmp_path / "alerts.mark"
     written(path, 100, 200, kill=False)
     written(path, 300, 400)
@@ -263,7 +263,7 @@ def test_any_damage_to_the_mark_never_makes_it_say_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["create", "append", "write", "sync file", "rename", "sync path"])
-def test_a_mark_that_cannot_be_written_costs_no_record_and_no_lie(tmp_path: Path, call: str) -> None:
+def test_a_mark_that_cannot_be_written_costs_no_record_and_claims_nothing_false(tmp_path: Path, call: str) -> None:
     path = tmp_path / "alerts.jsonl"
     disk = FaultyDisk()
     with open_jsonl(path, disk=disk, boot=BOOT) as writer:
@@ -275,7 +275,7 @@ def test_a_mark_that_cannot_be_written_costs_no_record_and_no_lie(tmp_path: Path
     assert lines(path) == [record(1)]
 
 
-def test_records_that_are_to_be_written_again_are_not_said_to_be_there(tmp_path: Path) -> None:
+def test_records_about_to_be_written_again_do_not_count_as_written(tmp_path: Path) -> None:
     """A sync fails, the file is cut back, and the process is killed before the records are in it again."""
     path = tmp_path / "alerts.jsonl"
     disk = FaultyDisk()

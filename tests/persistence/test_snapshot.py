@@ -42,7 +42,7 @@ def same(a: Value, b: Value) -> bool:
 
 
 def sealed(body: bytes, version: int = 1, seq: int = 5, line: int = 50) -> bytes:
-    """A file with a right header around any body, written from the specification alone."""
+    """A file with a valid header around any body, written from the specification alone."""
     header = pack_preamble(b"VIGILSNP", version)
     header += struct.pack("<QQQ", seq, line, len(body)) + hashlib.sha256(body).digest()
     return header + struct.pack("<I", zlib.crc32(header)) + body
@@ -105,7 +105,7 @@ def test_no_msgpack_item_is_over_one_mebibyte(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "value", [np.array([None]), np.array(["2020"], dtype="M8[s]"), np.float64(1), np.arange(3, dtype=">i4"), [1]]
 )
-def test_what_would_come_back_as_something_else_is_refused(tmp_path: Path, value: Value) -> None:
+def test_values_that_would_not_round_trip_are_refused(tmp_path: Path, value: Value) -> None:
     with pytest.raises(TypeError, match="column x"):
         write_snapshot(tmp_path / "s", 1, 1, {"x": value})
     assert list(tmp_path.iterdir()) == []
@@ -182,7 +182,7 @@ def test_a_newer_format_is_refused_and_a_rotten_version_number_is_damage(tmp_pat
         read_snapshot(tmp_path / "s")
 
 
-def test_a_rotten_body_still_tells_how_far_it_reached(tmp_path: Path) -> None:
+def test_a_snapshot_with_a_damaged_body_still_gives_its_seq_and_line(tmp_path: Path) -> None:
     write_snapshot(tmp_path / "s", 7, 70, COLUMNS)
     data = bytearray((tmp_path / "s").read_bytes())
     data[-1] ^= 1
@@ -192,13 +192,13 @@ def test_a_rotten_body_still_tells_how_far_it_reached(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("call", ["create", "write", "sync file", "rename", "sync path"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
-def test_a_failed_write_leaves_a_whole_snapshot_and_no_litter(tmp_path: Path, call: str, code: int) -> None:
+def test_a_failed_write_leaves_a_whole_snapshot_and_no_other_file(tmp_path: Path, call: str, code: int) -> None:
     write_snapshot(tmp_path / "s", 1, 10, {"a": 1})
     with pytest.raises(OSError) as caught:
         write_snapshot(tmp_path / "s", 2, 20, {"a": 2}, disk=FaultyDisk(fail_nth(call, 1, code)))
     assert caught.value.errno == code
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
-    # Only when the very last sync fails is the new one there already.
+    # Only when the last sync fails is the new one already there.
     assert read_snapshot(tmp_path / "s") == ((2, 20, {"a": 2}) if call == "sync path" else (1, 10, {"a": 1}))
 
 

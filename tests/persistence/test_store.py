@@ -99,7 +99,7 @@ def test_the_journal_starts_only_after_recovery_and_never_goes_back(directory: P
                 store.start_journal(seq, line)
 
 
-def test_a_second_process_is_told_who_holds_the_directory(directory: Path) -> None:
+def test_a_second_process_is_refused_with_the_holders_pid(directory: Path) -> None:
     with open_store(directory):
         with (
             pytest.raises(
@@ -192,7 +192,7 @@ def test_the_last_snapshots_and_the_journal_behind_two_of_them_are_kept(director
         (directory / name).write_bytes(b"rot")
 
 
-def test_a_single_snapshot_does_not_let_go_of_any_journal(directory: Path) -> None:
+def test_a_single_snapshot_prunes_no_journal(directory: Path) -> None:
     with open_store(directory) as store:
         begin(store)
         append(store, 1)
@@ -205,7 +205,7 @@ def test_a_single_snapshot_does_not_let_go_of_any_journal(directory: Path) -> No
         assert [entry.seq for entry in store.recover().entries] == [1, 2]
 
 
-def test_pruning_finds_a_rotten_snapshot_and_does_not_rely_on_it(directory: Path) -> None:
+def test_pruning_finds_a_damaged_snapshot_and_does_not_rely_on_it(directory: Path) -> None:
     with open_store(directory) as store:
         begin(store)
         for seq in (1, 2, 3):
@@ -291,7 +291,7 @@ def test_old_models_go_when_neither_snapshot_nor_journal_needs_them(
         assert not (directory / first.name).exists()
         third = store.adopt_model(directory / model_file.write_model(directory, {**columns, "generation": 3}).name)
         store.adopt_model(toy_model(REAL, store.training, 4, b"4"))
-        # Generation 3 is taken up after frame 2 and given up before frame 4: only frames know of it.
+        # Generation 3 is in force from frame 2 to frame 4: only frames refer to it.
         assert store.load_model(third.name, third.sha256)["generation"] == 3
         append(store, 3)
         append(store, 4)
@@ -327,7 +327,7 @@ def test_a_damaged_model_is_set_aside_at_recovery_or_when_it_is_read(directory: 
             store.load_model(made[1].name, made[1].sha256)
         assert found.set_aside == [model.name for model in made]
         assert (directory / (made[1].name + ".bad")).exists()
-        # A second recovery in the same life still tells of the first one.
+        # A second recovery in the same process still reports the faults of the first one.
         assert store.recover().set_aside == [model.name for model in made]
 
 
@@ -347,7 +347,7 @@ def test_verify_names_what_is_wrong(directory: Path) -> None:
         assert found[3] is not None and found[3].endswith("is missing")
 
 
-def test_leftovers_go_and_the_trainers_scratch_is_emptied(directory: Path) -> None:
+def test_leftovers_and_the_trainers_files_are_removed(directory: Path) -> None:
     directory.mkdir(0o700)
     (directory / "training" / "deep").mkdir(parents=True)
     (directory / "training" / "deep" / "file").touch()
@@ -360,7 +360,7 @@ def test_leftovers_go_and_the_trainers_scratch_is_emptied(directory: Path) -> No
     assert names(directory, "*.tmp") == ["mine.tmp"]
 
 
-def test_of_the_trainers_files_the_newest_run_and_the_count_of_failures_stay(directory: Path) -> None:
+def test_the_newest_training_run_and_the_count_of_failures_are_kept(directory: Path) -> None:
     with open_store(directory) as store:
         for generation in (1, 2):
             (store.training / f"training-{generation}.msgpack").touch(0o600)
@@ -377,13 +377,13 @@ def test_of_the_trainers_files_the_newest_run_and_the_count_of_failures_stay(dir
         assert read_attempts(store.training).failures == 2
         (store.training / "attempts.json").write_bytes(b"{rot")
         assert read_attempts(store.training) == Attempts()
-        for count in (-1, 1 << 64):  # what is counted on from there could not be written
+        for count in (-1, 1 << 64):  # the next count could not be written
             (store.training / "attempts.json").write_text(f'{{"failures": {count}}}')
             assert read_attempts(store.training) == Attempts()
     assert (directory / "lock").exists()
 
 
-def test_a_segment_that_a_kill_kept_from_being_born_goes_with_a_note_and_one_cut_short_is_damage(
+def test_a_segment_whose_creation_was_interrupted_is_removed_with_a_note_and_a_truncated_one_is_damage(
     directory: Path,
 ) -> None:
     with open_store(directory) as store:
@@ -413,7 +413,7 @@ def test_losing_everything_is_not_taken_for_a_fresh_start(directory: Path) -> No
         assert store.recover().notes == ["neither snapshot nor journal is left of what this directory held"]
 
 
-def test_numbers_do_not_go_back_behind_what_damaged_files_tell(directory: Path) -> None:
+def test_numbers_do_not_go_back_behind_those_of_damaged_files(directory: Path) -> None:
     with open_store(directory) as store:
         begin(store)
         append(store, 1, 5)
@@ -483,7 +483,7 @@ def test_a_snapshot_is_safe_though_tidying_up_after_it_fails(directory: Path) ->
 
 
 @pytest.mark.slow
-def test_every_call_of_a_life_may_fail_and_nothing_accepted_is_lost(tmp_path: Path) -> None:
+def test_every_call_of_a_process_may_fail_and_nothing_accepted_is_lost(tmp_path: Path) -> None:
     """The n-th call fails, for every n, for good or once; the next life on a sound disk has it all."""
     number, failed = 0, True
     while failed:
@@ -504,7 +504,7 @@ def test_every_call_of_a_life_may_fail_and_nothing_accepted_is_lost(tmp_path: Pa
 
 
 def _live(directory: Path, disk: FaultyDisk) -> int:
-    """Three short lives with two snapshots each; returns the seq that was promised last."""
+    """Three short processes with two snapshots each; returns the last seq that was durable."""
     accepted = 0
     for _ in range(3):
         with open_store(directory, keep=2, disk=disk) as store:
@@ -575,7 +575,7 @@ def test_frames_are_read_back_while_the_journal_is_written(directory: Path) -> N
         assert [entry.seq for entry in store.recover().entries] == [3, 4, 5, 6, 7, 8]
 
 
-def test_a_start_on_a_full_disk_begins_the_journal_when_there_is_room(directory: Path) -> None:
+def test_a_start_on_a_full_disk_opens_the_journal_once_there_is_room(directory: Path) -> None:
     with open_store(directory) as store:
         begin(store)
         append(store, 1)

@@ -1,2 +1,2 @@
-"""`vigilctl doctor`: looks at everything that a daemon needs to do what it promises, and says what to do where it is
-not so. Nothing here changes anything."""
+"""`vigilctl doctor`: checks everything that a daemon needs to keep its promises, and says what to do about each fault.
+Nothing here changes anything."""

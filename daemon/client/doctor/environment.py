@@ -1,4 +1,4 @@
-"""The interpreter and the packages that the daemon runs with, by the files of its environment: nothing is imported."""
+"""Checks of the daemon's interpreter and packages, from the files of its environment; nothing is imported."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from daemon.client.doctor.finding import Finding, fail, ok, warn
 
 if TYPE_CHECKING:
-    from daemon.client.doctor.scene import Scene
+    from daemon.client.doctor.target import Target
 
 PROVEN = (3, 11)
 RE_FIXED = (3, 11, 5)  # CPython gh-106052
@@ -22,13 +22,13 @@ _PATTERN, _TEXT, _RIGHT = rb"(?:\S++ (?=\d+ ))?+(\S++)", b"a b c", b"a"
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python environment; `prefix` is where it lies, None for the one that runs us."""
+    """A Python environment; `prefix` is its directory, None for that of this process."""
 
     prefix: Path | None
 
     @classmethod
     def at(cls, prefix: str | None) -> "Environment":
-        """The environment at `prefix`, or ours."""
+        """The environment at `prefix`; that of this process for None or the same directory."""
         ours = prefix is None or os.path.realpath(prefix) == os.path.realpath(sys.prefix)
         return cls(None if ours or prefix is None else Path(prefix))
 
@@ -41,7 +41,7 @@ class Environment:
 
     @cached_property
     def python(self) -> str | None:
-        """Its interpreter's version, None where that cannot be told."""
+        """The version of its interpreter, None if unknown."""
         if self.prefix is None:
             return ".".join(map(str, sys.version_info[:3]))
         try:
@@ -53,7 +53,7 @@ class Environment:
 
     @cached_property
     def packages(self) -> Mapping[str, Distribution]:
-        """What is installed, by normalised name; the first of two counts, as it does for an import."""
+        """The installed packages by normalised name; the first of two counts, as for an import."""
         path = sys.path if self.prefix is None else [str(each) for each in self._folders()]
         found: dict[str, Distribution] = {}
         for each in distributions(path=path):
@@ -71,7 +71,7 @@ class Environment:
                 yield from (Path(line) for line in lines if line.startswith("/"))
 
     def constraints(self) -> dict[str, str]:
-        """The versions that this release was tested with, where they were installed or are beside the sources."""
+        """The package versions that this release was tested with; empty if constraints.txt is not found."""
         beside = [
             self.prefix or Path(sys.prefix),
             (self.prefix or Path(sys.prefix)) / "share/vigild",
@@ -92,12 +92,12 @@ def normalised(name: str) -> str:
 
 
 def public(version: str) -> str:
-    """Without the part that says how it was built: 2.13.0 of 2.13.0+cpu."""
+    """A version without its build: 2.13.0 of 2.13.0+cpu."""
     return version.partition("+")[0]
 
 
-def check_python(scene: "Scene") -> Iterator[Finding]:
-    environment = scene.environment
+def check_python(target: "Target") -> Iterator[Finding]:
+    environment = target.environment
     version = environment.python
     if version is None:
         yield warn(
@@ -128,9 +128,9 @@ def _re_is_right(environment: Environment, version: tuple[int, ...]) -> bool:
     return found is not None and found[1] == _RIGHT
 
 
-def check_torch(scene: "Scene") -> Iterator[Finding]:
-    """From the package's own files; its import takes a second and 250 MB."""
-    environment = scene.environment
+def check_torch(target: "Target") -> Iterator[Finding]:
+    """From the package's files; importing it takes a second and 250 MB."""
+    environment = target.environment
     again = f"{environment.place}/bin/pip install --force-reinstall --no-deps torch=={{}}"
     torch = environment.packages.get("torch")
     wanted = _exact(environment).get("torch", "")
@@ -139,13 +139,13 @@ def check_torch(scene: "Scene") -> Iterator[Finding]:
         yield fail("torch", found, again.format(wanted or "VERSION") + " (see README, Install it)")
         return
     cuda = _cuda(torch)
-    found = f"{torch.version}, " + ("for processors" if cuda is None else f"for CUDA {cuda}")
+    found = f"{torch.version}, " + ("for CPUs" if cuda is None else f"for CUDA {cuda}")
     if wanted and public(torch.version) != public(wanted):
         yield fail("torch", f"{found}, but vigild needs {wanted}", again.format(wanted))
     elif cuda is not None:
         yield warn(
             "torch",
-            f"{found}: it works, but only the processor is used, and its packages take several GB",
+            f"{found}: it works, but only the CPU is used, and its packages take several GB",
             f"{again.format(public(torch.version))} --index-url https://download.pytorch.org/whl/cpu",
         )
     else:
@@ -153,7 +153,7 @@ def check_torch(scene: "Scene") -> Iterator[Finding]:
 
 
 def _cuda(torch: Distribution) -> str | None:
-    """The version of CUDA that a torch was built for, None for one that was built for processors."""
+    """The CUDA version that torch was built for, None for a CPU build."""
     try:
         text = Path(str(torch.locate_file("torch/version.py"))).read_text()
     except OSError:
@@ -164,12 +164,12 @@ def _cuda(torch: Distribution) -> str | None:
 
 
 def _exact(environment: Environment) -> dict[str, str]:
-    """What the installed vigild requires in exactly one version."""
+    """The requirements of the installed vigild that allow exactly one version."""
     return {name: version for name, version in _required(environment) if version}
 
 
 def _used(environment: Environment) -> set[str]:
-    """Every installed package that vigild needs to run, and what those need. A build tool beside them is no matter."""
+    """The installed packages that vigild needs at run time, directly or not; build tools are not among them."""
     seen, waiting = set[str](), ["vigild"]
     while waiting:
         name = waiting.pop()
@@ -180,7 +180,7 @@ def _used(environment: Environment) -> set[str]:
 
 
 def _required(environment: Environment, name: str = "vigild") -> Iterable[tuple[str, str]]:
-    """(name, version or "") of what the installed package `name` requires to run."""
+    """(name, exact version or "") of each run-time requirement of the installed package `name`."""
     package = environment.packages.get(name)
     for requirement in (package.requires if package is not None else None) or []:
         wanted, _, marker = requirement.partition(";")
@@ -190,8 +190,8 @@ def _required(environment: Environment, name: str = "vigild") -> Iterable[tuple[
         yield normalised(re.split(r"[<>=!~ (\[]", name)[0]), version.strip(" )")
 
 
-def check_packages(scene: "Scene") -> Iterator[Finding]:
-    environment = scene.environment
+def check_packages(target: "Target") -> Iterator[Finding]:
+    environment = target.environment
     packages, required = environment.packages, [name for name, _ in _required(environment)]
     used = _used(environment)
     tested = {name: version for name, version in environment.constraints().items() if name in used}
@@ -215,16 +215,16 @@ def check_packages(scene: "Scene") -> Iterator[Finding]:
         yield ok("packages", f"all {len(required)} required are there{known}")
 
 
-def check_version(scene: "Scene") -> Iterator[Finding]:
-    vigild = scene.installed.packages.get("vigild")
-    installed, running = vigild.version if vigild is not None else None, scene.status.get("version")
-    again = f"systemctl restart {scene.service.name}" if scene.service is not None else "restart the daemon"
+def check_version(target: "Target") -> Iterator[Finding]:
+    vigild = target.installed.packages.get("vigild")
+    installed, running = vigild.version if vigild is not None else None, target.status.get("version")
+    again = f"systemctl restart {target.service.name}" if target.service is not None else "restart the daemon"
     if running is None or installed is None:
         yield ok("version", f"{installed or 'unknown'} installed; none is running" if running is None else str(running))
     elif running != installed:
-        yield warn("version", f"{running} runs, {installed} is installed in {scene.installed.place}", again)
-    elif scene.service is not None and not scene.environment.same_as(scene.installed):
-        found = f"{running} runs from {scene.environment.place}, and was installed anew in {scene.installed.place}"
+        yield warn("version", f"{running} runs, {installed} is installed in {target.installed.place}", again)
+    elif target.service is not None and not target.environment.same_as(target.installed):
+        found = f"{running} runs from {target.environment.place}, and was installed anew in {target.installed.place}"
         yield warn("version", found, again)
     else:
         yield ok("version", running)

@@ -1,4 +1,4 @@
-"""What a check says of one thing it looked at."""
+"""The result of one check."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,9 +9,9 @@ AS_ROOT = "sudo vigilctl doctor"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`check` names what was looked at, `found` says what was found, `do` what to do about it (never with "ok").
+    """`check` names what was checked, `found` describes the result, `do` says what to do about it (None with "ok").
 
-    "fail": something that vigild promises does not hold now. "warn": it holds, and may soon not, or could not be seen.
+    "fail": something that vigild promises does not hold now. "warn": it may soon not hold, or could not be checked.
     """
 
     check: str
@@ -33,5 +33,5 @@ def fail(check: str, found: str, do: str) -> Finding:
 
 
 def unseen(check: str, why: str) -> Finding:
-    """Only root could have looked."""
+    """Only root can check this."""
     return warn(check, f"not checked: {why}", AS_ROOT)

@@ -1,4 +1,4 @@
-"""What the machine gives the daemon: disk, descriptors, memory, kernel, clock."""
+"""Checks of the machine: disk, descriptors, memory, kernel, clock."""
 
 import ctypes
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from actors.peek_mark import marks_work
 from daemon.client.doctor.finding import Finding, fail, ok, unseen, warn
-from daemon.client.doctor.scene import Scene
+from daemon.client.doctor.target import Target
 from daemon.client.doctor.units import MOST_CONNECTIONS
 from daemon.client.formatting import duration, printable, size
 
-# A snapshot and a model take some tens of megabytes each, and the old ones go when the new ones are whole.
+# A snapshot and a model take some tens of megabytes each, and are complete before old ones are removed.
 LITTLE_BYTES, SCARCE_BYTES = 64 << 20, 512 << 20
 FEW_INODES = 200
 # Measured: 605 MiB after 500,000 lines and several models, and the trainer beside it.
@@ -25,15 +25,15 @@ AHEAD_SECONDS = 3600.0
 _STA_UNSYNC = 0x0040  # adjtimex(2)
 
 
-def check_disk(scene: Scene) -> Iterator[Finding]:
-    place = next(path for path in (scene.state, *scene.state.parents) if path.exists())
+def check_disk(target: Target) -> Iterator[Finding]:
+    place = next(path for path in (target.state, *target.state.parents) if path.exists())
     found = os.statvfs(place)
-    # f_bavail: what is kept for root is not the daemon's, unless it is root.
-    blocks = found.f_bfree if scene.user is not None and scene.user.uid == 0 else found.f_bavail
+    # f_bavail: the blocks reserved for root are not for the daemon, unless it runs as root.
+    blocks = found.f_bfree if target.user is not None and target.user.uid == 0 else found.f_bavail
     free = blocks * found.f_frsize
-    held = _held(scene.state)
+    held = _held(target.state)
     text = f"{size(free)} free at {place}" + (f", {size(held)} in it" if held is not None and held > 0 else "")
-    do = f"make room, or a disk of its own at {scene.state}; du -sh {scene.state}"
+    do = f"make room, or a disk of its own at {target.state}; du -sh {target.state}"
     if free < LITTLE_BYTES:
         yield fail("disk", f"{text}: lines cannot be journaled for long, and then senders wait", do)
     elif found.f_files and found.f_favail < FEW_INODES:
@@ -43,21 +43,21 @@ def check_disk(scene: Scene) -> Iterator[Finding]:
     else:
         yield ok("disk", text)
     if held is None:
-        yield unseen("state files", f"{scene.state}: permission denied")
+        yield unseen("state files", f"{target.state}: permission denied")
         return
-    if bad := sorted(_set_aside(scene.state)):
+    if bad := sorted(_set_aside(target.state)):
         names = ", ".join(printable(path.name) for path in bad[:5]) + (f" and {len(bad) - 5} more" * (len(bad) > 5))
         yield warn(
             "state files",
             f"damaged or not applied, set aside: {names}",
-            f"the log of that start says why; when it is not needed any more: rm {scene.state}/*.bad",
+            f"the log of that start says why; when it is not needed any more: rm {target.state}/*.bad",
         )
     else:
         yield ok("state files", "nothing was set aside (*.bad)")
 
 
 def _held(state: Path) -> int | None:
-    """How much the state directory holds; None when we may not look."""
+    """The bytes in the state directory; None without permission to look."""
     try:
         return sum(entry.lstat().st_size for entry in state.iterdir())
     except FileNotFoundError:
@@ -70,14 +70,14 @@ def _set_aside(state: Path) -> list[Path]:
     return [path for path in state.iterdir() if ".bad" in path.suffixes] if state.is_dir() else []
 
 
-def check_descriptors(scene: Scene) -> Iterator[Finding]:
-    if scene.pid is None:
+def check_descriptors(target: Target) -> Iterator[Finding]:
+    if target.pid is None:
         return
     try:
-        limits = Path(f"/proc/{scene.pid}/limits").read_text()
+        limits = Path(f"/proc/{target.pid}/limits").read_text()
     except FileNotFoundError:
-        if scene.silence is None:  # else it has just ended, and that is said elsewhere
-            found = f"not checked: process {scene.pid} is not to be seen here"
+        if target.unreachable is None:  # else it has just ended, which another check reports
+            found = f"not checked: process {target.pid} cannot be seen from here"
             yield warn("descriptors", found, "ask on the host, or in the container, in which the daemon runs")
         return
     soft, hard = open_files(limits)
@@ -85,8 +85,10 @@ def check_descriptors(scene: Scene) -> Iterator[Finding]:
     text = f"{soft:,} (hard limit {hard:,})"
     if soft >= needed:
         yield ok("descriptors", text)
-    elif scene.service is not None:
-        do = f"systemctl edit {scene.service.name}, [Service] LimitNOFILE=4096; systemctl restart {scene.service.name}"
+    elif target.service is not None:
+        do = (
+            f"systemctl edit {target.service.name}, [Service] LimitNOFILE=4096; systemctl restart {target.service.name}"
+        )
         yield warn("descriptors", f"{text}: too few for {MOST_CONNECTIONS:,} connections", do)
     elif soft < 256:
         yield warn("descriptors", f"{text}: few connections", "ulimit -n 4096, then start the daemon again")
@@ -101,9 +103,9 @@ def open_files(limits: str) -> tuple[int, int]:
     return soft, hard
 
 
-def check_memory(scene: Scene) -> Iterator[Finding]:
+def check_memory(target: Target) -> Iterator[Finding]:
     total = int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore[index]
-    limit = _cgroup_limit(scene.pid)
+    limit = _cgroup_limit(target.pid)
     room, whose = (
         (limit, "its control group allows") if limit is not None and limit < total else (total, "the machine has")
     )
@@ -119,7 +121,7 @@ def check_memory(scene: Scene) -> Iterator[Finding]:
 
 
 def _cgroup_limit(pid: int | None, root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """The lowest memory limit on the way to the daemon's control group, or to ours; None without one."""
+    """The lowest memory limit in bytes of the daemon's control group (else ours) and its parents; None without one."""
     try:
         lines = Path(f"/proc/{pid or 'self'}/cgroup").read_text().splitlines()
     except FileNotFoundError:
@@ -143,7 +145,7 @@ def _cgroup_limit(pid: int | None, root: Path = Path("/sys/fs/cgroup")) -> int |
     return min(limits, default=None)
 
 
-def check_kernel(scene: Scene) -> Iterator[Finding]:
+def check_kernel(target: Target) -> Iterator[Finding]:
     release = os.uname().release
     if marks_work():
         yield ok("kernel", f"{release}: keeps a mark beside a socket's bytes (SO_PEEK_OFF)")
@@ -155,12 +157,12 @@ def check_kernel(scene: Scene) -> Iterator[Finding]:
         )
 
 
-def check_clock(scene: Scene) -> Iterator[Finding]:
+def check_clock(target: Target) -> Iterator[Finding]:
     now = time.time()
     text = datetime.fromtimestamp(now, UTC).isoformat(" ", "seconds")
     set_it = "timedatectl set-ntp true, or set it by hand: date --set"
-    theirs = scene.status.get("time")
-    log_time = scene.status.get("log_time")
+    theirs = target.status.get("time")
+    log_time = target.status.get("log_time")
     container = in_container()
     if not 2024 <= datetime.fromtimestamp(now, UTC).year < 2100:
         yield fail("clock", f"{text}: cannot be", set_it)
@@ -183,8 +185,8 @@ def check_clock(scene: Scene) -> Iterator[Finding]:
 
 
 def synchronised() -> bool:
-    """Whether the kernel's clock is kept by NTP, or the like."""
-    # struct timex: unsigned int modes; long offset, freq, maxerror, esterror; int status; ... Modes 0 only asks.
+    """Whether the kernel considers its clock synchronised (by NTP or the like)."""
+    # struct timex: unsigned int modes; long offset, freq, maxerror, esterror; int status; ... Modes 0 only reads.
     buffer = ctypes.create_string_buffer(512)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.adjtimex(buffer) < 0:

@@ -1,4 +1,4 @@
-"""The units as systemd knows them: `systemctl show`, read into `Unit`s, and what there is to say of them."""
+"""Checks of the units, from the output of `systemctl show`."""
 
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from pathlib import Path
 from daemon.client.doctor.finding import Finding, fail, ok, warn
 
 SYSTEMD_RUNS = Path("/run/systemd/system")  # sd_booted(3)
-MOST_CONNECTIONS = 1024  # actors/ingest.py serves no more at once
+MOST_CONNECTIONS = 1024  # as in actors/ingest.py
 MANY_RESTARTS = 20
 _SECONDS = 20.0
 _PROPERTIES = (
@@ -20,7 +20,7 @@ _PROPERTIES = (
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One unit's properties, as text; one that systemd does not know is empty."""
+    """A unit's properties as text; no properties for a unit that systemd does not know."""
 
     name: str
     properties: Mapping[str, str] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Unit:
 
 
 def read_units(shown: str) -> dict[str, Unit]:
-    """The units in the output of `systemctl show`: blocks of NAME=value lines, an empty line between."""
+    """Parse the output of `systemctl show`: blocks of NAME=value lines, separated by empty lines."""
     units = {}
     for block in shown.split("\n\n"):
         properties: dict[str, str] = {}
@@ -68,7 +68,7 @@ def read_units(shown: str) -> dict[str, Unit]:
 
 
 def ask_systemd(instance: str | None) -> tuple[dict[str, Unit], str | None]:
-    """Our units, and why they could not be asked for, None when they could. Blocks for up to _SECONDS."""
+    """vigild's units by name, and None or the reason why systemd could not be asked. Blocks for up to _SECONDS."""
     if not SYSTEMD_RUNS.is_dir():
         return {}, "systemd does not run here"
     names = ["vigild.service", "vigild.socket", "vigild@*.service", "vigild@*.socket"]
@@ -91,9 +91,9 @@ def socket_of(service: Unit) -> str:
 
 
 def check_units(units: Mapping[str, Unit], service: Unit | None) -> Iterator[Finding]:
-    """Every installed unit; one that is not in use beside running instances, or beside a plain daemon, is no fault.
+    """Check every installed unit. An unused unit beside running instances, or beside a plain daemon, is no fault.
 
-    `service` is the unit of the daemon that is looked at, None when that daemon is nobody's service.
+    `service` is the unit of the daemon that is checked, None for a plain daemon.
     """
     instances = any(unit.instance is not None and unit.running for unit in units.values())
     for name, unit in sorted(units.items()):

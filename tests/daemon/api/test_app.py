@@ -76,7 +76,7 @@ async def test_health_is_200_for_as_long_as_lines_are_taken_and_judged(control: 
         assert (await call("GET", "/health"))[0] == 503, other
 
 
-async def test_status_passes_everything_on_and_no_nan_leaves(control: FakeControl, call: Caller) -> None:
+async def test_status_passes_every_field_on_and_nan_becomes_null(control: FakeControl, call: Caller) -> None:
     control.status_extra = {"training": {"loss": math.nan, "all": [math.inf, (-math.inf, 1.5)]}}
     status, answer = await call("GET", "/status")
     assert status == 200
@@ -84,7 +84,7 @@ async def test_status_passes_everything_on_and_no_nan_leaves(control: FakeContro
     assert answer["recovery"] == control.status()["recovery"]
 
 
-async def test_detect_hands_over_bytes_and_answers_one_object(control: FakeControl, call: Caller) -> None:
+async def test_detect_passes_bytes_to_the_control_and_answers_one_object(control: FakeControl, call: Caller) -> None:
     body = json.dumps({"log_line": "é UNION\n", "session_id": "10.0.0.1"}).encode()
     status, answer = await call("POST", "/detect", body)
     assert (status, answer["verdict"]) == (200, "attack")
@@ -176,7 +176,7 @@ async def test_get_never_changes_state(control: FakeControl, call: Caller) -> No
     assert control.asked == []
 
 
-async def test_errors_of_the_framework_have_our_form(call: Caller) -> None:
+async def test_errors_of_the_framework_have_the_form_of_the_api(call: Caller) -> None:
     assert await call("GET", "/nothing") == (
         404,
         {"error": {"code": "not_found", "message": "there is nothing at this path"}},
@@ -193,7 +193,7 @@ async def test_the_daemon_s_own_refusals_pass_through(control: FakeControl, call
     )
 
 
-async def test_a_fault_of_ours_is_500_without_its_text_and_logged(
+async def test_a_bug_is_answered_500_without_its_text_and_logged(
     control: FakeControl, call: Caller, caplog: pytest.LogCaptureFixture
 ) -> None:
     control.error = KeyError("internal matter")
@@ -309,7 +309,7 @@ async def test_detect_explains_when_it_is_asked_to(control: FakeControl, call: C
     assert control.asked == [("detect", [b"a"], None, "explain"), ("detect", [b"a"], None)]
 
 
-async def test_an_alert_is_answered_and_the_answer_taken_back(control: FakeControl, call: Caller) -> None:
+async def test_an_alert_is_answered_and_the_answer_undone(control: FakeControl, call: Caller) -> None:
     body = b'{"id": "1207.1", "answer": "normal", "note": "deploy of \xc3\xa9"}'
     status, answer = await call("POST", "/feedback", body)
     assert (status, answer["answer"], answer["kind"], answer["line"]) == (200, "normal", "new", 51234)
@@ -366,9 +366,7 @@ async def test_vouched_lines_are_raw_bytes_in_chunks(control: FakeControl, call:
     assert len(control.asked) == 2
 
 
-async def test_metrics_tell_of_incidents_answers_refusals_and_of_all_that_made_room(
-    control: FakeControl, call: Caller
-) -> None:
+async def test_metrics_count_incidents_answers_refusals_and_evictions(control: FakeControl, call: Caller) -> None:
     text = await (await call.raw("GET", "/metrics")).get_data(as_text=True)
     for sample in (
         "vigild_incidents_opened_total 9.0", "vigild_incidents_open 2.0", "vigild_incidents_digest_total 3.0",
@@ -417,9 +415,7 @@ async def test_metrics_have_every_reason_to_be_degraded_and_serving_is_what_heal
     assert "vigild_serving 0.0" in await samples()
 
 
-async def test_while_the_state_is_read_no_metric_calls_what_is_not_known_yet_0(
-    control: FakeControl, call: Caller
-) -> None:
+async def test_while_the_state_is_read_unknown_values_have_no_sample(control: FakeControl, call: Caller) -> None:
     control.health_status = "starting"
     control.status_extra = {"logs_processed": 0, "vocabulary_size": 0, "training": {}, "alarms": {}}
     text = await (await call.raw("GET", "/metrics")).get_data(as_text=True)

@@ -1,7 +1,7 @@
-"""What daemon/api/server.py takes for granted of hypercorn's insides: a version that has changed them is named here.
+"""The internals of hypercorn that daemon/api/server.py relies on: these tests name what a new version changed.
 
-Most of it is private, so no release note need mention it, and some of it would not be missed: an attribute that nobody
-reads any more can be set without an error. What the server makes of it over real sockets: test_server.py.
+Most of it is private, so release notes need not mention a change, and some changes raise no error: an attribute that
+nobody reads any more can be set without an error. What the server makes of it over real sockets: test_server.py.
 """
 
 import inspect
@@ -228,7 +228,7 @@ async def test_hypercorn_alone_would_go_over_to_http_2(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(("protocol", "waits"), [(server._Protocol, False), (TCPServer, True)])
-async def test_who_hangs_up_between_requests_frees_its_place_at_once_and_by_hypercorn_alone_would_not(
+async def test_a_client_that_hangs_up_between_requests_frees_its_place_at_once_and_with_hypercorn_alone_would_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: type, waits: bool
 ) -> None:
     monkeypatch.setattr(server, "_Protocol", protocol)

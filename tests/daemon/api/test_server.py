@@ -95,7 +95,7 @@ async def test_an_idle_connection_is_closed(tmp_path: Path, monkeypatch: pytest.
 async def test_without_the_shield_finished_connections_stay_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control of the two tests above: if this fails the stack was mended and the shield may go."""
+    """The control of the two tests above: if this fails, hypercorn was fixed and the shield can go."""
     monkeypatch.setattr(server, "_Application", lambda app: app)
     async with serving(tmp_path) as it, await it.connect() as stream:
         await stream.send_all(GET_HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
@@ -115,7 +115,7 @@ async def test_a_connection_serves_several_requests_pipelined_ones_too(tmp_path:
 
 
 async def leave_pipelining(it: Serving, times: int) -> None:
-    """Ask `times` clients' worth of pipelined requests, and leave without reading a byte of the answers."""
+    """Send pipelined requests from `times` clients, and disconnect without reading a byte of the answers."""
     for _ in range(times):
         client = await it.connect()
         await client.send_all(GET_HEALTH * 20)
@@ -139,7 +139,7 @@ async def test_clients_that_pipeline_requests_and_leave_free_their_places(
 async def test_without_a_watch_on_broken_connections_those_clients_keep_their_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control of the test above: if this fails the stack was mended."""
+    """The control of the test above: if this fails, hypercorn was fixed."""
 
     async def never(connection: object, scope: trio.CancelScope) -> None:
         await trio.sleep_forever()
@@ -241,7 +241,7 @@ async def test_a_stream_whose_reader_left_frees_its_subscription(tmp_path: Path)
 async def test_streams_are_bounded_and_places_come_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_STREAMS", 1)
     async with serving(tmp_path) as it:
-        for _ in range(2):  # the second round finds the place free again
+        for _ in range(2):  # by the second round the place is free again
             it.control.unsubscribed = trio.Event()
             stream = await it.connect()
             await stream.send_all(GET_EVENTS)

@@ -1,4 +1,4 @@
-"""`vigilctl doctor` without a system of its own: recorded `systemctl show`, made-up environments, answers."""
+"""`vigilctl doctor` without a real system: recorded `systemctl show`, simulated environments and answers."""
 
 import os
 import socket
@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from daemon.client.admin import Admin
-from daemon.client.doctor import environment, examination, machine, places, running, units
+from daemon.client.doctor import checks, environment, machine, permissions, status, units
 from daemon.client.doctor.environment import Environment
 from daemon.client.doctor.finding import Finding
-from daemon.client.doctor.scene import Scene, look
+from daemon.client.doctor.target import Target, inspect_daemon
 from daemon.client.doctor.units import Unit, read_units
 
 # `systemctl show` of systemd 252 in a container, shortened to what is read.
@@ -84,7 +84,7 @@ STATUS: Mapping[str, Any] = {
 
 
 def service(**changed: str) -> list[Finding]:
-    """What is said of the recorded service with some properties changed."""
+    """The findings about the recorded service with some properties changed."""
     found = read_units(SHOWN)
     found["vigild.service"] = with_properties(found["vigild.service"], changed)
     return list(units.check_units(found, found["vigild.service"]))
@@ -105,21 +105,21 @@ def bad(findings: Iterable[Finding]) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Scene:
+def target(tmp_path: Path) -> Target:
     """A plain daemon that serves."""
     here = Environment.at(None)
     health = {"status": "serving"}
-    return Scene(
+    return Target(
         STATUS, health, None, {}, "no systemd", None, tmp_path / "state", tmp_path / "run", None, here, here, {}
     )
 
 
-def saying(scene: Scene, name: str, **changed: Any) -> Scene:
-    """`scene`, with one object of its status changed."""
-    return replace(scene, status={**scene.status, name: {**scene.status[name], **changed}})
+def saying(target: Target, name: str, **changed: Any) -> Target:
+    """`target`, with one object of its status changed."""
+    return replace(target, status={**target.status, name: {**target.status[name], **changed}})
 
 
-def test_units_that_are_as_they_should_be_are_ok() -> None:
+def test_intact_units_are_ok() -> None:
     assert bad(service()) == []
     assert {each.check for each in service()} == {"vigild.service", "vigild.socket"}
 
@@ -145,7 +145,9 @@ def test_units_that_are_as_they_should_be_are_ok() -> None:
         ({"LoadState": "bad-setting"}, "fail", "bad-setting", "systemd-analyze verify"),
     ],
 )
-def test_a_service_that_is_not_says_what_to_do(changed: dict[str, str], status: str, word: str, do: str) -> None:
+def test_a_service_that_does_not_run_is_a_fault_with_advice(
+    changed: dict[str, str], status: str, word: str, do: str
+) -> None:
     (finding,) = [each for each in service(**changed) if each.check == "vigild.service" and each.status != "ok"]
     assert finding.status == status and word in finding.found and do in str(finding.do)
 
@@ -174,29 +176,31 @@ def test_units_that_are_not_installed_or_not_used_are_no_fault() -> None:
     assert both["vigild@web.service"].instance == "web" and found["vigild.service"].instance is None
 
 
-def test_the_places_of_a_silent_service_are_its_units(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_service_that_does_not_answer_has_the_directories_of_its_unit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     shown = read_units(SHOWN)
-    monkeypatch.setattr("daemon.client.doctor.scene.ask_systemd", lambda instance: (shown, None))
-    monkeypatch.setattr("daemon.client.doctor.scene._ask", lambda admin: ({}, {}, "no daemon answers"))
+    monkeypatch.setattr("daemon.client.doctor.target.ask_systemd", lambda instance: (shown, None))
+    monkeypatch.setattr("daemon.client.doctor.target._ask", lambda admin: ({}, {}, "no daemon answers"))
     nobody = Admin([])
-    found = look(nobody, None, None, {})
-    assert found.service is shown["vigild.service"] and found.silence is not None
+    found = inspect_daemon(nobody, None, None, {})
+    assert found.service is shown["vigild.service"] and found.unreachable is not None
     assert (str(found.state), str(found.runtime), str(found.config)) == (
         "/var/lib/vigild",
         "/run/vigild",
         "/etc/v.toml",
     )
     assert found.pid == 412
-    # Who names a daemon of his own means that one.
-    assert look(nobody, "unix:/x", None, {}).service is None
-    assert look(nobody, None, None, {"RUNTIME_DIRECTORY": str(tmp_path)}).service is None
-    web = look(nobody, None, "web", {})
+    # A daemon that the user names is the one that is checked.
+    assert inspect_daemon(nobody, "unix:/x", None, {}).service is None
+    assert inspect_daemon(nobody, None, None, {"RUNTIME_DIRECTORY": str(tmp_path)}).service is None
+    web = inspect_daemon(nobody, None, "web", {})
     assert str(web.state) == "/var/lib/vigild/web" and web.env["VIGILD_INSTANCE"] == "web"
     assert web.service is not None
     assert bad(units.check_units({web.service.name: web.service}, web.service)) == [("vigild@web.service", "fail")]
 
 
-def test_why_systemd_cannot_be_asked_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_reason_why_systemd_cannot_be_asked_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / "systemctl"
     program.write_text("#!/bin/sh\necho 'Failed to connect to bus: No medium found' >&2; exit 1\n")
     program.chmod(0o755)
@@ -228,17 +232,17 @@ def environment_at(home: Path, python: str = "3.11.2", cuda: str = "None", torch
     return Environment.at(str(home))
 
 
-def of_environment(scene: Scene, made: Environment) -> list[Finding]:
-    there = replace(scene, environment=made, installed=made)
+def of_environment(target: Target, made: Environment) -> list[Finding]:
+    there = replace(target, environment=made, installed=made)
     checks = environment.check_python, environment.check_torch, environment.check_packages, environment.check_version
     return [finding for check in checks for finding in check(there)]
 
 
-def test_an_environment_as_installed_is_ok_and_the_bug_of_re_is_a_remark(scene: Scene, tmp_path: Path) -> None:
-    found = of_environment(scene, environment_at(tmp_path))
+def test_an_environment_as_installed_is_ok_and_the_bug_of_re_is_a_remark(target: Target, tmp_path: Path) -> None:
+    found = of_environment(target, environment_at(tmp_path))
     assert bad(found) == []
     assert "gh-106052" in found[0].found
-    assert "gh-106052" not in of_environment(scene, environment_at(tmp_path, "3.11.7"))[0].found
+    assert "gh-106052" not in of_environment(target, environment_at(tmp_path, "3.11.7"))[0].found
 
 
 @pytest.mark.parametrize(
@@ -250,25 +254,25 @@ def test_an_environment_as_installed_is_ok_and_the_bug_of_re_is_a_remark(scene: 
     ],
 )
 def test_another_interpreter_or_torch_is_named(
-    changed: dict[str, str], check: str, status: str, word: str, scene: Scene, tmp_path: Path
+    changed: dict[str, str], check: str, status: str, word: str, target: Target, tmp_path: Path
 ) -> None:
-    (finding,) = [each for each in of_environment(scene, environment_at(tmp_path, **changed)) if each.status != "ok"]
+    (finding,) = [each for each in of_environment(target, environment_at(tmp_path, **changed)) if each.status != "ok"]
     assert (finding.check, finding.status) == (check, status) and word in finding.found and finding.do
 
 
-def test_an_old_torch_and_what_else_was_not_tested_is_named(scene: Scene, tmp_path: Path) -> None:
+def test_an_old_torch_and_what_else_was_not_tested_is_named(target: Target, tmp_path: Path) -> None:
     made = environment_at(tmp_path, torch="2.1.0+cpu")
-    assert bad(of_environment(scene, made)) == [("torch", "fail"), ("packages", "warn")]
+    assert bad(of_environment(target, made)) == [("torch", "fail"), ("packages", "warn")]
     # No name that an index could have for something else.
-    assert (of_environment(scene, made)[2].do or "").endswith("/bin/pip install torch==2.13.0")
+    assert (of_environment(target, made)[2].do or "").endswith("/bin/pip install torch==2.13.0")
     (tmp_path / "lib/python3.11/site-packages/trio-0.35.0.dist-info/METADATA").write_text("Name: other\nVersion: 1\n")
-    found = of_environment(scene, Environment.at(str(tmp_path)))
+    found = of_environment(target, Environment.at(str(tmp_path)))
     assert ("packages", "fail") in bad(found) and "missing: trio" in found[2].found
 
 
-def test_a_daemon_of_another_version_than_is_installed_wants_a_restart(scene: Scene, tmp_path: Path) -> None:
+def test_a_daemon_of_another_version_than_is_installed_wants_a_restart(target: Target, tmp_path: Path) -> None:
     made = environment_at(tmp_path)
-    older = replace(scene, status={**STATUS, "version": "0.0.9"}, environment=made, installed=made)
+    older = replace(target, status={**STATUS, "version": "0.0.9"}, environment=made, installed=made)
     assert bad(environment.check_version(older)) == [("version", "warn")]
 
 
@@ -281,129 +285,131 @@ def test_limits_locks_and_control_groups_are_read(tmp_path: Path, monkeypatch: p
     )
     assert machine.open_files(text) == (256, 1 << 20)
     locks = "1: POSIX  ADVISORY  WRITE 7 08:01:99 0 EOF\n2: FLOCK  ADVISORY  WRITE 42 08:01:1234 0 EOF\n"
-    assert places._holder(locks, os.makedev(8, 1), 1234) == 42
-    assert places._holder(locks, os.makedev(8, 1), 99) is None
+    assert permissions._holder(locks, os.makedev(8, 1), 1234) == 42
+    assert permissions._holder(locks, os.makedev(8, 1), 99) is None
 
 
-def test_little_room_on_the_disk_is_a_fault_before_it_is_full(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    scene.state.mkdir()
-    real = os.statvfs(scene.state)
+def test_little_room_on_the_disk_is_a_fault_before_it_is_full(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    target.state.mkdir()
+    real = os.statvfs(target.state)
 
     def with_free(blocks: int) -> list[tuple[str, str]]:
         fields = list(real)
         fields[3] = fields[4] = blocks
         monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(fields))
-        return bad(machine.check_disk(scene))
+        return bad(machine.check_disk(target))
 
     assert with_free((1 << 30) // real.f_frsize) == []
     assert with_free((256 << 20) // real.f_frsize) == [("disk", "warn")]
     assert with_free((1 << 20) // real.f_frsize) == [("disk", "fail")]
 
 
-def test_files_that_were_set_aside_are_listed(scene: Scene) -> None:
-    scene.state.mkdir()
-    assert bad(machine.check_disk(scene)) == []
-    (scene.state / "frame-12.bad").touch()
-    (finding,) = [each for each in machine.check_disk(scene) if each.status != "ok"]
+def test_files_that_were_set_aside_are_listed(target: Target) -> None:
+    target.state.mkdir()
+    assert bad(machine.check_disk(target)) == []
+    (target.state / "frame-12.bad").touch()
+    (finding,) = [each for each in machine.check_disk(target) if each.status != "ok"]
     assert finding.status == "warn" and "frame-12.bad" in finding.found
 
 
-def test_a_log_from_the_future_and_another_clock_are_named(scene: Scene) -> None:
+def test_a_log_from_the_future_and_another_clock_are_named(target: Target) -> None:
     now = time.time()
-    well = replace(scene, status={**STATUS, "time": now, "log_time": now - 5e6})
+    well = replace(target, status={**STATUS, "time": now, "log_time": now - 5e6})
     clocks = [each for each in machine.check_clock(well) if each.check == "log clock"]
     assert bad(clocks) == [] and " d behind" in clocks[0].found
-    ahead = replace(scene, status={**STATUS, "log_time": now + 9000})
+    ahead = replace(target, status={**STATUS, "log_time": now + 9000})
     assert ("log clock", "warn") in bad(machine.check_clock(ahead))
-    off = replace(scene, status={**STATUS, "time": now - 60})
+    off = replace(target, status={**STATUS, "time": now - 60})
     assert ("clock", "warn") in bad(machine.check_clock(off))
 
 
 # --- what the daemon says -------------------------------------------------------------------------------------------
 
 
-def of_daemon(scene: Scene) -> Iterator[Finding]:
-    for check in examination.CHECKS:
-        if check.__module__ == running.__name__:
-            yield from check(scene)
+def of_daemon(target: Target) -> Iterator[Finding]:
+    for check in checks.CHECKS:
+        if check.__module__ == status.__name__:
+            yield from check(target)
 
 
-def test_a_daemon_that_is_well_is_ok(scene: Scene) -> None:
-    assert bad(of_daemon(scene)) == []
+def test_a_daemon_that_is_well_is_ok(target: Target) -> None:
+    assert bad(of_daemon(target)) == []
 
 
-def test_what_a_daemon_says_is_wrong_is_a_finding_of_its_own(scene: Scene) -> None:
-    failed = saying(scene, "training", error="could not create a primitive", attempts=5)
+def test_each_failure_in_the_status_is_a_finding_of_its_own(target: Target) -> None:
+    failed = saying(target, "training", error="could not create a primitive", attempts=5)
     assert bad(of_daemon(failed)) == [("training", "fail")]
-    assert "MemoryDenyWriteExecute" in str(next(running.check_training(failed)).do)
-    assert bad(of_daemon(saying(scene, "checkpoint", error="no space left", failures=2))) == [("checkpoint", "fail")]
-    late = saying(scene, "checkpoint", last_time=time.time() - 5000)
+    assert "MemoryDenyWriteExecute" in str(next(status.check_training(failed)).do)
+    assert bad(of_daemon(saying(target, "checkpoint", error="no space left", failures=2))) == [("checkpoint", "fail")]
+    late = saying(target, "checkpoint", last_time=time.time() - 5000)
     assert bad(of_daemon(late)) == [("checkpoint", "warn")]
-    assert bad(of_daemon(saying(scene, "recovery", lost_lines=3001))) == [("last start", "warn")]
-    withdrawn = saying(scene, "training", withdrawn=[{"member": "transformer", "seq": 7, "reason": "it raised"}])
+    assert bad(of_daemon(saying(target, "recovery", lost_lines=3001))) == [("last start", "warn")]
+    withdrawn = saying(target, "training", withdrawn=[{"member": "transformer", "seq": 7, "reason": "it raised"}])
     assert bad(of_daemon(withdrawn)) == [("detectors", "fail")]
-    unfitted = saying(scene, "training", unfitted={"transformer": "could not create a primitive"})
+    unfitted = saying(target, "training", unfitted={"transformer": "could not create a primitive"})
     assert bad(of_daemon(unfitted)) == [("detectors", "fail")]
-    assert "MemoryDenyWriteExecute" in str(next(running.check_detectors(unfitted)).do)
+    assert "MemoryDenyWriteExecute" in str(next(status.check_detectors(unfitted)).do)
 
 
-def test_what_is_promised_of_a_service_only_is_no_fault_of_a_plain_daemon(scene: Scene) -> None:
-    plain = saying(scene, "ingest", exactly_once=False, exactly_once_reason="no service manager")
+def test_what_is_promised_of_a_service_only_is_no_fault_of_a_plain_daemon(target: Target) -> None:
+    plain = saying(target, "ingest", exactly_once=False, exactly_once_reason="no service manager")
     assert bad(of_daemon(plain)) == []
     managed = replace(plain, service=read_units(SHOWN)["vigild.service"])
     assert bad(of_daemon(managed)) == [("exactly once", "fail")]
 
 
-def test_the_reasons_of_a_degraded_daemon_are_each_a_finding(scene: Scene) -> None:
+def test_the_reasons_of_a_degraded_daemon_are_each_a_finding(target: Target) -> None:
     reasons = [
         {"code": "alerts", "text": "alerts.jsonl cannot be written"},
         {"code": "limits", "text": "1,024 connected"},
     ]
-    degraded = replace(scene, health={"status": "degraded", "reasons": reasons})
+    degraded = replace(target, health={"status": "degraded", "reasons": reasons})
     assert bad(of_daemon(degraded)) == [("daemon", "fail"), ("daemon", "warn")]
-    twice = saying(scene, "training", error="killed", failures=3)
+    twice = saying(target, "training", error="killed", failures=3)
     twice = replace(twice, health={"status": "degraded", "reasons": [{"code": "training", "text": "training failed"}]})
     assert bad(of_daemon(twice)) == [("daemon", "warn"), ("training", "fail")]
-    assert bad(of_daemon(replace(scene, health={"status": "degraded", "reason": "lines wait"}))) == [("daemon", "fail")]
-    assert bad(of_daemon(replace(scene, health={"status": "starting"}))) == [("daemon", "warn")]
+    assert bad(of_daemon(replace(target, health={"status": "degraded", "reason": "lines wait"}))) == [
+        ("daemon", "fail")
+    ]
+    assert bad(of_daemon(replace(target, health={"status": "starting"}))) == [("daemon", "warn")]
 
 
 def test_a_check_that_breaks_is_a_finding_and_the_others_are_made(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def breaks(scene: Scene) -> Iterator[Finding]:
+    def breaks(target: Target) -> Iterator[Finding]:
         yield Finding("one", "ok", "seen")
         raise KeyError("kept")
 
-    monkeypatch.setattr(examination, "CHECKS", (breaks, running.check_training))
-    found = examination.examine(scene)
+    monkeypatch.setattr(checks, "CHECKS", (breaks, status.check_training))
+    found = checks.run_checks(target)
     assert bad(found) == [("breaks", "fail")] and "KeyError: 'kept'" in found[1].found
     assert found[-1].check == "training"
 
 
-def test_what_we_may_not_see_is_not_checked(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(scene: Scene) -> Iterator[Finding]:
+def test_a_check_without_permission_is_reported_as_not_checked(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(target: Target) -> Iterator[Finding]:
         raise PermissionError(13, "Permission denied", "/var/lib/vigild/lock")
         yield
 
-    monkeypatch.setattr(examination, "CHECKS", (forbidden,))
+    monkeypatch.setattr(checks, "CHECKS", (forbidden,))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    (finding,) = examination.examine(scene)
+    (finding,) = checks.run_checks(target)
     assert finding.status == "warn" and "not checked" in finding.found and finding.do == "sudo vigilctl doctor"
 
 
-def test_a_socket_that_everybody_may_open_is_a_fault(scene: Scene) -> None:
-    scene.runtime.mkdir()
+def test_a_socket_that_everybody_may_open_is_a_fault(target: Target) -> None:
+    target.runtime.mkdir()
     with socket.socket(socket.AF_UNIX) as log, socket.socket(socket.AF_UNIX) as admin:
         for listener, name in ((log, "log.sock"), (admin, "admin.sock")):
-            listener.bind(str(scene.runtime / name))
-            (scene.runtime / name).chmod(0o660)
-        assert bad(places.check_sockets(scene)) == []
-        (scene.runtime / "admin.sock").chmod(0o666)
-        assert bad(places.check_sockets(scene)) == [("admin.sock", "fail")]
+            listener.bind(str(target.runtime / name))
+            (target.runtime / name).chmod(0o660)
+        assert bad(permissions.check_sockets(target)) == []
+        (target.runtime / "admin.sock").chmod(0o666)
+        assert bad(permissions.check_sockets(target)) == [("admin.sock", "fail")]
 
 
 def test_it_starts_fast_and_looks_at_torch_without_importing_it() -> None:
     heavy = "{'torch', 'numpy', 'trio', 'scipy', 'httpx'}"
-    code = f"import sys, daemon.client.doctor.examination; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import sys, daemon.client.doctor.checks; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60.0, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Reasons to be degraded: each for as long as its cause, the gravest first, in words that say what and where."""
+"""Reasons of a degraded daemon: each as long as its cause lasts, the gravest first, naming what failed and where."""
 
 from daemon.control.degraded import CODES, Reason, reasons
 from detection.members.failing import Withdrawn
@@ -10,7 +10,7 @@ def test_nothing_wrong_is_no_reason() -> None:
     assert reasons(outlets={"alerts.jsonl": WELL | {"lost": 3}}) == []
 
 
-def test_everything_wrong_at_once_is_said_in_order_and_all_codes_are_known() -> None:
+def test_all_failures_at_once_are_listed_in_order_and_every_code_is_known() -> None:
     found = reasons(
         journal="/s: no space",
         training="trainer was killed by signal 9",

@@ -1,4 +1,4 @@
-"""What the operator tells the daemon, through the real service, sequencer, journal and alerts, to a small detector."""
+"""Requests of the operator, through the real service, sequencer, journal and alerts, to a small detector."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -25,7 +25,7 @@ from daemon.control.interface import Control, ControlError
 from daemon.control.service import Running, Service
 from daemon.control.train_from import ABANDONED_SECONDS, Vouching
 from daemon.settings import Settings
-from daemon.startup.progress import Reading
+from daemon.startup.progress import ReplayProgress
 from daemon.startup.replay import Report
 from detection.columns.state import joined
 from detection.detector import Detector
@@ -51,7 +51,7 @@ def alert(number: int, **changes: Any) -> dict[str, Any]:
 
 @dataclass
 class Judge(FakeDetector):
-    """Takes vouched lines apart as a detector does, so that a gap or a wrong count raises."""
+    """Parses vouched lines as a detector does, so that a gap or a wrong count raises."""
 
     sources: LivingSources = field(default_factory=LivingSources)
     learned: list[bytes] = field(default_factory=list)
@@ -91,7 +91,7 @@ class Served:
         return self.service
 
     async def flag(self, *records: dict[str, Any]) -> None:
-        """Have alerts written, as if the last frame had led to them."""
+        """Write alerts, as if the last frame had raised them."""
         await self.alerts.take(FakeVerdicts(self.detector.seq, self.detector.line, records))
 
     def model(
@@ -169,7 +169,7 @@ async def refused(status: int, code: str) -> AsyncIterator[list[str]]:
     said.append(error.value.message)
 
 
-async def test_before_there_is_a_state_what_needs_one_is_refused_and_nothing_else(
+async def test_before_the_state_is_read_only_requests_that_need_it_are_refused(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     service = Service(Settings(), "0", now=wall_clock)
@@ -184,7 +184,7 @@ async def test_before_there_is_a_state_what_needs_one_is_refused_and_nothing_els
         assert (code, answer["error"]["code"]) == (503, "starting"), path
     code, health = await get("/health")
     assert (code, health["status"], health["reading"]) == (503, "starting", None)
-    reading = Reading()
+    reading = ReplayProgress()
     reading.line = 700
     reading.add(Entry(1, 400, 400, bytes(40)))
     reading.add(Entry(2, 700, 300, bytes(60)))
@@ -307,7 +307,7 @@ async def test_an_alert_that_is_no_longer_among_the_recent_ones_is_found_in_its_
         assert len(daemon.detector.answered) == 1
 
 
-async def test_an_alert_whose_record_was_rotated_away_is_gone_and_it_is_said_what_to_do(tmp_path: Path) -> None:
+async def test_an_alert_whose_record_was_rotated_away_is_gone_and_the_error_says_what_to_do(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon:
         await daemon.flag(alert(4))
         (tmp_path / "state" / "alerts.jsonl").rename(tmp_path / "alerts.jsonl.1")
@@ -341,7 +341,7 @@ async def test_a_record_without_a_cause_cannot_be_answered(tmp_path: Path) -> No
         assert daemon.sequencer.seq == 0
 
 
-async def test_what_cannot_come_again_is_not_called_normal_in_vain_but_still_an_anomaly(tmp_path: Path) -> None:
+async def test_a_cause_that_cannot_recur_is_refused_as_normal_and_accepted_as_an_anomaly(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon:
         await daemon.flag(*(alert(n, cause_kind="new", cause_template=n) for n in (7, 8)))
         daemon.detector.evicted = {7}
@@ -393,7 +393,7 @@ async def test_lines_too_long_are_cut_as_those_of_a_connection(tmp_path: Path) -
         assert [len(line) for line in daemon.detector.learned] == [65_536, 5]
 
 
-async def test_one_file_at_a_time_and_one_that_nobody_goes_on_with_is_ended(autojump_clock: MockClock) -> None:
+async def test_one_upload_at_a_time_and_an_abandoned_one_is_ended(autojump_clock: MockClock) -> None:
     vouching = Vouching(lambda lines: "plain", "auto", 65_536, "salt", wall_clock)
     sources, learned, ends = LivingSources(), list[bytes](), list[bytes]()
 
@@ -444,7 +444,7 @@ async def test_a_client_that_hangs_up_leaves_no_gap_and_nothing_twice(autojump_c
             await vouching.take("file", b"o\nthree", last, Summary, apply)
         assert scope.cancelled_caught
         stuck = False
-        if not taken:  # whoever asks again tells the same
+        if not taken:  # a repeated answer is the same
             await vouching.take("file", b"o\nthree", last, Summary, apply)
     if taken:
         await vouching.take("file", b"", True, Summary, apply)
@@ -485,7 +485,7 @@ async def test_models_that_are_refused_damaged_or_gone_do_not_take_effect(tmp_pa
         assert daemon.sequencer.seq == 0 and daemon.detector.model == ""
 
 
-async def test_what_is_of_another_version_is_not_gone_back_to(tmp_path: Path) -> None:
+async def test_a_snapshot_or_model_of_another_version_is_not_restored(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon:
         daemon.model(1, more={"parts.ngram/grams.4": np.zeros(1, np.uint64)})
         async with refused(409, "damaged") as said:
@@ -520,7 +520,7 @@ async def test_incidents_and_reasons_come_from_the_detector(tmp_path: Path) -> N
         assert answer["explain"] == {"members": {}}
 
 
-async def test_before_there_is_a_state_nothing_is_answered() -> None:
+async def test_before_the_state_is_read_no_alert_can_be_answered() -> None:
     service: Control = Service(Settings(), "0", now=lambda: 0.0)
     for ask in (
         partial(service.feedback, "1", "normal", ""), partial(service.undo_feedback, "1"), service.answers,

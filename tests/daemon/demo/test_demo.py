@@ -40,7 +40,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def tell(directory: Path) -> str:
-    """What the demonstration says until somebody presses Ctrl-C where it says how to go on, and after."""
+    """The output of the demonstration, with a Ctrl-C once it has printed how to go on."""
     said: list[str] = []
 
     def say(text: str) -> None:
@@ -115,7 +115,7 @@ def test_a_changed_state_is_not_called_the_same() -> None:
     assert "bit for bit" not in said and "41 of 100" in said and "partial" in said
 
 
-def test_progress_is_said_in_steps() -> None:
+def test_progress_is_printed_in_steps_of_ten_per_cent() -> None:
     assert training_words({"fraction": 0.39}) == training_words({"percent": 31.0}) == "training 30 %"
     assert training_words({"error": "killed", "fraction": 0.1}).endswith("tried again: killed")
     assert training_words({}) == "training 0 %"

@@ -50,7 +50,7 @@ def test_addresses_are_read_as_people_write_them() -> None:
 @pytest.mark.parametrize(
     "text", ["", "unix:", "8765", "127.0.0.1", "127.0.0.1:x", "h:1", "::1", "1.2.3.4:70000", "a\0b:1"]
 )
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_an_invalid_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         parse_address(text)
 
@@ -222,7 +222,7 @@ def test_kept_connections_come_back_by_name(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["stored"] == ["conn-7"]
 
 
-def test_a_descriptor_that_only_asked_whether_there_is_a_store_is_no_connection(tmp_path: Path) -> None:
+def test_a_probe_descriptor_is_not_taken_for_a_connection(tmp_path: Path) -> None:
     one, two = socket.socketpair()
     with high(one) as left_over, two:
         done = run_with_descriptors(tmp_path, [left_over], "vigild-probe")

@@ -15,7 +15,7 @@ from daemon.host.notify import Notifier
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
-    """A listening service manager and what NOTIFY_SOCKET says of it."""
+    """A listening service manager, and the value of NOTIFY_SOCKET for it."""
     address = str(tmp_path / "notify") if request.param == "path" else f"@vigild-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(address.replace("@", "\0", 1) if address[0] == "@" else address)
@@ -23,7 +23,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[so
         yield listener, address
 
 
-def test_each_word_arrives_as_one_datagram(manager: tuple[socket.socket, str]) -> None:
+def test_each_notification_is_one_datagram(manager: tuple[socket.socket, str]) -> None:
     listener, address = manager
     notifier = Notifier.from_environment({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "20000000"})
     notifier.extend(2.5)
@@ -63,7 +63,7 @@ def test_file_descriptors_go_along(manager: tuple[socket.socket, str], tmp_path:
 
 @contextmanager
 def answering(listener: socket.socket, *, stores: bool, answers: bool = True) -> Iterator[list[bytes]]:
-    """A manager that does as it is told; what it was told."""
+    """A manager that obeys its messages; yields the messages."""
     told: list[bytes] = []
     kept: list[int] = []
 
@@ -101,7 +101,7 @@ def test_a_connection_is_kept_even_when_its_sender_has_closed_and_forgotten_by_n
     assert told == [b"FDSTORE=1\nFDPOLL=0\nFDNAME=a-1", b"FDSTOREREMOVE=1\nFDNAME=a-1", b"END"]
 
 
-def test_a_store_is_found_by_what_becomes_of_a_descriptor(
+def test_room_in_the_store_is_found_by_sending_a_descriptor(
     manager: tuple[socket.socket, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listener, address = manager

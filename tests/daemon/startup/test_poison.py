@@ -1,4 +1,4 @@
-"""A frame of each kind on which `apply` raises, met live and met at recovery: one decision, for ever."""
+"""A frame of each kind on which `apply` raises, live and at recovery: one decision, for ever."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_it_costs_its_own_lines_once_and_every_later_replay_comes_to_the_same_st
         assert live.recovered.report.set_aside == ["frame-00000000000000000003.bad"]
         assert (tmp_path / "frame-00000000000000000003.bad").read_bytes() == encode(poison)
         expected = live.digest
-    # By the program that cannot apply it, then by one that could.
+    # Replayed by the program that cannot apply it, then by one that can.
     for _ in range(2):
         with process(tmp_path) as again:
             assert again.digest == expected
@@ -87,7 +87,9 @@ def test_it_costs_its_own_lines_once_and_every_later_replay_comes_to_the_same_st
 
 
 @pytest.mark.parametrize("poison", POISON, ids=lambda frame: type(frame).__name__)
-def test_killed_before_it_was_said_the_start_decides_the_same(tmp_path: Path, planted: None, poison: Frame) -> None:
+def test_killed_before_the_skip_was_journaled_the_start_decides_the_same(
+    tmp_path: Path, planted: None, poison: Frame
+) -> None:
     def kill(moment: str) -> None:
         if moment == "deciding":
             raise Killed
@@ -117,7 +119,7 @@ def test_without_the_skip_frame_a_program_that_can_apply_it_comes_to_another_sta
         assert again.digest != expected
 
 
-def test_two_in_a_row_are_both_left_out(tmp_path: Path, planted: None) -> None:
+def test_two_frames_in_a_row_are_both_skipped(tmp_path: Path, planted: None) -> None:
     with process(tmp_path) as live:
         live.apply(access(1, 2), POISON[0], POISON[3], access(3))
         assert live.decided == [SkipFrame(2), SkipFrame(4)], "the first skip is a frame, too"

@@ -1,17 +1,17 @@
-"""How far reading the state has come: by bytes, and in lines that are left."""
+"""The progress of the replay: in per cent of the bytes, and in lines left."""
 
-from daemon.startup.progress import Reading
+from daemon.startup.progress import ReplayProgress
 from persistence.segment import Entry
 
 
-def some() -> Reading:
-    reading = Reading()
+def some() -> ReplayProgress:
+    reading = ReplayProgress()
     for seq, count, size in ((11, 100, 600), (12, 0, 100), (14, 50, 300)):
         reading.add(Entry(seq, 0, count, bytes(size)))
     return reading
 
 
-def test_it_goes_from_nothing_to_all_of_it() -> None:
+def test_progress_goes_from_0_to_100_per_cent() -> None:
     reading = some()
     assert reading.sentence() == "reading the state: 0 %, 150 lines to replay"
     reading.replayed(10)  # of before the snapshot
@@ -28,8 +28,8 @@ def test_replaying_may_begin_again() -> None:
     assert reading.sentence() == "reading the state: 60 %, 50 lines to replay"
 
 
-def test_with_nothing_to_replay_there_is_no_share_of_it() -> None:
-    assert Reading().sentence() == "reading the state"
-    model_only = Reading()
+def test_with_nothing_to_replay_progress_is_0_per_cent() -> None:
+    assert ReplayProgress().sentence() == "reading the state"
+    model_only = ReplayProgress()
     model_only.add(Entry(1, 0, 0, bytes(1000)))
     assert model_only.sentence() == "reading the state"

@@ -1,4 +1,4 @@
-"""Rot in the journal costs the lines of the frame that it hit, whatever sources were in the middle of then."""
+"""Rot in the journal costs the lines of the frame that it hit, even if sources had unfinished lines in it."""
 
 from pathlib import Path
 
@@ -26,9 +26,9 @@ def end(source: str, lines: int) -> Segment:
 @pytest.mark.parametrize(
     ("before", "lost", "texts"),
     [
-        # All that was there of its last line was in the lost frame: the line is there by its number, and empty.
+        # Its last line was entirely in the lost frame: the line keeps its number, and is empty.
         (b"one\n", b"two\nbegun", ["one", "t1", "", "t3"]),
-        # Of an unfinished line that is known only the beginning is left.
+        # Only the beginning of an unfinished line is left.
         (b"one\nhalf ", b"a line\nbegun", ["one", "t1", "half ", "t3"]),
         # It had no unfinished line any more when it ended.
         (b"one\nhalf ", b"a line\n", ["one", "t1", "t3"]),
@@ -66,7 +66,7 @@ def test_a_source_that_ends_after_it_costs_no_other_frame(
     assert not list((tmp_path / "state").glob("frame-*.bad"))
 
 
-def test_a_lost_frame_without_lines_is_a_part_missing_too(tmp_path: Path) -> None:
+def test_a_lost_frame_without_lines_makes_the_recovery_partial(tmp_path: Path) -> None:
     answer = FeedbackFrame("1", 7, 0, "rule", "normal", "a note of its own")
     append(tmp_path / "state", [LinesFrame(NOW, (told("s", b"one\n"),)), answer, LinesFrame(NOW, (end("s", 0),))])
     assert (report(tmp_path / "state").tier, report(tmp_path / "state").notes) == ("full", [])
@@ -79,7 +79,7 @@ def test_a_lost_frame_without_lines_is_a_part_missing_too(tmp_path: Path) -> Non
     assert "frames 2 to 2 are lost, 0 lines with them" in found.notes
 
 
-def test_a_lost_segment_that_nothing_tells_the_size_of_is_a_part_missing_too(tmp_path: Path) -> None:
+def test_a_lost_segment_of_unknown_size_makes_the_recovery_partial(tmp_path: Path) -> None:
     append(tmp_path / "state", [LinesFrame(NOW, (told("s", b"one\n"),))])
     append(tmp_path / "state", [LinesFrame(NOW, (told("s", b"two\n", parity=1),))])
     assert report(tmp_path / "state").tier == "full"
@@ -89,7 +89,7 @@ def test_a_lost_segment_that_nothing_tells_the_size_of_is_a_part_missing_too(tmp
 
 
 def append(directory: Path, frames: list[Frame]) -> None:
-    """One life of the daemon: recover, journal `frames` in a segment of their own."""
+    """One process of the daemon: recover, then journal `frames` in a segment of their own."""
     with open_store(directory) as store:
         found = find(store)
         seq, line = found.seq, found.line

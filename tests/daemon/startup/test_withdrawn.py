@@ -1,4 +1,4 @@
-"""Members that fail, live and when frames are replayed: no line is lost, and every process comes to the same state."""
+"""Members that fail, live and in a replay: no line is lost, and every process comes to the same state."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -65,7 +65,7 @@ def lines(frames: int = 8) -> list[LinesFrame]:
 
 
 class Fault:
-    """Plants failures in members; `when` is asked at each call, with how many there were."""
+    """Makes members fail; `when` decides at each call, by the number of calls so far."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.calls = 0
@@ -139,7 +139,7 @@ def test_a_member_that_always_fails_is_withdrawn_once_and_every_later_process_le
         assert all(set(record["members"]) == set(ALL) - withdrawn for record in records[before:])
         assert_nothing_lost(live, records)
         expected, told = live.digest, list(records)
-    # Where it fails, and where it would not; neither says anything again.
+    # On a machine where it fails, and on one where it does not; neither writes a record again.
     for fault.when in (always, never):
         with process(state, records, bring_back=False) as again:
             assert (again.recovered_digest, again.decided) == (expected, [])
@@ -173,9 +173,7 @@ def test_members_come_back_at_a_start_and_stay_out_when_they_fail_again(state: P
         assert again.recovered_digest == expected
 
 
-def test_a_kill_at_any_moment_leads_to_what_would_have_been_without_it(
-    learned: Path, tmp_path: Path, fault: Fault
-) -> None:
+def test_a_kill_at_any_moment_leads_to_the_same_state_and_records(learned: Path, tmp_path: Path, fault: Fault) -> None:
     fault.plant(Transformer)
     moments = 0
     records: list[dict[str, Any]] = []
@@ -238,7 +236,7 @@ def test_what_was_said_without_a_member_is_what_a_machine_on_which_it_works_repl
 def test_a_machine_on_which_it_stops_working_judges_without_it_from_what_it_has_to_replay_on(
     learned: Path, tmp_path: Path, fault: Fault
 ) -> None:
-    """The state before the frame that failed cannot be had any more: a start would be no better off."""
+    """The state before the failed frame is no longer available; a restart would not change that."""
     fault.plant(Transformer)
     digests, told = [], []
     for kill_before in (True, False):
@@ -444,12 +442,12 @@ def test_what_was_decided_of_a_frame_is_journaled_once_though_the_frame_fails_fo
     said: list[Frame] = []
     notes: list[str] = []
     entry = Entry(7, 100, 10, b"")
-    ladder = Ladder(set(), {}, since=0, say=said.append, set_aside=lambda _: None, note=notes.append)
+    ladder = Ladder(set(), {}, since=0, journal=said.append, set_aside=lambda _: None, note=notes.append)
 
     def fails(member: str) -> None:
         error = ApplyError(entry)
         error.__cause__ = MemberError(member)
-        ladder.failed(error)
+        ladder.record_failure(error)
 
     fails("ngram")
     fails("ngram")

@@ -1,4 +1,4 @@
-"""`vigilctl doctor` under the units as they are and a real systemd: one thing is broken, and it says which."""
+"""`vigilctl doctor` under the shipped units and a real systemd: one thing is broken, and exactly that is reported."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def test_each_fault_is_named_and_nothing_else_is(tmp_path: Path) -> None:
 
 
 def doctor(machine: Container, as_somebody: str = "") -> dict[str, tuple[str, str]]:
-    """Status and words of every check, the worst one where a check found several things."""
+    """The status and text of every check; the worst one of a check with several findings."""
     said = machine.run("sh", "-c", f"{as_somebody}/opt/vigild/bin/vigilctl --json doctor 2>&1 || test $? = 1")
     assert said.startswith("["), said
     worst: Callable[[dict[str, str]], int] = lambda each: ["ok", "warn", "fail"].index(each["status"])  # noqa: E731

@@ -1,33 +1,33 @@
-"""What the daemon says of itself: whether it serves, keeps its promise of exactly once, trains, saves."""
+"""Checks of the daemon's own status: does it serve, count lines exactly once, train, and save."""
 
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from daemon.client.doctor.finding import Finding, fail, ok, unseen, warn
-from daemon.client.doctor.scene import Scene, part
+from daemon.client.doctor.target import Target, part
 from daemon.client.formatting import count, duration, member_name, printable
 from daemon.settings import CheckpointSettings, SettingsError
 
-# Reasons to be degraded that have a line of their own below, and which; and the one that goes away by itself.
+# Reasons of a degraded daemon that have a check of their own, and its name; and the one that ends by itself.
 _OWN_LINE = {"training": "training", "withdrawn": "detectors", "unfitted": "detectors", "checkpoint": "checkpoint"}
 _MILD = "limits"
-_LATE = 3  # times as long, or as many lines, as the settings say; periodic saves may be put off when they are slow
+_LATE = 3  # times the settings' seconds or lines; slow periodic saves are put off
 
 
-def check_daemon(scene: Scene) -> Iterator[Finding]:
-    if scene.silence is not None:
-        if "permission denied" in scene.silence and not scene.root:
-            yield unseen("daemon", scene.silence)
+def check_daemon(target: Target) -> Iterator[Finding]:
+    if target.unreachable is not None:
+        if "permission denied" in target.unreachable and not target.root:
+            yield unseen("daemon", target.unreachable)
         else:
-            unit = scene.service.name if scene.service is not None else None
+            unit = target.service.name if target.service is not None else None
             do = f"systemctl start {unit}; journalctl --unit {unit} --lines 50" if unit else "start it: vigild &"
-            yield fail("daemon", scene.silence, do)
+            yield fail("daemon", target.unreachable, do)
         return
-    condition, reason = str(scene.health.get("status")), scene.health.get("reason")
-    reasons = [each for each in scene.health.get("reasons") or () if isinstance(each, Mapping)]
-    found = f"{condition}, process {scene.pid or '?'}, up {duration(float(scene.status.get('uptime_seconds') or 0))}"
-    log = _log(scene)
+    condition, reason = str(target.health.get("status")), target.health.get("reason")
+    reasons = [each for each in target.health.get("reasons") or () if isinstance(each, Mapping)]
+    found = f"{condition}, process {target.pid or '?'}, up {duration(float(target.status.get('uptime_seconds') or 0))}"
+    log = _log(target)
     if condition in ("starting", "stopping"):
         yield warn("daemon", f"{found}: {printable(reason or condition)}", "wait a moment and ask again")
     elif condition != "serving" and not reasons:
@@ -42,33 +42,33 @@ def check_daemon(scene: Scene) -> Iterator[Finding]:
             yield warn("daemon", text, log) if code == _MILD else fail("daemon", text, log)
 
 
-def check_exactly_once(scene: Scene) -> Iterator[Finding]:
-    ingest = part(scene.status, "ingest")
+def check_exactly_once(target: Target) -> Iterator[Finding]:
+    ingest = part(target.status, "ingest")
     if "exactly_once" not in ingest:
         return
     reason = printable(ingest.get("exactly_once_reason") or "no reason is given")
     if ingest["exactly_once"]:
         yield ok("exactly once", "in force: the socket is systemd's, connections outlive the daemon")
-    elif scene.service is None:
+    elif target.service is None:
         yield ok(
             "exactly once",
-            f"not over a kill: {reason}; what was confirmed counts once, other senders are told by a reset",
+            f"not over a kill: {reason}; confirmed lines count once, the sender of others sees a reset",
         )
     else:
         yield fail(
             "exactly once",
             f"not in force: {reason}",
-            f"compare the units with those of this release (docs/systemd.md); systemctl cat {scene.service.name}",
+            f"compare the units with those of this release (docs/systemd.md); systemctl cat {target.service.name}",
         )
 
 
-def check_training(scene: Scene) -> Iterator[Finding]:
-    status, training = scene.status, part(scene.status, "training")
+def check_training(target: Target) -> Iterator[Finding]:
+    status, training = target.status, part(target.status, "training")
     if not training:
         return
     if error := training.get("error"):
         text = f"{count(training.get('failures') or training.get('attempts'))} trainings failed: {printable(error)}"
-        yield fail("training", text, _mend(error) or _log(scene))
+        yield fail("training", text, _mend(error) or _log(target))
     elif status.get("training_in_progress"):
         percent = training.get("percent")
         yield ok("training", "under way" + (f", {percent:.0f} %" if isinstance(percent, (int, float)) else ""))
@@ -81,25 +81,27 @@ def check_training(scene: Scene) -> Iterator[Finding]:
 
 
 def _mend(error: object) -> str | None:
-    """What to do about the one failure that we know the cause of."""
+    """What to do about the one failure whose cause is known."""
     jit = "could not create a primitive" in str(error)
     return "MemoryDenyWriteExecute must be off, see the unit's line above" if jit else None
 
 
-def check_detectors(scene: Scene) -> Iterator[Finding]:
-    active = part(scene.status, "active_models")
+def check_detectors(target: Target) -> Iterator[Finding]:
+    active = part(target.status, "active_models")
     if not active:
         return
-    withdrawn = _withdrawn(scene.status)
-    unfitted = {str(name): str(why) for name, why in part(part(scene.status, "training"), "unfitted").items()}
-    again = "it is tried again at the next start and the next model"
+    withdrawn = _withdrawn(target.status)
+    unfitted = {str(name): str(why) for name, why in part(part(target.status, "training"), "unfitted").items()}
+    again = "it is tried again at the next start and with the next model"
     for name, why in withdrawn.items():
         yield fail(
-            "detectors", f"{member_name(name)} withdrawn: {printable(why)}; the others judge", f"{_log(scene)}; {again}"
+            "detectors",
+            f"{member_name(name)} withdrawn: {printable(why)}; the others judge",
+            f"{_log(target)}; {again}",
         )
     for name, why in unfitted.items():
         text = f"the model was trained without {member_name(name)}: {printable(why)}; the others judge"
-        yield fail("detectors", text, f"{_mend(why) or _log(scene)}; {again}")
+        yield fail("detectors", text, f"{_mend(why) or _log(target)}; {again}")
     ready = [member_name(name) for name, is_ready in active.items() if is_ready and name not in withdrawn]
     if not withdrawn and not unfitted:
         learning = sum(not is_ready for is_ready in active.values())
@@ -107,37 +109,37 @@ def check_detectors(scene: Scene) -> Iterator[Finding]:
 
 
 def _withdrawn(status: Mapping[str, Any]) -> dict[str, str]:
-    """Members that were left out because they failed, and why."""
+    """The members that were withdrawn because they failed, each with the reason."""
     found = part(status, "training").get("withdrawn") or ()
     return {str(one.get("member")): str(one.get("reason")) for one in found if isinstance(one, Mapping)}
 
 
-def check_checkpoint(scene: Scene) -> Iterator[Finding]:
-    checkpoint = part(scene.status, "checkpoint")
+def check_checkpoint(target: Target) -> Iterator[Finding]:
+    checkpoint = part(target.status, "checkpoint")
     if not checkpoint:
         return
     if error := checkpoint.get("error"):
         text = (
             f"{count(checkpoint.get('failures'))} failed: {printable(error)}; the last good one stays, and the journal"
         )
-        yield fail("checkpoint", text, f"mend the disk, then: vigilctl checkpoint; {_log(scene)}")
+        yield fail("checkpoint", text, f"mend the disk, then: vigilctl checkpoint; {_log(target)}")
         return
-    settings = CheckpointSettings() if isinstance(scene.settings, SettingsError) else scene.settings.checkpoint
-    behind = int(scene.status.get("logs_processed") or 0) - int(checkpoint.get("last_line") or 0)
+    settings = CheckpointSettings() if isinstance(target.settings, SettingsError) else target.settings.checkpoint
+    behind = int(target.status.get("logs_processed") or 0) - int(checkpoint.get("last_line") or 0)
     made = checkpoint.get("last_time")
-    age = time.time() - made if made is not None else float(scene.status.get("uptime_seconds") or 0.0)
+    age = time.time() - made if made is not None else float(target.status.get("uptime_seconds") or 0.0)
     last = f"through line {count(checkpoint.get('last_line'))}, " + (
         f"{duration(age)} ago" if made else "before this start"
     )
     late = age > _LATE * settings.every_seconds + 60 or behind > _LATE * settings.every_lines + 1000
     if behind > 0 and late:
-        yield warn("checkpoint", f"{last}: {behind:,} lines would be replayed", f"vigilctl checkpoint; {_log(scene)}")
+        yield warn("checkpoint", f"{last}: {behind:,} lines would be replayed", f"vigilctl checkpoint; {_log(target)}")
     else:
         yield ok("checkpoint", f"{last}, {behind:,} lines since" if made or behind else "none needed yet")
 
 
-def check_recovery(scene: Scene) -> Iterator[Finding]:
-    recovery = part(scene.status, "recovery")
+def check_recovery(target: Target) -> Iterator[Finding]:
+    recovery = part(target.status, "recovery")
     if not recovery:
         return
     aside = [printable(each) for each in recovery.get("set_aside") or ()]
@@ -145,13 +147,13 @@ def check_recovery(scene: Scene) -> Iterator[Finding]:
         yield warn(
             "last start",
             f"{count(lost)} lines lost; set aside: {', '.join(aside) or 'nothing'}",
-            f"{_log(scene)} says why",
+            f"{_log(target)} says why",
         )
     elif aside:
-        yield warn("last start", f"nothing lost; damaged, set aside: {', '.join(aside)}", f"{_log(scene)} says why")
+        yield warn("last start", f"nothing lost; damaged, set aside: {', '.join(aside)}", f"{_log(target)} says why")
     else:
         yield ok("last start", f"{printable(recovery.get('tier'))}, nothing lost")
 
 
-def _log(scene: Scene) -> str:
-    return f"journalctl --unit {scene.service.name} --lines 50" if scene.service is not None else "the daemon's log"
+def _log(target: Target) -> str:
+    return f"journalctl --unit {target.service.name} --lines 50" if target.service is not None else "the daemon's log"

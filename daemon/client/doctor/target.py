@@ -1,7 +1,7 @@
-"""What the checks look at: which daemon it is, whose service, where its files are, and what it says of itself.
+"""The target of the checks: which daemon, which unit runs it, where its files are, and its status.
 
-A daemon that answers says all this itself. One that does not is looked for where it would be: the service's places
-when a unit is installed, else those of the user who asks.
+A daemon that answers tells all this itself. For one that does not, the directories are those of the service if a unit
+is installed, else the defaults of the user who runs the doctor.
 """
 
 import os
@@ -20,17 +20,17 @@ from daemon.settings import SYSTEM_DIRECTORY, Settings, SettingsError, load
 
 
 @dataclass(frozen=True)
-class Scene:
-    """`status` and `health` are what the daemon answered, both empty with `silence`, the reason why it did not.
+class Target:
+    """`status` and `health` are the daemon's answers; both are empty if it did not answer, and `unreachable` says why.
 
-    `service` is the unit whose daemon this is, None for a daemon that is nobody's service; `no_systemd` says why the
-    units could not be asked for. `environment` is what the daemon runs with, `installed` what it would be started
-    with now: an upgrade that was not followed by a restart lies between.
+    `service` is the unit that runs this daemon, None for a daemon without one; `no_systemd` says why systemd could not
+    be asked, None if it was. `environment` is the one the daemon runs with, `installed` the one that it would be
+    started with now: they differ after an upgrade without a restart.
     """
 
     status: Mapping[str, Any]
     health: Mapping[str, Any]
-    silence: str | None
+    unreachable: str | None
     units: Mapping[str, Unit]
     no_systemd: str | None
     service: Unit | None
@@ -47,23 +47,23 @@ class Scene:
 
     @cached_property
     def user(self) -> User | None:
-        """Who runs the daemon, or will."""
+        """The user who runs the daemon, or would."""
         if self.service is not None:
             return User.named(self.service["User"] or "root")
         return service_user(self.state) or User.named(str(os.geteuid()))
 
     @property
     def log_socket(self) -> Unit | None:
-        """The socket unit that belongs to `service`, when it is installed."""
+        """The socket unit of `service`, None if it is not installed."""
         unit = self.units.get(socket_of(self.service)) if self.service is not None else None
         return unit if unit is not None and unit.installed else None
 
     @property
     def pid(self) -> int | None:
-        """The daemon's process, when one is known to run."""
-        said = part(self.status, "process").get("pid")
-        if isinstance(said, int):
-            return said
+        """The daemon's process id, None if none is known to run."""
+        pid = part(self.status, "process").get("pid")
+        if isinstance(pid, int):
+            return pid
         return self.service.number("MainPID") or None if self.service is not None else None
 
     @cached_property
@@ -75,29 +75,36 @@ class Scene:
 
 
 def part(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """One object of /status; empty when it is not there."""
+    """The object `name` of a status; empty when it is absent."""
     found = status.get(name)
     return found if isinstance(found, Mapping) else {}
 
 
-def look(admin: Admin, chosen: str | None, instance: str | None, env: Mapping[str, str]) -> Scene:
-    """Ask systemd and the daemon. `chosen` is the admin address somebody gave, None when `admin` looks by itself."""
+def inspect_daemon(admin: Admin, chosen: str | None, instance: str | None, env: Mapping[str, str]) -> Target:
+    """Ask systemd and the daemon. `chosen` is the admin address that the user gave, None without one."""
     units, no_systemd = ask_systemd(instance)
-    status, health, silence = _ask(admin)
-    service = _service(units, status, silence, chosen, instance, env)
+    status, health, unreachable = _ask(admin)
+    service = _service(units, status, unreachable, chosen, instance, env)
     if service is not None:
         state, runtime, config, env = _service_places(service, env)
     else:
         state, runtime, config = state_directory(env), runtime_directory(env), None
-        if silence is not None and not runtime.exists() and SYSTEM_RUNTIME.is_dir() and "RUNTIME_DIRECTORY" not in env:
-            state, runtime = SYSTEM_STATE, SYSTEM_RUNTIME  # the user has none of his own, so he means the machine's
+        if (
+            unreachable is not None
+            and not runtime.exists()
+            and SYSTEM_RUNTIME.is_dir()
+            and "RUNTIME_DIRECTORY" not in env
+        ):
+            state, runtime = SYSTEM_STATE, SYSTEM_RUNTIME  # the user has no daemon, so the machine's is meant
     places = part(status, "places")
-    if said := places.get("state"):
-        state, runtime = Path(said), Path(places["runtime"])
+    if reported := places.get("state"):
+        state, runtime = Path(reported), Path(places["runtime"])
         config = Path(places["settings"]) if places.get("settings") else config
     installed = Environment.at(_prefix(service) if service is not None else None)
     running = Environment.at(prefix) if (prefix := part(status, "process").get("prefix")) else installed
-    return Scene(status, health, silence, units, no_systemd, service, state, runtime, config, running, installed, env)
+    return Target(
+        status, health, unreachable, units, no_systemd, service, state, runtime, config, running, installed, env
+    )
 
 
 def _ask(admin: Admin) -> tuple[Mapping[str, Any], Mapping[str, Any], str | None]:
@@ -113,7 +120,7 @@ def _ask(admin: Admin) -> tuple[Mapping[str, Any], Mapping[str, Any], str | None
 def _service(
     units: Mapping[str, Unit],
     status: Mapping[str, Any],
-    silence: str | None,
+    unreachable: str | None,
     chosen: str | None,
     instance: str | None,
     env: Mapping[str, str],
@@ -122,7 +129,7 @@ def _service(
         name = f"vigild@{instance}.service"
         return units.get(name) or (Unit(name) if units else None)
     services = [unit for name, unit in units.items() if name.endswith(".service")]
-    if silence is None:
+    if unreachable is None:
         pid = part(status, "process").get("pid")
         return next((unit for unit in services if pid is not None and unit.number("MainPID") == pid), None)
     single = units.get("vigild.service")
@@ -131,7 +138,7 @@ def _service(
 
 
 def _service_places(unit: Unit, env: Mapping[str, str]) -> tuple[Path, Path, Path | None, dict[str, str]]:
-    """State, runtime directory, settings and the variables that decide them, of the daemon that `unit` starts."""
+    """State directory, runtime directory and settings file of the daemon that `unit` starts, and its environment."""
     instance = unit.instance
     inside = dict(pair.partition("=")[::2] for pair in unit["Environment"].split())
     inside["CONFIGURATION_DIRECTORY"] = (
@@ -157,7 +164,7 @@ def _option(command: list[str], name: str) -> str | None:
 
 
 def _prefix(unit: Unit) -> str | None:
-    """The environment that the unit's program lies in, by way of any links; None when it is not to be seen."""
+    """The virtual environment of the unit's program, links resolved; None when it cannot be seen."""
     program = Path(os.path.realpath(unit.program[0])) if unit.program else None
     if program is None or not (program.parents[1] / "pyvenv.cfg").is_file():
         return None

@@ -1,28 +1,28 @@
-"""Settings, rules and token, as the daemon reads them and as the user that runs it can."""
+"""Checks of settings, rules and token: valid, and readable for the user who runs the daemon."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from daemon.checking import check
 from daemon.client.doctor.finding import Finding, fail, ok, unseen, warn
-from daemon.client.doctor.scene import Scene
+from daemon.client.doctor.target import Target
 from daemon.settings import SettingsError, rule_directories, token_path
 
-_HOMES = tuple(map(Path, ("/home", "/root", "/run/user")))  # what ProtectHome= hides
+_HOMES = tuple(map(Path, ("/home", "/root", "/run/user")))  # hidden by ProtectHome=
 
 
-def check_settings(scene: Scene) -> Iterator[Finding]:
-    settings = scene.settings
-    source = scene.config or (settings.path if not isinstance(settings, SettingsError) else None)
+def check_settings(target: Target) -> Iterator[Finding]:
+    settings = target.settings
+    source = target.config or (settings.path if not isinstance(settings, SettingsError) else None)
     test = f"vigild --config {source} --check" if source else "vigild --check"
     if isinstance(settings, SettingsError):
-        hidden = not scene.root and "ermission denied" in str(settings)
+        hidden = not target.root and "ermission denied" in str(settings)
         yield unseen("settings", str(settings)) if hidden else fail("settings", str(settings), f"mend it, then: {test}")
         return
     try:
-        checked = check(settings, scene.user, scene.env.get("VIGILD_INSTANCE"))
+        checked = check(settings, target.user, target.env.get("VIGILD_INSTANCE"))
     except SettingsError as exc:
-        if not scene.root and "ermission denied" in str(exc):
+        if not target.root and "ermission denied" in str(exc):
             yield unseen("settings", str(exc))
         else:
             yield fail("settings", str(exc), f"mend it, then: {test}")
@@ -31,9 +31,9 @@ def check_settings(scene: Scene) -> Iterator[Finding]:
     if checked.token_later:
         yield ok("token", f"{checked.token}: systemd puts it there while the service runs")
     elif checked.token is not None:
-        readers = f"readable for {scene.user.name}" if scene.root and scene.user else "readable for you"
+        readers = f"readable for {target.user.name}" if target.root and target.user else "readable for you"
         yield ok("token", f"{checked.token}: {readers}")
-    protected = scene.service is not None and scene.service["ProtectHome"] in ("yes", "tmpfs")
+    protected = target.service is not None and target.service["ProtectHome"] in ("yes", "tmpfs")
     files = [each for each in (settings.path, token_path(settings), *rule_directories(settings)) if each is not None]
     for path in files if protected else ():
         if any(home in path.absolute().parents for home in _HOMES):

@@ -1,4 +1,4 @@
-"""Every check there is, in the order in which an operator would look."""
+"""`vigilctl doctor`: all checks, in the order in which an operator would look, run and printed."""
 
 import json
 import sys
@@ -6,61 +6,61 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 
 from daemon.client.admin import Admin
-from daemon.client.doctor import configured, environment, machine, places, running, units
+from daemon.client.doctor import environment, machine, permissions, settings, status, units
 from daemon.client.doctor.finding import Finding, fail, ok, unseen
-from daemon.client.doctor.scene import Scene, look
+from daemon.client.doctor.target import Target, inspect_daemon
 from daemon.client.formatting import Style, printable
 
 ANSWER_SECONDS = 20.0
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-def _units(scene: Scene) -> Iterator[Finding]:
-    if scene.no_systemd is not None:
+def _units(target: Target) -> Iterator[Finding]:
+    if target.no_systemd is not None:
         if units.SYSTEMD_RUNS.is_dir():
-            yield unseen("units", scene.no_systemd)
+            yield unseen("units", target.no_systemd)
         else:
-            yield ok("units", f"{scene.no_systemd}: this is a plain daemon")
-    elif scene.service is None and not any(unit.installed for unit in scene.units.values()):
+            yield ok("units", f"{target.no_systemd}: this is a plain daemon")
+    elif target.service is None and not any(unit.installed for unit in target.units.values()):
         yield ok("units", "vigild is not installed as a service: this is a plain daemon")
-    yield from units.check_units(scene.units, scene.service)
+    yield from units.check_units(target.units, target.service)
 
 
-CHECKS: tuple[Callable[[Scene], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[Target], Iterator[Finding]], ...] = (
     environment.check_python,
     environment.check_torch,
     environment.check_packages,
     environment.check_version,
     _units,
-    places.check_groups,
-    places.check_directories,
-    places.check_sockets,
-    places.check_lock,
-    configured.check_settings,
+    permissions.check_groups,
+    permissions.check_directories,
+    permissions.check_sockets,
+    permissions.check_lock,
+    settings.check_settings,
     machine.check_disk,
     machine.check_descriptors,
     machine.check_memory,
     machine.check_kernel,
     machine.check_clock,
-    running.check_daemon,
-    running.check_exactly_once,
-    running.check_training,
-    running.check_detectors,
-    running.check_checkpoint,
-    running.check_recovery,
+    status.check_daemon,
+    status.check_exactly_once,
+    status.check_training,
+    status.check_detectors,
+    status.check_checkpoint,
+    status.check_recovery,
 )
 
 
-def examine(scene: Scene) -> list[Finding]:
-    """What every check found. One that may not look says so, and one that breaks is a finding itself."""
+def run_checks(target: Target) -> list[Finding]:
+    """The findings of every check. A check that lacks permission, or raises, is a finding itself."""
     found: list[Finding] = []
     for check in CHECKS:
         name = check.__name__.removeprefix("check_").strip("_")
         try:
-            found += check(scene)
+            found += check(target)
         except PermissionError as exc:
-            found.append(unseen(name, f"{exc.filename}: permission denied") if not scene.root else _broken(name, exc))
-        except Exception as exc:  # the other checks are wanted all the more
+            found.append(unseen(name, f"{exc.filename}: permission denied") if not target.root else _broken(name, exc))
+        except Exception as exc:  # the other checks matter all the more
             found.append(_broken(name, exc))
     return found
 
@@ -70,8 +70,8 @@ def _broken(name: str, exc: Exception) -> Finding:
 
 
 def doctor(admin: Admin, chosen: str | None, instance: str | None, env: Mapping[str, str], as_json: bool) -> int:
-    """Print what was found; 1 when something fails, else 0."""
-    findings = examine(look(admin, chosen, instance, env))
+    """Run the checks and print the findings; returns the exit status, 1 when one fails, else 0."""
+    findings = run_checks(inspect_daemon(admin, chosen, instance, env))
     if as_json:
         print(json.dumps([asdict(each) for each in findings]))
     else:
