@@ -64,7 +64,7 @@ def test_an_answer_survives_a_restart_and_a_new_model(journal: Journal, knowing:
 def test_what_was_called_normal_is_learned_from_and_what_was_called_an_anomaly_never(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Detector, "_has_all_members", lambda detector: True)
+    monkeypatch.setattr(Model, "complete", True)
     (alert,) = flags(journal, 1, ODD)
     assert journal.detector.training_set().flagged.sum() == 1
     answer(journal, alert, "normal")

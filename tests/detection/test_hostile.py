@@ -17,6 +17,7 @@ from detection.frames import FlushFrame, Segment, VouchedFrame
 from detection.learning import exclusions as labels
 from detection.learning import training as run
 from detection.learning.training import train
+from detection.models.model import Model
 from detection.scoring.attribution import Reasons
 from detection.sessions import log_clock as clock
 from detection.sessions.table import LONGEST_SESSION, SessionTable
@@ -78,9 +79,7 @@ def flagged(journal: Journal, lines: list[bytes]) -> list[dict[str, Any]]:
 
 def left_out_after_a_campaign(monkeypatch: pytest.MonkeyPatch) -> int:
     """How many of 120 sessions with injections, all of them flagged, the next model is not to learn from."""
-    monkeypatch.setattr(
-        Detector, "_has_all_members", lambda detector: True
-    )  # what is flagged before the first full model is learned from
+    monkeypatch.setattr(Model, "complete", True)  # what is flagged before the first full model is learned from
     journal = started(alarms=AlarmSettings(alpha=0.003))
     flagged(journal, searches(900, 0, 1) + searches(900, 900, 2))
     learn(journal)

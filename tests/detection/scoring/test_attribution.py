@@ -111,7 +111,7 @@ def told(journal: Journal, retrain_lines: int) -> Journal:
 def test_without_retraining_nothing_is_admitted_and_no_training_due_however_much_comes(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, complete: bool
 ) -> None:
-    monkeypatch.setattr(Detector, "_has_all_members", lambda detector: complete)
+    monkeypatch.setattr(Model, "complete", complete)
     told(journal, 0)
     assert all(fed(journal, lines) for lines in deployed(60, 8, 2000))
     fed(journal, usual(2000, 3, at=9000))
@@ -122,7 +122,7 @@ def test_without_retraining_nothing_is_admitted_and_no_training_due_however_much
 def test_with_retraining_the_same_is_admitted_and_a_training_due(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Detector, "_has_all_members", lambda detector: True)
+    monkeypatch.setattr(Model, "complete", True)
     told(journal, 100)
     assert not all(fed(journal, lines) for lines in deployed(60, 8, 2000))
     fed(journal, usual(2000, 3, at=9000))
