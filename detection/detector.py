@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes.fingerprints import rule_causes
+from detection.causes.fingerprints import hit_causes
 from detection.causes.known import Answer
 from detection.columns.state import Columns, State, of_this_version
 from detection.frames import (
@@ -63,7 +63,7 @@ from detection.sessions.table import Cut, cut
 from detection.summary import Summary
 from detection.templates.table import TemplateTable
 from detection.verdicts.alerting import Alerting, Lines
-from detection.verdicts.query import Opinion
+from detection.verdicts.query import Query
 from detection.verdicts.records import Verdicts, rows_of
 
 CHUNK_LINES = 4096
@@ -192,10 +192,10 @@ class Detector:
         self._parts.counters.cut_lines += intake.cut
         self._parts.counters.unterminated_lines += intake.unterminated
         self._parts.counters.future_lines += intake.future
-        reading = read_lines(intake, self._parts.templates, self._rules, without=self._parts.withdrawn)
+        reading = read_lines(intake, self._parts.templates.assign, self._rules, without=self._parts.withdrawn)
         self._parts.counters.rule_hits += len(reading.hits.lines)
-        hits = self._without_known(reading)
-        odd = self._odd_values(reading)
+        hits = self._parts.known.without_normal(self._rules, reading.hits, reading.ids)
+        odd = reading.odd_values(self._grown_values())
         clean = np.ones(len(reading.ids), dtype=np.bool_)
         for start in range(0, len(reading.ids), CHUNK_LINES):
             chunk = slice(start, start + CHUNK_LINES)
@@ -351,10 +351,10 @@ class Detector:
         vouching.at_line = self._parts.line
         segments: tuple[Segment, ...] = (frame.segment,)
         intake = take_in(segments, vouching.living, self._pattern, clock=clock.now, received=frame.received)
-        reading = read_lines(intake, self._parts.templates, self._rules, without=self._parts.withdrawn)
-        hits = self._without_known(reading)
-        odd, n = self._odd_values(reading), len(reading.ids)
-        confidence = self._confidence(hits, n)
+        reading = read_lines(intake, self._parts.templates.assign, self._rules, without=self._parts.withdrawn)
+        hits = self._parts.known.without_normal(self._rules, reading.hits, reading.ids)
+        odd, n = reading.odd_values(self._grown_values()), len(reading.ids)
+        confidence = self._rules.confidences(hits, n)
         for start in range(0, n, CHUNK_LINES):
             chunk = slice(start, start + CHUNK_LINES)
             before = clock.now
@@ -415,23 +415,6 @@ class Detector:
 
     # --- lines and closings -------------------------------------------------------------------------
 
-    def _without_known(self, reading: Reading) -> Hits:
-        """The hits on lines that the operator has not called normal: for their surest rule and their template."""
-        hits = reading.hits
-        if not len(hits.lines) or not self._parts.known.any_normal:
-            return hits
-        surest = self._rules.surest(hits)
-        lines = hits.lines[surest]
-        causes = rule_causes(self._rules.names, hits.rules[surest], reading.ids[lines])
-        kept = ~np.isin(hits.lines, lines[self._parts.known.normal(causes)])
-        return Hits(hits.lines[kept], hits.rules[kept])
-
-    def _odd_values(self, reading: Reading) -> NDArray[np.float64]:
-        if (values := self._grown_values()) is None:
-            return np.zeros(len(reading.ids))
-        with asked("values"):
-            return reading.odd_values(values)
-
     def _learn_values(self, reading: Reading, clean: NDArray[np.bool_]) -> None:
         with asked("values"):
             reading.learn_values(self._parts.values, clean)
@@ -479,7 +462,7 @@ class Detector:
             ids=reading.ids[chunk],
             errors=intake.errors[chunk],
             clock=clock,
-            hit=self._confidence(hits, n),
+            hit=self._rules.confidences(hits, n),
             values=odd[chunk],
             sources=self._observed(self._parts.origins, reading, chunk, clock),
             origins=reading.origins[chunk],
@@ -549,21 +532,13 @@ class Detector:
         closings, rules = judged.closings, self._rules.rules
         causes = np.zeros(len(batch.ids), dtype=np.uint64)
         if len(hits.lines):
-            surest = self._rules.surest(hits)
-            lines = hits.lines[surest]
-            causes[lines] = rule_causes(self._rules.names, hits.rules[surest], batch.ids[lines])
+            lines, of_rules = hit_causes(self._rules, hits, batch.ids)
+            causes[lines] = of_rules
         rows = rows_of(
             batch, judged.states, closings, alpha, self._number(closings), times,
             texts + self._texts_of(closings), hits, causes, rules, self._parts.templates, self._ensemble,
         )  # fmt: skip
         alerting.add(rows, judged, alpha, None if reading is None else Lines(reading, start, self._grown_values()))
-
-    def _confidence(self, hits: Hits, lines: int) -> NDArray[np.float64]:
-        """Of each line the confidence of the surest rule that hit it, 0 where none did."""
-        hit = np.zeros(lines)
-        if len(hits.lines):
-            np.maximum.at(hit, hits.lines, self._rules.confidence[hits.rules])
-        return hit
 
     def _move_to(self, line: int) -> None:
         if line != self._parts.line:
@@ -596,23 +571,24 @@ class Detector:
         failed: dict[str, str] = {}
         while True:
             try:
-                return self._opinion(failed).on(lines, session, explain)
+                return self._query(failed).answers(lines, session, explain)
             except MemberError as exc:
                 if exc.member in failed:
                     raise
                 failed[exc.member] = exc.reason
                 failed |= resting(failed)
 
-    def _opinion(self, failed: Mapping[str, str]) -> Opinion:
-        """Of all members that judge but those that just `failed`."""
+    def _query(self, failed: Mapping[str, str]) -> Query:
+        """A question to all members that judge but those that just `failed`."""
         ensemble = self._ensemble.without(failed) if self._ensemble is not None and failed else self._ensemble
         out = {*self._parts.withdrawn, *failed}
-        return Opinion(
+        return Query(
             self._parts.templates, self._rules, self._parts.sessions,
             ensemble if ensemble is not None and ensemble.members else None,
             self._pattern, self._parts.known, self._parts.recent,
             None if "values" in out else self._grown_values(), None if "sources" in out else self._parts.origins,
-            self._parts.settings, self.alpha()[0], self._parts.line, self._parts.clock.now, failed,
+            self._parts.settings, self.alpha()[0], self._parts.line, self._parts.clock,
+            self._parts.received, failed,
         )  # fmt: skip
 
     def incidents(self, limit: int) -> list[dict[str, Any]]:
