@@ -34,7 +34,7 @@ from detection.templates.table import TemplateTable
 from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explained, source_shown, value_shown
 from detection.verdicts.records import finite, shown, shown_key, shown_session
 
-NO_TEMPLATE = np.iinfo(np.int32).max  # of a line that fits none: asking makes no new ones, and it ends no session
+NO_TEMPLATE = np.iinfo(np.int32).max  # how `found` of an explanation shows a template that was never seen
 CLASSIC = ("isolation_forest", "transformer")  # the members that the answer names one by one, ready or not
 
 
@@ -81,9 +81,11 @@ class Query:
         intake = self._fields(lines)
         out = [name for name, part in (("values", self.values), ("sources", self.origins)) if part is None]
         reading = read_lines(intake, self.templates.match, self.rules, without=out)
-        reading = replace(reading, ids=np.where(reading.ids < 0, np.int32(NO_TEMPLATE), reading.ids))
+        # A new template's scores hang on the id that it would get, too.
+        reading = replace(reading, ids=np.where(reading.ids < 0, np.int32(self.templates.created + 1), reading.ids))
         hits = self.known.without_normal(self.rules, reading.hits, reading.ids)
-        clock = np.full(n, self._now())
+        clock = self.clock.after_each(intake.times, self.received)
+        clock[np.isnan(clock)] = 0.0  # nothing has come yet, and the line has no time
         batch = Batch(
             first_line=self.line + 1,
             ids=reading.ids,
@@ -113,16 +115,13 @@ class Query:
         verdict, score = verdict_of(judged.states.p, self.alpha, batch.hit, judged.states.verdict, ~novel)
         return _Judged(intake, reading, hits, batch, judged, known, verdict, score, slot)
 
-    def _now(self) -> float:
-        return 0.0 if math.isnan(self.clock.now) else self.clock.now
-
     def _fields(self, lines: list[bytes]) -> Intake:
         wanted = self.settings.format.kind
         by_kind: dict[str, list[int]] = {}
         for i, line in enumerate(lines):
             by_kind.setdefault(recognise([line]) if wanted == "auto" else wanted, []).append(i)
         nobody = [b""] * len(lines)
-        return read_fields(lines, nobody, by_kind, self.pattern, clock=self._now(), received=self.received)
+        return read_fields(lines, nobody, by_kind, self.pattern, clock=self.clock.now, received=self.received)
 
     def _of_sources(self, reading: Reading, clock: NDArray[np.float64]) -> NDArray[np.float64]:
         """What each line makes of its source, on its own: float64 [n]; zeros while that is withdrawn."""
@@ -203,8 +202,8 @@ class Query:
             "time": finite(of.intake.times[row]),
             "session": shown(of.intake.own_keys[row]),
             "source": shown(of.reading.origins[row]),
-            "template_id": -1 if template == NO_TEMPLATE else template,
-            "template": None if template == NO_TEMPLATE else self.templates.text(template),
+            "template_id": template if template <= self.templates.created else -1,
+            "template": self.templates.text(template) if template <= self.templates.created else None,
             "known_template": bool(of.known[row]),
             "error": bool(of.batch.errors[row]),
         }
@@ -231,7 +230,7 @@ class Query:
         }
 
     def _text_of(self, template: int) -> str:
-        return "<a template never seen>" if template == NO_TEMPLATE else self.templates.text(template)
+        return self.templates.text(template) if template <= self.templates.created else "<a template never seen>"
 
     def _explained(self, of: "_Judged", row: int) -> dict[str, Any]:
         reasons: dict[str, Any] = {}
@@ -240,6 +239,8 @@ class Query:
             reasons = explained(
                 self.ensemble, judged.view, judged.standing, judged.judgement, row, self.alpha, self._text_of
             )
+            if reasons["found"]["template_id"] > self.templates.created:
+                reasons["found"]["template_id"] = NO_TEMPLATE
         strangest = of.reading.strangest_value(self.values, row)
         if strangest is not None:
             reasons["value"] = value_shown(strangest)
