@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes.fingerprints import rule_causes
+from detection.causes.fingerprints import hit_causes
 from detection.causes.known import Answer
 from detection.columns.state import Columns, State, of_this_version
 from detection.frames import (
@@ -61,7 +61,7 @@ from detection.sessions.table import Cut, cut
 from detection.summary import Summary, summary_of
 from detection.templates.table import TemplateTable
 from detection.verdicts.alerting import Alerting, Lines
-from detection.verdicts.query import Opinion
+from detection.verdicts.query import Query
 from detection.verdicts.records import Verdicts, rows_of
 
 CHUNK_LINES = 4096  # judged at a time
@@ -352,23 +352,6 @@ class Detector:
 
     # --- lines and closings -------------------------------------------------------------------------
 
-    def _without_known(self, reading: Reading) -> Hits:
-        """The hits on lines that the operator has not called normal: for their surest rule and their template."""
-        hits = reading.hits
-        if not len(hits.lines) or not self._parts.known.any_normal:
-            return hits
-        surest = self._rules.surest(hits)
-        lines = hits.lines[surest]
-        causes = rule_causes(self._rules.names, hits.rules[surest], reading.ids[lines])
-        kept = ~np.isin(hits.lines, lines[self._parts.known.normal(causes)])
-        return Hits(hits.lines[kept], hits.rules[kept])
-
-    def _odd_values(self, reading: Reading) -> NDArray[np.float64]:
-        if (values := self._grown_values()) is None:
-            return np.zeros(len(reading.ids))
-        with asked("values"):
-            return reading.odd_values(values)
-
     def _learn_values(self, reading: Reading, clean: NDArray[np.bool_]) -> None:
         with asked("values"):
             reading.learn_values(self._parts.values, clean)
@@ -391,12 +374,10 @@ class Detector:
     def _read(self, segments: Sequence[Segment], living: LivingSources, clock: float, received: float) -> _Lines:
         """The lines that `segments` complete in `living`. Nothing is learned of them but their templates."""
         intake = take_in(segments, living, self._pattern, clock=clock, received=received)
-        reading = read_lines(intake, self._parts.templates, self._rules, without=self._parts.withdrawn)
-        hits = self._without_known(reading)
-        hit = np.zeros(len(reading.ids))
-        if len(hits.lines):
-            np.maximum.at(hit, hits.lines, self._rules.confidence[hits.rules])
-        return _Lines(intake, reading, hits, hit, self._odd_values(reading))
+        reading = read_lines(intake, self._parts.templates.assign, self._rules, without=self._parts.withdrawn)
+        hits = self._parts.known.without_normal(self._rules, reading.hits, reading.ids)
+        hit = self._rules.confidences(hits, len(reading.ids))
+        return _Lines(intake, reading, hits, hit, reading.odd_values(self._grown_values()))
 
     def _batch(self, lines: _Lines, chunk: slice, first_line: int, clock: Floats, counters: SourceCounters) -> Batch:
         """A chunk of `lines` to judge, with the log clock at each; its clients are counted in `counters`."""
@@ -477,9 +458,8 @@ class Detector:
         closings, hits = judged.closings, of.hits
         causes = np.zeros(len(batch.ids), dtype=np.uint64)
         if len(hits.lines):
-            surest = self._rules.surest(hits)
-            lines = hits.lines[surest]
-            causes[lines] = rule_causes(self._rules.names, hits.rules[surest], batch.ids[lines])
+            lines, of_rules = hit_causes(self._rules, hits, batch.ids)
+            causes[lines] = of_rules
         texts = of.texts + [self._parts.recent.text(line) or b"" for line in closings.worst_line.tolist()]
         rows = rows_of(
             batch, judged.states, closings, alpha, self._number(closings), of.times, texts, hits, causes,
@@ -515,23 +495,23 @@ class Detector:
         failed: dict[str, str] = {}
         while True:
             try:
-                return self._opinion(failed).on(lines, session, explain)
+                return self._query(failed).answers(lines, session, explain)
             except MemberError as exc:
                 if exc.member in failed:
                     raise
                 failed[exc.member] = exc.reason
                 failed |= resting(failed)
 
-    def _opinion(self, failed: Mapping[str, str]) -> Opinion:
-        """Of all members that judge but those that just `failed`."""
+    def _query(self, failed: Mapping[str, str]) -> Query:
+        """A question to all members that judge but those that just `failed`."""
         ensemble = self._ensemble.without(failed) if self._ensemble is not None and failed else self._ensemble
         out = {*self._parts.withdrawn, *failed}
-        return Opinion(
+        return Query(
             self._parts.templates, self._rules, self._parts.sessions,
             ensemble if ensemble is not None and ensemble.members else None,
             self._pattern, self._parts.known, self._parts.recent,
             None if "values" in out else self._grown_values(), None if "sources" in out else self._parts.origins,
-            self._parts.settings, self.alpha()[0], self._parts.line, self._parts.clock.now, failed,
+            self._parts.settings, self.alpha()[0], self._parts.line, self._parts.clock, self._parts.received, failed,
         )  # fmt: skip
 
     def incidents(self, limit: int) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.rules.engine import Hits, RuleSet
+
 Causes = NDArray[np.uint64]
 
 NONE, RULE, NEW, SHAPE, SOURCE, VALUE = range(6)
@@ -35,6 +37,13 @@ def rule_causes(names: Sequence[str], rules: NDArray[np.integer], templates: NDA
     """Of hits of the rules `names[rules]` on lines of `templates`; both [m], the result uint64 [m]."""
     hashes = np.array([_text_hash(name) for name in names], dtype=np.uint64)
     return _finished(RULE, _mixed(hashes[rules]) + _mixed(templates.astype(np.uint64) ^ _salt(1)))
+
+
+def hit_causes(rules: RuleSet, hits: Hits, templates: NDArray[np.integer]) -> tuple[NDArray[np.int32], Causes]:
+    """The lines that were hit, in order, and the cause of each: its surest rule on its template, of `templates` [n]."""
+    surest = rules.surest(hits)
+    lines = hits.lines[surest]
+    return lines, rule_causes(rules.names, hits.rules[surest], templates[lines])
 
 
 def new_causes(templates: NDArray[np.integer]) -> Causes:

@@ -31,15 +31,17 @@ State:
     answers_dropped, admissions, admitted_dropped   int, since the state began
 """
 
+from copy import copy
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes.fingerprints import KINDS, clipped, shown
+from detection.causes.fingerprints import KINDS, clipped, hit_causes, shown
 from detection.columns.state import Columns, State, array, scalar
 from detection.frames import FeedbackFrame
+from detection.rules.engine import Hits, RuleSet
 
 ANSWERS = 10_000
 ADMITTED = 4096
@@ -185,6 +187,12 @@ class KnownCauses:
 
     # --- questions ----------------------------------------------------------------------------------
 
+    def read_only(self) -> "KnownCauses":
+        """The same as of now, to which one may report what one likes: it stays as it is."""
+        frozen = copy(self)
+        frozen.admits = False
+        return frozen
+
     @property
     def any_normal(self) -> bool:
         return len(self._sorted_normal) > 0
@@ -192,6 +200,14 @@ class KnownCauses:
     def normal(self, causes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which of `causes` [m] are normal, by an answer or by admission."""
         return _among(causes, self._sorted_normal)
+
+    def without_normal(self, rules: RuleSet, hits: Hits, templates: NDArray[np.int32]) -> Hits:
+        """`hits` but those on lines that are normal: by their surest rule and their template, of `templates` [n]."""
+        if not len(hits.lines) or not self.any_normal:
+            return hits
+        lines, causes = hit_causes(rules, hits, templates)
+        kept = ~np.isin(hits.lines, lines[self.normal(causes)])
+        return Hits(hits.lines[kept], hits.rules[kept])
 
     def bad(self, causes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which of `causes` [m] the operator called an anomaly."""

@@ -112,6 +112,13 @@ class RuleSet:
         lines = hits.lines[order]
         return order[np.concatenate(([True], lines[1:] != lines[:-1]))]
 
+    def confidences(self, hits: Hits, lines: int) -> NDArray[np.float64]:
+        """Of each of so many lines the confidence of the surest rule that hit it, 0 where none did: float64 [n]."""
+        surest = np.zeros(lines)
+        if len(hits.lines):
+            np.maximum.at(surest, hits.lines, self.confidence[hits.rules])
+        return surest
+
     def _match_one(self, field: str, value: bytes) -> list[int]:
         text = decode(value, query=field == "target")
         hits = [

@@ -1,7 +1,7 @@
 """From the segments of a frame to lines and their fields."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,9 +19,9 @@ from detection.rules.engine import Hits, RuleSet
 from detection.sessions.connections import LivingSources
 from detection.sessions.log_clock import from_the_future
 from detection.sessions.table import KEY_BYTES
-from detection.templates.table import TemplateTable
 
 HALF_A_YEAR_SECONDS = 182 * 86_400.0
+TemplateIds = Callable[[str, Sequence[bytes]], NDArray[np.int32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,15 @@ class Intake:
 
     lines: list[bytes]
     fields: list[tuple[NDArray[np.int64], Fields]]  # which lines, and their fields
+    own_keys: list[bytes]  # as the lines hold them, b"" where they hold none
     keys: list[bytes]
     windowed: list[bool]
     times: NDArray[np.float64]
     errors: NDArray[np.bool_]
-    cut: int
-    unterminated: int
     future: int  # lines whose time is not believed; in `times` they have none
-    ended: list[bytes]  # keys of the windows of sources that have ended
+    cut: int = 0
+    unterminated: int = 0
+    ended: Sequence[bytes] = ()  # keys of the windows of sources that have ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +54,25 @@ class Reading:
     troubles: NDArray[np.bool_]
     things: NDArray[np.uint64]
 
-    def odd_values(self, model: ValueModel) -> NDArray[np.float64]:
-        """What `model` says of each line's values: float64 [n]."""
+    def odd_values(self, model: ValueModel | None) -> NDArray[np.float64]:
+        """What `model` says of each line's values, 0 without one: float64 [n]. Raises MemberError."""
         scores = np.zeros(len(self.ids))
-        for where, values in self.values:
-            scores[where] = model.scores(values, len(where))
+        if model is not None:
+            with asked("values"):
+                for where, values in self.values:
+                    scores[where] = model.scores(values, len(where))
         return scores
 
-    def strangest_value(self, model: ValueModel, line: int) -> Strangest | None:
-        """What `model` finds oddest of the values of line number `line` of these; None where it has none."""
+    def strangest_value(self, model: ValueModel | None, line: int) -> Strangest | None:
+        """What `model` finds oddest of the values of line number `line` of these; None where it has none, and without
+        a model. Raises MemberError."""
+        if model is None:
+            return None
         for where, values in self.values:
             place = int(np.searchsorted(where, line))
             if place < len(where) and where[place] == line:
-                return model.explain(values, place)
+                with asked("values"):
+                    return model.explain(values, place)
         return None
 
     def learn_values(self, model: ValueModel, keep: NDArray[np.bool_]) -> None:
@@ -73,9 +80,9 @@ class Reading:
             model.learn(values, keep[where])
 
 
-def read_lines(intake: Intake, templates: TemplateTable, rules: RuleSet, *, without: Collection[str] = ()) -> Reading:
-    """Read the fields of all lines; new templates get their ids. Nothing is read for members `without` which it goes
-    on. Raises MemberError."""
+def read_lines(intake: Intake, ids_of: TemplateIds, rules: RuleSet, *, without: Collection[str] = ()) -> Reading:
+    """Read the fields of all lines; `ids_of` is a template table's `assign`, or its `match` where nothing is to be
+    learned. Nothing is read for members `without` which it goes on. Raises MemberError."""
     n = len(intake.lines)
     reading = Reading(
         np.empty(n, np.int32),
@@ -88,7 +95,7 @@ def read_lines(intake: Intake, templates: TemplateTable, rules: RuleSet, *, with
     )
     found = []
     for at, fields in intake.fields:
-        reading.ids[at] = templates.assign(fields.family, fields.contents)
+        reading.ids[at] = ids_of(fields.family, fields.contents)
         hits, targets, web = match_rules(rules, fields, [intake.lines[i] for i in at.tolist()])
         found.append(Hits(lines=at[hits.lines].astype(np.int32), rules=hits.rules))
         if web.any() and "values" not in without:
@@ -153,37 +160,49 @@ class KeyPattern:
 def take_in(
     segments: Sequence[Segment], living: LivingSources, pattern: KeyPattern | None, *, clock: float, received: float
 ) -> Intake:
-    """Cut the segments of one frame into lines and read their fields.
-
-    `clock` is the log clock before the frame, nan when unset; then `received`, the frame's receive time, tells the
-    year or the day that a time leaves out. Lines of a kind that carries no times have none, nor have those whose time
-    is not believed.
-    """
+    """Cut the segments of one frame into lines and read their fields, with `received` the frame's receive time."""
     lines: list[bytes] = []
     sources: list[bytes] = []
     ended: list[bytes] = []
-    spans: dict[str, list[tuple[int, int]]] = {}
+    by_kind: dict[str, list[int]] = {}
     cut = unterminated = 0
     for segment in segments:
         completed, tail_counted = living.complete(segment)
         source = segment.source.encode()
         if completed:
-            spans.setdefault(segment.kind, []).append((len(lines), len(lines) + len(completed)))
+            by_kind.setdefault(segment.kind, []).extend(range(len(lines), len(lines) + len(completed)))
         lines += completed
         sources += [source] * len(completed)
         cut += len(segment.cut)
         unterminated += tail_counted
         if segment.last:
             ended.append(_bounded(b"w" + source))
+    intake = read_fields(lines, sources, by_kind, pattern, clock=clock, received=received)
+    return replace(intake, cut=cut, unterminated=unterminated, ended=ended)
 
+
+def read_fields(
+    lines: list[bytes],
+    sources: Sequence[bytes],
+    by_kind: Mapping[str, Sequence[int]],
+    pattern: KeyPattern | None,
+    *,
+    clock: float,
+    received: float,
+) -> Intake:
+    """The fields of `lines`, which came from `sources`; `by_kind` says which of them are of each kind.
+
+    `clock` is the log clock before them, nan when unset; then `received`, when they came, tells the year or the day
+    that a time leaves out. Lines of a kind that carries no times have none, nor have those whose time is not believed.
+    """
     reference = received if np.isnan(clock) else clock
     times = np.full(len(lines), np.nan)
     errors = np.zeros(len(lines), dtype=np.bool_)
     keys: list[bytes] = [b""] * len(lines)
     fields: list[tuple[NDArray[np.int64], Fields]] = []
-    for kind, ranges in spans.items():
-        at = np.concatenate([np.arange(start, stop) for start, stop in ranges])
-        for rows, parsed in parse_each(kind, [lines[i] for i in at.tolist()], clock=reference):
+    for kind, places in by_kind.items():
+        at = np.array(places, dtype=np.int64)
+        for rows, parsed in parse_each(kind, [lines[i] for i in places], clock=reference):
             where = at[rows]
             for i, key in zip(where.tolist(), parsed.keys, strict=True):
                 keys[i] = key
@@ -199,7 +218,7 @@ def take_in(
         keys = pattern.keys(lines)
     windowed = [not key for key in keys]
     named = [session_key(key) if key else _bounded(b"w" + source) for key, source in zip(keys, sources, strict=True)]
-    return Intake(lines, fields, named, windowed, times, errors, cut, unterminated, int(future.sum()), ended)
+    return Intake(lines, fields, keys, named, windowed, times, errors, int(future.sum()))
 
 
 def _read_again(

@@ -12,6 +12,7 @@ zone may be of any.
 """
 
 import math
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,17 @@ class LogClock:
             self.now = float(running[-1])
             return running[1:]
         return np.array([self._step(time) for time in times.tolist()], dtype=np.float64)
+
+    def after_each(self, times: NDArray[np.float64], received: float) -> NDArray[np.float64]:
+        """What `advance` would give for each of `times` as the next line, alone; moves nothing."""
+        if not self.timed:
+            return np.where(np.isnan(times), np.fmax(self.now, received), times)
+        after: NDArray[np.float64] = np.fmax(self.now, times)
+        for place in np.flatnonzero(times > self.now + LEAP_SECONDS_ALLOWED).tolist():
+            clock = copy(self)
+            clock._ahead = self._ahead.copy()
+            after[place] = clock._step(float(times[place]))
+        return after
 
     def pass_silence(self, seconds: float) -> None:
         """Move by wall time that passed without a line that has a time."""

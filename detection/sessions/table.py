@@ -56,6 +56,8 @@ _COLUMNS: dict[str, tuple[str, int]] = {
     "verdict": ("|u1", 1),  # what the session was flagged as (`outcomes`), 0: not flagged
     "cause": ("<u8", 1),  # of that (`causes`)
 }
+# What is not 0 of a session without lines: it begins with the first, and there is no silence before that.
+_FRESH = {"opened": True, "last_time": np.inf, "last_event": np.nan}
 
 
 class SessionTable:
@@ -108,15 +110,30 @@ class SessionTable:
         if slot is None:
             slot = self._slots[key] = self._free.pop()
             self._used = max(self._used, slot + 1)
-            for column in self.column.values():
-                column[slot] = 0
+            for name, column in self.column.items():
+                column[slot] = _FRESH.get(name, 0)
             self.column["key"][slot] = key
             self.column["windowed"][slot] = windowed
-            self.column["opened"][slot] = True
-            self.column["last_time"][slot] = np.inf  # no silence before the first line
-            self.column["last_event"][slot] = np.nan
             self.open[slot] = True
         return slot
+
+    def copies(self, slot: int | None, keys: Sequence[bytes], windowed: Sequence[bool]) -> "SessionTable":
+        """A table with a row for each of `keys`, in their order: a copy of the session in `slot`, or without one a
+        session of that key that has no lines yet. To be judged on and thrown away: no key is found in it."""
+        rows = len(keys)
+        table = SessionTable(rows)
+        for name, column in table.column.items():
+            if slot is not None:
+                column[:] = self.column[name][slot]
+            elif name in _FRESH:
+                column[:] = _FRESH[name]
+        if slot is None:
+            table.column["key"][:] = keys
+            table.column["windowed"][:] = windowed
+        table.open[:] = True
+        table._used, table._free = rows, []
+        table.next_serial = self.next_serial
+        return table
 
     def new_serials(self, begins: NDArray[np.int64]) -> NDArray[np.int64]:
         """Serials for new sessions, in the order of their first lines `begins` [m], which all differ."""

@@ -159,7 +159,8 @@ class TemplateTable:
         return np.concatenate(settled)
 
     def match(self, family: str, contents: Sequence[bytes]) -> NDArray[np.int32]:
-        """The ids that `assign` would give to each of `contents` alone, -1 for a new one; learns nothing.
+        """The ids that `assign` would give to each of `contents` alone, -1 for a new one (it would get
+        `created` + 1); learns nothing.
 
         -1 also where `assign` would first make room, whatever it then finds.
         """

@@ -109,8 +109,7 @@ class Alerting:
             )
         if lines is not None and not closing:
             number = lines.start + row
-            with asked("values"):
-                odd_value = None if lines.values is None else lines.reading.strangest_value(lines.values, number)
+            odd_value = lines.reading.strangest_value(lines.values, number)
             if odd_value is not None:
                 reasons["value"] = value_shown(odd_value)
             target, agent = lines.reading.matched_in[number]

@@ -15,7 +15,7 @@ from detection.rules.engine import Hits
 from detection.rules.files import Rule
 from detection.scoring.ensemble import Ensemble
 from detection.scoring.judging import Batch, Closings, LineStates
-from detection.scoring.outcomes import ATTACK, NOVEL, VERDICTS
+from detection.scoring.outcomes import VERDICTS, verdict_of
 from detection.templates.table import TemplateTable
 from detection.verdicts.incidents import Grouped
 
@@ -125,26 +125,18 @@ def rows_of(
     templates: TemplateTable,
     ensemble: Ensemble | None,
 ) -> Rows:
-    """The verdicts on a batch and on what closed with it.
+    """The verdicts on a batch and on what closed with it (`verdict_of`); a session is flagged once.
 
-    A line that a rule matched is an attack; a session that the members flagged is an anomaly, or novel, from that line
-    on, and flagged there once; so is a line novel whose template the model in force never saw. `rule_causes`
-    uint64 [n]: the cause of each line that a rule hit, else 0.
+    `rule_causes` uint64 [n]: the cause of each line that a rule hit, else 0.
     """
     n, m = len(batch.ids), len(closings.line)
     p = np.concatenate((states.p, closings.p))
     hit = np.concatenate((batch.hit, closings.hit))
-    verdict = np.concatenate((states.verdict, closings.verdict))
+    known = np.ones(n + m, dtype=np.bool_)
     if ensemble is not None:
-        novel = ~ensemble.knows(batch.ids) & (states.verdict == 0)
-        verdict[:n][novel] = NOVEL
+        known[:n] = ensemble.knows(batch.ids)
+    verdict, score = verdict_of(p, alpha, hit, np.concatenate((states.verdict, closings.verdict)), known)
     flagged_now = np.concatenate((states.flagged, closings.flagged))
-    verdict[hit > 0.0] = ATTACK
-    surprise = np.where(np.isnan(p) | (alpha <= 0.0), 0.0, alpha / (alpha + np.where(np.isnan(p), 1.0, p)))
-    # What a known cause explains is below alpha, but no reason to flag.
-    explained = (p < alpha) & np.concatenate((states.verdict == 0, closings.verdict == 0))
-    surprise = np.where(explained, np.minimum(surprise, _JUST_BELOW), surprise)
-    surprise = np.where(flagged_now, np.maximum(surprise, 0.5), surprise)
     reached = np.concatenate((states.reached, closings.reached))
     about = np.where(flagged_now, np.concatenate((states.about, closings.about)), CLOSING_TEMPLATE).astype(np.int32)
     about[:n] = np.where(rule_causes > 0, batch.ids, about[:n])
@@ -160,7 +152,7 @@ def rows_of(
         session=np.concatenate((states.session, closings.session)),
         template_id=np.concatenate((batch.ids, np.full(m, CLOSING_TEMPLATE, dtype=np.int32))),
         verdict=verdict,
-        score=np.maximum(surprise, hit),
+        score=score,
         p=p,
         flagged=flagged_now | by_rule,
         cause=cause,
@@ -176,9 +168,6 @@ def rows_of(
         | {number: templates.text(number) for number in np.union1d(batch.ids, about[about >= 0]).tolist()},
         generation=ensemble.generation if ensemble else 0,
     )
-
-
-_JUST_BELOW = 0.499
 
 
 def _members_at(closings: Closings, ensemble: Ensemble | None) -> NDArray[np.float64]:

@@ -73,7 +73,9 @@ def test_sessions_that_close_at_one_line_are_numbered_in_the_order_in_which_they
     journal = knowing_by_hand()
     said(journal, [line("late", READ, 10.0), line("early", READ, 11.0), line("late", RETRY, 12.0)])
     records = said(journal, [line("other", READ, 100.0)])  # the idle time is 60 s
-    closed = [(each["id"], each["session"], each["first_line"], each["last_line"]) for each in records if each["closed"]]
+    closed = [
+        (each["id"], each["session"], each["first_line"], each["last_line"]) for each in records if each["closed"]
+    ]
     assert closed == [("7.1", "late", 4, 6), ("7.2", "early", 5, 5)]
     assert records[0]["id"] == "7"
 
