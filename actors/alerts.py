@@ -16,12 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 import trio
 
-from actors.scoring import Verdicts
+if TYPE_CHECKING:  # torch comes with it, and this actor begins before that is imported
+    from detection.verdicts.records import Verdicts
 
 RECENT_RECORDS = 1000
 PENDING_RECORDS = 10_000
@@ -171,7 +172,7 @@ class Alerts:
         self._progress = trio.Event()
         self._limiter = trio.CapacityLimiter(1)
 
-    async def take(self, verdicts: Verdicts) -> None:
+    async def take(self, verdicts: "Verdicts") -> None:
         """Put one frame's verdicts where they belong. Never fails because a file does."""
         streams = list(self._streams)
         watched = any(stream.everything for stream in streams)
@@ -324,7 +325,7 @@ class _Rendered:
     verdicts: list[Line]
 
 
-def _render(verdicts: Verdicts, writing: bool, watched: bool) -> _Rendered:
+def _render(verdicts: "Verdicts", writing: bool, watched: bool) -> _Rendered:
     flagged = verdicts.flagged()
     records = list(verdicts.records()) if writing or watched else []
     return _Rendered(flagged, records, [_line(record) for record in flagged], [_line(r) for r in records if writing])

@@ -41,8 +41,8 @@ class CheckpointError(Exception):
     """No snapshot was written; the message says why. The one before is still there."""
 
 
-class Store(Protocol):
-    """What checkpoints ask of `persistence.store.Store`; blocking."""
+class SnapshotWriter(Protocol):
+    """The part of `persistence.store.Store` that checkpoints need; blocking."""
 
     @property
     def directory(self) -> Path: ...
@@ -90,9 +90,9 @@ class Checkpoints:
 
     def __init__(
         self,
-        store: Store,
+        store: SnapshotWriter,
         sequencer: Sequencer,
-        scoring: Scoring[Any, Any],
+        scoring: Scoring,
         alerts: Alerts,
         *,
         models: Callable[[State], Collection[str]],

@@ -29,7 +29,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import trio
@@ -38,9 +38,10 @@ from actors.checkpoint import CheckpointError, Checkpoints
 from actors.latest_summary import Published
 from actors.scoring import Scoring
 from actors.sequencer import Request, submit
-from detection.columns.state import State
 from detection.frames import ModelFrame, RefusedFrame, TrainingCutoff
 from detection.models.model import Model
+from detection.models.training_set import TrainingSet
+from detection.summary import Summary
 from persistence.disk import failure
 from persistence.preamble import NewerFormatError
 from persistence.snapshot import SnapshotError
@@ -67,24 +68,6 @@ SILENT_TIMES = 20.0
 INTERRUPTIONS_ALLOWED = 2  # in a row, of which none got any further
 
 log = logging.getLogger(__name__)
-
-
-class TrainingSet(Protocol):
-    """What training asks of `detection.models.training_set.TrainingSet`."""
-
-    @property
-    def generation(self) -> int: ...
-
-    @property
-    def line(self) -> int: ...
-
-    @property
-    def full(self) -> bool: ...
-
-    @property
-    def studied(self) -> TrainingCutoff: ...
-
-    def to_columns(self) -> State: ...
 
 
 class TrainingFailed(Exception):
@@ -200,7 +183,7 @@ def _in_words(progress: _Progress) -> str:
 
 
 async def run_training(
-    scoring: "Scoring[Any, TrainingSet]",
+    scoring: Scoring,
     requests: "trio.MemorySendChannel[Request]",
     checkpoints: Checkpoints,
     *,
@@ -270,7 +253,7 @@ async def run_training(
                 status.stopped()
 
 
-async def _rest(published: "Published[Any]", until: float) -> Any:
+async def _rest(published: Published, until: float) -> Summary:
     """The summary at `until`, or before that the first one which says that training is urgent."""
     summary = published.summary
     with trio.move_on_at(until):
@@ -303,7 +286,7 @@ class _Runs:
 
     def __init__(
         self,
-        scoring: "Scoring[Any, TrainingSet]",
+        scoring: Scoring,
         command: Sequence[str],
         scratch: Path,
         models: Path,
@@ -362,7 +345,7 @@ class _Runs:
         None when it failed, which is logged and kept in `status`, and not to be tried again before `not_before`.
         """
         published, status = self._scoring.published, self._status
-        data = await self._scoring.training_set()
+        data = await self._scoring.query(lambda detector: detector.training_set())
         summary = published.summary
         about = _About(data.generation, data.full, summary.generation, summary.restored, data.studied, self._program)
         began_from = 0.0

@@ -29,7 +29,7 @@ from actors.backlog import Backlog, run_backlog
 from actors.checkpoint import CheckpointError, Checkpoints, run_checkpoint
 from actors.ingest import MAX_CONNECTIONS, Counters, run_ingest
 from actors.peek_mark import marks_work
-from actors.scoring import Scoring, Verdicts, run_scoring
+from actors.scoring import Scoring, run_scoring
 from actors.sequencer import Request, Sequencer, run_sequencer, submit
 from actors.training import TrainingStatus, run_training
 from daemon.api.app import create_app
@@ -43,9 +43,7 @@ from daemon.settings import Settings, SettingsError, load, read_rules
 from daemon.startup.scan import Found, find
 from detection.frames import Frame, ModelFrame, Sequenced, SettingsFrame
 from detection.models.model import Model
-from detection.models.training_set import TrainingSet
 from detection.settings import RuleText
-from detection.summary import Summary
 from persistence.directory import StoreError
 from persistence.journal import JournalError
 from persistence.jsonl import JsonlWriter, open_jsonl
@@ -53,6 +51,7 @@ from persistence.store import Store, open_store
 
 if TYPE_CHECKING:
     from daemon.startup.replay import Recovered
+    from detection.verdicts.records import Verdicts
 
 STATUS_SECONDS = 10.0
 ALIVE_SECONDS = 2.0  # how often recovery tells the service manager that it goes on
@@ -195,7 +194,7 @@ class _Daemon:
     async def _work(self) -> None:
         """Take lines and recover, then run the other actors until the stop has flowed through all of them."""
         alerts, last_line = self._alerts()
-        verdicts_in, verdicts = trio.open_memory_channel[Verdicts](QUEUED_VERDICTS)
+        verdicts_in, verdicts = trio.open_memory_channel["Verdicts"](QUEUED_VERDICTS)
         async with trio.open_nursery() as flow:
             await flow.start(run_alerts, alerts, verdicts)
             with verdicts_in:
@@ -330,9 +329,7 @@ class _Daemon:
 
         store, detector, checkpoint = self._store, recovered.detector, self._settings.checkpoint
 
-        scoring: Scoring[Summary, TrainingSet] = Scoring(
-            detector, ReadBack(store, recovered, _sending(verdicts), self._watchdog)
-        )
+        scoring = Scoring(detector, ReadBack(store, recovered, _sending(verdicts), self._watchdog))
         checkpoints = Checkpoints(
             store,
             sequencer,
@@ -421,7 +418,7 @@ class _Daemon:
 
         send = _sending(verdicts)
 
-        def deliver(said: Verdicts) -> None:
+        def deliver(said: "Verdicts") -> None:
             send(said)
             found.reading.replayed(said.seq)
 
@@ -531,10 +528,10 @@ def _why_nothing_is_kept(notifier: Notifier, stored: Collection[str]) -> str | N
     return None if stored else notifier.why_nothing_is_kept()
 
 
-def _sending(verdicts: "trio.MemorySendChannel[Verdicts]") -> Callable[[Verdicts], None]:
+def _sending(verdicts: "trio.MemorySendChannel[Verdicts]") -> "Callable[[Verdicts], None]":
     """`verdicts.send` for worker threads."""
 
-    def send(item: Verdicts) -> None:
+    def send(item: "Verdicts") -> None:
         trio.from_thread.run(verdicts.send, item)
 
     return send

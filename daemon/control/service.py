@@ -10,10 +10,11 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import trio
@@ -38,7 +39,6 @@ from detection.columns.state import OtherVersionError
 from detection.frames import FeedbackFrame, FlushFrame, Frame, RestoreFrame, SettingsFrame, VouchedFrame
 from detection.members.failing import Withdrawn
 from detection.models.model import Model
-from detection.models.training_set import TrainingSet
 from detection.rules.engine import RuleSet
 from detection.rules.files import RuleError
 from detection.settings import RuleText
@@ -50,12 +50,13 @@ from persistence.store import SnapshotInfo, Store
 
 if TYPE_CHECKING:
     from daemon.startup.replay import Report
+    from detection.detector import Detector
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-ASKED_AT_ONCE = 256
+LINES_PER_QUERY = 256
 
 _PAGE_BYTES = resource.getpagesize()
 
@@ -64,7 +65,7 @@ _PAGE_BYTES = resource.getpagesize()
 class Running:
     """The actors, once recovery has given them a state."""
 
-    scoring: Scoring[Summary, TrainingSet]
+    scoring: Scoring
     sequencer: Sequencer
     alerts: Alerts
     checkpoints: Checkpoints
@@ -100,7 +101,7 @@ class Service:
         self._reading: ReplayProgress | None = None
         self._running: Running | None = None
         self._withdrawals: set[Withdrawn] = set()
-        self._asking = trio.Lock()
+        self._detecting = trio.Lock()
         self._vouching: Vouching | None = None
 
     def journal(self, sequencer: Sequencer) -> None:
@@ -355,15 +356,13 @@ class Service:
     async def detect(
         self, lines: Sequence[bytes], session_id: str | None, explain: bool = False
     ) -> list[dict[str, Any]]:
-        scoring = self._ready().scoring
+        self._ready()
         answers: list[dict[str, Any]] = []
-        try:
-            # One question at a time and in small parts: frames, and the watchdog, wait for one part at most.
-            async with self._asking:
-                for start in range(0, len(lines), ASKED_AT_ONCE):
-                    answers += await scoring.ask(lines[start : start + ASKED_AT_ONCE], session_id, explain)
-        except StateAbandoned as exc:
-            raise ControlError(503, "stopping", str(exc)) from exc
+        # One request at a time and in small parts: frames, and the watchdog, wait for one part at most.
+        async with self._detecting:
+            for start in range(0, len(lines), LINES_PER_QUERY):
+                some = lines[start : start + LINES_PER_QUERY]
+                answers += await self._query(partial(_ask, some, session_id, explain))
         timestamp = datetime.fromtimestamp(self._now(), UTC).isoformat()
         return [{**answer, "phase": self.phase(), "timestamp": timestamp} for answer in answers]
 
@@ -442,12 +441,11 @@ class Service:
     # --- the operator's word ------------------------------------------------------------------------
 
     async def feedback(self, alert_id: str, answer: str, note: str) -> dict[str, Any]:
-        running = self._ready()
         record = await self.anomaly(alert_id)
         alert, alert_id = about(record), str(record["id"])  # as it is written there: 0701 is no other alert than 701
         said: Literal["normal", "anomaly"] = "normal" if answer == "normal" else "anomaly"
         # An anomaly is still kept out of what is learned; what is called normal would be raised again all the same.
-        if said == "normal" and not await self._asked(running.scoring.has_template(alert.template)):
+        if said == "normal" and not await self._query(lambda detector: detector.has_template(alert.template)):
             raise ControlError(
                 409,
                 "template_gone",
@@ -473,19 +471,19 @@ class Service:
         return line
 
     async def answers(self) -> list[dict[str, Any]]:
-        return await self._asked(self._ready().scoring.answers())
+        return await self._query(lambda detector: detector.answers())
 
     async def incidents(self, limit: int) -> list[dict[str, Any]]:
-        return await self._asked(self._ready().scoring.incidents(limit))
+        return await self._query(lambda detector: detector.incidents(limit))
 
     async def models(self) -> list[dict[str, Any]]:
         running = self._ready()
-        known = await self._asked(running.scoring.generations())
+        known = await self._query(lambda detector: detector.generations())
         return await trio.to_thread.run_sync(listed, running.store, known)
 
     async def rollback_model(self, generation: int) -> dict[str, Any]:
         running = self._ready()
-        known = await self._asked(running.scoring.generations())
+        known = await self._query(lambda detector: detector.generations())
         frame, model = await trio.to_thread.run_sync(earlier_model, running.store, known, generation)
         seq, line, _ = await self._applied(frame, model)
         log.info("rolled back to model generation %d from line %d on", generation, line)
@@ -501,9 +499,10 @@ class Service:
 
         return await self._vouching.take(source, data, last, self._summary, apply)
 
-    async def _asked(self, answer: Awaitable[T]) -> T:
+    async def _query(self, question: "Callable[[Detector], T]") -> T:
+        """The answer of `question`, which only reads, by the state as it is."""
         try:
-            return await answer
+            return await self._ready().scoring.query(question)
         except StateAbandoned as exc:
             raise ControlError(503, "stopping", str(exc)) from exc
 
@@ -555,6 +554,10 @@ class Service:
 async def _subscribed(alerts: Alerts, everything: bool) -> AsyncIterator["trio.MemoryReceiveChannel[dict[str, Any]]"]:
     with alerts.subscribe(everything=everything) as channel:
         yield channel
+
+
+def _ask(lines: Sequence[bytes], session: str | None, explain: bool, detector: "Detector") -> list[dict[str, Any]]:
+    return detector.ask(lines, session, explain)
 
 
 def _no_snapshot(name: str) -> NoReturn:

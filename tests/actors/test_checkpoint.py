@@ -11,12 +11,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.alerts import Alerts, Outlet, run_alerts
 from actors.checkpoint import FAILED_PAUSE_SECONDS, CheckpointError, Checkpoints, run_checkpoint
-from actors.scoring import Scoring, Verdicts, run_scoring
+from actors.scoring import run_scoring
 from actors.sequencer import Chunk, Request, Sequencer, run_sequencer
 from detection.columns.state import Columns, State, digest
 from detection.frames import Segment, Sequenced
+from detection.verdicts.records import Verdicts
 from persistence.store import SnapshotInfo
-from tests.actors.fakes import FakeDetector, FakeStore, FakeSummary, FakeTrainingSet, FakeWriter, wall_clock
+from tests.actors.fakes import FakeDetector, FakeStore, FakeWriter, scoring_of, wall_clock
 
 
 class Flow:
@@ -34,7 +35,7 @@ class Flow:
         self.store = store
         self.detector = FakeDetector()
         self.writer = FakeWriter()
-        self.scoring: Scoring[FakeSummary, FakeTrainingSet] = Scoring(self.detector)
+        self.scoring = scoring_of(self.detector)
         self.sequencer = Sequencer(store.append, store.rotate, seq=0, line=0, now=wall_clock)
         self.alerts = Alerts(Outlet("alerts", self.writer), seq=0)
         self.checkpoints = Checkpoints(

@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from actors.alerts import RECENT_RECORDS, Alerts, Outlet, run_alerts
 from actors.checkpoint import Checkpoints
 from actors.ingest import Counters
-from actors.scoring import Scoring, Verdicts, run_scoring
+from actors.scoring import run_scoring
 from actors.sequencer import Request, Sequencer, Trouble, run_sequencer
 from actors.training import TrainingStatus
 from daemon.api.app import create_app
@@ -34,12 +34,13 @@ from detection.members.failing import Withdrawn
 from detection.sessions.connections import LivingSources
 from detection.summary import Summary
 from detection.templates.table import TemplateTable
+from detection.verdicts.records import Verdicts
 from persistence.columns import Columns, Value
 from persistence.jsonl import open_jsonl
 from persistence.model_file import ModelFile, write_model
 from persistence.segment import Entry
 from persistence.store import Store, open_store
-from tests.actors.fakes import FakeDetector, FakeVerdicts, wall_clock
+from tests.actors.fakes import FakeDetector, FakeVerdicts, scoring_of, wall_clock
 
 CAUSE = 0xFEDCBA9876543210
 
@@ -65,7 +66,7 @@ class Judge(FakeDetector):
             self.generation = item.model.generation
         return super().apply(item)
 
-    def summary(self) -> Summary:  # type: ignore[override]
+    def summary(self) -> Summary:
         return Summary(
             seq=self.seq,
             line=self.line,
@@ -124,7 +125,7 @@ async def served(directory: Path) -> AsyncIterator[Served]:
         list(store.recover().entries)
         store.start_journal(0, 0)
         detector = Judge()
-        scoring: Scoring[Any, Any] = Scoring(detector)
+        scoring = scoring_of(detector)
         sequencer = Sequencer(store.append, store.rotate, seq=0, line=0, now=wall_clock)
         alerts = Alerts(Outlet("alerts.jsonl", writer), seq=0)
         requests_in, requests = trio.open_memory_channel[Request](64)
