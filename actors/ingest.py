@@ -18,7 +18,7 @@ import logging
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -73,46 +73,58 @@ class Counters:
     connections_gave_way: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class IngestSettings:
+    """Sources are called "<salt>-<n>": `salt` must differ between starts. `kind` is the format of every line, or "auto"
+    for what `recognise` makes of a source's first lines. At `max_connections` a new one waits in the kernel's backlog,
+    and those that have sent nothing give way (`actors.places`)."""
+
+    salt: str
+    recognise: Recognise
+    kind: str = "auto"
+    max_line_bytes: int = 65536
+    max_connections: int = MAX_CONNECTIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What an earlier process leaves: `living` are the sources that have not ended as of the last journaled frame,
+    `stored` the connections that the service manager kept, by the names of their sources."""
+
+    living: Sequence[LivingSource] = ()
+    stored: Mapping[str, socket.socket] = field(default_factory=dict)
+
+
 async def run_ingest(
     listeners: Sequence[socket.socket],
     chunks: trio.MemorySendChannel[Chunk],
+    settings: IngestSettings,
     *,
     stop: trio.Event,
-    salt: str,
-    recognise: Recognise,
-    kind: str = "auto",
-    max_line_bytes: int = 65536,
-    max_connections: int = MAX_CONNECTIONS,
-    living: Sequence[LivingSource] = (),
-    stored: Mapping[str, socket.socket] | None = None,
+    inherited: Inherited | None = None,
     keeper: Keeper | None = None,
     counters: Counters | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Turn what senders write into durable chunks until `stop`; then close `chunks`, which is ours.
 
-    The listeners are bound, listening, non-blocking, and stay the caller's. At `max_connections` whoever comes waits
-    in the backlog, and those that have sent nothing give way (`actors.places`). Sources are called "<salt>-<n>":
-    `salt` must differ between starts.
-
-    `living` are the sources that have not ended as of the last journaled frame, `stored` the connections that
-    were kept for us by the names of their sources: those go on. A living source without its connection ends
-    before we serve, its unfinished line becoming a line. With a `keeper` every connection is kept from its first
-    moment to its end, and needs `actors.peek_mark.marks_work`.
+    The listeners are bound, listening, non-blocking, and stay the caller's. `inherited` connections go on where they
+    were. An inherited source without its connection ends before we serve, its unfinished line becoming a line. With a
+    `keeper` every connection is kept from its first moment to its end, and needs `actors.peek_mark.marks_work`.
 
     At `stop` no more is read and what is under way becomes durable. Then connections close, which resets those
     with unread bytes, unless they are kept: those wait for the process after us.
     """
     with chunks:
-        stored = stored or {}
-        ingest = _Ingest(chunks, salt, recognise, kind, max_line_bytes, max_connections, keeper, counters or Counters())
-        await ingest.close_orphans([source for source in living if source.name not in stored])
+        inherited = inherited or Inherited()
+        ingest = _Ingest(chunks, settings, keeper, counters or Counters())
+        await ingest.close_orphans([source for source in inherited.living if source.name not in inherited.stored])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ingest.stop_reading, stop)
             nursery.start_soon(ingest.watch_store)
             nursery.start_soon(ingest.watch_places)
-            known = {source.name: source for source in living}
-            for name, connection in stored.items():
+            known = {source.name: source for source in inherited.living}
+            for name, connection in inherited.stored.items():
                 nursery.start_soon(ingest.resume, connection, name, known.get(name))
             for listener in listeners:
                 nursery.start_soon(ingest.accept_from, listener, nursery)
@@ -123,20 +135,13 @@ class _Ingest:
     def __init__(
         self,
         chunks: trio.MemorySendChannel[Chunk],
-        salt: str,
-        recognise: Recognise,
-        kind: str,
-        max_line_bytes: int,
-        max_connections: int,
+        settings: IngestSettings,
         keeper: Keeper | None,
         counters: Counters,
     ) -> None:
         self._chunks = chunks
-        self._salt = salt
-        self._recognise = recognise
-        self._kind = kind
-        self._max_line_bytes = max_line_bytes
-        self._places = Places(max_connections, self._have_to_wait)
+        self._settings = settings
+        self._places = Places(settings.max_connections, self._have_to_wait)
         self._under_way = trio.CapacityLimiter(MAX_CHUNKS_UNDER_WAY)
         self._counters = counters
         self._lasting_reason = counters.exactly_once_reason
@@ -221,7 +226,7 @@ class _Ingest:
                 self._places.give_back()
                 continue
             self._counters.connections_total += 1
-            name = f"{self._salt}-{self._counters.connections_total}"
+            name = f"{self._settings.salt}-{self._counters.connections_total}"
             if self._keeping is not None:
                 self._keeping.keep(name, connection.fileno())
             self._counters.connections_open += 1
@@ -249,7 +254,8 @@ class _Ingest:
         return connection
 
     def _source(self, name: str, before: LivingSource | None) -> Source:
-        return Source(name, self._kind, self._recognise, self._max_line_bytes, before)
+        settings = self._settings
+        return Source(name, settings.kind, settings.recognise, settings.max_line_bytes, before)
 
     async def _serve(self, connection: trio.socket.SocketType, source: Source, journaled: int = 0) -> None:
         """Read `connection` from its byte `journaled` on to its end, or to ours."""

@@ -74,7 +74,7 @@ async def submit(
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class JournalFailure:
     """Why the journal cannot be written, and since when (seconds since the epoch)."""
 
     error: str
@@ -101,7 +101,7 @@ class Sequencer:
         self.seq = seq
         self.line = line
         self.handed_on = 0
-        self.trouble: Trouble | None = None
+        self.failure: JournalFailure | None = None
         self.heals = 0
         self._append = append
         self._rotate = rotate
@@ -188,15 +188,15 @@ class Sequencer:
                 except JournalError as exc:
                     self._failed(exc)
             await trio.sleep(RETRY_SECONDS)
-        if self.trouble is not None:
-            log.warning("journal: written again after %.1f s", self._now() - self.trouble.since)
-            self.trouble = None
+        if self.failure is not None:
+            log.warning("journal: written again after %.1f s", self._now() - self.failure.since)
+            self.failure = None
             self.heals += 1
 
     def _failed(self, exc: JournalError) -> None:
-        if self.trouble is None:
+        if self.failure is None:
             log.error("journal: not written, sources wait, retrying: %s", exc)
-        self.trouble = Trouble(str(exc), self.trouble.since if self.trouble else self._now())
+        self.failure = JournalFailure(str(exc), self.failure.since if self.failure else self._now())
 
     def _write(self, items: Sequence[Sequenced]) -> None:
         self._append([Entry(item.seq, item.line, count_lines(item.frame), encode(item.frame)) for item in items])

@@ -34,8 +34,8 @@ class _Upload:
     last_chunk: float  # on trio's clock
 
 
-class Vouching:
-    """The upload under way. `salt` differs between starts, `now` is the wall clock in seconds since the epoch."""
+class VouchedUploads:
+    """One upload after the other. `salt` differs between starts, `now` is the wall clock in seconds since the epoch."""
 
     def __init__(
         self, recognise: Recognise, kind: str, max_line_bytes: int, salt: str, now: Callable[[], float]
