@@ -1,11 +1,11 @@
-"""Alerts: verdicts become lines in files, a ring of recent ones, and live streams.
+"""Alerts: verdicts become lines in files, a list of recent ones, and live streams.
 
 Every record has an id, "<line>" or "<line>.<k>", and ids ascend. A replay after a crash gives the same
 records again; those up to the last id on disk are not written twice. No snapshot is published before
 `Alerts.sync_through` its frame: what a replay will not give again is durable.
 
 A file that cannot be written never stops scoring: its lines wait in memory, at most `PENDING_RECORDS`, and
-are tried again. Beyond that the oldest are lost, counted, and said aloud.
+are tried again. Beyond that the oldest are lost, counted and logged.
 """
 
 import json
@@ -81,7 +81,7 @@ class Outlet:
             # After an error with a sync: it shows that the file is well even when nothing is pending.
             await self._write(sync=self.error is not None)
         except OSError:
-            # Said and counted in `_failed`; the retry is theirs who call again.
+            # Logged and counted in `_failed`; the next `flush` tries again.
             return
 
     async def sync(self) -> None:
@@ -146,7 +146,7 @@ class Outlet:
 
 
 class Alerts:
-    """The outlets, the ring and the streams. `seq` is the last frame whose verdicts went through here.
+    """The outlets, the recent records and the streams. `seq` is the last frame whose verdicts went through here.
 
     `write_all` says whether `verdicts` gets every record; it may be changed at any time. `recent` are
     flagged records of an earlier process, oldest first.
@@ -229,7 +229,7 @@ class Alerts:
     def subscribe(self, *, everything: bool = False) -> "Iterator[trio.MemoryReceiveChannel[Record]]":
         """A live stream of flagged records, or of everything (a sample of what is not flagged).
 
-        Nobody waits for a subscriber: what does not fit its SUBSCRIBER_RECORDS is left out, and
+        Nothing waits for a subscriber: what does not fit its SUBSCRIBER_RECORDS is left out, and
         {"left_out": n} says how many before the next record. The stream ends when alerts ends.
         """
         send, receive = trio.open_memory_channel[Record](SUBSCRIBER_RECORDS)
@@ -317,7 +317,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Rendered:
-    """One frame's verdicts; `records` and `verdicts` are empty when nobody wants them."""
+    """One frame's verdicts; `records` and `verdicts` are empty when no file or stream takes them."""
 
     flagged: list[Record]
     records: list[Record]
@@ -332,7 +332,7 @@ def _render(verdicts: "Verdicts", writing: bool, watched: bool) -> _Rendered:
 
 
 def _line(record: Record) -> Line:
-    """ASCII only: no control sequence of a log line reaches the terminal of who reads the file."""
+    """ASCII only: no control sequence of a log line reaches the terminal of a reader."""
     encoded = msgspec.json.encode(record)
     if not encoded.isascii():
         encoded = json.dumps(msgspec.json.decode(encoded), separators=(",", ":")).encode()

@@ -35,7 +35,7 @@ class TrainingFailed(Exception):
 
 
 class TrainingKilled(TrainingFailed):
-    """From outside: it may have been none of its own doing."""
+    """The child was killed by a signal, or by us because it was silent: its input need not be the cause."""
 
 
 class Trained(msgspec.Struct):
@@ -59,16 +59,16 @@ async def train_in_child(command: Sequence[str], status: TrainingStatus, silent_
     assert process.stdout is not None and process.stderr is not None and process.stdin is not None
     stderr = _Tail(process.stderr)
     report = _Report()
-    allowed, heard = silent_seconds, trio.current_time()
+    allowed, last_line_at = silent_seconds, trio.current_time()
     try:
-        with trio.CancelScope(deadline=heard + allowed) as patience:
+        with trio.CancelScope(deadline=last_line_at + allowed) as patience:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stderr.read)
                 async for line in _lines(process.stdout):
-                    report = _understood(line, status) or report
+                    report = _parse(line, status) or report
                     now = trio.current_time()
                     # A machine on which everything takes long is given longer.
-                    allowed, heard = max(allowed, SILENT_TIMES * (now - heard)), now
+                    allowed, last_line_at = max(allowed, SILENT_TIMES * (now - last_line_at)), now
                     patience.deadline = now + allowed
                 await process.wait()
     finally:
@@ -79,7 +79,7 @@ async def train_in_child(command: Sequence[str], status: TrainingStatus, silent_
             for pipe in (process.stdin, process.stdout, process.stderr):
                 await pipe.aclose()
     if patience.cancelled_caught:
-        raise TrainingKilled(f"trainer hung: it said nothing for {_long(allowed)}, and was killed")
+        raise TrainingKilled(f"trainer hung: it said nothing for {_duration(allowed)}, and was killed")
     if process.returncode == 0 and (report.done is not None or report.refused is not None):
         return report.done or report.refused or ""
     killed = process.returncode is not None and process.returncode < 0
@@ -88,12 +88,12 @@ async def train_in_child(command: Sequence[str], status: TrainingStatus, silent_
     )
 
 
-def _long(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120.0 else f"{seconds / 60.0:.0f} minutes"
 
 
-def _understood(line: bytes, status: TrainingStatus) -> _Report | None:
-    """Take one line of the child: progress into `status`, the result to the caller."""
+def _parse(line: bytes, status: TrainingStatus) -> _Report | None:
+    """One line of the child: progress goes into `status`, a result is returned."""
     try:
         message: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
         if "stage" in message:

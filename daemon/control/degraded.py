@@ -1,6 +1,6 @@
 """What has failed while the daemon runs on, as a list of reasons.
 
-One list for everyone who asks how the daemon is: `GET /health` and `/status`, the page, `vigilctl status`, the service
+One list for every view of the daemon: `GET /health` and `/status`, the page, `vigilctl status`, the service
 manager's status line and the metrics. A reason is there for as long as its cause is.
 """
 
