@@ -1,11 +1,11 @@
-"""Alerts: verdicts become lines in files, a ring of recent ones, and live streams.
+"""Alerts: verdicts become lines in files, a list of recent ones, and live streams.
 
 Every record has an id, "<line>" or "<line>.<k>", and ids ascend. A replay after a crash gives the same
 records again; those up to the last id on disk are not written twice. No snapshot is published before
 `Alerts.sync_through` its frame: what a replay will not give again is durable.
 
 A file that cannot be written never stops scoring: its lines wait in memory, at most `PENDING_RECORDS`, and
-are tried again. Beyond that the oldest are lost, counted, and said aloud.
+are tried again. Beyond that the oldest are lost, counted and logged.
 """
 
 import json
@@ -16,12 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 import trio
 
-from actors.scoring import Verdicts
+if TYPE_CHECKING:  # torch comes with it, and this actor begins before that is imported
+    from detection.verdicts.records import Verdicts
 
 RECENT_RECORDS = 1000
 PENDING_RECORDS = 10_000
@@ -80,7 +81,7 @@ class Outlet:
             # After an error with a sync: it shows that the file is well even when nothing is pending.
             await self._write(sync=self.error is not None)
         except OSError:
-            # Said and counted in `_failed`; the retry is theirs who call again.
+            # Logged and counted in `_failed`; the next `flush` tries again.
             return
 
     async def sync(self) -> None:
@@ -145,7 +146,7 @@ class Outlet:
 
 
 class Alerts:
-    """The outlets, the ring and the streams. `seq` is the last frame whose verdicts went through here.
+    """The outlets, the recent records and the streams. `seq` is the last frame whose verdicts went through here.
 
     `write_all` says whether `verdicts` gets every record; it may be changed at any time. `recent` are
     flagged records of an earlier process, oldest first.
@@ -171,7 +172,7 @@ class Alerts:
         self._progress = trio.Event()
         self._limiter = trio.CapacityLimiter(1)
 
-    async def take(self, verdicts: Verdicts) -> None:
+    async def take(self, verdicts: "Verdicts") -> None:
         """Put one frame's verdicts where they belong. Never fails because a file does."""
         streams = list(self._streams)
         watched = any(stream.everything for stream in streams)
@@ -228,7 +229,7 @@ class Alerts:
     def subscribe(self, *, everything: bool = False) -> "Iterator[trio.MemoryReceiveChannel[Record]]":
         """A live stream of flagged records, or of everything (a sample of what is not flagged).
 
-        Nobody waits for a subscriber: what does not fit its SUBSCRIBER_RECORDS is left out, and
+        Nothing waits for a subscriber: what does not fit its SUBSCRIBER_RECORDS is left out, and
         {"left_out": n} says how many before the next record. The stream ends when alerts ends.
         """
         send, receive = trio.open_memory_channel[Record](SUBSCRIBER_RECORDS)
@@ -316,7 +317,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Rendered:
-    """One frame's verdicts; `records` and `verdicts` are empty when nobody wants them."""
+    """One frame's verdicts; `records` and `verdicts` are empty when no file or stream takes them."""
 
     flagged: list[Record]
     records: list[Record]
@@ -324,14 +325,14 @@ class _Rendered:
     verdicts: list[Line]
 
 
-def _render(verdicts: Verdicts, writing: bool, watched: bool) -> _Rendered:
+def _render(verdicts: "Verdicts", writing: bool, watched: bool) -> _Rendered:
     flagged = verdicts.flagged()
     records = list(verdicts.records()) if writing or watched else []
     return _Rendered(flagged, records, [_line(record) for record in flagged], [_line(r) for r in records if writing])
 
 
 def _line(record: Record) -> Line:
-    """ASCII only: no control sequence of a log line reaches the terminal of who reads the file."""
+    """ASCII only: no control sequence of a log line reaches the terminal of a reader."""
     encoded = msgspec.json.encode(record)
     if not encoded.isascii():
         encoded = json.dumps(msgspec.json.decode(encoded), separators=(",", ":")).encode()

@@ -1,8 +1,8 @@
-"""The backlog: what is journaled while nobody can apply it yet.
+"""The backlog: frames that are journaled before there is a state to apply them to.
 
-At a start lines are journaled before the state is there. Between sequencer and scoring this actor holds them, in
-memory, up to a number of bytes; beyond that the sequencer waits, and so do sources. Once the state has caught up
-nothing is held any more: then waiting is what bounds how far the journal may be ahead of the state.
+It lies between sequencer and scoring, and at a start holds frames in memory, up to a number of bytes; beyond that the
+sequencer waits, and so do sources. Once the state has caught up nothing is held any more: then waiting is what bounds
+how far the journal may be ahead of the state.
 """
 
 import math

@@ -41,8 +41,8 @@ class CheckpointError(Exception):
     """No snapshot was written; the message says why. The one before is still there."""
 
 
-class Store(Protocol):
-    """What checkpoints ask of `persistence.store.Store`; blocking."""
+class SnapshotWriter(Protocol):
+    """The part of `persistence.store.Store` that checkpoints need; blocking."""
 
     @property
     def directory(self) -> Path: ...
@@ -63,7 +63,7 @@ class Saved:
     time: float
 
     def reply(self) -> dict[str, Any]:
-        """What whoever asked for it is told."""
+        """The reply to the requester, as `POST /checkpoint` gives it."""
         return {
             "line": self.line,
             "path": str(self.path),
@@ -80,32 +80,37 @@ class _Request:
     outcome: Saved | CheckpointError | None = None
 
 
-class Checkpoints:
-    """The asking side, and what is known of the last save.
+@dataclass(frozen=True, slots=True)
+class CheckpointSettings:
+    """When periodic saves are due. `now` is the wall clock in seconds since the epoch, for `Saved.time` only; `worked`
+    the seconds of a processor that the calling thread has used so far."""
 
-    `seq` and `line` are those of the snapshot the process started from (0 without one). `models` names the
-    model files a state refers to. `now` is the wall clock in seconds since the epoch, for `Saved.time` only;
-    `worked` the seconds of a processor that the calling thread has used so far.
+    every_lines: int = 10_000
+    every_seconds: float = 300.0
+    now: Callable[[], float] = time.time
+    worked: Callable[[], float] = time.thread_time
+
+
+class Checkpoints:
+    """Where a save is requested, and what is known of the last one: `seq` and `line` are those of its snapshot.
+
+    `after` are those of the snapshot that the process started from, (0, 0) without one. `models` names the model files
+    that a state refers to.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: SnapshotWriter,
         sequencer: Sequencer,
-        scoring: Scoring[Any, Any],
+        scoring: Scoring,
         alerts: Alerts,
+        settings: CheckpointSettings,
         *,
         models: Callable[[State], Collection[str]],
-        now: Callable[[], float],
-        seq: int = 0,
-        line: int = 0,
-        every_lines: int = 10_000,
-        every_seconds: float = 300.0,
-        worked: Callable[[], float] = time.thread_time,
+        after: tuple[int, int] = (0, 0),
     ) -> None:
         self.last: Saved | None = None
-        self.seq = seq
-        self.line = line
+        self.seq, self.line = after
         self.error: str | None = None
         self.failures = 0
         self._store = store
@@ -113,14 +118,11 @@ class Checkpoints:
         self._scoring = scoring
         self._alerts = alerts
         self._models = models
-        self._now = now
-        self._every_lines = every_lines
-        self._every_seconds = every_seconds
+        self._settings = settings
         self._requests: list[_Request] = []
         self._wake = trio.Event()
         self._ended = False
         self._earliest = -math.inf
-        self._worked = worked
         self._cost = 0.0  # of the last save, in seconds of a processor
         self._retry_at = -math.inf
         self._heals_saved = 0
@@ -184,9 +186,9 @@ class Checkpoints:
             return math.inf
         if summary.restored > self.seq or self._sequencer.heals != self._heals_saved:
             return self._retry_at
-        if summary.line - self.line >= self._every_lines:
+        if summary.line - self.line >= self._settings.every_lines:
             return self._earliest
-        return max(self._earliest, self._last_time + self._every_seconds)
+        return max(self._earliest, self._last_time + self._settings.every_seconds)
 
     async def _serve_once(self, seq: int) -> None:
         requests, self._requests = self._requests, []
@@ -229,7 +231,7 @@ class Checkpoints:
         self._heals_saved = heals
         seconds = trio.current_time() - began
         path = self._store.directory / info.name
-        self.last = Saved(summary.seq, summary.line, path, info.bytes, seconds, sha, self._now())
+        self.last = Saved(summary.seq, summary.line, path, info.bytes, seconds, sha, self._settings.now())
         try:
             await self._sequencer.rotate()
         except (JournalError, OSError) as exc:
@@ -239,19 +241,19 @@ class Checkpoints:
 
     def _write(self, seq: int, line: int, columns: State) -> tuple[SnapshotInfo, str]:
         # The copy that scoring made before is the smaller part of the work, and not counted.
-        began = self._worked()
+        began = self._settings.worked()
         try:
             sha = digest(columns)
             return self._store.write_snapshot(seq, line, columns, models=self._models(columns)), sha
         finally:
-            self._cost = self._worked() - began
+            self._cost = self._settings.worked() - began
 
     def wanted(self) -> bool:
         """Whether a last save has anything to do."""
         return bool(self._requests) or self._scoring.published.summary.seq != self.seq
 
     def end(self, outcome: Saved | None, why: str) -> None:
-        """Answer who still waits, and whoever asks from now on."""
+        """Answer the requests that still wait, and refuse those that come from now on."""
         self._ended = True
         for request in self._requests:
             covered = outcome is not None and outcome.seq >= request.through

@@ -18,11 +18,11 @@ import logging
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
-from actors.fd_store import Keeping
+from actors.fd_store import StoredConnections
 from actors.lines import Recognise, Source
 from actors.peek_mark import Keeper, clear_mark, journaled_bytes, set_mark
 from actors.places import Places
@@ -49,15 +49,15 @@ class Counters:
     """What ingest did since its start; lines and bytes are counted when they are durable.
 
     `exactly_once` says whether connections outlive the process; if not, the reason is beside it.
-    `connections_unkept` are those that may not though others do, for want of room.
+    `connections_unkept` are those that may not, for want of room in the store.
     `connections_resumed` came from an earlier process; `chunks_recognised` of them had a chunk under way that
     was found in the journal, so it was not read again.
     `connections_waiting` says whether others have to wait for a place; if so, the reason is beside it.
-    `connections_gave_way` had never sent anything, and were let go for those that waited.
+    `connections_gave_way` had never sent anything, and were closed for those that waited.
     """
 
     lines: int = 0
-    lines_under_way: int = 0  # read, and not durable yet: nobody was told that they are safe
+    lines_under_way: int = 0  # read, not durable and not confirmed yet
     bytes: int = 0
     lines_truncated: int = 0
     connections_open: int = 0
@@ -73,46 +73,58 @@ class Counters:
     connections_gave_way: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class IngestSettings:
+    """Sources are called "<salt>-<n>": `salt` must differ between starts. `kind` is the format of every line, or "auto"
+    for what `recognise` makes of a source's first lines. At `max_connections` a new one waits in the kernel's backlog,
+    and those that have sent nothing give way (`actors.places`)."""
+
+    salt: str
+    recognise: Recognise
+    kind: str = "auto"
+    max_line_bytes: int = 65536
+    max_connections: int = MAX_CONNECTIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What an earlier process leaves: `living` are the sources that have not ended as of the last journaled frame,
+    `stored` the connections that the service manager kept, by the names of their sources."""
+
+    living: Sequence[LivingSource] = ()
+    stored: Mapping[str, socket.socket] = field(default_factory=dict)
+
+
 async def run_ingest(
     listeners: Sequence[socket.socket],
     chunks: trio.MemorySendChannel[Chunk],
+    settings: IngestSettings,
     *,
     stop: trio.Event,
-    salt: str,
-    recognise: Recognise,
-    kind: str = "auto",
-    max_line_bytes: int = 65536,
-    max_connections: int = MAX_CONNECTIONS,
-    living: Sequence[LivingSource] = (),
-    stored: Mapping[str, socket.socket] | None = None,
+    inherited: Inherited | None = None,
     keeper: Keeper | None = None,
     counters: Counters | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Turn what senders write into durable chunks until `stop`; then close `chunks`, which is ours.
 
-    The listeners are bound, listening, non-blocking, and stay the caller's. At `max_connections` whoever comes waits
-    in the backlog, and those that have sent nothing give way (`actors.places`). Sources are called "<salt>-<n>":
-    `salt` must differ between starts.
-
-    `living` are the sources that have not ended as of the last journaled frame, `stored` the connections that
-    were kept for us by the names of their sources: those go on. A living source without its connection ends
-    before we serve, its unfinished line becoming a line. With a `keeper` every connection is kept from its first
-    moment to its end, and needs `actors.peek_mark.marks_work`.
+    The listeners are bound, listening, non-blocking, and stay the caller's. `inherited` connections go on where they
+    were. An inherited source without its connection ends before we serve, its unfinished line becoming a line. With a
+    `keeper` every connection is kept from its first moment to its end, and needs `actors.peek_mark.marks_work`.
 
     At `stop` no more is read and what is under way becomes durable. Then connections close, which resets those
     with unread bytes, unless they are kept: those wait for the process after us.
     """
     with chunks:
-        stored = stored or {}
-        ingest = _Ingest(chunks, salt, recognise, kind, max_line_bytes, max_connections, keeper, counters or Counters())
-        await ingest.close_orphans([source for source in living if source.name not in stored])
+        inherited = inherited or Inherited()
+        ingest = _Ingest(chunks, settings, keeper, counters or Counters())
+        await ingest.close_orphans([source for source in inherited.living if source.name not in inherited.stored])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ingest.stop_reading, stop)
             nursery.start_soon(ingest.watch_store)
             nursery.start_soon(ingest.watch_places)
-            known = {source.name: source for source in living}
-            for name, connection in stored.items():
+            known = {source.name: source for source in inherited.living}
+            for name, connection in inherited.stored.items():
                 nursery.start_soon(ingest.resume, connection, name, known.get(name))
             for listener in listeners:
                 nursery.start_soon(ingest.accept_from, listener, nursery)
@@ -123,44 +135,37 @@ class _Ingest:
     def __init__(
         self,
         chunks: trio.MemorySendChannel[Chunk],
-        salt: str,
-        recognise: Recognise,
-        kind: str,
-        max_line_bytes: int,
-        max_connections: int,
+        settings: IngestSettings,
         keeper: Keeper | None,
         counters: Counters,
     ) -> None:
         self._chunks = chunks
-        self._salt = salt
-        self._recognise = recognise
-        self._kind = kind
-        self._max_line_bytes = max_line_bytes
-        self._places = Places(max_connections, self._have_to_wait)
+        self._settings = settings
+        self._places = Places(settings.max_connections, self._on_waiting)
         self._under_way = trio.CapacityLimiter(MAX_CHUNKS_UNDER_WAY)
         self._counters = counters
         self._lasting_reason = counters.exactly_once_reason
-        self._keeping = None if keeper is None else Keeping(keeper, self._would_not_outlive_us)
+        self._stored = None if keeper is None else StoredConnections(keeper, self._on_unkept)
         self._stopped = False
         self._waits: set[trio.CancelScope] = set()
 
     async def watch_store(self) -> None:
-        """Until `stop`."""
-        if self._keeping is not None:
+        """Test what the service manager holds, until `stop`."""
+        if self._stored is not None:
             with self._until_stop():
-                await self._keeping.watch()
+                await self._stored.watch()
 
     async def watch_places(self) -> None:
-        """Until `stop`."""
+        """Log when connections wait, until `stop`."""
         with self._until_stop():
             await self._places.watch()
 
-    def _have_to_wait(self, reason: str | None, gave_way: int) -> None:
+    def _on_waiting(self, reason: str | None, gave_way: int) -> None:
         counters = self._counters
         counters.connections_waiting, counters.connections_waiting_reason = reason is not None, reason
         counters.connections_gave_way = gave_way
 
-    def _would_not_outlive_us(self, connections: int) -> None:
+    def _on_unkept(self, connections: int) -> None:
         counters = self._counters
         counters.connections_unkept = connections
         counters.exactly_once_reason = (
@@ -211,7 +216,7 @@ class _Ingest:
     async def accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while not self._stopped:
             with self._until_stop() as scope:
-                # A place is taken when somebody comes, not before: connections that were kept for us need them.
+                # A place is taken when a connection comes, not before: connections that were kept for us need them.
                 await trio.lowlevel.wait_readable(listener)
                 await self._places.take()
             if scope.cancelled_caught:
@@ -221,9 +226,9 @@ class _Ingest:
                 self._places.give_back()
                 continue
             self._counters.connections_total += 1
-            name = f"{self._salt}-{self._counters.connections_total}"
-            if self._keeping is not None:
-                self._keeping.keep(name, connection.fileno())
+            name = f"{self._settings.salt}-{self._counters.connections_total}"
+            if self._stored is not None:
+                self._stored.keep(name, connection.fileno())
             self._counters.connections_open += 1
             nursery.start_soon(self._serve, trio.socket.from_stdlib_socket(connection), self._source(name, None))
 
@@ -249,7 +254,8 @@ class _Ingest:
         return connection
 
     def _source(self, name: str, before: LivingSource | None) -> Source:
-        return Source(name, self._kind, self._recognise, self._max_line_bytes, before)
+        settings = self._settings
+        return Source(name, settings.kind, settings.recognise, settings.max_line_bytes, before)
 
     async def _serve(self, connection: trio.socket.SocketType, source: Source, journaled: int = 0) -> None:
         """Read `connection` from its byte `journaled` on to its end, or to ours."""
@@ -258,18 +264,18 @@ class _Ingest:
         try:
             with connection:
                 await _consume(connection, journaled)
-                if self._keeping is not None:
+                if self._stored is not None:
                     # Not before: killed in the middle, what is left of the mark says how many bytes are left.
                     clear_mark(connection)
                 if await self._read_all(connection, source):
                     # Durable before the close that tells the sender so.
                     await self._commit(source.finish())
-                    if self._keeping is not None:
+                    if self._stored is not None:
                         # The sender need not wait until the manager has closed its end, too.
                         connection.shutdown(socket.SHUT_RDWR)
-                        self._keeping.forget(source.name)
-                if self._keeping is not None:
-                    self._keeping.closed(source.name)
+                        self._stored.forget(source.name)
+                if self._stored is not None:
+                    self._stored.closed(source.name)
         finally:
             self._counters.connections_open -= 1
             self._places.give_back(connection)
@@ -296,12 +302,12 @@ class _Ingest:
                 return False
             self._places.spoke(connection)
             segment = source.feed(data)
-            if self._keeping is not None and segment is not None:
+            if self._stored is not None and segment is not None:
                 set_mark(connection, len(data), segment.parity)
             await self._commit(segment)
             self._counters.bytes += len(data)
             await _consume(connection, len(data))
-            if self._keeping is not None:
+            if self._stored is not None:
                 clear_mark(connection)
         except OSError as exc:
             log.info("source %s ended: %s", source.name, exc)

@@ -1,60 +1,38 @@
-"""The latest summary of the state, for everyone who is not allowed at the detector."""
-
-from typing import Generic, Protocol, TypeVar
+"""The latest summary of the state, for every reader that does not own the detector."""
 
 import trio
 
-
-class Summary(Protocol):
-    """What the actors need of a summary; the detector's own holds more. Immutable."""
-
-    @property
-    def seq(self) -> int: ...
-
-    @property
-    def line(self) -> int: ...
-
-    @property
-    def training_due(self) -> bool: ...
-
-    @property
-    def training_urgent(self) -> bool: ...
-
-    @property
-    def restored(self) -> int: ...
+from detection.summary import Summary
 
 
-S = TypeVar("S", bound=Summary)
-
-
-class Published(Generic[S]):
+class Published:
     """One writer (scoring), any number of readers; reading `summary` never waits.
 
-    Readers see the latest summary, not each: who is slow skips some.
+    Readers see the latest summary, not every one: a slow reader skips some.
     """
 
-    def __init__(self, summary: S) -> None:
+    def __init__(self, summary: Summary) -> None:
         self.summary = summary
         self._changed = trio.Event()
         self._closed = False
 
-    def publish(self, summary: S) -> None:
+    def publish(self, summary: Summary) -> None:
         self.summary = summary
         self._wake()
 
     def close(self) -> None:
-        """No summary will follow: who waits for one gets `trio.EndOfChannel`. Idempotent."""
+        """No summary will follow: a reader that waits for one gets `trio.EndOfChannel`. Idempotent."""
         self._closed = True
         self._wake()
 
-    async def newer(self, than: S) -> S:
-        """The summary, as soon as it is another one than `than`."""
+    async def newer(self, than: Summary) -> Summary:
+        """The latest summary, as soon as it is not `than` itself. Raises `trio.EndOfChannel` after `close`."""
         while self.summary is than:
             await self._change()
         return self.summary
 
-    async def wait_for(self, seq: int) -> S:
-        """A summary at `seq` or later: everything through frame `seq` has been applied."""
+    async def wait_for(self, seq: int) -> Summary:
+        """A summary at `seq` or later: everything through frame `seq` is applied. Raises as `newer`."""
         while self.summary.seq < seq:
             await self._change()
         return self.summary

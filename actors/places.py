@@ -1,9 +1,9 @@
-"""Places for connections: so many are served at a time, and whoever comes beyond waits in the kernel's backlog.
+"""Places for connections: a limited number is served at a time, and others wait in the kernel's backlog.
 
-The kernel tells that somebody waits there and not how many do. As long as somebody does it is said once, and a
+The kernel says that a connection waits there, and not how many do. While one waits it is logged once, and a
 connection that has never sent a byte gives way, the oldest first and none before it was silent for SILENT_SECONDS.
 Nothing is lost by that: its receiving side is shut down, so that what its sender wrote before is read to the end like
-that of any other, and what it writes afterwards fails there.
+that of any other, and what it writes afterwards fails on its side.
 """
 
 import logging
@@ -22,21 +22,21 @@ log = logging.getLogger(__name__)
 
 
 class Places:
-    """`limit` of them. `told(waiting, gave_way)` is called when either changes: why connections have to wait, or had
-    to within the last CALM_SECONDS, else None; and how many were let go for others so far."""
+    """`limit` of them. `on_change(waiting, gave_way)` is called when either changes: why connections have to wait, or
+    had to within the last CALM_SECONDS, else None; and how many were closed for others so far."""
 
-    def __init__(self, limit: int, told: Callable[[str | None, int], None]) -> None:
+    def __init__(self, limit: int, on_change: Callable[[str | None, int], None]) -> None:
         self._waiting: str | None = None
         self._gave_way = 0
         self._limit = limit
-        self._told = told
+        self._on_change = on_change
         self._free = trio.Semaphore(limit)
         self._silent: dict[trio.socket.SocketType, float] = {}  # and since when, the oldest first
         self._calm = trio.CancelScope()
         self._crowded = trio.Event()
 
     async def take(self) -> None:
-        """Return when there is a place, which is the caller's until `give_back`. Somebody waits for it meanwhile."""
+        """Return when there is a place, which is the caller's until `give_back`. Others may give way for it."""
         try:
             self._free.acquire_nowait()
             return
@@ -63,37 +63,37 @@ class Places:
         self._silent.pop(connection, None)
 
     def let_go(self) -> bool:
-        """Have the connection that has been silent for longest end; False when there is none to let go."""
+        """End the connection that has been silent for longest; False when there is none to end."""
         for connection, since in list(self._silent.items()):
             if trio.current_time() < since + SILENT_SECONDS:
                 return False
             del self._silent[connection]
             if _readable(connection):
-                continue  # it has spoken, or ends by itself: nobody has come to read it yet
+                continue  # it has sent something, or ended: that is not read yet
             connection.shutdown(socket.SHUT_RD)
             self._gave_way += 1
-            self._told(self._waiting, self._gave_way)
+            self._on_change(self._waiting, self._gave_way)
             return True
         return False
 
     def short_of(self, reason: str) -> None:
-        """Somebody has to wait, for `reason`."""
+        """A connection has to wait, for `reason`."""
         self._calm.deadline = trio.current_time() + CALM_SECONDS
         if self._waiting is None:
             self._waiting = reason
-            self._told(reason, self._gave_way)
+            self._on_change(reason, self._gave_way)
             self._crowded.set()
 
     async def watch(self) -> None:
-        """Say when connections have to wait, and when they do not any more. Until cancelled."""
+        """Log when connections begin to wait, and when they no longer do. Until cancelled."""
         while True:
             await self._crowded.wait()
             before = self._gave_way
             log.warning("%s; those that have sent nothing for %d s give way", self._waiting, SILENT_SECONDS)
-            with self._calm:  # until nobody has had to wait for a while
+            with self._calm:  # until none has had to wait for a while
                 await trio.sleep_forever()
             self._crowded, self._waiting, self._calm = trio.Event(), None, trio.CancelScope()
-            self._told(None, self._gave_way)
+            self._on_change(None, self._gave_way)
             log.info("connections wait no longer; %d that had sent nothing gave way", self._gave_way - before)
 
 

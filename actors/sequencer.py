@@ -1,13 +1,14 @@
-"""The sequencer: gives every frame its place, makes it durable, tells who waits, passes it on.
+"""The sequencer: numbers every frame, makes it durable, confirms it to its sources, passes it on.
 
 Order of events for a frame: numbered, appended to the journal (durable on return), `committed` set for its
-sources, sent to scoring. So what scoring has seen is in the journal, and a source that was told "committed"
+sources, sent to scoring. So what scoring has applied is in the journal, and a source whose chunk is committed
 may forget its bytes. Chunks of many sources share a frame, and everything that waits shares one append.
 
-What becomes of a frame that cannot be applied is a frame, too, and journaled by whoever is applying it, while
-everybody else may wait for him: `interject` does not queue behind requests, nor wait until frames are passed on.
+The decision about a frame that cannot be applied is a frame, too. Scoring journals it in the middle of applying, while
+everything else may be waiting for scoring: `interject` neither queues behind requests nor waits until frames are passed
+on.
 
-A journal that cannot be written degrades the daemon, it does not stop it: nothing is told, so sources wait,
+A journal that cannot be written degrades the daemon, it does not stop it: nothing is confirmed, so sources wait,
 and the same frames are tried again every `RETRY_SECONDS` until the disk is back. Then `heals` counts one up, and
 a snapshot is due.
 """
@@ -74,7 +75,7 @@ async def submit(
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class JournalFailure:
     """Why the journal cannot be written, and since when (seconds since the epoch)."""
 
     error: str
@@ -82,11 +83,11 @@ class Trouble:
 
 
 class Sequencer:
-    """The place of the last durable frame, and the only hand on the journal.
+    """The number of the last durable frame, and the only writer of the journal.
 
     `handed_on` is the last frame that is on its way to scoring or there, 0 as long as this process had none.
     `append` and `rotate` are the store's: blocking, run in one worker thread, one at a time.
-    `now` is the wall clock in seconds since the epoch; it stamps frames and is asked nowhere else.
+    `now` is the wall clock in seconds since the epoch; it stamps frames and is read nowhere else.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Sequencer:
         self.seq = seq
         self.line = line
         self.handed_on = 0
-        self.trouble: Trouble | None = None
+        self.failure: JournalFailure | None = None
         self.heals = 0
         self._append = append
         self._rotate = rotate
@@ -123,16 +124,16 @@ class Sequencer:
     async def interject(self, frame: Frame) -> int:
         """Have `frame` journaled now, and return its seq when it is durable; it is passed on in its place.
 
-        For whoever is in the middle of applying another frame, and holds all up: nothing waits for that here. Also
-        works when `run_sequencer` has ended; then nobody applies it any more in this process.
+        For scoring in the middle of applying another frame, which holds up everything else: this does not wait for it.
+        Also works when `run_sequencer` has ended; then this process does not apply it any more.
         """
         request = FrameRequest(frame)
         await self.commit([request])
         return request.seq
 
     async def commit(self, requests: Sequence[Request]) -> None:
-        """Number and append `requests`, and tell who waits; however often the journal fails. Then they are to be
-        passed on, see `next`."""
+        """Number and append `requests`, however often the journal fails, and set `committed` of each. After that they
+        are passed on by `pass_on`."""
         async with self._placing:
             placed = self._place(requests)
             await self._journal([item for item, _ in placed])
@@ -188,15 +189,15 @@ class Sequencer:
                 except JournalError as exc:
                     self._failed(exc)
             await trio.sleep(RETRY_SECONDS)
-        if self.trouble is not None:
-            log.warning("journal: written again after %.1f s", self._now() - self.trouble.since)
-            self.trouble = None
+        if self.failure is not None:
+            log.warning("journal: written again after %.1f s", self._now() - self.failure.since)
+            self.failure = None
             self.heals += 1
 
     def _failed(self, exc: JournalError) -> None:
-        if self.trouble is None:
+        if self.failure is None:
             log.error("journal: not written, sources wait, retrying: %s", exc)
-        self.trouble = Trouble(str(exc), self.trouble.since if self.trouble else self._now())
+        self.failure = JournalFailure(str(exc), self.failure.since if self.failure else self._now())
 
     def _write(self, items: Sequence[Sequenced]) -> None:
         self._append([Entry(item.seq, item.line, count_lines(item.frame), encode(item.frame)) for item in items])
@@ -232,7 +233,7 @@ async def run_sequencer(
 
     Takes ownership of both channel ends. When scoring is slow the send waits, so requests wait, so sources
     wait. After `idle_seconds` without lines one tick is journaled, and no other until lines come again.
-    Cancelled: what was not durable yet is never told committed.
+    Cancelled: `committed` is never set for what was not durable yet.
     """
     silence = idle_seconds + TICK_GRACE_SECONDS
     with requests, frames:

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import trio
 
-from actors.scoring import Scoring, Verdicts, run_scoring
+from actors.scoring import Scoring, run_scoring
 from actors.sequencer import Chunk, Request, Sequencer, run_sequencer
 from benchmarks.end_to_end import read_lines
 from daemon.settings import Settings, read_rules
 from detection.detector import Detector
 from detection.frames import Segment, Sequenced, SettingsFrame
+from detection.verdicts.records import Verdicts
 from persistence.segment import Entry
 from persistence.store import open_store
 

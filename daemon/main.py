@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    # Until the event loop takes them: the settings have only just been read, there is nothing to reload. Before all
-    # else, for left alone they would end us.
+    # Until the event loop takes them: the settings have only just been read, there is nothing to reload. First of
+    # all, for by default they would end us.
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     from daemon.places import state_directory

@@ -141,6 +141,12 @@ def _parser() -> argparse.ArgumentParser:
     feedback.add_argument("answer", metavar="ANSWER", nargs="?", choices=ANSWERS, help="normal, anomaly or undo")
     feedback.add_argument("--note", metavar="TEXT", default="", help="a reason, shown in the list")
 
+    _add_models(choices)
+    _add_snapshots(choices)
+    return parser
+
+
+def _add_models(choices: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     models = choices.add_parser("models", help="list the model generations, or go back to one")
     generations = models.add_subparsers(metavar="ACTION", required=True)
     _add(
@@ -151,6 +157,8 @@ def _parser() -> argparse.ArgumentParser:
         "generation", metavar="GENERATION", type=_generation, help="a number from the list, such as 3"
     )
 
+
+def _add_snapshots(choices: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     snapshots = choices.add_parser("snapshots", help="list, verify, pin or restore the saved states")
     actions = snapshots.add_subparsers(metavar="ACTION", required=True)
     _add(actions, "list", _on_admin(commands.snapshots_list), "every snapshot: line, size, time")
@@ -169,7 +177,6 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument(
             "name", metavar="NAME", help="a name from the list, such as snapshot-00000000000000000812.msgpack"
         )
-    return parser
 
 
 def _add(

@@ -1,1 +1,1 @@
-"""What the admin API can ask of the daemon, and how the daemon does it."""
+"""The requests of the admin API, and how the daemon serves them."""

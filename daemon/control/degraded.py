@@ -1,14 +1,14 @@
 """What has failed while the daemon runs on, as a list of reasons.
 
-One list for everyone who asks how the daemon is: `GET /health` and `/status`, the page, `vigilctl status`, the service
+One list for every view of the daemon: `GET /health` and `/status`, the page, `vigilctl status`, the service
 manager's status line and the metrics. A reason is there for as long as its cause is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from detection.members.failing import Withdrawn
+from detection.summary import Summary
 
 CODES = {
     "journal": "lines cannot be journaled: sources wait, and the daemon does not serve",
@@ -37,8 +37,7 @@ def reasons(
     journal: str | None = None,
     training: str | None = None,
     trainings_failed: int = 0,
-    withdrawn: Sequence[Withdrawn] = (),
-    unfitted: Mapping[str, str] | None = None,
+    summary: Summary | None = None,
     checkpoint: str | None = None,
     outlets: Mapping[str, Mapping[str, Any]] | None = None,
     waiting: str | None = None,
@@ -46,9 +45,9 @@ def reasons(
     """Why the daemon is degraded, the gravest first; empty when all is well.
 
     `journal`, `training` and `checkpoint` are the errors of the last try, None when it succeeded; `trainings_failed`
-    is how many in a row have not. `unfitted` are the members that the model in force was trained without, each with the
-    reason. `outlets` are the files of records by name, as `actors.alerts.Outlet.status` gives
-    them. `waiting` says why connections have to wait, None when they do not.
+    is how many in a row have not. `summary` says which members do not judge, and why. `outlets` are the files of
+    records by name, as `actors.alerts.Outlet.status` gives them. `waiting` says why connections have to wait, None when
+    they do not.
     """
     found = []
     if journal is not None:
@@ -60,11 +59,13 @@ def reasons(
             found.append(Reason("alerts", text))
     if checkpoint is not None:
         found.append(Reason("checkpoint", f"checkpoint failed: {checkpoint}"))
-    if withdrawn:
-        members = "; ".join(f"{one.member} does not judge since frame {one.seq:,}: {one.reason}" for one in withdrawn)
+    if summary is not None and summary.withdrawn:
+        members = "; ".join(
+            f"{one.member} does not judge since frame {one.seq:,}: {one.reason}" for one in summary.withdrawn
+        )
         found.append(Reason("withdrawn", members))
-    if unfitted:
-        members = "; ".join(f"the model was trained without {name}: {why}" for name, why in unfitted.items())
+    if summary is not None and summary.unfitted:
+        members = "; ".join(f"the model was trained without {name}: {why}" for name, why in summary.unfitted)
         found.append(Reason("unfitted", members))
     if training is not None:
         times = f" {trainings_failed:,} times in a row" if trainings_failed > 1 else ""

@@ -18,7 +18,7 @@ SEARCHED_BYTES = 64 << 20  # of alerts.jsonl, from its end: about a hundred thou
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """The cause of an alert, as `detection.causes.fingerprints` has it, the template that it hangs on, 0: on none, and
+    """The cause of an alert, as `detection.causes.fingerprints` has it, the template that it is about (0: none), and
     the shapes that "normal" holds for, too."""
 
     cause: int

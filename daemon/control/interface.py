@@ -1,8 +1,8 @@
-"""What the admin API asks of the daemon: the seam between the web framework and the wiring.
+"""What the admin API needs of the daemon: the seam between the web framework and the wiring.
 
 `daemon.control.service` implements `Control`, tests fake it; the API knows nothing else of the daemon. Everything a
 method returns is made of dicts, lists, strings, numbers, booleans and None. A float that is not finite
-leaves the process as null; a string may hold the lone surrogates of bytes that were not UTF-8.
+is encoded as null; a string may hold the lone surrogates of bytes that were not UTF-8.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ class Control(Protocol):
 
             cause_kind, what  why it would be flagged, as flagged records have it beside "explain"
             members   [{"name", "score", "p", "threshold"}], the surest first; "threshold" is the score beyond which
-                      it alone would be reason to flag, None where no score of it is
+                      that member alone would flag it, None where no score of it is
             rules     [{"name", "severity", "field", "before", "text", "after"}]: what matched, and what is around it;
                       of an answer to a question they are in "rule_based"
             expected  [{"template_id", "template", "p"}], what would have been usual instead, likeliest first
@@ -106,7 +106,7 @@ class Control(Protocol):
         """Answer an alert, "normal" or "anomaly": {"id", "answer", "kind", "what", "line"}.
 
         In force when this returns, for everything of the same cause. 404 when there is no such alert or its record
-        is gone, 409 when the record names no cause, or one that is not to come again and is called normal.
+        was rotated away, 409 when the record names no cause, or one that is not to come again and is called normal.
         """
 
     async def undo_feedback(self, alert_id: str) -> dict[str, Any]:
@@ -149,5 +149,5 @@ class Control(Protocol):
         """A live subscription: flagged records, or with `everything` a sample of the rest as well.
 
         Raises `ControlError` when called, not when entered. The channel ends when the daemon stops. A subscriber that
-        does not keep up misses records and is told how many by {"left_out": n}; it never slows the daemon.
+        does not keep up misses records, and {"left_out": n} says how many; it never slows the daemon.
         """

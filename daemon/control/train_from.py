@@ -4,7 +4,7 @@ An upload is a source like a connection: lines are cut where they are too long, 
 frames must hold a source's bytes in order and without gaps, so a chunk is taken by a copy of what is known of the
 upload, and that copy counts only when its frames are on their way: a client that hangs up costs nothing but its
 own chunk. There is one upload at a time: its end is the end of all vouched sessions and makes training due, and
-what a chunk came to is told from the counts before and after. One that nobody goes on with is ended by the next.
+what a chunk came to is the difference of the counts before and after. One that is abandoned is ended by the next.
 """
 
 import copy
@@ -34,8 +34,8 @@ class _Upload:
     last_chunk: float  # on trio's clock
 
 
-class Vouching:
-    """The upload under way. `salt` differs between starts, `now` is the wall clock in seconds since the epoch."""
+class VouchedUploads:
+    """One upload after the other. `salt` differs between starts, `now` is the wall clock in seconds since the epoch."""
 
     def __init__(
         self, recognise: Recognise, kind: str, max_line_bytes: int, salt: str, now: Callable[[], float]

@@ -1,15 +1,17 @@
 """A detector, a store and files small enough to see through, for the actors' tests."""
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import trio
 
+from actors.scoring import Scoring
 from detection.causes.fingerprints import KINDS, shown
 from detection.columns.state import Columns, State
+from detection.detector import Detector
 from detection.frames import (
     FeedbackFrame,
     LinesFrame,
@@ -20,31 +22,21 @@ from detection.frames import (
     count_lines,
     decode,
 )
+from detection.summary import Summary
+from detection.verdicts.records import Verdicts
 from persistence.journal import JournalError
 from persistence.segment import Entry
 from persistence.store import SnapshotInfo
 
 
-@dataclass(frozen=True)
-class FakeSummary:
-    seq: int = 0
-    line: int = 0
-    training_due: bool = False
-    training_urgent: bool = False
-    restored: int = 0
-    generation: int = 0
-    unfitted: tuple[tuple[str, str], ...] = ()
+class FakeVerdicts(Verdicts):
+    """Verdicts that are records from the first."""
 
+    def __init__(self, seq: int, line: int, all_records: tuple[dict[str, Any], ...] = ()) -> None:
+        super().__init__(seq, line, len(all_records), ())
+        object.__setattr__(self, "all_records", all_records)
 
-@dataclass(frozen=True)
-class FakeVerdicts:
-    seq: int
-    line: int
-    all_records: tuple[dict[str, Any], ...] = ()
-
-    @property
-    def lines(self) -> int:
-        return len(self.all_records)
+    all_records: tuple[dict[str, Any], ...]
 
     def flagged(self) -> list[dict[str, Any]]:
         return [record for record in self.all_records if record["flagged"]]
@@ -148,10 +140,26 @@ class FakeDetector:
     def training_set(self) -> FakeTrainingSet:
         return FakeTrainingSet(generation=1, line=self.line, full=self.full)
 
-    def summary(self) -> FakeSummary:
+    def summary(self) -> Summary:
         due = self.due or self.urgent or (self.line >= self.warmup_lines and not self.model)
         restored = self.restored if self.restored <= self.seq else 0
-        return FakeSummary(self.seq, self.line, due, self.urgent, restored, self.generation, self.unfitted)
+        return Summary(
+            seq=self.seq,
+            line=self.line,
+            training_due=due,
+            training_urgent=self.urgent,
+            restored=restored,
+            generation=self.generation,
+            unfitted=self.unfitted,
+        )
+
+
+def scoring_of(
+    detector: FakeDetector,
+    read_back: Callable[[Sequenced, Exception], tuple[FakeDetector, FakeVerdicts]] | None = None,
+) -> Scoring:
+    """Scoring whose detector is a fake: the one place where that is said to the type checker."""
+    return Scoring(cast(Detector, detector), cast(Any, read_back))
 
 
 def _about(frame: FeedbackFrame) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors import alerts as module
 from actors.alerts import Alerts, Outlet, id_key, run_alerts
-from actors.scoring import Verdicts
+from detection.verdicts.records import Verdicts
 from tests.actors.fakes import FakeVerdicts, FakeWriter, record
 
 

@@ -10,13 +10,14 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.alerts import Alerts, Outlet, run_alerts
-from actors.checkpoint import FAILED_PAUSE_SECONDS, CheckpointError, Checkpoints, run_checkpoint
-from actors.scoring import Scoring, Verdicts, run_scoring
+from actors.checkpoint import FAILED_PAUSE_SECONDS, CheckpointError, Checkpoints, CheckpointSettings, run_checkpoint
+from actors.scoring import run_scoring
 from actors.sequencer import Chunk, Request, Sequencer, run_sequencer
 from detection.columns.state import Columns, State, digest
 from detection.frames import Segment, Sequenced
+from detection.verdicts.records import Verdicts
 from persistence.store import SnapshotInfo
-from tests.actors.fakes import FakeDetector, FakeStore, FakeSummary, FakeTrainingSet, FakeWriter, wall_clock
+from tests.actors.fakes import FakeDetector, FakeStore, FakeWriter, scoring_of, wall_clock
 
 
 class Flow:
@@ -34,13 +35,17 @@ class Flow:
         self.store = store
         self.detector = FakeDetector()
         self.writer = FakeWriter()
-        self.scoring: Scoring[FakeSummary, FakeTrainingSet] = Scoring(self.detector)
+        self.scoring = scoring_of(self.detector)
         self.sequencer = Sequencer(store.append, store.rotate, seq=0, line=0, now=wall_clock)
         self.alerts = Alerts(Outlet("alerts", self.writer), seq=0)
         self.checkpoints = Checkpoints(
-            store, self.sequencer, self.scoring, self.alerts, models=_models, now=wall_clock,
-            every_lines=every_lines, every_seconds=every_seconds, worked=worked,
-        )  # fmt: skip
+            store,
+            self.sequencer,
+            self.scoring,
+            self.alerts,
+            CheckpointSettings(every_lines, every_seconds, now=wall_clock, worked=worked),
+            models=_models,
+        )
         self.final_seconds = final_seconds
         self.requests, self._requests = trio.open_memory_channel[Request](64)
         self._frames_in, self._frames = trio.open_memory_channel[Sequenced](4)
@@ -285,7 +290,7 @@ async def test_when_the_disk_is_back_a_snapshot_is_written_at_once(mock_clock: M
         mock_clock.autojump_threshold = 0.05
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flow.log, b"y")
-            await until(lambda: flow.sequencer.trouble is not None)
+            await until(lambda: flow.sequencer.failure is not None)
             await trio.sleep(60)
             assert store.snapshots == []
             store.full = False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from actors.ingest import run_ingest
+from actors.ingest import IngestSettings, run_ingest
 from detection.columns.state import Columns
 from detection.frames import LinesFrame, decode
 from persistence.segment import Entry
@@ -63,7 +63,7 @@ async def test_every_confirmed_line_is_in_the_store_once_in_its_senders_order_af
 
         async with trio.open_nursery() as nursery:
             await flow.run(nursery)
-            await nursery.start(partial(run_ingest, [listener], flow.requests, stop=stop, salt="t", recognise=plain))
+            await nursery.start(partial(run_ingest, [listener], flow.requests, IngestSettings("t", plain), stop=stop))
             async with trio.open_nursery() as sending:
                 for number in range(senders):
                     sending.start_soon(send, number)
@@ -95,7 +95,7 @@ async def test_a_thousand_slow_clients_share_frames_and_syncs(tmp_path: Path) ->
         flow = Flow(store)
         async with trio.open_nursery() as nursery:
             await flow.run(nursery)
-            await nursery.start(partial(run_ingest, [listener], flow.requests, stop=stop, salt="t", recognise=plain))
+            await nursery.start(partial(run_ingest, [listener], flow.requests, IngestSettings("t", plain), stop=stop))
             clients = [trio.socket.socket(socket.AF_UNIX) for _ in range(1000)]
             for client in clients:
                 await client.connect(str(tmp_path / "log.sock"))

@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from actors.ingest import ACCEPT_PAUSE_SECONDS, CHUNK_BYTES, Counters, run_ingest
+from actors.ingest import ACCEPT_PAUSE_SECONDS, CHUNK_BYTES, Counters, IngestSettings, Inherited, run_ingest
 from actors.peek_mark import SO_PEEK_OFF, Keeper, marks_work, set_mark
 from actors.places import CALM_SECONDS, SILENT_SECONDS
 from actors.sequencer import Chunk
@@ -81,13 +81,9 @@ async def ingesting(
                 await run_ingest(
                     [listener],
                     send,
+                    IngestSettings("salt", recognise, max_line_bytes=max_line_bytes, max_connections=max_connections),
                     stop=running.stop,
-                    salt="salt",
-                    recognise=recognise,
-                    max_line_bytes=max_line_bytes,
-                    max_connections=max_connections,
-                    living=living,
-                    stored=stored,
+                    inherited=Inherited(living, stored or {}),
                     keeper=keeper,
                     counters=running.counters,
                 )

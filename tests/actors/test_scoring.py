@@ -1,21 +1,30 @@
 import threading
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.latest_summary import Published
-from actors.scoring import HEARTBEAT_SECONDS, Scoring, StateAbandoned, Verdicts, run_scoring
+from actors.scoring import HEARTBEAT_SECONDS, Scoring, StateAbandoned, run_scoring
+from detection.columns.state import State
 from detection.frames import LinesFrame, Segment, Sequenced
-from tests.actors.fakes import FakeDetector, FakeSummary, FakeTrainingSet, FakeVerdicts
+from detection.summary import Summary
+from detection.verdicts.records import Verdicts
+from tests.actors.fakes import FakeDetector, FakeTrainingSet, FakeVerdicts, scoring_of
 
 
 def frame(seq: int, line: int, text: bytes = b"x\n") -> Sequenced:
     return Sequenced(seq, line, LinesFrame(0.0, (Segment("s", "plain", text, text.count(b"\n")),)))
 
 
-def scoring_of(detector: FakeDetector) -> Scoring[FakeSummary, FakeTrainingSet]:
-    return Scoring(detector)
+async def exported(scoring: Scoring) -> tuple[Summary, State]:
+    async with scoring.exporting() as moment:
+        return moment
+
+
+async def ask(scoring: Scoring, line: bytes) -> list[dict[str, Any]]:
+    return await scoring.query(lambda detector: detector.ask([line], None))
 
 
 class Beats:
@@ -40,7 +49,7 @@ async def test_frames_become_verdicts_and_the_summary_is_published_until_the_end
     assert [(v.seq, [r["id"] for r in v.flagged()]) for v in said] == [(1, ["2"]), (2, [])]
     with pytest.raises(trio.EndOfChannel):
         await scoring.published.newer(scoring.published.summary)
-    assert await scoring.ask([b"still"], None) == [{"line": "still", "known": 3}]
+    assert await ask(scoring, b"still") == [{"line": "still", "known": 3}]
 
 
 async def test_a_question_waits_for_one_frame_however_many_are_queued(nursery: trio.Nursery) -> None:
@@ -52,7 +61,7 @@ async def test_a_question_waits_for_one_frame_however_many_are_queued(nursery: t
     for n in range(1, 6):
         frames_in.send_nowait(frame(n, n))
     await wait_all_tasks_blocked()
-    nursery.start_soon(scoring.ask, [b"?"], None)
+    nursery.start_soon(ask, scoring, b"?")
     await wait_all_tasks_blocked()
     assert detector.gate is not None
     detector.gate.set()
@@ -64,7 +73,7 @@ async def test_a_question_waits_for_one_frame_however_many_are_queued(nursery: t
 async def test_an_export_is_of_one_moment() -> None:
     scoring = scoring_of(FakeDetector())
     await scoring.apply(frame(1, 1))
-    summary, columns = await scoring.export()
+    summary, columns = await exported(scoring)
     assert (summary.seq, summary.line) == (columns["seq"], columns["line"]) == (1, 1)
 
 
@@ -74,9 +83,9 @@ async def test_after_a_frame_that_raised_half_way_the_state_is_not_given_to_anyo
     with pytest.raises(ValueError, match="poison"):
         await scoring.apply(frame(2, 2, b"POISON\n"))
     with pytest.raises(StateAbandoned, match="frame 2"):
-        await scoring.export()
+        await exported(scoring)
     with pytest.raises(StateAbandoned):
-        await scoring.ask([b"?"], None)
+        await ask(scoring, b"?")
     assert scoring.published.summary.seq == 1
 
 
@@ -89,7 +98,7 @@ async def test_what_is_read_back_takes_the_place_of_a_frame_that_raises_and_nobo
         read.append((item.seq, str(error)))
         return FakeDetector(seq=item.seq, line=item.line, text=b"read back\n"), FakeVerdicts(item.seq, item.line)
 
-    scoring: Scoring[FakeSummary, FakeTrainingSet] = Scoring(FakeDetector(), read_back)
+    scoring = scoring_of(FakeDetector(), read_back)
     frames_in, frames = trio.open_memory_channel[Sequenced](8)
     verdicts_in, verdicts = trio.open_memory_channel[Verdicts](8)
     await nursery.start(run_scoring, scoring, frames, verdicts_in, lambda: None)
@@ -102,7 +111,7 @@ async def test_what_is_read_back_takes_the_place_of_a_frame_that_raises_and_nobo
         (2, 3, 0, [], 0),
     ]
     assert [record["id"] for record in said[2].flagged()] == ["4"]
-    assert (await scoring.export())[1]["text"] == b"read back\nBAD\n"
+    assert (await exported(scoring))[1]["text"] == b"read back\nBAD\n"
     frames_in.close()
 
 
@@ -113,16 +122,18 @@ async def test_a_question_that_waits_behind_such_a_frame_is_answered_by_the_stat
         detector = FakeDetector(seq=item.seq, line=item.line, known_generations=[{"generation": 7}])
         return detector, FakeVerdicts(item.seq, item.line)
 
-    scoring: Scoring[FakeSummary, FakeTrainingSet] = Scoring(spoilt, read_back)
+    scoring = scoring_of(spoilt, read_back)
     answers: list[object] = []
 
-    async def ask() -> None:
-        answers.append((await scoring.generations(), await scoring.ask([b"?"], None), await scoring.training_set()))
+    async def question() -> None:
+        known = await scoring.query(lambda detector: detector.generations())
+        training_set = await scoring.query(lambda detector: detector.training_set())
+        answers.append((known, await ask(scoring, b"?"), training_set))
 
     async with trio.open_nursery() as turns:
         turns.start_soon(scoring.apply, frame(1, 3, b"a\nPOISON\nb\n"))
         await wait_all_tasks_blocked()
-        turns.start_soon(ask)
+        turns.start_soon(question)
         await wait_all_tasks_blocked()
         assert spoilt.gate is not None
         spoilt.gate.set()
@@ -133,9 +144,9 @@ async def test_a_question_that_waits_behind_such_a_frame_is_answered_by_the_stat
 async def test_what_the_detector_knows_is_asked_in_a_turn() -> None:
     scoring = scoring_of(FakeDetector())
     await scoring.apply(frame(1, 3, b"a\nb\nc\n"))
-    assert await scoring.incidents(2) == [{"id": "3"}, {"id": "2"}]
-    assert await scoring.answers() == await scoring.generations() == []
-    [answer] = await scoring.ask([b"?"], None, explain=True)
+    assert await scoring.query(lambda detector: detector.incidents(2)) == [{"id": "3"}, {"id": "2"}]
+    assert await scoring.query(lambda detector: (detector.answers(), detector.generations())) == ([], [])
+    [answer] = await scoring.query(lambda detector: detector.ask([b"?"], None, explain=True))
     assert answer["explain"] == {"members": {}}
 
 
@@ -147,7 +158,7 @@ async def test_a_state_that_is_being_saved_is_saved_before_another_is_read_back(
         read.set()
         return FakeDetector(seq=item.seq, line=item.line), FakeVerdicts(item.seq, item.line)
 
-    scoring: Scoring[FakeSummary, FakeTrainingSet] = Scoring(FakeDetector(), read_back)
+    scoring = scoring_of(FakeDetector(), read_back)
     await scoring.apply(frame(1, 1))
     async with trio.open_nursery() as turns:
         async with scoring.exporting() as (summary, _):
@@ -163,7 +174,7 @@ async def test_a_cancelled_turn_leaves_the_state_whole() -> None:
         scope.cancel()
         await scoring.apply(frame(1, 1))
     await scoring.apply(frame(1, 1))
-    assert (await scoring.export())[0].seq == 1
+    assert (await exported(scoring))[0].seq == 1
 
 
 async def test_the_heart_beats_while_idle_and_stops_while_a_frame_hangs(
@@ -189,7 +200,7 @@ async def test_the_heart_beats_while_idle_and_stops_while_a_frame_hangs(
 
 
 async def test_published_wakes_every_reader_and_tells_them_of_the_end() -> None:
-    published = Published(FakeSummary())
+    published = Published(Summary())
     seen: list[int] = []
 
     async def read() -> None:
@@ -204,7 +215,7 @@ async def test_published_wakes_every_reader_and_tells_them_of_the_end() -> None:
         reading.start_soon(read)
         for seq in (1, 2):
             await wait_all_tasks_blocked()
-            published.publish(FakeSummary(seq, seq))
+            published.publish(Summary(seq=seq, line=seq))
         await wait_all_tasks_blocked()
         assert seen == [1, 1, 2, 2]
         published.close()

@@ -36,7 +36,7 @@ async def running(store: FakeStore, *, idle_seconds: float = 1e6, queue: int = 4
 
 async def trouble(run: Running) -> None:
     # A virtual clock jumps while a worker thread works, so a length of time says nothing about it.
-    while run.sequencer.trouble is None:  # noqa: ASYNC110
+    while run.sequencer.failure is None:  # noqa: ASYNC110
         await trio.sleep(0.1)
 
 
@@ -107,17 +107,17 @@ async def test_a_full_disk_holds_sources_back_and_the_same_frame_is_written_when
         item = chunk("a", b"1\n")
         run.requests.send_nowait(item)
         await trouble(run)
-        assert run.sequencer.trouble is not None
-        began = run.sequencer.trouble.since
+        assert run.sequencer.failure is not None
+        began = run.sequencer.failure.since
         await trio.sleep(60)
-        assert "no space left" in run.sequencer.trouble.error
-        assert run.sequencer.trouble.since == began
+        assert "no space left" in run.sequencer.failure.error
+        assert run.sequencer.failure.since == began
 
         store.full = False
         began = trio.current_time()
         await item.committed.wait()
         assert trio.current_time() - began <= 10
-        assert run.sequencer.trouble is None
+        assert run.sequencer.failure is None
         assert run.sequencer.heals == 1
         assert [entry.seq for entry in store.entries] == [8]
         assert len(caplog.records) == 2, "one error when it begins, one word when it is over"

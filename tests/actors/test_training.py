@@ -18,7 +18,9 @@ import trio
 from trio.testing import MockClock
 
 from actors.sequencer import submit
-from actors.training import MAX_RETRY_SECONDS, RETRY_SECONDS, SILENT_SECONDS, TrainingStatus, run_training
+from actors.trainer_process import SILENT_SECONDS
+from actors.training import MAX_RETRY_SECONDS, RETRY_SECONDS, Trainer, run_training
+from actors.training_status import TrainingStatus
 from detection.frames import ModelFrame, RefusedFrame, TrainingCutoff, decode
 from detection.models.model import Model
 from persistence.snapshot import read_snapshot
@@ -100,15 +102,17 @@ class Training:
                 self.flow.scoring,
                 self.flow.requests.clone(),
                 self.flow.checkpoints,
-                command=self.command,
-                scratch=self.directory / "training",
-                models=self.directory / "models",
-                load=self.load,
-                status=self.status,
+                Trainer(
+                    self.command,
+                    scratch=self.directory / "training",
+                    models=self.directory / "models",
+                    load=self.load,
+                    program=self.program,
+                    silent_seconds=self.silent_seconds,
+                ),
+                self.status,
                 pause_seconds=self.pause_seconds,
                 resume_through=self.resume_through,
-                program=self.program,
-                silent_seconds=self.silent_seconds,
                 task_status=task_status,
             )
 
@@ -382,7 +386,7 @@ async def test_a_child_that_is_killed_but_gets_further_each_time_comes_to_its_en
 async def test_a_child_that_says_nothing_for_long_is_killed_and_counts_as_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("actors.training.SILENT_TIMES", 1.0)
+    monkeypatch.setattr("actors.trainer_process.SILENT_TIMES", 1.0)
     monkeypatch.setattr("actors.training.RETRY_SECONDS", 0.1)
     async with lives(tmp_path, HANGS, TRAINS, silent_seconds=3.0) as case:
         await until(lambda: case.status.error is not None)

@@ -13,14 +13,14 @@ sys.exit(main(sys.argv[1:]))
 STATE_WAITS = """
 import time
 from pathlib import Path
-import daemon.lifecycle
-recover = daemon.lifecycle._Daemon._recover
+from daemon.startup.recovery import BackgroundRecovery
+recover = BackgroundRecovery.run
 async def late(self, *args):
     import trio
     while not Path({gate!r}).exists():
         await trio.sleep(0.02)
     return await recover(self, *args)
-daemon.lifecycle._Daemon._recover = late
+BackgroundRecovery.run = late
 """
 
 

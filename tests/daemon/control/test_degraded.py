@@ -2,6 +2,7 @@
 
 from daemon.control.degraded import CODES, Reason, reasons
 from detection.members.failing import Withdrawn
+from detection.summary import Summary
 
 WELL = {"error": None, "lost": 0, "pending": 0}
 
@@ -15,8 +16,10 @@ def test_all_failures_at_once_are_listed_in_order_and_every_code_is_known() -> N
         journal="/s: no space",
         training="trainer was killed by signal 9",
         trainings_failed=3,
-        withdrawn=[Withdrawn("transformer", 812, "could not create a primitive")],
-        unfitted={"isolation_forest": "no memory"},
+        summary=Summary(
+            withdrawn=(Withdrawn("transformer", 812, "could not create a primitive"),),
+            unfitted=(("isolation_forest", "no memory"),),
+        ),
         checkpoint="no snapshot: /s: no space",
         outlets={"alerts.jsonl": WELL, "verdicts.jsonl": {"error": "no space", "lost": 2, "pending": 10_000}},
         waiting="all 1,024 are taken",

@@ -14,16 +14,17 @@ import trio
 from trio.testing import MockClock
 
 from actors.alerts import RECENT_RECORDS, Alerts, Outlet, run_alerts
-from actors.checkpoint import Checkpoints
+from actors.checkpoint import Checkpoints, CheckpointSettings
 from actors.ingest import Counters
-from actors.scoring import Scoring, Verdicts, run_scoring
-from actors.sequencer import Request, Sequencer, Trouble, run_sequencer
-from actors.training import TrainingStatus
+from actors.scoring import run_scoring
+from actors.sequencer import JournalFailure, Request, Sequencer, run_sequencer
+from actors.training_status import TrainingStatus
 from daemon.api.app import create_app
 from daemon.control import feedback
+from daemon.control.condition import Running
 from daemon.control.interface import Control, ControlError
-from daemon.control.service import Running, Service
-from daemon.control.train_from import ABANDONED_SECONDS, Vouching
+from daemon.control.service import Service
+from daemon.control.train_from import ABANDONED_SECONDS, VouchedUploads
 from daemon.settings import Settings
 from daemon.startup.progress import ReplayProgress
 from daemon.startup.replay import Report
@@ -34,12 +35,13 @@ from detection.members.failing import Withdrawn
 from detection.sessions.connections import LivingSources
 from detection.summary import Summary
 from detection.templates.table import TemplateTable
+from detection.verdicts.records import Verdicts
 from persistence.columns import Columns, Value
 from persistence.jsonl import open_jsonl
 from persistence.model_file import ModelFile, write_model
 from persistence.segment import Entry
 from persistence.store import Store, open_store
-from tests.actors.fakes import FakeDetector, FakeVerdicts, wall_clock
+from tests.actors.fakes import FakeDetector, FakeVerdicts, scoring_of, wall_clock
 
 CAUSE = 0xFEDCBA9876543210
 
@@ -65,7 +67,7 @@ class Judge(FakeDetector):
             self.generation = item.model.generation
         return super().apply(item)
 
-    def summary(self) -> Summary:  # type: ignore[override]
+    def summary(self) -> Summary:
         return Summary(
             seq=self.seq,
             line=self.line,
@@ -124,7 +126,7 @@ async def served(directory: Path) -> AsyncIterator[Served]:
         list(store.recover().entries)
         store.start_journal(0, 0)
         detector = Judge()
-        scoring: Scoring[Any, Any] = Scoring(detector)
+        scoring = scoring_of(detector)
         sequencer = Sequencer(store.append, store.rotate, seq=0, line=0, now=wall_clock)
         alerts = Alerts(Outlet("alerts.jsonl", writer), seq=0)
         requests_in, requests = trio.open_memory_channel[Request](64)
@@ -135,14 +137,14 @@ async def served(directory: Path) -> AsyncIterator[Served]:
             await nursery.start(run_alerts, alerts, verdicts)
             await nursery.start(run_scoring, scoring, frames, verdicts_in.clone(), lambda: None)
             await nursery.start(partial(run_sequencer, sequencer, requests, frames_in, idle_seconds=1e9))
-            service.journal(sequencer)
+            service.condition.sequencer = sequencer
             service.run(
                 Running(
                     scoring=scoring,
                     sequencer=sequencer,
                     alerts=alerts,
                     checkpoints=Checkpoints(
-                        store, sequencer, scoring, alerts, models=lambda columns: [], now=wall_clock
+                        store, sequencer, scoring, alerts, CheckpointSettings(now=wall_clock), models=lambda columns: []
                     ),
                     training=TrainingStatus(),
                     ingest=Counters(),
@@ -189,11 +191,11 @@ async def test_before_the_state_is_read_only_requests_that_need_it_are_refused(
     reading.add(Entry(1, 400, 400, bytes(40)))
     reading.add(Entry(2, 700, 300, bytes(60)))
     reading.replayed(1)
-    service.read(reading)
+    service.condition.reading = reading
     code, health = await get("/health")
     assert code == 503 and health["logs_processed"] == 700
     assert health["reading"] == {"percent": 40.0, "lines_to_replay": 300}
-    assert service.sentence() == "starting, reading the state: 40 %, 300 lines to replay"
+    assert service.condition.sentence() == "starting, reading the state: 40 %, 300 lines to replay"
     assert (await get("/status"))[1]["reason"] == "reading the state: 40 %, 300 lines to replay"
     assert not caplog.records, "none of it is a fault of ours"
 
@@ -201,9 +203,9 @@ async def test_before_the_state_is_read_only_requests_that_need_it_are_refused(
 async def test_it_is_degraded_for_as_long_as_something_has_failed(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon:
         service = daemon.service
-        service.started.set()
+        service.condition.started.set()
         assert (service.health()["status"], service.health()["reasons"]) == ("serving", [])
-        assert service.sentence() == "serving, warmup, 0 lines"
+        assert service.condition.sentence() == "serving, warmup, 0 lines"
         running = service._ready()
         training = running.training
         training.attempts, training.error = 1, "no space"
@@ -214,30 +216,30 @@ async def test_it_is_degraded_for_as_long_as_something_has_failed(tmp_path: Path
             True,
             "training failed: no space",
         )
-        assert service.sentence() == "degraded, training, 0 lines: training failed: no space"
+        assert service.condition.sentence() == "degraded, training, 0 lines: training failed: no space"
         training.in_progress, training.error = False, "no more space"
         assert service.health()["reason"] == "training failed 2 times in a row: no more space"
         assert service.status()["reasons"] == service.health()["reasons"]
-        daemon.sequencer.trouble = Trouble("/s: full", 5.0)
+        daemon.sequencer.failure = JournalFailure("/s: full", 5.0)
         health = service.health()
         assert (health["status"], health["serving"], health["since"]) == ("degraded", False, 5.0)
         assert [reason["code"] for reason in health["reasons"]] == ["journal", "training"]
-        daemon.sequencer.trouble = None
+        daemon.sequencer.failure = None
         training.error = None
         assert service.health()["status"] == "serving"
-        service.stopping = True
+        service.condition.stopping = True
         assert (service.health()["status"], service.health()["serving"]) == ("stopping", False)
 
 
 async def test_a_member_that_the_model_was_trained_without_is_a_reason_and_the_warm_up_is_over(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon:
         service = daemon.service
-        service.started.set()
+        service.condition.started.set()
         published = service._ready().scoring.published
         published.publish(
             replace(published.summary, generation=1, members=("ngram",), unfitted=(("transformer", "no"),))
         )
-        assert (service.health()["status"], service.phase()) == ("degraded", "ensemble")
+        assert (service.health()["status"], service.condition.phase()) == ("degraded", "ensemble")
         assert service.health()["reasons"] == [
             {"code": "unfitted", "text": "the model was trained without transformer: no"}
         ]
@@ -245,8 +247,8 @@ async def test_a_member_that_the_model_was_trained_without_is_a_reason_and_the_w
 
 async def test_a_member_withdrawn_is_a_reason_and_counted_once(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon, trio.open_nursery() as nursery:
-        daemon.service.started.set()
-        nursery.start_soon(daemon.service.count_withdrawals)
+        daemon.service.condition.started.set()
+        nursery.start_soon(daemon.service.condition.count_withdrawals, daemon.service._ready())
         published = daemon.service._ready().scoring.published
         gone = Withdrawn("transformer", 12, "could not create a primitive")
         for withdrawn in ((), (gone,), (gone,), (), (Withdrawn("transformer", 31, "again"),)):
@@ -360,13 +362,13 @@ async def test_a_cause_that_cannot_recur_is_refused_as_normal_and_accepted_as_an
 async def test_while_the_disk_is_full_nothing_is_changed_and_nobody_waits(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon:
         await daemon.flag(alert(4))
-        daemon.sequencer.trouble = Trouble("no space left on device", 0.0)
+        daemon.sequencer.failure = JournalFailure("no space left on device", 0.0)
         with trio.fail_after(5):
             async with refused(503, "degraded"):
                 await daemon.control.feedback("4", "normal", "")
             async with refused(503, "degraded"):
                 await daemon.control.train_from("a", b"one\n", True)
-        daemon.sequencer.trouble = None
+        daemon.sequencer.failure = None
         assert await daemon.control.train_from("a", b"one\n", True) == {"lines": 1, "rule_hits": 0, "sessions": 0}
         assert daemon.detector.learned == [b"one"]
 
@@ -394,7 +396,7 @@ async def test_lines_too_long_are_cut_as_those_of_a_connection(tmp_path: Path) -
 
 
 async def test_one_upload_at_a_time_and_an_abandoned_one_is_ended(autojump_clock: MockClock) -> None:
-    vouching = Vouching(lambda lines: "plain", "auto", 65_536, "salt", wall_clock)
+    vouching = VouchedUploads(lambda lines: "plain", "auto", 65_536, "salt", wall_clock)
     sources, learned, ends = LivingSources(), list[bytes](), list[bytes]()
 
     async def apply(frame: VouchedFrame, sent: Callable[[], None]) -> Summary:
@@ -425,7 +427,7 @@ async def test_one_upload_at_a_time_and_an_abandoned_one_is_ended(autojump_clock
 
 @pytest.mark.parametrize("taken", [False, True])
 async def test_a_client_that_hangs_up_leaves_no_gap_and_nothing_twice(autojump_clock: MockClock, taken: bool) -> None:
-    vouching = Vouching(lambda lines: "plain", "auto", 65_536, "salt", wall_clock)
+    vouching = VouchedUploads(lambda lines: "plain", "auto", 65_536, "salt", wall_clock)
     sources, learned, stuck = LivingSources(), list[bytes](), False
 
     async def apply(frame: VouchedFrame, sent: Callable[[], None]) -> Summary:

@@ -1,0 +1,108 @@
+"""How the training run under way goes, and how those before it went: for /status, the phase and the log."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import msgspec
+
+from persistence.training_files import Attempts
+
+LOG_STEP = 0.1  # of a run, between two lines in the log
+
+log = logging.getLogger("actors.training")
+
+
+class RunProgress(msgspec.Struct):
+    """How far the trainer's process is, as it says itself."""
+
+    stage: str
+    epoch: int | None = None
+    epochs: int | None = None
+    loss: float | None = None
+    fraction: float | None = None
+    seconds_left: float | None = None
+
+
+@dataclass(slots=True)
+class TrainingStatus:
+    """For status: how far the run under way is, and `resumed_from` which fraction, if an earlier one had begun it;
+    `attempts` and `error` of the runs since the last success, `failures_total` those of all times, and when to try
+    again (`retry_at`, epoch seconds) after a failure. `now` is the wall clock."""
+
+    in_progress: bool = False
+    generation: int | None = None
+    stage: str | None = None
+    epoch: int | None = None
+    epochs: int | None = None
+    loss: float | None = None
+    fraction: float | None = None
+    seconds_left: float | None = None
+    resumed_from: float | None = None
+    attempts: int = 0
+    error: str | None = None
+    failures_total: int = 0
+    retry_at: float | None = None
+    now: Callable[[], float] = field(default=time.time, repr=False)
+
+    def begin(self, generation: int) -> None:
+        self._move(RunProgress(stage="starting", fraction=0.0))
+        self.in_progress, self.generation = True, generation
+        self.attempts += 1
+        self.retry_at = None
+
+    def progress(self, progress: RunProgress) -> None:
+        if _step(progress.fraction) > _step(self.fraction) or progress.stage != self.stage:
+            log.info("training generation %s: %s", self.generation, _in_words(progress))
+        self._move(progress)
+
+    def resume(self, fraction: float) -> None:
+        """The run under way goes on from `fraction`."""
+        self.resumed_from = self.fraction = fraction
+        log.info("training generation %s: resumed at %.0f %%", self.generation, 100.0 * fraction)
+
+    def failed(self, attempts: Attempts) -> None:
+        """The last run failed, the last of `attempts`."""
+        self.stopped()
+        self.failed_before(attempts)
+
+    def failed_before(self, attempts: Attempts) -> None:
+        """No run is under way."""
+        self.attempts, self.error, self.failures_total = attempts.failures, attempts.error, attempts.failures_total
+
+    def succeeded(self) -> None:
+        self.stopped()
+        self.attempts, self.error = 0, None
+
+    def stopped(self) -> None:
+        """No run is under way any more."""
+        self._move(RunProgress(stage=""))
+        self.in_progress, self.stage, self.resumed_from = False, None, None
+
+    def as_dict(self) -> dict[str, Any]:
+        shown = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "now"}
+        left = None if self.retry_at is None else round(max(self.retry_at - self.now(), 0.0), 1)
+        return {**shown, "retry_in_seconds": left}
+
+    def _move(self, progress: RunProgress) -> None:
+        for name in RunProgress.__struct_fields__:
+            setattr(self, name, getattr(progress, name))
+
+
+def _step(fraction: float | None) -> int:
+    return int((fraction or 0.0) / LOG_STEP + 1e-9)
+
+
+def _in_words(progress: RunProgress) -> str:
+    words = [progress.stage]
+    if progress.fraction is not None:
+        words.append(f"{progress.fraction:.0%}")
+    if progress.epoch is not None and progress.epochs is not None:
+        words.append(f"epoch {progress.epoch} of {progress.epochs}")
+    if progress.loss is not None:
+        words.append(f"loss {progress.loss:.4f}")
+    if progress.seconds_left is not None:
+        words.append(f"{progress.seconds_left:.0f} s left")
+    return ", ".join(words)
