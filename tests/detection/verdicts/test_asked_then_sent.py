@@ -1,4 +1,4 @@
-"""A line that is asked about and then sent gets the same scores, verdict and explanation."""
+"""A line that is asked about (`verdicts.query`) and then sent gets the same scores, verdict and explanation."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -39,14 +39,14 @@ class Asking:
 
     def _send(self, text: bytes, without: dict[str, str]) -> None:
         detector = self.journal.detector
-        admissions = detector._parts.known.admissions
+        admissions = detector.summary().admitted
         (alone,) = detector.ask([b"beside it", text], None, explain=True)[1:]
         (in_session,) = detector.ask([text], alone["details"]["log_data"]["session"], explain=True)
 
         item = Sequenced(detector.seq + 1, detector.line + 1, LinesFrame(RECEIVED, (segment([text]),)), without=without)
         (record,) = (record for record in detector.apply(item).records() if not record["closed"])
         self.alerts += [record] if record["flagged"] else []
-        if without or detector._parts.known.admissions != admissions:
+        if without or detector.summary().admitted != admissions:
             return  # members failed after the question; or it was the line that made a cause normal
         begins = record["first_line"] == record["line"]
         if not begins and not alone["details"]["log_data"]["session"]:
