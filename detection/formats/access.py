@@ -3,7 +3,9 @@
     [vhost[:port] ]client ident user [10/Oct/2000:13:55:36 -0700] "request" status bytes[ "referer" "agent"]
 
 The client is the first token, or the second where that one is an address and the first is a virtual host.
-Whatever stands behind that is not read. Escapes in request and agent (`\\"`, `\\\\`, `\\x22`) are undone.
+Further fields are not read. What servers escape in request and agent (`\\"`, `\\\\`, `\\x22`, `\\t`) is unescaped; any
+other backslash is the client's own and stays, so that rules see its `\\u0027`. Where a quote in referer or agent breaks
+the fields, all that follows counts as the agent.
 A request that is not `METHOD target ...` (binary, a lone `-`) has the contents `- - STATUS` and the whole
 request for target.
 """
@@ -33,7 +35,9 @@ _LOOSE = re.compile(_BEFORE + rb'"(.*?)"' + _AFTER)
 _BEGUN = re.compile(_BEFORE + rb'"')
 _METHOD = re.compile(rb"[A-Z][A-Z_-]{1,19}$")
 _USUAL = frozenset((b"GET", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
-_ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(.))", re.DOTALL)
+_ESCAPE = re.compile(rb'\\(?:x([0-9a-fA-F]{2})|([\\"nrtv]))')
+# Well-formed further fields, each after white space: quoted, quoted behind a name (`rt="0.1"`), or bare.
+_FURTHER = re.compile(rb'(?>(?:\s++(?>[^\s"]*+"[^"\\]*+(?>(?:\\.[^"\\]*+)*)"|[^\s"]++))*)\s*$', re.DOTALL)
 
 
 def match(line: bytes) -> re.Match[bytes] | None:
@@ -57,6 +61,8 @@ def parse(lines: Sequence[bytes], clock: float) -> Fields:
             continue
         keys[row], stamp, zone, request, status, agent = found.groups(b"")
         contents[row], targets[row] = request_line(request, status)
+        if found.end() < len(line) and not _FURTHER.match(line, found.end()):
+            agent = line[found.start(6) if found.end(6) >= 0 else found.end() :]
         agents[row] = unescaped(agent) if b"\\" in agent else agent
         errors[row] = status >= b"400"  # three digits, or "-", which sorts before them
         rows.append(row)
