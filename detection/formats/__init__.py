@@ -1,1 +1,1 @@
-"""Log formats: bytes of a line to the columns that detection works on. `kinds` is the way in."""
+"""Log formats: from the bytes of lines to the columns that detection works on. The entry point is `kinds`."""

@@ -2,10 +2,12 @@
 
     [vhost[:port] ]client ident user [10/Oct/2000:13:55:36 -0700] "request" status bytes[ "referer" "agent"]
 
-The client is the first token, or the second where that one is an address and the first is a virtual host.
-Whatever stands behind that is not read. Escapes in request and agent (`\\"`, `\\\\`, `\\x22`) are undone.
+The client is the first token, or the second if that is an address and the first is a virtual host.
+Further fields are not read. What servers escape in request and agent (`\\"`, `\\\\`, `\\x22`, `\\t`) is unescaped; any
+other backslash is the client's own and stays, so that rules see its `\\u0027`. If a quote in referer or agent breaks
+the fields, everything from there on counts as the agent.
 A request that is not `METHOD target ...` (binary, a lone `-`) has the contents `- - STATUS` and the whole
-request for target.
+request as its target.
 """
 
 import re
@@ -17,9 +19,9 @@ from numpy.typing import NDArray
 from detection.formats import levels, times
 from detection.formats.fields import Fields, one_line
 
-# Nothing is read in a second way: a line that does not fit must fail in one pass. Groups are atomic rather than
-# possessive, `(?>(?:...)*)` for `(?:...)*+`. It means the same, but in Python 3.11.2, which Debian 12 has, a possessive
-# quantifier around a group that backtracks matches the wrong text.
+# No pattern can match a text in two ways: a line that does not fit must fail in one pass. Groups are atomic rather
+# than possessive, `(?>(?:...)*)` for `(?:...)*+`. They mean the same, but in Python 3.11.2, which Debian 12 has, a
+# possessive quantifier around a group that backtracks matches the wrong text.
 _QUOTED = rb'"([^"\\\n]*+(?>(?:\\.[^"\\\n]*+)*))"'
 _BEFORE = (
     rb"(?>(?:[^\s\[]++ (?=[0-9a-fA-F]{0,4}[.:][0-9a-fA-F.:]++ |[0-9]{1,3}\.[0-9.]++ ))?)"
@@ -28,21 +30,23 @@ _BEFORE = (
 )
 _AFTER = rb' (\d{3}|-)(?: \S++(?: "[^"\\\n]*+(?>(?:\\.[^"\\\n]*+)*)" ' + _QUOTED + rb")?)?"
 _LINE = re.compile(_BEFORE + _QUOTED + _AFTER)
-# Some servers do not escape quotes: the request then ends where a quote and a status follow.
+# Some servers do not escape quotes: the request then ends at a quote that a status follows.
 _LOOSE = re.compile(_BEFORE + rb'"(.*?)"' + _AFTER)
-_BEGUN = re.compile(_BEFORE + rb'"')
+_START = re.compile(_BEFORE + rb'"')
 _METHOD = re.compile(rb"[A-Z][A-Z_-]{1,19}$")
-_USUAL = frozenset((b"GET", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
-_ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(.))", re.DOTALL)
+_COMMON_METHODS = frozenset((b"GET", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
+_ESCAPE = re.compile(rb'\\(?:x([0-9a-fA-F]{2})|([\\"nrtv]))')
+# Well-formed further fields, each after white space: quoted, quoted behind a name (`rt="0.1"`), or bare.
+_FURTHER = re.compile(rb'(?>(?:\s++(?>[^\s"]*+"[^"\\]*+(?>(?:\\.[^"\\]*+)*)"|[^\s"]++))*)\s*$', re.DOTALL)
 
 
 def match(line: bytes) -> re.Match[bytes] | None:
-    """The line's parts: client, time, zone, request, status, agent; None when it is no access line."""
+    """Groups: client, time, zone, request, status, agent. None if it is not an access line."""
     return _LINE.match(line) or _LOOSE.match(line)
 
 
 def parse(lines: Sequence[bytes], clock: float) -> Fields:
-    """Every line as an access line; see `kinds.parse`."""
+    """Parse every line as an access line; see `kinds.parse`."""
     n = len(lines)
     keys, contents, targets, agents = [b""] * n, list(lines), list(lines), [b""] * n
     errors: NDArray[np.bool_] = np.zeros(n, dtype=np.bool_)
@@ -57,6 +61,8 @@ def parse(lines: Sequence[bytes], clock: float) -> Fields:
             continue
         keys[row], stamp, zone, request, status, agent = found.groups(b"")
         contents[row], targets[row] = request_line(request, status)
+        if found.end() < len(line) and not _FURTHER.match(line, found.end()):
+            agent = line[found.start(6) if found.end(6) >= 0 else found.end() :]
         agents[row] = unescaped(agent) if b"\\" in agent else agent
         errors[row] = status >= b"400"  # three digits, or "-", which sorts before them
         rows.append(row)
@@ -71,16 +77,16 @@ def parse(lines: Sequence[bytes], clock: float) -> Fields:
 
 
 def strays(fields: Fields) -> list[int]:
-    """The rows of what `parse` returned that do not even begin like an access line: one that was cut is still one."""
+    """Rows of `parse`'s result that do not even begin like an access line. A truncated access line is still one."""
     columns = enumerate(zip(fields.contents, fields.targets, strict=True))
-    return [row for row, (contents, target) in columns if contents is target and not _BEGUN.match(target)]
+    return [row for row, (contents, target) in columns if contents is target and not _START.match(target)]
 
 
 def request_line(request: bytes, status: bytes) -> tuple[bytes, bytes]:
-    """Contents and target of a request as a log writes it: `GET /path?query HTTP/1.1`, escaped or not."""
+    """Contents and target of a request as logged: `GET /path?query HTTP/1.1`, escaped or not."""
     request = unescaped(request)
     method, _, target = request.partition(b" ")
-    if not target or not (method in _USUAL or _METHOD.match(method)):
+    if not target or not (method in _COMMON_METHODS or _METHOD.match(method)):
         return b"- - " + status, request
     if target[-9:-3] == b" HTTP/":
         target = target[:-9]
@@ -90,7 +96,7 @@ def request_line(request: bytes, status: bytes) -> tuple[bytes, bytes]:
 
 
 def contents_of(method: bytes, target: bytes, status: bytes) -> bytes:
-    """`METHOD path STATUS`; query and fragment are left out."""
+    """`METHOD path STATUS`, without query and fragment."""
     path = target.partition(b"?")[0]
     if b"#" in path:
         path = path.partition(b"#")[0]
@@ -98,13 +104,13 @@ def contents_of(method: bytes, target: bytes, status: bytes) -> bytes:
 
 
 def unescaped(text: bytes) -> bytes:
-    """`text` without the server's escapes."""
-    return one_line(_ESCAPE.sub(_undo, text)) if b"\\" in text else text
+    """`text` with the server's escapes undone."""
+    return one_line(_ESCAPE.sub(_unescape_one, text)) if b"\\" in text else text
 
 
-def _undo(found: re.Match[bytes]) -> bytes:
+def _unescape_one(found: re.Match[bytes]) -> bytes:
     code, char = found.groups()
     if code:
         return bytes((int(code, 16),))
-    # \n, \t and the like stand for white space; every other escaped byte for itself.
+    # \n, \t and the like become a space; a quote or a backslash stands for itself.
     return b" " if char in b"nrtv" else char

@@ -1,4 +1,4 @@
-"""What every format yields: the same columns, whatever the lines looked like."""
+"""`Fields`: the columns that every format yields, whatever the lines look like."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ class Fields:
 
     kind      the format they were read as, one of `kinds.KINDS`
     family    "access" (contents are b"METHOD path STATUS") or "text"
-    times     float64 [n], seconds since the epoch UTC; nan where the line carries none
-    keys      the session key the format suggests, b"" where there is none
-    contents  what is templated: without time, pid and thread number; program, component and level in front.
-              A request inside a text format (JSON, containers) has the contents of an access line
-    targets   what rules look at: the request target with its query, else the message
-    agents    the user agent, b"" where there is none
-    errors    bool [n]: status 400 and above, else level "error" and above
+    times     float64 [n], seconds since the epoch UTC; nan if the line has no time
+    keys      the session key that the format suggests, b"" if none
+    contents  the text to be templated: without time, pid and thread number, with program, component and level in
+              front. A request inside a text format (JSON, containers) has the contents of an access line
+    targets   the text that rules match: the request target with its query, otherwise the message
+    agents    the user agent, b"" if none
+    errors    bool [n]: for a request, status 400 or above; otherwise level "error" or above
 
-    No element holds a newline, so a caller may join a column with newlines and split it again.
+    No element contains a newline, so a caller may join a column with newlines and split it again.
     """
 
     kind: str
@@ -34,7 +34,7 @@ class Fields:
     errors: NDArray[np.bool_]
 
     def only(self, rows: NDArray[np.int64]) -> "Fields":
-        """These rows of it."""
+        """The same columns, restricted to `rows`."""
         keys, contents, targets, agents = (
             [column[row] for row in rows.tolist()] for column in (self.keys, self.contents, self.targets, self.agents)
         )
@@ -43,7 +43,7 @@ class Fields:
 
 
 def one_line(text: bytes) -> bytes:
-    """`text` with every newline turned into a space: unescaped text may hold some."""
+    """`text` with every newline replaced by a space; unescaping can produce newlines."""
     return text.replace(b"\n", b" ") if b"\n" in text else text
 
 
@@ -52,7 +52,7 @@ def gathered(
     parts: Sequence[tuple[list[int], Callable[[list[bytes]], Fields]]],
     texts: Sequence[bytes],
 ) -> Fields:
-    """The columns of `texts`, where each part reads the rows it names. The parts name every row once."""
+    """The columns of `texts`. Each part is its rows and the function that parses them; every row is in one part."""
     n = len(texts)
     times, errors = np.full(n, np.nan), np.zeros(n, dtype=np.bool_)
     keys, contents, targets, agents = [b""] * n, [b""] * n, [b""] * n, [b""] * n

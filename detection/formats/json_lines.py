@@ -1,10 +1,10 @@
-"""JSON lines: one object a line. This module reads the objects; `wrapped` looks into their messages.
+"""JSON lines: one object per line. This module reads the objects; `wrapped` parses their messages.
 
     {"ts": "2013-09-06T20:00:48.124817Z", "level": "INFO", "logger": "com.example.foo", "msg": "startup"}
     {"log": "192.0.2.7 - - [24/Aug/2021:09:52:13 +0000] \\"GET / HTTP/1.1\\" 200 13\\n", "stream": "stdout"}
 
-An object with a method, a target and a status is a request. One without a message is its own message: its
-text and number members as `name=value`, times and ids left out.
+An object with a method, a target and a status is a request. If an object has no message, its text and number
+members serve as one, as `name=value`, without times and ids.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ from detection.formats import access, levels, times
 from detection.formats.fields import one_line
 from detection.formats.roles import NESTED, ROLES
 
-_MEMBERS = 32  # of an object without a message
+_MAX_MEMBERS = 32  # of an object without a message
 _decode = msgspec.json.Decoder().decode
 
 
 class Record(NamedTuple):
-    """One object, by role. b"" and nan stand for "not there"; `stamp` is a time still to be read.
+    """One object's members by role. b"" and nan mean absent; `stamp` is a time not yet parsed.
 
-    `prefix` is level and component. `request` is true when `message` is `METHOD path STATUS` already,
-    and `target` the request's target.
+    `prefix` is level and component. If `request` is true, `message` already is `METHOD path STATUS`, and
+    `target` is the request's target.
     """
 
     message: bytes
@@ -40,7 +40,7 @@ class Record(NamedTuple):
 
 
 def read(line: bytes) -> Record | None:
-    """None when `line` is not a JSON object."""
+    """The record of `line`; None if it is not a JSON object."""
     try:
         members = _decode(line)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -62,12 +62,12 @@ def _record(members: dict[str, Any], line: bytes) -> Record:
     if message is not None:
         text = _text(message).strip()
     else:
-        text, prefix = _members(members) or line, b""
+        text, prefix = _as_pairs(members) or line, b""
     return Record(text, prefix, seconds, stamp, key, trace, b"", b"", error, False)
 
 
 def _by_role(members: Mapping[str, Any]) -> dict[str, Any]:
-    """The members that mean something, the best-ranked one for each role."""
+    """The best-ranked member for each role."""
     found: dict[str, Any] = {}
     ranks: dict[str, int] = {}
     for name, value in members.items():
@@ -96,7 +96,7 @@ def _text(value: Any) -> bytes:
 
 
 def _level(roles: Mapping[str, Any]) -> tuple[bool | None, bytes]:
-    """Is it an error (None: not said), and what to put in front of the message."""
+    """Whether it is an error (None if no level is given), and the text to put in front of the message."""
     level, component = roles.get("level"), _text(roles.get("component"))
     error: bool | None = None
     shown = b""
@@ -104,7 +104,7 @@ def _level(roles: Mapping[str, Any]) -> tuple[bool | None, bytes]:
         shown = _text(level)
         error = levels.is_error_word(shown)
     elif type(level) is int and level >= 10:
-        error = level >= 50  # as bunyan and pino count: 50 error, 60 fatal
+        error = level >= 50  # the levels of bunyan and pino: 50 is error, 60 fatal
     elif "priority" in roles and str(roles["priority"]) in "0123":
         error = True  # syslog severities of the journal
     return error, b" ".join(filter(None, (shown, component)))
@@ -128,7 +128,7 @@ def _origin(roles: Mapping[str, Any]) -> bytes:
 
 
 def _request(members: Mapping[str, Any], roles: Mapping[str, Any]) -> tuple[bytes, bytes, bytes, bool] | None:
-    """Contents, target, agent and failure of an object that records an HTTP request."""
+    """Contents, target, agent and failure if the object records an HTTP request; otherwise None."""
     status, method, target = _text(roles.get("status")), roles.get("method"), roles.get("target")
     if len(status) != 3 or not status.isdigit():
         return None
@@ -139,29 +139,29 @@ def _request(members: Mapping[str, Any], roles: Mapping[str, Any]) -> tuple[byte
         agent = _text(named[0]) if type(named) is list and named else agent
     failed = status >= b"400"
     if type(method) is str and type(target) is str:
-        aim = _text(target)
-        return access.contents_of(_text(method), aim, status), aim, agent, failed
+        path_and_query = _text(target)
+        return access.contents_of(_text(method), path_and_query, status), path_and_query, agent, failed
     request = roles.get("request")
     if type(request) is str and " HTTP/" in request:
-        contents, aim = access.request_line(_text(request), status)
-        return contents, aim, agent, failed
+        contents, path_and_query = access.request_line(_text(request), status)
+        return contents, path_and_query, agent, failed
     return None
 
 
-def _members(members: Mapping[str, Any]) -> bytes:
+def _as_pairs(members: Mapping[str, Any]) -> bytes:
     """`name=value` of an object without a message, one level of nesting deep."""
-    said: list[str] = []
+    pairs: list[str] = []
     for name, value in members.items():
         if type(value) is dict:
-            said.extend(f"{name}.{inner}={member}" for inner, member in value.items() if _says(inner, member))
-        elif _says(name, value):
-            said.append(f"{name}={value}")
-        if len(said) >= _MEMBERS:
+            pairs.extend(f"{name}.{inner}={member}" for inner, member in value.items() if _is_content(inner, member))
+        elif _is_content(name, value):
+            pairs.append(f"{name}={value}")
+        if len(pairs) >= _MAX_MEMBERS:
             break
-    return one_line(" ".join(said[:_MEMBERS]).encode("utf-8", "surrogatepass"))
+    return one_line(" ".join(pairs[:_MAX_MEMBERS]).encode("utf-8", "surrogatepass"))
 
 
-def _says(name: str, value: Any) -> bool:
+def _is_content(name: str, value: Any) -> bool:
     if type(value) not in (str, int, float, bool):
         return False
     return all(role not in ("time", "trace") for role, _ in ROLES.get(name, ()))

@@ -1,4 +1,4 @@
-"""Which format a connection speaks, and its lines as columns. The way into this package."""
+"""Entry point of this package: recognise the format of a connection's lines and parse them into columns."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,7 +17,7 @@ def _is_json(line: bytes) -> bool:
     return line[:1] == b"{" and line.rstrip()[-1:] == b"}"
 
 
-# The more telling first: the line of a container or of syslog may hold an access line, and syslog begins with a time.
+# The more specific first: a container or syslog line may contain an access line, and a syslog line begins with a time.
 _FITS: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
     ("json", _is_json),
     ("container", wrapped.fits_container),
@@ -37,27 +37,27 @@ _PARSERS: dict[str, Callable[[Sequence[bytes], float], Fields]] = {
 }
 KINDS: tuple[str, ...] = tuple(_PARSERS)
 
-# Of the lines that are not blank. Low, because a traceback is many lines for one with a time.
-_ENOUGH = 0.2
+# A share of the lines that are not blank. Low, because a traceback has many lines for each line with a time.
+_MIN_SHARE = 0.2
 
 
 def recognise(lines: Sequence[bytes]) -> str:
-    """The kind that most of a connection's first lines (1 to 64) fit; "plain" when fewer than a fifth do."""
+    """The kind that most of a connection's first lines (1 to 64) fit; "plain" if fewer than a fifth fit any one."""
     fitting = dict.fromkeys(_PARSERS, 0)
-    said = 0
+    filled = 0
     for line in lines:
         if not line.strip():
             continue
-        said += 1
+        filled += 1
         if (kind := _kind_of(line)) != "plain":
             fitting[kind] += 1
     best = max(fitting, key=fitting.__getitem__)
-    return best if fitting[best] >= max(1.0, _ENOUGH * said) else "plain"
+    return best if fitting[best] >= max(1.0, _MIN_SHARE * filled) else "plain"
 
 
 def parse_each(kind: str, lines: Sequence[bytes], *, clock: float) -> list[tuple[NDArray[np.int64], Fields]]:
-    """As `parse`, but access lines among other text are read as such, and other lines among access lines as what they
-    are: one connection may carry several logs. Which rows, and their columns; each row is in one of them.
+    """Like `parse`, but access lines among other lines are parsed as access lines, and other lines among access lines
+    as their own kind: one connection may carry several logs. Returns rows and their columns; each row occurs once.
     """
     fields = parse(kind, lines, clock=clock)
     if kind == "access":
@@ -79,11 +79,11 @@ def _kind_of(line: bytes) -> str:
 
 
 def parse(kind: str, lines: Sequence[bytes], *, clock: float) -> Fields:
-    """`lines`, bytes without newline, as columns; each line is read by itself, whatever stands around it.
+    """`lines`, bytes without newline, as columns; each line is parsed on its own, regardless of its neighbours.
 
-    `kind` is one of `KINDS`, else KeyError. No bytes make it raise: a line that does not fit its kind has
-    no time (nan), no key, and itself for contents and target. `clock` is the log clock or the time of
-    receipt, in seconds: it supplies the year (or day) that a line's time leaves out. Where it is nan, such
-    times are nan.
+    `kind` is one of `KINDS`, otherwise KeyError. No input bytes make it raise: a line that does not fit its kind
+    has no time (nan) and no key, and its contents and target are the line itself. `clock` is the log clock or the
+    time of receipt, in seconds: it supplies the year (or day) that a line's time omits. If it is nan, so are such
+    times.
     """
     return _PARSERS[kind](lines, clock)

@@ -1,4 +1,4 @@
-"""Is a message an error? Told by the level word near its head."""
+"""Whether a message is an error, by the level word near its head."""
 
 import re
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ _BAD = rb"ERR|ERROR|FATAL|FTL|CRIT|CRITICAL|ALERT|EMERG|EMERGENCY|PANIC|SEVERE"
 _GOOD = rb"TRACE|DEBUG|DBG|FINE|FINER|FINEST|CONFIG|INFO|INF|INFORMATION|NOTICE|LOG|WARN|WRN|WARNING"
 HEAD_BYTES = 96
 
-# A level in capitals may stand anywhere in the head ("INFO [main] ..."). In other letters it is prose unless
-# it begins the message or is set off: "[error]", "local.ERROR:", "sshd: error: PAM", "level=error".
+# A level in capitals counts anywhere in the head ("INFO [main] ..."). In other case it is prose unless it begins the
+# message or is delimited: "[error]", "local.ERROR:", "sshd: error: PAM", "level=error".
 # A single letter counts in front of a tag ("E AndroidRuntime: ", "F -  [conn11]") or bracketed ("[E]").
 _LEVEL = re.compile(
     rb"(?<![\w-])(?:(" + _BAD + rb")|" + _GOOD + rb")(?![\w-])"
@@ -26,15 +26,15 @@ _HINTS = (
 _WORD = re.compile(rb"(?i)(?:" + _BAD + rb")$")
 
 WORD_AHEAD = rb"[\[(<|\"]{0,2}(?i:" + _BAD + rb"|" + _GOOD + rb")\b"
-"""A pattern: a level stands here. For a lookahead that tells a thread number from a count."""
+"""A pattern that matches at a level word, for a lookahead that distinguishes a thread number from a count."""
 
 
 def errors(messages: Sequence[bytes]) -> NDArray[np.bool_]:
     """bool [n]: the first level word in the first 96 bytes of the message is "error" or worse."""
     found: NDArray[np.bool_] = np.zeros(len(messages), dtype=np.bool_)
     heads = [message[:HEAD_BYTES] for message in messages]
-    # Most lines hold no such word. Looking for the hints in all heads at once, and then reading only the
-    # heads that have one, costs a tenth of reading every head.
+    # Most lines have no such word. Searching all heads at once for the hints, and then matching only the heads that
+    # have one, costs a tenth of matching every head.
     capitals = b"\n" + b"\n".join(heads).upper()
     hits: list[int] = []
     for hint in _HINTS:
@@ -51,5 +51,5 @@ def errors(messages: Sequence[bytes]) -> NDArray[np.bool_]:
 
 
 def is_error_word(level: bytes) -> bool:
-    """True when `level`, standing alone, is "error" or worse; a single letter counts too."""
+    """True if `level`, a word on its own, is "error" or worse; a single letter counts too."""
     return _WORD.match(level) is not None or level in (b"E", b"F", b"C", b"A")

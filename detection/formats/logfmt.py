@@ -1,9 +1,9 @@
-"""logfmt: `key=value` pairs, a value in double quotes where it holds spaces.
+"""logfmt: `key=value` pairs; a value with spaces is in double quotes.
 
     time="2021-09-15T21:17:10.220731Z" level=error msg="error retrieving pod status" pod=web-1
 
-Contents are level, component and message; without a message, the pairs but for time and ids. The first 256
-pairs of a line count.
+Contents are level, component and message; without a message, the pairs except time and ids. Only the first 256
+pairs of a line are read.
 """
 
 import re
@@ -16,33 +16,33 @@ from detection.formats.access import unescaped
 from detection.formats.fields import Fields
 from detection.formats.roles import BYTE_ROLES
 
-# A run of key characters is looked at once: the lookbehind refuses to start again inside it.
+# A run of key characters is scanned once: the lookbehind prevents a second start inside it.
 _PAIR = re.compile(
     rb"(?<![\w.@/-])([A-Za-z_@][\w.@/-]{0,63})=(?:\"([^\"\\]*+(?>(?:\\.[^\"\\]*+)*))\"|([^\s\"]*+))", re.DOTALL
 )
 _HEAD = re.compile(rb"[A-Za-z_@][\w.@/-]{0,63}=(?!audit\()")
 _HEAD_BYTES = 1024
-_PAIRS = 256
-_USUAL = ("message", "level", "time")
+_MAX_PAIRS = 256
+_TELLTALE_ROLES = ("message", "level", "time")
 
 
 def fits(line: bytes) -> bool:
-    """True when `line` begins with a pair and has two of message, level and time among its first ones."""
+    """True if `line` begins with a pair and has two of message, level and time among its first pairs."""
     if not _HEAD.match(line):
         return False
     names = {role for pair in _PAIR.findall(line[:_HEAD_BYTES]) for role, _ in BYTE_ROLES.get(pair[0], ())}
-    return sum(role in names for role in _USUAL) >= 2 and b" msg=audit(" not in line[:64]
+    return sum(role in names for role in _TELLTALE_ROLES) >= 2 and b" msg=audit(" not in line[:64]
 
 
 def parse(lines: Sequence[bytes], clock: float) -> Fields:
-    """Every line as logfmt; see `kinds.parse`."""
+    """Parse every line as logfmt; see `kinds.parse`."""
     n = len(lines)
     stamps = times.Stamps()
     seconds = np.full(n, np.nan)
     keys, contents, targets = [b""] * n, list(lines), list(lines)
-    said: dict[int, bool] = {}
+    given_levels: dict[int, bool] = {}
     for row, line in enumerate(lines):
-        pairs = _PAIR.findall(line)[:_PAIRS] if _HEAD.match(line) else []
+        pairs = _PAIR.findall(line)[:_MAX_PAIRS] if _HEAD.match(line) else []
         if len(pairs) < 2:
             continue
         roles = _by_role(pairs)
@@ -59,9 +59,9 @@ def parse(lines: Sequence[bytes], clock: float) -> Fields:
             contents[row] = _pairs(pairs)
         keys[row] = roles.get("trace") or roles.get("pod") or b""
         if level:
-            said[row] = levels.is_error_word(level)
+            given_levels[row] = levels.is_error_word(level)
     errors = levels.errors(contents)
-    for row, error in said.items():
+    for row, error in given_levels.items():
         errors[row] = error
     found_times = stamps.seconds(n, clock)
     times_read = np.where(np.isnan(found_times), seconds, found_times)

@@ -1,7 +1,7 @@
-"""Which lines are HTTP requests: what the rules for request targets may look at.
+"""Which lines are HTTP requests, and so subject to the rules for request targets.
 
-An access log's lines all are. So are requests inside other formats (a JSON object that records one), which
-`Fields` gives the contents of an access line; and a bare request line, as people type when they ask.
+All lines of an access log are. So are requests inside other formats (a JSON object that records one), whose
+contents in `Fields` are those of an access line, and a bare request line, as people type it into a query.
 """
 
 import re
@@ -16,13 +16,13 @@ _BARE = re.compile(rb"(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|PROPFIND) (/.*?)
 
 
 def request_targets(fields: Fields) -> tuple[NDArray[np.bool_], list[bytes]]:
-    """For each line whether it is a request (bool [n]), and the text that rules look at."""
+    """Whether each line is a request (bool [n]), and for each line the text that rules match."""
     if fields.family == "access":
         return np.ones(len(fields.targets), dtype=np.bool_), fields.targets
     targets = list(fields.targets)
     found = np.zeros(len(targets), dtype=np.bool_)
     for i, contents in enumerate(fields.contents):
-        # Upper-case ASCII first: most messages are dismissed without a search.
+        # Test for capitals first: it dismisses most messages without a regular expression.
         if not contents[:3].isupper():
             continue
         if _RECORDED.fullmatch(contents):

@@ -1,7 +1,7 @@
-"""What the names of structured logs mean: which key holds the message, the time, the level...
+"""Roles of member names in structured logs: which key holds the message, the time, the level...
 
-A table, not a guess: names that loggers, containers, proxies and cloud services really use. Within a role
-the earlier name wins. Names with a dot are members of a nested object.
+The names are those that loggers, containers, proxies and cloud services really use. Within a role the earlier
+name wins. A name with a dot is a member of a nested object.
 """
 
 import re
@@ -33,13 +33,13 @@ _NAMES = {
 }  # fmt: skip
 
 ROLES: dict[str, list[tuple[str, int]]] = {}
-"""name -> the roles it can have, each with its rank in that role (smaller wins)."""
+"""Name -> the roles it can have, each with its rank in that role (the smaller wins)."""
 for _role, _names in _NAMES.items():
     for _rank, _name in enumerate(_names.split()):
         ROLES.setdefault(_name, []).append((_role, _rank))
 
 NESTED = frozenset(name.split(".")[0] for name in ROLES if "." in name)
-"""Names of objects that have members with a role."""
+"""Names of nested objects that have members with a role."""
 
 BYTE_ROLES = {name.encode(): roles for name, roles in ROLES.items()}
 
@@ -47,13 +47,13 @@ _TRACE = re.compile(
     rb"(?i:trace|request|req|session|correlation)[-_ .]?(?:id|ID|Id)"
     rb"[\"']?\s?[:=]\s?[\"']?([0-9A-Za-z][\w-]{7,63})"
 )
-# Ends of those names: `in` is far cheaper than the search.
+# Endings of those names: testing for them with `in` is far cheaper than the search.
 _TRACE_HINTS = (b"ceID", b"ceId", b"ce_id", b"ceid", b"stId", b"st_id", b"q_id", b"qId", b"onId", b"on_id")
 _TRACE_BYTES = 512
 
 
 def trace_in(text: bytes) -> bytes:
-    """The trace, request or session id that the head of a message names, as `TraceID: 6f3c...`; else b""."""
+    """The trace, request or session id in the head of a message, as in `TraceID: 6f3c...`; b"" if there is none."""
     head = text[:_TRACE_BYTES]
     for hint in _TRACE_HINTS:
         if hint in head:

@@ -5,8 +5,8 @@
     <165>1 2003-08-24T05:14:15.000003-07:00 192.0.2.1 myproc 8710 - - %% Time to make the do-nuts.
 
 Contents are `program: message`, without pid, message id, structured data and the kernel's uptime.
-The session key is `host program`. A message that is an access line is read as one: contents, target, agent,
-the client for key, and its time, which has a year.
+The session key is `host program`. A message that is an access line is parsed as one: it gives contents, target,
+agent, the client as key, and the time, which has a year.
 """
 
 import re
@@ -20,7 +20,7 @@ _STAMP = (
     rb"(\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-6]\d)"
     rb"(" + times.FRACTION_PATTERN + rb")?(" + times.ZONE_PATTERN + rb")?)"
 )
-# The host is missing where the first token ends in a colon; the program where no colon follows it.
+# There is no host if the first token ends in a colon, and no program if no colon follows it.
 _RFC3164 = re.compile(
     rb"(?:<(\d{1,3})>)?" + _STAMP + rb" (?!" + levels.WORD_AHEAD + rb")"
     rb"(?>(?:([^\s\[\"({=]*[^\s\[\"({=:]) ++)?)"
@@ -37,7 +37,7 @@ _SEVERITY_ERROR = 3
 
 
 def fits(line: bytes) -> bool:
-    """True when `line` is a syslog line; a line with an ISO time and no program might be anything."""
+    """True if `line` is a syslog line. One with an ISO time but no program might be anything, and is not."""
     if line[:1] == b"<" and _RFC5424.match(line):
         return True
     found = _RFC3164.match(line)
@@ -47,7 +47,7 @@ def fits(line: bytes) -> bool:
 
 
 def parse(lines: Sequence[bytes], clock: float) -> Fields:
-    """Every line as syslog; see `kinds.parse`."""
+    """Parse every line as syslog; see `kinds.parse`."""
     n = len(lines)
     stamps = times.Stamps()
     keys, contents, targets = [b""] * n, list(lines), list(lines)

@@ -1,11 +1,11 @@
-"""The ways logs write a time, and their reading, many at once.
+"""Styles of written times, and parsing many of them at once.
 
-A style is a fixed-width part with a layout, then perhaps a fraction, a zone and a year. In a layout each
-letter marks the columns of one number: Y year, M month, D day, h m s; bbb is a month's English name;
-any other character is a separator. A space where a digit may stand counts as 0 ("Jun  9", " 5:13:11").
+A style is a fixed-width part with a layout, optionally followed by a fraction, a zone and a year. In a layout each
+letter marks the columns of one number: Y year, M month, D day, h m s; bbb is a month's English name; any other
+character is a separator. A space in place of a digit counts as 0 ("Jun  9", " 5:13:11").
 
-Times without a zone are UTC. What a style leaves out, the clock tells: the year, or the day, that puts the
-time nearest to it. Where day and month could be exchanged (`07/11/2022`), nothing is read.
+Times without a zone are UTC. If a style omits the year or the day, the one nearest to the clock is taken. Where day
+and month could be confused (`07/11/2022`), no time is read.
 """
 
 import re
@@ -41,9 +41,9 @@ _NEVER = rb"(?!)"
 _Style = tuple[str, bytes, bytes, bytes]
 _Families = tuple[tuple[bytes, tuple[_Style, ...]], ...]
 
-# By how they begin, so that most styles need not be tried; the longer first where one begins like another.
-# A style: layout, what stands before the fixed part, the fixed part, the year that follows.
-_SURE: _Families = (
+# Grouped by their beginning, so that most styles need not be tried; the longer first if one is a prefix of another.
+# A style: layout, pattern before the fixed part, the fixed part, the year behind it.
+_ANYWHERE: _Families = (
     (rb"\d{4}[-/.]", (
         (ISO, rb"", ISO_PATTERN, _NEVER),
         ("YYYY-MM-DD - hh:mm:ss", rb"", rb"\d{4}/[01]\d/[0-3]\d - " + _HMS, _NEVER),
@@ -62,7 +62,7 @@ _SURE: _Families = (
         ("YYYYMMDD-hhmmss", rb"", rb"\d{4}[01]\d[0-3]\d[-T_. ][0-2]\d[0-5]\d[0-6]\d(?!\d)", _NEVER),
     )),
 )  # fmt: skip
-# Believed only at the head of a line.
+# Accepted only at the head of a line.
 _AT_HEAD: _Families = (
     (rb"\d{6} ", (
         ("YYMMDD hhmmss", rb"", rb"\d\d[01]\d[0-3]\d [0-2]\d[0-5]\d[0-6]\d(?!\d)", _NEVER),
@@ -76,7 +76,7 @@ _AT_HEAD: _Families = (
     (rb"[12]\d{9}", ((EPOCH, rb"", rb"\d{10}(?:\d{9}|\d{6}|\d{3})?(?![\d:])", _NEVER),)),
     (rb"\d{4} ", (("MMDD hh:mm:ss", rb"(?<=[IWEF])", rb"[01]\d[0-3]\d " + _HMS, _NEVER),)),
 )  # fmt: skip
-_LAYOUTS = [style[0] for _, styles in _SURE + _AT_HEAD for style in styles]
+_LAYOUTS = [style[0] for _, styles in _ANYWHERE + _AT_HEAD for style in styles]
 _GROUPS = 5  # the style itself, its fixed part, fraction, zone and year
 
 
@@ -90,34 +90,34 @@ def _group(style: _Style) -> bytes:
     return rb"(%s(%s)(%s)?(%s)?(%s)?)" % (before, fixed, FRACTION_PATTERN, ZONE_PATTERN, year)
 
 
-# At the head of a line, after at most a bracket, a quote, or the level letter of glog.
-_HEAD = re.compile(rb"[ \t\[(\"#]{0,3}+[IWEF]?(?:" + _alternatives(_SURE + _AT_HEAD) + rb")")
-_INSIDE = re.compile(rb"(?<![\w./-])(?:" + _alternatives(_SURE) + rb")")
+# At the head of a line, after at most a bracket, a quote or glog's level letter.
+_HEAD = re.compile(rb"[ \t\[(\"#]{0,3}+[IWEF]?(?:" + _alternatives(_ANYWHERE + _AT_HEAD) + rb")")
+_INSIDE = re.compile(rb"(?<![\w./-])(?:" + _alternatives(_ANYWHERE) + rb")")
 _INSIDE_BYTES = 96
 
 
 def find(line: bytes, *, inside: bool = False) -> re.Match[bytes] | None:
-    """The time that `line` begins with; with `inside`, else the first one in its first 96 bytes.
+    """The time at the head of `line`; with `inside`, failing that, the first one in its first 96 bytes.
 
-    The match is for `Stamps.add`; the time's own text is `span(match)`.
+    The match is for `Stamps.add`; `span(match)` is where the time itself is.
     """
     match = _HEAD.match(line)
     return match if match or not inside else _INSIDE.search(line, 0, _INSIDE_BYTES)
 
 
 def span(match: re.Match[bytes]) -> tuple[int, int]:
-    """Where in the line the time that `find` found stands."""
+    """Start and end in the line of the time that `find` found."""
     return match.span(match.lastindex or 0)
 
 
 class Stamps:
-    """Times found in a batch, gathered by layout so that each layout is read in one go."""
+    """Times found in a batch, grouped by layout so that each layout is parsed in one go."""
 
     def __init__(self) -> None:
         self._found: dict[str, list[tuple[int, bytes, bytes, bytes, bytes]]] = {}
 
     def add(self, row: int, match: re.Match[bytes]) -> None:
-        """Remember what `find` found on line `row`."""
+        """Add the time that `find` found on line `row`."""
         # The group that closed last is the outermost one of the style that matched.
         style = match.lastindex or 1
         fixed, fraction, zone, year = match.group(style + 1, style + 2, style + 3, style + 4)
@@ -132,11 +132,11 @@ class Stamps:
         zone: bytes | None = None,
         year: bytes | None = None,
     ) -> None:
-        """Remember a time whose parts the caller has cut out; `fixed` is as wide as its layout."""
+        """Add a time that the caller has split into parts; `fixed` is as wide as its layout."""
         self._found.setdefault(layout, []).append((row, fixed, fraction or b"", zone or b"", year or b""))
 
     def seconds(self, n: int, clock: float) -> NDArray[np.float64]:
-        """float64 [n]: seconds since the epoch by row; nan where there is none or an impossible one."""
+        """float64 [n]: seconds since the epoch by row; nan if there is no time or an impossible one."""
         times = np.full(n, np.nan)
         for layout, found in self._found.items():
             rows, fixed, fractions, zones, years = zip(*found, strict=True)
@@ -150,8 +150,8 @@ def civil(
 ) -> NDArray[np.float64]:
     """Seconds since the epoch of `texts`, each exactly as wide as `layout`; nan for impossible dates.
 
-    `years` holds a four-digit year beside the layout, b"" where there is none. A year or a day that is
-    nowhere is taken nearest to `clock`; it is nan if the clock is.
+    `years` holds the four-digit year given outside the layout, b"" if none. A missing year or day is the one
+    nearest to `clock`; the result is nan if `clock` is.
     """
     n = len(texts)
     grid = np.frombuffer(b"".join(texts), dtype=np.uint8).reshape(n, len(layout))
@@ -183,9 +183,9 @@ def offsets(zones: Sequence[bytes]) -> NDArray[np.float64]:
 
 
 def from_number(value: float) -> float:
-    """Seconds since the epoch of a number in seconds, milli-, micro- or nanoseconds, told by its size.
+    """Seconds since the epoch of a number in seconds, milli-, micro- or nanoseconds, inferred from its size.
 
-    nan outside 2001 to 2099, where a number is something else.
+    nan outside 2001 to 2099: such a number is not a time.
     """
     for unit in (1, 1_000, 1_000_000, 1_000_000_000):
         if 1e9 * unit <= value < 4.1e9 * unit:
@@ -215,7 +215,7 @@ def _month_names(grid: NDArray[np.uint8], column: int) -> NDArray[np.int64]:
 
 
 def _days(year: NDArray[np.int64], month: NDArray[np.int64], day: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Days since the epoch, nan where there is no such date."""
+    """Days since the epoch, nan if there is no such date."""
     months = (year - 1970) * 12 + month - 1
     days = _first_days(months) + day - 1
     following = _first_days(months + 1)
@@ -238,19 +238,19 @@ def _nearest(
     return best
 
 
-def _known(clock: float) -> bool:
-    return 0.0 <= clock < 2.5e11  # a clock outside the years 1970 to 9892 tells nothing
+def _usable(clock: float) -> bool:
+    return 0.0 <= clock < 2.5e11  # a clock outside the years 1970 to 9892 is not usable
 
 
 def _year_of(clock: float) -> int:
-    """The clock's year; 0 when it is not set."""
-    if not _known(clock):
+    """The clock's year; 0 if it is not usable."""
+    if not _usable(clock):
         return 0
     return int(np.datetime64(int(clock), "s").astype("datetime64[Y]").astype(int)) + 1970
 
 
 def _day_of(clock: float) -> float:
-    return clock // 86400.0 * 86400.0 if _known(clock) else float("nan")
+    return clock // 86400.0 * 86400.0 if _usable(clock) else float("nan")
 
 
 def _epochs(texts: Sequence[bytes]) -> NDArray[np.float64]:

@@ -1,11 +1,11 @@
-"""Formats that carry another program's text: JSON lines, and what container runtimes write.
+"""Formats that wrap another program's text: JSON lines and the logs of container runtimes.
 
     2016-10-06T00:17:09.669794202Z stdout F 192.0.2.7 - - [06/Oct/2016:00:17:09 +0000] "GET / HTTP/1.1" 200 13
     web-1  | 2024-04-25T05:32:35.584725130Z  * Serving Flask app 'app.py'
 
-The text inside is read for what it is: an access line, a JSON object, or text with a time of its own. The
-wrapper's time wins over the text's, the level of either counts. The session is the client of an access line;
-else a trace, request or session id, in the wrapper or the text; else the pod, or host and container.
+The text inside is parsed as what it looks like: an access line, a JSON object, or text with a time of its own. The
+wrapper's time takes precedence over the text's; the level of either counts. The session is the client of an access
+line; otherwise a trace, request or session id in wrapper or text; otherwise the pod, or host and container.
 """
 
 import math
@@ -31,7 +31,7 @@ def fits_container(line: bytes) -> bool:
 
 
 def parse_container(lines: Sequence[bytes], clock: float) -> Fields:
-    """Every line as a container runtime's; see `kinds.parse`."""
+    """Parse every line as a container runtime's; see `kinds.parse`."""
     n = len(lines)
     stamps = times.Stamps()
     texts: list[bytes] = []
@@ -56,14 +56,14 @@ def parse_container(lines: Sequence[bytes], clock: float) -> Fields:
 
 
 def parse_json(lines: Sequence[bytes], clock: float) -> Fields:
-    """Every line as a JSON object; see `kinds.parse`."""
+    """Parse every line as a JSON object; see `kinds.parse`."""
     return _read_json(lines, clock, _inside_json)
 
 
 def _read_json(
     lines: Sequence[bytes], clock: float, look: Callable[[list[bytes], float], Fields] | None = None
 ) -> Fields:
-    """Objects, their messages read by `look`; without one a message is text."""
+    """Parse every line as a JSON object and its message with `look`; without `look` a message is text."""
     n = len(lines)
     stamps = times.Stamps()
     records = [json_lines.read(line) for line in lines]
@@ -109,7 +109,7 @@ def _inside_json(texts: list[bytes], clock: float) -> Fields:
 def _inside(
     texts: list[bytes], clock: float, read_json: Callable[[Sequence[bytes], float], Fields], strays: set[int]
 ) -> Fields:
-    """Each text read by its look. `strays` are lines that are no wrapper's: they stay as they are."""
+    """Parse each text as what it looks like. `strays` are rows that no wrapper fits: they are left unchanged."""
     objects: list[int] = []
     requests: list[int] = []
     pairs: list[int] = []
@@ -130,18 +130,18 @@ def _inside(
         (requests, lambda part: access.parse(part, clock)),
         (pairs, lambda part: logfmt.parse(part, clock)),
         (plain, lambda part: _as_text(part, clock)),
-        (sorted(strays), _as_they_are),
+        (sorted(strays), _unchanged),
     ]
     return gathered("", parts, texts)
 
 
 def _as_text(texts: Sequence[bytes], clock: float) -> Fields:
-    """Messages with at most a time at their head; the session is the trace they name."""
+    """Messages with at most a time at the head; the session is the trace id they contain."""
     read = timestamped.parse(texts, clock, inside=False)
     keys = [roles.trace_in(text) for text in read.contents]
     return Fields("", "text", read.times, keys, read.contents, read.targets, read.agents, read.errors)
 
 
-def _as_they_are(lines: Sequence[bytes]) -> Fields:
+def _unchanged(lines: Sequence[bytes]) -> Fields:
     blank, never = [b""] * len(lines), np.full(len(lines), np.nan)
     return Fields("", "text", never, blank, list(lines), list(lines), blank, levels.errors(lines))

@@ -1,1 +1,1 @@
-"""Rules: named patterns of attacks over decoded fields, active from the first line on."""
+"""Rules: named attack patterns over decoded fields, active from the first line."""

@@ -1,52 +1,59 @@
-"""What a rule sees of a field: one plain spelling of the many that attackers use.
+"""Decoding: one canonical spelling of a field for the rules, whichever of many encodings the attacker chose.
 
-    cut          the first `FIELD_BYTES` bytes: hostile lines stay cheap, and what lies beyond is not looked at
+    cut          the first `FIELD_BYTES` bytes, so that hostile lines stay cheap; the rest is ignored
     plus         in the query of a target, `+` becomes a space
-    escapes      `%41`, `%u0041`, and what logs and scripts write for odd bytes (`\\x41`, `\\u0041`, `\\"`);
-                 up to `PASSES` times, since each hop of a request may decode once
-    overlong     bytes that sloppy decoders read as ASCII: `C0 AE`, `E0 80 AE`, full-width letters
-    fold         letters to lower case; control bytes dropped (NUL too), tabs and their like become spaces,
-                 CR and LF stay
+    escapes      `%41`, `%u0041`, and the escapes that logs and scripts use (`\\x41`, `\\u0041`, `\\u{41}`,
+                 `\\"`); up to `PASSES` times, since each hop of a request may decode it once more
+    overlong     sequences that lenient decoders read as ASCII: `C0 AE`, `E0 80 AE`, full-width letters
+    fold         letters to lower case; control bytes (NUL too) are removed, tabs, vertical tabs and form feeds
+                 become spaces, CR and LF stay
     entities     `&#60;`, `&#x3c;`, `&lt;`
-    comments     what SQL takes for white space: `/**/`, `/* word */`, `/*!50000`, `*/`
+    comments     what SQL treats as white space: `/**/`, `/* word */`, `/*!50000`, `*/`; and between words
+                 `--word` and `#word` up to the line break, which stays
 
-Most real fields are plain already and pay for a few substring searches only. The result is never longer
-than the field, and depends on nothing else.
+Most real fields need no decoding and cost only a few substring searches. The result is never longer than the
+field and depends on the field alone.
 """
 
 import re
 from urllib.parse import unquote_to_bytes
 
 FIELD_BYTES = 4096
-PASSES = 3
+PASSES = 8
 
 
 def decode(field: bytes, *, query: bool) -> bytes:
-    """`field` as rules see it; `query` says that it is a request target, whose `+` may mean a space."""
+    """`field` as rules see it. With `query` it is a request target, and `+` behind its `?` is a space."""
     text = field[:FIELD_BYTES]
     if query and b"+" in text:
         path, mark, rest = text.partition(b"?")
         text = path + mark + rest.replace(b"+", b" ")
     if b"%" in text or b"\\" in text:
-        text = _unescaped(text)
+        text = _unescape(text)
     if not text.isascii():
         text = _OVERLONG.sub(_ascii, text)
-    text = text.translate(_FOLD, _DROPPED)
+    text = text.translate(_FOLD, _REMOVED)
     if b"&" in text:
         text = _ENTITY.sub(_entity, text)
-    if b"*/" in text or b"/*" in text:
+    if b"*" in text:
         text = _COMMENT.sub(b" ", text)
+    if b"\n" in text and (b"--" in text or b"#" in text):
+        text = _LINE_COMMENTS.sub(_uncommented, text)
     return text
 
 
-# The standard `re` is safe with these: no pattern can match one byte in two ways.
+# Python's `re` is safe with these: no pattern can match the same byte in two ways, so none backtracks for long.
 _PERCENT_U = re.compile(rb"%[uU]([0-9a-fA-F]{4})")
-_BACKSLASH = re.compile(rb'\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|")')
+_BACKSLASH = re.compile(rb'\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|u\{([0-9a-fA-F]{1,6})\}|")')
 _OVERLONG = re.compile(
     rb"[\xc0\xc1]([\x00-\xbf])|\xe0([\x80\x81])([\x80-\xbf])|\xef(?:\xbc([\x81-\xbf])|\xbd([\x80-\x9e]))"
 )
 _ENTITY = re.compile(rb"&(?:#x([0-9a-f]{1,6});?|#([0-9]{1,7});?|([a-z]{2,7});)")
-_COMMENT = re.compile(rb"/\*(?:!\d{0,6}|[a-z0-9 _.,-]*\*/)|\*/")
+_COMMENT = re.compile(rb"/\*(?:!\d{0,6}|[a-z0-9 _.,-]*\*/|\s*\*/)|\*/")
+# Possessive, so that it stays linear. Only one word is taken for a comment: what is removed no rule can see.
+_LINE_COMMENTS = re.compile(rb"(?<=[a-z_)'\"`*])(?:\s*+(?:--|#)[ -]*+(?:[a-z_][a-z0-9_]*+|[0-9]*+)[ \r]*+\n)+\s*+")
+
+_CONTINUES = re.compile(rb"[a-z0-9_('\"`*@]")
 
 _NAMED = {
     b"lt": b"<", b"gt": b">", b"quot": b'"', b"apos": b"'", b"amp": b"&", b"nbsp": b" ", b"tab": b" ",
@@ -55,11 +62,11 @@ _NAMED = {
 }  # fmt: skip
 _LOOKALIKES = {0x2044: b"/", 0x2215: b"/", 0x2216: b"\\", 0x2024: b"."}
 
-_DROPPED = bytes([*range(0x09), *range(0x0E, 0x20), 0x7F])
+_REMOVED = bytes([*range(0x09), *range(0x0E, 0x20), 0x7F])
 _FOLD = bytes(range(256)).lower().translate(bytes.maketrans(b"\t\v\f", b"   "))
 
 
-def _unescaped(text: bytes) -> bytes:
+def _unescape(text: bytes) -> bytes:
     for _ in range(PASSES):
         before = text
         if b"%" in text:
@@ -72,14 +79,19 @@ def _unescaped(text: bytes) -> bytes:
 
 
 def _code_unit(match: re.Match[bytes]) -> bytes:
-    digits = match[match.lastindex] if match.lastindex else b"22"  # no group took part: an escaped quote
-    return _character(int(digits, 16)) if len(digits) == 4 else bytes([int(digits, 16)])
+    if not match.lastindex:
+        return b'"'
+    digits = match[match.lastindex]
+    # Two digits are a byte, except in braces, where they are a character.
+    return bytes([int(digits, 16)]) if len(digits) == 2 and match.lastindex == 1 else _character(int(digits, 16))
 
 
 def _character(code: int) -> bytes:
     if 0xFF01 <= code <= 0xFF5E:
         code -= 0xFEE0  # full-width forms of ASCII
-    return bytes([code]) if code < 0x80 else _LOOKALIKES.get(code) or chr(code).encode(errors="replace")
+    if code < 0x80:
+        return bytes([code])
+    return _LOOKALIKES.get(code) or (chr(code).encode(errors="replace") if code < 0x110000 else b"")
 
 
 def _ascii(match: re.Match[bytes]) -> bytes:
@@ -97,4 +109,9 @@ def _entity(match: re.Match[bytes]) -> bytes:
     if name is not None:
         return _NAMED.get(name, match[0])
     code = int(hexadecimal, 16) if hexadecimal else int(decimal)
-    return _character(code).lower() if 0 < code < 0x110000 else b""
+    return _character(code).lower() if code else b""
+
+
+def _uncommented(match: re.Match[bytes]) -> bytes:
+    """A newline in place of the comments if a query continues behind them; otherwise the match unchanged."""
+    return b"\n" if _CONTINUES.match(match.string, match.end()) else match[0]

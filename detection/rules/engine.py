@@ -1,10 +1,10 @@
-"""Rules over batches: which rules hit which lines, and where.
+"""Matching rules over batches: which rules hit which lines, and where.
 
-Patterns run in RE2, so time is linear in the field whatever a user writes or an attacker sends; fields are
-decoded and cut first (see `detection.rules.decoding`). Most fields are dismissed by a few *gates*: a gate is
-the union of some rules' patterns, and only behind an open gate are its rules tried one by one. Real streams
-repeat themselves, so short fields and their answers are kept in a bounded memo. Neither can be noticed:
-matching is pure, it depends on the rules and the one line, not on the batch or on what was matched before.
+Patterns run in RE2, so matching takes time linear in the field, whatever pattern a user writes and whatever bytes
+an attacker sends; fields are decoded and cut first (see `detection.rules.decoding`). Most fields are dismissed by
+a few *gates*: a gate is the union of several rules' patterns, and only if it matches are its rules tried one by
+one. Real streams are repetitive, so the results for short fields are kept in a bounded memo. Neither changes a
+result: matching depends on the rules and the single line, not on the batch or on earlier lines.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from detection.rules.decoding import decode
 from detection.rules.files import FIELDS, Rule, RuleError, read_rules
 from detection.settings import RuleText
 
-# Rules a gate unites. One gate over our whole pack needs more automaton states than fit its budget when
-# fed random bytes and is then several times slower than no gate; one gate a rule pays a call for each rule.
+# Rules per gate. On random bytes, a single gate over our whole pack needs more automaton states than its budget
+# holds and is then several times slower than no gate; one gate per rule costs one call per rule.
 GATE_RULES = 5
-# What one pattern or gate may spend on automaton states; it takes what real input needs, mostly far less.
+# The memory budget of one pattern or gate for automaton states; real input mostly needs far less.
 PATTERN_BYTES = 8 << 20
-# Longer fields skip the gates: what is long is rarely plain, and random bytes make unions slow, not rules.
+# Longer fields skip the gates: they are rarely harmless text, and random bytes slow down unions but not single rules.
 GATED_BYTES = 512
-# The memo holds this many fields of at most that many bytes, then starts anew.
+# The memo holds up to `MEMO_FIELDS` fields of at most `MEMO_FIELD_BYTES` bytes; when full it is cleared.
 MEMO_FIELDS = 8192
 MEMO_FIELD_BYTES = 256
 EVIDENCE_BYTES = 200
@@ -35,7 +35,7 @@ AROUND_BYTES = 60
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """Which rules hit which lines, sorted by line, then rule: row i says that `rules[i]` hit `lines[i]`."""
+    """Which rules hit which lines, sorted by line, then rule: row i means that `rules[i]` hit `lines[i]`."""
 
     lines: NDArray[np.int32]
     rules: NDArray[np.int32]
@@ -47,10 +47,10 @@ class Hits:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Where `rule` matched: bytes `start` to `end` of the decoded field, and their beginning as text.
+    """Where `rule` matched: bytes `start` to `end` of the decoded field, and the beginning of the match as text.
 
-    `before` and `after` are what stands around it there, so that a reader can see the match where it is; `after`
-    is empty where `text` is only the beginning.
+    `before` and `after` are the surrounding text, which shows the match in context; `after` is empty if `text` is
+    only the beginning of the match.
     """
 
     rule: Rule
@@ -63,29 +63,29 @@ class Evidence:
 
 
 class RuleSet:
-    """Compiled rules; `rules` holds them by the numbers used in `Hits`."""
+    """Compiled rules; `Hits` refers to them by their index in `rules`."""
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
-        """Raises `RuleError` when a pattern does not compile or a rule fails one of its own tests."""
+        """Raises `RuleError` if a pattern does not compile or a rule fails one of its own tests."""
         self.rules = rules
         self.names = [rule.name for rule in rules]
         self.confidence = np.array([rule.confidence for rule in rules], dtype=np.float64)
         self._patterns = [_Pattern(rule) for rule in rules]
         for rule, pattern in zip(rules, self._patterns, strict=True):
-            _try_out(rule, pattern)
+            _run_tests(rule, pattern)
         self._gates = {field: _gates(field, rules) for field in FIELDS}
         self._memo: dict[str, dict[bytes, list[int]]] = {field: {} for field in FIELDS}
 
     @classmethod
     def compile(cls, texts: Sequence[RuleText]) -> Self:
-        """The rules of several files, in order. Raises `RuleError`, naming file, rule and what to do."""
+        """The rules of several files, in order. Raises `RuleError` with the file, the rule and the remedy."""
         return cls(read_rules(texts))
 
     def match(self, targets: Sequence[bytes], agents: Sequence[bytes], lines: Sequence[bytes], *, web: bool) -> Hits:
         """The hits of a batch; element i of each sequence belongs to line i.
 
-        With `web`, `targets` are request targets and `agents` user agents. Without, `targets` are the
-        lines' messages, `agents` is not looked at, and rules for targets and agents stay silent.
+        With `web`, `targets` are request targets and `agents` user agents. Without it, `targets` are the
+        lines' messages, `agents` is ignored, and rules for targets and agents do not apply.
         """
         columns = [("target" if web else "message", targets), ("line", lines)]
         if web:
@@ -105,7 +105,7 @@ class RuleSet:
         return Hits(np.ascontiguousarray(rows[:, 0]), np.ascontiguousarray(rows[:, 1]))
 
     def surest(self, hits: Hits) -> NDArray[np.int64]:
-        """For each line that was hit, in order, which hit is that of its surest rule (the first of equals)."""
+        """For each line that was hit, in order, the index of the hit by its most confident rule (ties: the first)."""
         if not len(hits.lines):
             return np.zeros(0, dtype=np.int64)
         order = np.lexsort((np.arange(len(hits.lines)), -self.confidence[hits.rules], hits.lines))
@@ -128,7 +128,7 @@ class RuleSet:
             for rule in behind
             if self._patterns[rule].hits(text)
         ]
-        # Whole lines hold a time and never repeat.
+        # Whole lines contain a time and so never repeat.
         if field != "line" and len(value) <= MEMO_FIELD_BYTES:
             if len(self._memo[field]) >= MEMO_FIELDS:
                 self._memo[field] = {}
@@ -136,9 +136,9 @@ class RuleSet:
         return hits
 
     def evidence(self, rule: int, target: bytes, agent: bytes, line: bytes) -> Evidence:
-        """Where rule number `rule` matched a line of which `match` said that it does.
+        """Where rule number `rule` matched a line for which `match` reported it.
 
-        `target`, `agent` and `line` as they were given to `match`. ValueError when the rule does not match.
+        `target`, `agent` and `line` are as they were given to `match`. ValueError if the rule does not match.
         """
         subject = self.rules[rule]
         value = {"agent": agent, "line": line}.get(subject.field, target)
@@ -149,8 +149,8 @@ class RuleSet:
         start, end = span
         shown, before = text[start : min(end, start + EVIDENCE_BYTES)], text[max(start - AROUND_BYTES, 0) : start]
         after = text[end : end + AROUND_BYTES] if end - start <= EVIDENCE_BYTES else b""
-        in_words = [part.decode(errors="replace") for part in (shown, before, after)]
-        return Evidence(subject, subject.field, start, end, *in_words)
+        texts = [part.decode(errors="replace") for part in (shown, before, after)]
+        return Evidence(subject, subject.field, start, end, *texts)
 
 
 class _Found(Protocol):
@@ -162,13 +162,14 @@ class _Searches(Protocol):
 
 
 class _Pattern:
-    """One rule's patterns as one, with its exception."""
+    """One rule's patterns combined, with its `unless`."""
 
     __slots__ = ("_any", "_unless")
 
     def __init__(self, rule: Rule) -> None:
         for pattern in (*rule.patterns, *filter(None, [rule.unless])):
-            # Each alone first: the error then names the culprit, and `a)|(b` cannot pass as two halves.
+            # Compile each alone first: the error then names the culprit, and `a)|(b` is refused, though it is valid
+            # inside a union.
             alone = _compiled(pattern, f"{rule.source}: rule {rule.name!r}: pattern {pattern!r}")
             if alone.search(b"") and alone.search(b"\0"):
                 raise RuleError(
@@ -189,17 +190,17 @@ class _Pattern:
         return found.span()
 
 
-def _try_out(rule: Rule, pattern: _Pattern) -> None:
-    for kind, tests, wanted in (
+def _run_tests(rule: Rule, pattern: _Pattern) -> None:
+    for kind, tests, expected in (
         ("match", rule.must_match, True),
         ("silent", rule.must_stay_silent, False),
     ):
         for place, test in enumerate(tests, 1):
             text = decode(test.encode(), query=rule.field == "target")
-            if pattern.hits(text) != wanted:
+            if pattern.hits(text) != expected:
                 raise RuleError(
                     f"{rule.source}: rule {rule.name!r}: tests.{kind} number {place} "
-                    f"should {'match and does not' if wanted else 'stay silent and matches'}: {test!r}"
+                    f"should {'match and does not' if expected else 'stay silent and matches'}: {test!r}"
                     + (f" (the rule sees {text.decode(errors='replace')!r})" if text != test.encode() else "")
                 )
 

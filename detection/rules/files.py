@@ -1,20 +1,20 @@
-"""Rules files: TOML to `Rule` values, every fault named with file, rule and what to do about it.
+"""Rules files: TOML to `Rule` values. Every error names the file, the rule and the remedy.
 
-    disable = ["rule-name", ...]      optional: rules of the files before this one that shall not run
+    disable = ["rule-name", ...]      optional: rules of earlier files that are not to run
 
     [[rule]]
     name = "sql-union-select"         unique; lower case, digits, dashes
-    type = "sql_injection"            what the verdict calls the attack; lower case, digits, underscores
+    type = "sql_injection"            the type of attack in verdicts; lower case, digits, underscores
     severity = "high"                 low, medium, high, critical
-    confidence = 0.95                 .5 to 1: how sure one hit alone makes us
+    confidence = 0.95                 .5 to 1: how sure a single hit is
     field = "target"                  target, agent (web lines), message (other lines), line (every line)
-    about = "..."                     optional: one sentence for the operator who sees the hit
+    about = "..."                     optional: one sentence for an operator who sees a hit
     pattern = '''...'''               a regular expression (RE2 syntax), or several: any = ['''...''', ...]
     unless = '''...'''                optional: no hit where this matches the same field
-    tests.match = ["...", ...]        at least one field content, as it stands in a log, that must hit
-    tests.silent = ["...", ...]       optional: ones that must not
+    tests.match = ["...", ...]        at least one field, as written in a log, that must hit
+    tests.silent = ["...", ...]       optional: fields that must not
 
-Unknown keys are refused: a misspelt "unless" would otherwise be a rule that says too much.
+Unknown keys are refused: a misspelt "unless" would otherwise silently widen the rule.
 """
 
 import difflib
@@ -37,7 +37,7 @@ _TYPE = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 
 
 class RuleError(ValueError):
-    """A rules file is not usable; the message names the file, the rule and the remedy."""
+    """A rules file cannot be used; the message names the file, the rule and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Rule:
 
 
 def read_rules(texts: Sequence[RuleText]) -> tuple[Rule, ...]:
-    """The rules of all files in order, less the disabled ones. Raises `RuleError`; compiles no pattern."""
+    """The rules of all files in order, without the disabled ones. Raises `RuleError`; compiles no pattern."""
     rules: dict[str, Rule] = {}
     for text in texts:
         try:
@@ -69,7 +69,7 @@ def read_rules(texts: Sequence[RuleText]) -> tuple[Rule, ...]:
         for name in _strings(document, "disable", text.name):
             if name not in rules:
                 raise RuleError(
-                    f"{text.name}: disable: no earlier file has a rule {name!r}{_meant(name, tuple(rules))}"
+                    f"{text.name}: disable: no earlier file has a rule {name!r}{_suggestion(name, tuple(rules))}"
                 )
             del rules[name]
         tables = document.get("rule", [])
@@ -143,13 +143,13 @@ def _choice(table: Mapping[str, object], key: str, where: str, choices: tuple[st
 
 
 def _string(
-    table: Mapping[str, object], key: str, where: str, shape: re.Pattern[str] | None = None, words: str = ""
+    table: Mapping[str, object], key: str, where: str, shape: re.Pattern[str] | None = None, allowed: str = ""
 ) -> str:
     value = table[key]
     if not isinstance(value, str) or not value:
         raise RuleError(f"{where}: {key} must be a text in quotes, not {value!r}")
     if shape and not shape.fullmatch(value):
-        raise RuleError(f"{where}: {key} may hold only {words}, up to 64 of them")
+        raise RuleError(f"{where}: {key} may hold only {allowed}, up to 64 of them")
     return value
 
 
@@ -163,9 +163,9 @@ def _strings(table: Mapping[str, object], key: str, where: str) -> tuple[str, ..
 def _refuse_unknown(table: Mapping[str, object], known: tuple[str, ...], where: str) -> None:
     for key in table:
         if key not in known:
-            raise RuleError(f"{where}: unknown key {key!r}{_meant(key, known)}; known are {', '.join(known)}")
+            raise RuleError(f"{where}: unknown key {key!r}{_suggestion(key, known)}; known are {', '.join(known)}")
 
 
-def _meant(word: str, known: Sequence[str]) -> str:
+def _suggestion(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, known, 1)
     return f" (did you mean {near[0]!r}?)" if near else ""

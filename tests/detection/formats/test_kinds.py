@@ -86,6 +86,38 @@ def test_escaped_quotes_do_not_end_a_request_or_an_agent_and_are_undone() -> Non
     assert fields.agents == [b'a "b" c']
 
 
+def test_a_backslash_that_is_no_server_escape_stays() -> None:
+    request = rb"GET /a\dir?q=\u0027\\u0027\x5cu0027\t HTTP/1.1"
+    fields = read("access", b'::1 - - [17/May/2015:10:05:03 +0000] "' + request + rb'" 200 1 "-" "c\d \"e\""')
+    assert fields.contents == [b"GET /a\\dir 200"]
+    assert fields.targets == [b"/a\\dir?q=\\u0027\\u0027\\u0027 "]
+    assert fields.agents == [b'c\\d "e"']
+
+
+@pytest.mark.parametrize(
+    ("behind_status", "agent"),
+    [
+        (b'1 "-" "curl/8"', b"curl/8"),
+        (b'1 "-" "curl/8" ', b"curl/8"),
+        (b'1 "-" "curl/8" "10.0.0.1, 10.0.0.2" rt=0.1 uct="0.000" - [web-80]', b"curl/8"),
+        (b'1 "-" "curl/8" "a \\" b" "c"', b"curl/8"),
+        (b"1", b""),
+        (b'1 "-"', b""),
+        (b'1 "-" "x" sqlmap/1"', b'x" sqlmap/1"'),
+        (b'1 "-" ""><b>"', b'"><b>"'),
+        (b'1 "-" "x"y" "10.0.0.1"', b'x"y" "10.0.0.1"'),
+        (b'1 "a"b" "curl/8"', b' "a"b" "curl/8"'),
+        (b'1 "-" "cut', b' "-" "cut'),
+    ],
+)
+def test_a_quote_that_breaks_the_fields_leaves_all_that_follows_to_the_agent(
+    behind_status: bytes, agent: bytes
+) -> None:
+    fields = read("access", b'::1 - - [17/May/2015:10:05:03 +0000] "GET /a HTTP/1.1" 200 ' + behind_status)
+    assert fields.agents == [agent]
+    assert (fields.keys, fields.targets) == ([b"::1"], [b"/a"])
+
+
 def test_a_quote_left_unescaped_by_the_server_does_not_lose_the_line() -> None:
     fields = read("access", b'1.2.3.4 - - [17/May/2015:10:05:03 +0000] "GET /a"b HTTP/1.1" 404 1 "-" "x"')
     assert fields.contents == [b'GET /a"b 404']
