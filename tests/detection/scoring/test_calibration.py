@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from detection.members.registry import MEMBERS, NAMES
+from detection.members.view import Floats
 from detection.scoring.calibration import SMALLEST_P, Ring, alpha_for, combined
 from detection.scoring.ensemble import p_of, score_at, shares
 
@@ -102,3 +104,75 @@ def test_the_budget_sets_the_level_and_the_floor_binds_where_calibration_is_thin
     assert alpha_for(20, 20_000, 100_000) == (0.001, False)
     assert alpha_for(20, 20_000, 1_000) == (0.005, True)
     assert alpha_for(20, 10, 100_000) == (0.002, False), "a quiet stream does not spend its budget on every session"
+
+
+def tail_of(scores: Floats) -> tuple[float, float, float]:
+    """Threshold, shape and scale of the tail over the 95 % quantile, by probability-weighted moments as in Hosking and
+    Wallis (1987): b0 the mean of the exceedances, b1 that of each weighted by the share of those above it."""
+    ascending = np.sort(scores)
+    count = int(len(ascending) * 0.05)
+    threshold = ascending[-count - 1]
+    exceedances = ascending[-count:] - threshold
+    above = np.arange(count - 1, -1, -1) / (count - 1)
+    b0, b1 = exceedances.mean(), (above * exceedances).mean()
+    return float(threshold), float(2 - b0 / (b0 - 2 * b1)), float(2 * b0 * b1 / (b0 - 2 * b1))
+
+
+DRAWN = {
+    "heavy": stats.genpareto(c=0.3, scale=2.0),
+    "log-normal": stats.lognorm(s=0.8),
+    "gamma": stats.gamma(a=0.7),
+    "student": stats.halfcauchy(),  # heavier than any shape that is allowed
+    "light": stats.uniform(),  # ends: its shape is below 0
+    "exponential": stats.expon(),
+}
+
+
+@pytest.mark.parametrize("kind", list(DRAWN))
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_beyond_the_largest_score_p_falls_as_scipys_generalised_pareto_does(kind: str, seed: int) -> None:
+    scores = np.sort(DRAWN[kind].rvs(4000, random_state=seed))
+    threshold, shape, scale = tail_of(scores)
+    mean = scores[-200:].mean() - threshold
+    if shape <= 0.0:  # refused: an exponential tail of the same mean
+        shape, scale = 0.0, mean
+    elif shape > 0.5:
+        shape, scale = 0.5, mean * 0.5
+    tail = stats.genpareto(c=shape, loc=threshold, scale=scale)
+    top = scores[-1]
+    beyond = top + np.array([0.001, 0.1, 0.5, 1.0, 3.0]) * (top - threshold)
+    calibrated = Ring(scores)
+    np.testing.assert_allclose(
+        calibrated.p(beyond), np.maximum(tail.sf(beyond) / tail.sf(top) / 4001, SMALLEST_P), rtol=1e-9
+    )
+    for alpha in (1e-4, 1e-5, 1e-6):
+        expected = tail.isf(alpha * 4001 * tail.sf(top))
+        assert calibrated.score_at(alpha) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_cases_of_that_test_are_all_the_tails_there_are() -> None:
+    shapes = {kind: tail_of(drawn.rvs(4000, random_state=1))[1] for kind, drawn in DRAWN.items()}
+    assert 0.0 < shapes["heavy"] < 0.5 < shapes["student"]
+    assert shapes["light"] < -0.5
+
+
+@pytest.mark.parametrize("shape", [0.1, 0.25, 0.4])
+def test_the_tail_that_is_fitted_is_about_the_one_that_scores_were_drawn_from(shape: float) -> None:
+    """Where scipy's own fit, by maximum likelihood, comes out, too."""
+    true = stats.genpareto(c=shape, scale=2.0)
+    scores = np.sort(true.rvs(200_000, random_state=5))
+    threshold = scores[-10_001]
+    by_likelihood, _, scale = stats.genpareto.fit(scores[-10_000:] - threshold, floc=0.0)
+    calibrated = Ring(scores)
+    assert by_likelihood == pytest.approx(shape, abs=0.05)
+    assert calibrated._shape == pytest.approx(by_likelihood, abs=0.05)
+    assert calibrated._scale == pytest.approx(scale, rel=0.1)
+    far = true.isf(1e-7)  # fifty times rarer than the rarest of these
+    assert 0.2 < calibrated.p(np.array([far]))[0] / 1e-7 < 5.0
+
+
+@given(st.lists(st.floats(1e-11, 0.9), min_size=1, max_size=6))
+def test_members_together_are_what_scipys_cauchy_says_of_the_mean_of_their_cotangents(p: list[float]) -> None:
+    together = combined(np.array([p]), EVEN[len(p)])[0]
+    statistic = np.mean([stats.cauchy.isf(each) for each in p])
+    assert together == pytest.approx(-np.log10(stats.cauchy.sf(statistic)), rel=1e-6, abs=1e-9)
