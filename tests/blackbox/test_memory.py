@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.running import Vigild, sample_lines, vigild
+from tests.faults.altered import BRIEF_TRAINING, alter
 
 pytestmark = pytest.mark.timeout(900)  # some wait for a trainer, which yields to everyone
 
@@ -23,6 +24,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("trained")
     lines = sample_lines()
     with vigild(home, warmup=WARMUP, every_lines=100_000) as daemon:
+        alter(daemon, BRIEF_TRAINING)
         daemon.start()
         daemon.send_lines(lines[:WARMUP])
         daemon.wait_for_model()
@@ -128,6 +130,7 @@ def test_a_damaged_newest_snapshot_costs_time_and_no_data(again: Vigild, damage:
 def test_a_damaged_model_leaves_the_rest_and_is_trained_again(again: Vigild) -> None:
     for path in models(again):
         flip_a_bit(path)
+    alter(again, BRIEF_TRAINING)
     again.start()
     status = again.status()
     assert status["recovery"]["tier"] == "partial"
@@ -173,6 +176,7 @@ def test_the_daemon_stops_quickly_while_it_trains(tmp_path: Path) -> None:
 
 def test_a_killed_trainer_is_reported_and_started_again(tmp_path: Path) -> None:
     with vigild(tmp_path, warmup=1500) as daemon:
+        alter(daemon, BRIEF_TRAINING)
         daemon.start()
         daemon.send_lines(sample_lines()[:1500])
         daemon.wait(lambda: daemon.status()["training_in_progress"])

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.running import Vigild, sample_lines, vigild
+from tests.faults.altered import BRIEF_TRAINING, alter
 
 ATTACK = "GET /?id=1%27%20UNION%20SELECT%20password%20FROM%20users-- HTTP/1.1"
 ATTACK_LINE = f'192.0.2.7 - - [17/May/2015:10:05:03 +0000] "{ATTACK}" 200 1 "-" "-"'
@@ -222,6 +223,7 @@ def test_a_vouched_file_is_learned_from_within_the_hour_after_a_training_and_the
 ) -> None:
     clean = [line for line in sample_lines() if b"?" not in line]
     daemon = Vigild(tmp_path, settings='[learning]\nwarmup_lines = 1500\n[admin]\nbind = ["unix:admin.sock"]\n')
+    alter(daemon, BRIEF_TRAINING)
     try:
         daemon.start()
         assert vigilctl(daemon, "send", "-", sent=b"\n".join(clean[:1600])).returncode == 0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.running import QUICK, Vigild, sample_lines, vigild
+from tests.faults.altered import BRIEF_TRAINING, alter
 
 pytestmark = pytest.mark.timeout(900)  # some wait for a trainer, which yields to everyone
 
@@ -41,6 +42,7 @@ def names(daemon: Vigild) -> list[str]:
 def test_going_back_and_forth_while_running_and_over_kills(tmp_path: Path) -> None:
     lines = sample_lines()
     with vigild(tmp_path, warmup=1500, every_lines=100_000) as daemon:
+        alter(daemon, BRIEF_TRAINING)
         daemon.start()
         daemon.send_lines([*lines[:1000], ATTACK])
         early = Path(daemon.post("/checkpoint")["path"]).name

@@ -19,7 +19,7 @@ from detection.columns.upgrades import STATES
 from detection.frames import ModelFrame
 from persistence import model_file, segment, snapshot
 from persistence.preamble import SIZE, pack_preamble
-from tests.faults.altered import alter, restore
+from tests.faults.altered import BRIEF_TRAINING, alter, restore
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "state-1.tar.xz"
 LINES = 1701  # in it
@@ -226,6 +226,7 @@ def test_a_model_that_could_not_be_upgraded_is_trained_again(tmp_path: Path) -> 
     state = unpacked(tmp_path)
     other_model(state)
     with vigild(tmp_path, warmup=1500) as daemon:
+        alter(daemon, BRIEF_TRAINING)
         daemon.start()
         daemon.wait_for_model()
         [path] = state.glob("model-*.pt")

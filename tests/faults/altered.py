@@ -1,4 +1,4 @@
-"""Not a test: runs the real daemon with a fault patched in from outside."""
+"""Not a test: runs the real daemon with a fault, or with brief trainings, patched in from outside."""
 
 from pathlib import Path
 
@@ -21,6 +21,26 @@ async def late(self, *args):
         await trio.sleep(0.02)
     return await recover(self, *args)
 BackgroundRecovery.run = late
+"""
+# A tenth of the steps: for what needs a model, and none that has learned well.
+BRIEF_TRAINING = """
+import actors.training
+train = actors.training._train
+trainer = '''
+import sys
+import daemon.trainer as trainer
+yield_to_everyone = trainer._yield_to_everyone
+def before_the_libraries_are_imported():
+    yield_to_everyone()
+    from detection.members.transformer import fitting
+    fitting.FEWEST_STEPS = fitting.MOST_STEPS = 20
+trainer._yield_to_everyone = before_the_libraries_are_imported
+sys.exit(trainer.main(sys.argv[1:]))
+'''
+async def train_briefly(command, *rest):
+    assert command[1:3] == ["-m", "daemon.trainer"], command
+    return await train([command[0], "-c", trainer, *command[3:]], *rest)
+actors.training._train = train_briefly
 """
 
 

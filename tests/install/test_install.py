@@ -1,5 +1,6 @@
 """install.sh into a DESTDIR, with a small wheel in place of ours; on a running system it is tested in a container."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -245,9 +246,10 @@ def half_way(installer: Installer) -> "tuple[subprocess.Popen[str], int]":
 def await_end(process: int) -> None:
     """A process that is no child of ours."""
     deadline = time.monotonic() + 60.0
-    while Path(f"/proc/{process}/stat").exists() and " Z " not in Path(f"/proc/{process}/stat").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # gone, the latter while we read
+        while " Z " not in Path(f"/proc/{process}/stat").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_a_logrotate_file_that_was_changed_stays_as_it_is(installed: Installer, tmp_path: Path) -> None:

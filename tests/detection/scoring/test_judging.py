@@ -49,7 +49,7 @@ def test_a_session_that_ends_too_early_is_flagged_at_its_closing_and_not_before(
     assert [(each["p"], each["flagged"]) for each in lines] == [(1.0, False)] * 2
     (closing,) = ended(journal)
     # Of three templates each once, one is missing: |1 - 0| of 3 + 2 lines.
-    assert counted(closing) == (pytest.approx(1 / 5), 1 / 100)
+    assert counted(closing) == pytest.approx((1 / 5, 1 / 100))
     assert closing["p"] == 1 / 1000
     assert closing["score"] == pytest.approx(FLOOR / (FLOOR + 1 / 1000))
     assert (closing["verdict"], closing["flagged"], closing["closed"]) == ("anomaly", True, True)
