@@ -19,7 +19,7 @@ from actors.ingest import MAX_CONNECTIONS
 from actors.places import SILENT_SECONDS
 from benchmarks.running import Vigild, sample_lines, vigild
 from daemon.control.degraded import CODES
-from tests.faults.altered import alter
+from tests.faults.altered import BRIEF_TRAINING, alter
 from tests.faults.service_manager import SETTINGS, Managed
 
 pytestmark = pytest.mark.timeout(900)  # one waits for a trainer, which yields to everyone
@@ -73,6 +73,7 @@ def by_metrics(daemon: Vigild) -> set[str]:
 def test_a_training_that_fails_is_a_reason_until_one_succeeds(tmp_path: Path) -> None:
     """The disk with the training set is full."""
     with vigild(tmp_path, warmup=1500) as daemon:
+        alter(daemon, BRIEF_TRAINING)
         daemon.start()
         with mounted("tmpfs", daemon.state / "training", "-t", "tmpfs", "-o", "size=4096,mode=0700"):
             daemon.send_lines(sample_lines()[:1500])

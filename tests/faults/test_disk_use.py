@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.running import QUICK, Vigild, sample_lines
-from tests.faults.altered import alter
+from tests.faults.altered import BRIEF_TRAINING, alter
 
 LINES = int(os.environ.get("VIGILD_FLAT_LINES", "60000"))
 WARMUP = 2000  # within the first share
@@ -73,8 +73,7 @@ def flood(home: Path, code: str = "") -> tuple[Usage, Vigild]:
     """Send all lines to a daemon that trains now and then; it is stopped at the end."""
     settings = QUICK.format(warmup=WARMUP, retrain=LINES // 4, every_lines=EVERY_LINES, verdicts="flagged")
     daemon = Vigild(home, settings=settings)
-    if code:
-        alter(daemon, code)
+    alter(daemon, BRIEF_TRAINING + code)
     usage = Usage(daemon.state)
     stream = cycle(sample_lines())
     try:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from benchmarks.running import QUICK, Vigild
-from tests.faults.altered import alter
+from tests.faults.altered import BRIEF_TRAINING, alter
 from tests.faults.senders import Senders, Sending
 from tests.faults.witness import Account, Witness, account_of, records_in
 
@@ -46,6 +46,7 @@ def watched(home: Path, warmup: int, rng: random.Random) -> Iterator[tuple[Vigil
     (home / "state").mkdir(mode=0o700)
     settings = QUICK.format(warmup=warmup, retrain=RETRAIN_LINES, every_lines=EVERY_LINES, verdicts="all")
     daemon = Vigild(home, settings=settings)
+    alter(daemon, BRIEF_TRAINING)
     try:
         with Witness(daemon.state, home / "kept").watching() as witness:
             yield daemon, Senders(daemon.runtime / "log.sock", rng), witness

@@ -13,7 +13,7 @@ from persistence.disk import REAL
 from persistence.journal import JournalError
 from persistence.segment import HEADER_BYTES
 from persistence.store import open_store
-from tests.faults.altered import alter, restore
+from tests.faults.altered import BRIEF_TRAINING, alter, restore
 from tests.persistence.disks import FaultyDisk
 from tests.persistence.ledger import Ledger, State, fold, restored, save, toy_model
 
@@ -152,6 +152,7 @@ def test_the_daemon_refuses_in_one_line_and_has_everything_when_the_disk_is_well
     lines = sample_lines()
     gate = tmp_path / "gate"
     with vigild(tmp_path, warmup=1000) as daemon:
+        alter(daemon, BRIEF_TRAINING)
         daemon.start()
         daemon.send_lines(lines[:1200])
         if kind == "model-":
