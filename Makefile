@@ -1,5 +1,5 @@
 # make run    see it work on real lines (the first run trains a model and remembers it)
-# make quick  the fast tests: no process, no training
+# make quick  the fast tests: no process, no training of a transformer
 # make test   everything that CI checks
 # make system-test  the service as a user gets it: a Debian 12 in a container, from installing to removing (as root)
 # make faults the tests of tests/faults in their long form (hours; as root, for the power cuts)

@@ -1,12 +1,14 @@
 """For all tests."""
 
+import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 HERE = Path(__file__).parent
-# What starts processes, trains or installs as a rule. Elsewhere single tests are marked where they take over a second.
+# What starts processes, trains or installs as a rule. Elsewhere single tests are marked.
 SLOW = (
     "benchmarks",
     "blackbox",
@@ -15,11 +17,19 @@ SLOW = (
     "install",
     "interpreters",
     "system",
+    "test_system_test_skips.py",
+    "test_systemd.py",
+    "actors/test_training.py",
+    "daemon/demo/test_demo.py",
+    "daemon/startup/test_withdrawn.py",
+    "daemon/test_main.py",
     "daemon/test_trainer.py",
     "daemon/test_vigilctl.py",
+    "detection/learning/test_training.py",
     "detection/learning/test_training_resumed.py",
     "detection/learning/test_training_run.py",
 )
+TRAINED = {"model", "habitual", "briefly"}  # fixtures that train a transformer, or let a test do so
 
 # An example that takes long says that the machine is busy. What hangs is ended by pytest-timeout.
 settings.register_profile("patient", deadline=None)
@@ -29,5 +39,18 @@ settings.load_profile("patient")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         where = item.path.relative_to(HERE)
-        if str(where) in SLOW or where.parts[0] in SLOW:
+        if str(where) in SLOW or where.parts[0] in SLOW or TRAINED & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+
+
+_begun: list[str] = []  # processes, by the test that runs
+sys.addaudithook(lambda event, _: _begun.append(event) if event in ("subprocess.Popen", "os.fork") else None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """A test that starts a process is marked as slow, so that `make quick` stays what it is."""
+    _begun.clear()
+    yield
+    if _begun and item.get_closest_marker("slow") is None:
+        pytest.fail("it starts a process: mark it as slow", pytrace=False)

@@ -71,6 +71,7 @@ def test_links_lead_somewhere(page: str) -> None:
         assert ((ROOT / page).parent / link).exists(), link
 
 
+@pytest.mark.slow
 def test_make_says_what_is_missing_in_one_line(tmp_path: Path) -> None:
     old = tmp_path / "python3.9"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2\nexit 1\n')

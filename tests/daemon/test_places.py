@@ -61,6 +61,7 @@ def test_a_directory_of_somebody_else_is_refused(tmp_path: Path, uid: int) -> No
         make_private(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_line_tool_can_import_it_without_weight() -> None:
     code = "import sys, daemon.places; print(any(name in sys.modules for name in ('numpy', 'trio', 'msgspec')))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 from tests.detection.patterns import PACKAGES, ROOT
 
 _parser: Any = re._parser  # type: ignore[attr-defined]
@@ -45,6 +47,7 @@ def compiled_at_import() -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_no_compiled_pattern_has_a_possessive_group() -> None:
     found = compiled_at_import()
     assert {"detection/formats/access.py", "detection/templates/masks.py", "persistence/high_water.py"} <= {

@@ -99,6 +99,7 @@ def test_the_journal_starts_only_after_recovery_and_never_goes_back(directory: P
                 store.start_journal(seq, line)
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_with_the_holders_pid(directory: Path) -> None:
     with open_store(directory):
         with (

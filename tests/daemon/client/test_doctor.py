@@ -200,6 +200,7 @@ def test_a_service_that_does_not_answer_has_the_directories_of_its_unit(
     assert bad(units.check_units({web.service.name: web.service}, web.service)) == [("vigild@web.service", "fail")]
 
 
+@pytest.mark.slow
 def test_the_reason_why_systemd_cannot_be_asked_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / "systemctl"
     program.write_text("#!/bin/sh\necho 'Failed to connect to bus: No medium found' >&2; exit 1\n")
@@ -409,6 +410,7 @@ def test_a_socket_that_everybody_may_open_is_a_fault(target: Target) -> None:
         assert bad(permissions.check_sockets(target)) == [("admin.sock", "fail")]
 
 
+@pytest.mark.slow
 def test_it_starts_fast_and_looks_at_torch_without_importing_it() -> None:
     heavy = "{'torch', 'numpy', 'trio', 'scipy', 'httpx'}"
     code = f"import sys, daemon.client.doctor.checks; sys.exit(bool({heavy} & set(sys.modules)))"

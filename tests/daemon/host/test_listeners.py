@@ -156,6 +156,7 @@ with open_listeners(Path(sys.argv[1]), "log.sock", ["unix:admin.sock"], inherit(
 """
 
 
+@pytest.mark.slow
 def test_a_passed_socket_takes_the_place_of_ours_and_is_not_removed(tmp_path: Path) -> None:
     tool = shutil.which("systemd-socket-activate")
     if tool is None:
@@ -214,6 +215,7 @@ def high(connection: socket.socket) -> socket.socket:
     return socket.socket(fileno=number)
 
 
+@pytest.mark.slow
 def test_kept_connections_come_back_by_name(tmp_path: Path) -> None:
     one, two = socket.socketpair()
     with high(one) as kept, two:
@@ -222,6 +224,7 @@ def test_kept_connections_come_back_by_name(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["stored"] == ["conn-7"]
 
 
+@pytest.mark.slow
 def test_a_probe_descriptor_is_not_taken_for_a_connection(tmp_path: Path) -> None:
     one, two = socket.socketpair()
     with high(one) as left_over, two:
@@ -232,6 +235,7 @@ def test_a_probe_descriptor_is_not_taken_for_a_connection(tmp_path: Path) -> Non
     assert json.loads(done.stdout)["stored"] == []
 
 
+@pytest.mark.slow
 def test_a_passed_socket_of_unknown_purpose_is_an_error(tmp_path: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "x.sock"))

@@ -16,8 +16,8 @@ from detection.learning.history import (
     TAINTED,
     VOUCHED,
     History,
-    Sequences,
 )
+from detection.models.training_set import ClosedSessions
 
 
 def line(history: History, serial: int, template: int, flags: int = 0, *, time: float = 0.0, key: int = 7) -> None:
@@ -38,7 +38,7 @@ def close(history: History, serial: int, flags: int = ENDS, cause: int = 0) -> N
     )
 
 
-def sessions_of(found: Sequences) -> list[list[int]]:
+def sessions_of(found: ClosedSessions) -> list[list[int]]:
     return [part.tolist() for part in np.split(found.tokens, found.offsets[1:-1])] if len(found.starts) else []
 
 
@@ -51,7 +51,7 @@ def test_lines_that_came_mixed_are_gathered_by_session_in_the_order_in_which_tho
     line(history, 2, 22, time=104.0, key=72)
     close(history, 2, SPLITS)
     close(history, 1, ENDS | FLAGGED, cause=99)
-    found = history.sequences()
+    found = history.closed_sessions()
     assert found.tokens.tolist() == [10, 11, 20, 21, 22]
     assert found.offsets.tolist() == [0, 2, 5]
     assert found.times.tolist() == [100.0, 102.0, 101.0, 103.0, 104.0]
@@ -71,7 +71,7 @@ def test_what_the_operator_vouched_for_is_marked_so() -> None:
     history = History()
     line(history, 1, 10, BEGINS | STARTS)
     close(history, 1, ENDS | VOUCHED)
-    assert history.sequences().vouched.tolist() == [True]
+    assert history.closed_sessions().vouched.tolist() == [True]
 
 
 def test_a_session_that_is_still_open_is_not_learned_from() -> None:
@@ -79,18 +79,18 @@ def test_a_session_that_is_still_open_is_not_learned_from() -> None:
     line(history, 1, 10, BEGINS | STARTS)
     line(history, 2, 20, BEGINS | STARTS)
     close(history, 2)
-    assert sessions_of(history.sequences()) == [[20]]
+    assert sessions_of(history.closed_sessions()) == [[20]]
     assert history.closed == 1
 
 
 def test_a_session_that_closed_without_a_line_is_none() -> None:
     history = History()
     close(history, 1)
-    assert sessions_of(history.sequences()) == []
+    assert sessions_of(history.closed_sessions()) == []
 
 
 def test_nothing_was_there_to_learn_from() -> None:
-    found = History().sequences()
+    found = History().closed_sessions()
     assert len(found.tokens) == len(found.starts) == 0
     assert found.offsets.tolist() == [0]
 
@@ -102,9 +102,9 @@ def test_fresh_is_what_closed_after_the_mark_whenever_it_began() -> None:
     close(history, 1)
     history.set_mark()
     close(history, 2)
-    assert history.sequences().fresh.tolist() == [False, True]
+    assert history.closed_sessions().fresh.tolist() == [False, True]
     again = History.load(history.export())
-    assert again.sequences().fresh.tolist() == [False, True]
+    assert again.closed_sessions().fresh.tolist() == [False, True]
 
 
 def test_a_session_whose_beginning_made_room_for_others_is_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,13 +116,13 @@ def test_a_session_whose_beginning_made_room_for_others_is_not_learned_from(monk
     close(history, 2)
     assert (len(history), history.closed) == (4, 1)
     close(history, 1)  # pushes out the first line of session 1
-    assert sessions_of(history.sequences()) == [[20]]
+    assert sessions_of(history.closed_sessions()) == [[20]]
     assert (len(history), history.closed) == (4, 2)
     line(history, 3, 30, BEGINS | STARTS)  # ... its second one
     line(history, 3, 31)  # ... and that of session 2
-    assert sessions_of(history.sequences()) == []
+    assert sessions_of(history.closed_sessions()) == []
     close(history, 3)  # ... and its end
-    assert sessions_of(history.sequences()) == [[30, 31]]
+    assert sessions_of(history.closed_sessions()) == [[30, 31]]
     assert history.closed == 2, "of session 1 the end is left"
 
 
@@ -155,7 +155,7 @@ def test_any_stream_gives_the_sessions_that_lists_give_also_over_a_restart(
                 close(history, serial, ENDS if what == "end" else SPLITS)
                 rows.append((serial, -1, what))
         left = rows[-16:]
-        found = history.sequences()
+        found = history.closed_sessions()
     began = {serial for serial, _, what in left if what == "begins"}
     over = {serial: what for serial, _, what in left if what in ("end", "cut")}
     whole = sorted(began & over.keys())
