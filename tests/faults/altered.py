@@ -25,7 +25,7 @@ BackgroundRecovery.run = late
 # A tenth of the steps: for what needs a model, and none that has learned well.
 BRIEF_TRAINING = """
 import actors.training
-train = actors.training._train
+train = actors.training.train_in_child
 trainer = '''
 import sys
 import daemon.trainer as trainer
@@ -40,7 +40,7 @@ sys.exit(trainer.main(sys.argv[1:]))
 async def train_briefly(command, *rest):
     assert command[1:3] == ["-m", "daemon.trainer"], command
     return await train([command[0], "-c", trainer, *command[3:]], *rest)
-actors.training._train = train_briefly
+actors.training.train_in_child = train_briefly
 """
 
 

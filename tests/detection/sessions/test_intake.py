@@ -97,7 +97,7 @@ def test_of_each_line_it_is_said_which_template_it_is_who_did_it_and_which_rules
     lines = b"\n".join([ACCESS, ATTACK, ACCESS, b""])
     intake = take_in([segment(lines, "access")], LivingSources(), None, clock=CLOCK, received=RECEIVED)
     table = TemplateTable()
-    reading = read_lines(intake, table, PACK)
+    reading = read_lines(intake, table.assign, PACK)
     assert reading.ids[0] == reading.ids[2] != reading.ids[1]
     assert "/index.html" in table.text(int(reading.ids[0]))
     assert reading.origins == [b"192.0.2.7", b"203.0.113.9", b"192.0.2.7"]
@@ -109,7 +109,7 @@ def test_of_each_line_it_is_said_which_template_it_is_who_did_it_and_which_rules
 
 def test_for_a_member_without_which_it_goes_on_nothing_is_read() -> None:
     intake = take_in([segment(ATTACK + b"\n", "access")], LivingSources(), None, clock=CLOCK, received=RECEIVED)
-    without = read_lines(intake, TemplateTable(), PACK, without=("values", "sources"))
+    without = read_lines(intake, TemplateTable().assign, PACK, without=("values", "sources"))
     assert without.values == [] and not without.things.any()
     assert without.hits.lines.tolist(), "rules go on"
 
