@@ -225,6 +225,9 @@ _decoder = msgspec.msgpack.Decoder(Frame)
 
 
 def decode(payload: bytes) -> Frame:
-    """Raises `msgspec.ValidationError` (a ValueError) when `payload` is not a frame."""
-    frame: Frame = _decoder.decode(payload)
+    """Raises `msgspec.DecodeError` (a ValueError) when `payload` is not a frame."""
+    try:
+        frame: Frame = _decoder.decode(payload)
+    except RecursionError as exc:
+        raise msgspec.DecodeError("the frame is nested too deeply") from exc
     return frame

@@ -178,7 +178,7 @@ def read_attempts(directory: Path) -> Attempts:
     try:
         with REAL.read(directory / _ATTEMPTS) as file:
             return msgspec.json.decode(file.read(MAX_ATTEMPTS_BYTES), type=Attempts)
-    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Attempts()
 
 

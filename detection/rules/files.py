@@ -63,7 +63,7 @@ def read_rules(texts: Sequence[RuleText]) -> tuple[Rule, ...]:
     for text in texts:
         try:
             document = tomllib.loads(text.text)
-        except tomllib.TOMLDecodeError as exc:
+        except (ValueError, RecursionError) as exc:  # TOMLDecodeError, a number of thousands of digits, deep nesting
             raise RuleError(f"{text.name}: not valid TOML: {exc}") from exc
         _refuse_unknown(document, ("rule", "disable"), text.name)
         for name in _strings(document, "disable", text.name):

@@ -27,14 +27,15 @@ Record = dict[str, Any]
 
 
 class Witness:
-    """Hard links in `kept` to every segment, snapshot and model file that ever appeared in `state`.
+    """Hard links in `kept` to every file of `patterns` that ever appeared in `state`: segments, snapshots, models.
 
     The store lets go of a segment two snapshots after its end at the earliest; we look far more often.
     """
 
-    def __init__(self, state: Path, kept: Path) -> None:
+    def __init__(self, state: Path, kept: Path, patterns: tuple[str, ...] = _KEPT) -> None:
         self.kept = kept
         self._state = state
+        self._patterns = patterns
         self._over = threading.Event()
         kept.mkdir()
 
@@ -54,7 +55,7 @@ class Witness:
             self._look()
 
     def _look(self) -> None:
-        for pattern in _KEPT:
+        for pattern in self._patterns:
             for path in self._state.glob(pattern):
                 try:
                     os.link(path, self.kept / path.name)

@@ -1,0 +1,120 @@
+"""What a soak asserts, as functions of what was seen: each returns everything that is wrong, in words. Pure."""
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.faults.senders import Sending
+from tests.soak.load import as_journaled, attacks_in
+
+# More than the daemon may grow in a minute, once it is warm.
+MOST_BYTES_A_MINUTE = 1e6
+# Descriptors and threads go up and down with those who are connected; a leak only goes up.
+MOST_MORE = 8
+
+Record = Mapping[str, Any]
+
+
+@dataclass
+class Journaled:
+    """What the journal holds: the bytes of each connection, and how many lines all of them are."""
+
+    sources: dict[str, bytes] = field(default_factory=dict)
+    lines: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look at the process: `seconds` on any clock, the other numbers as the kernel has them."""
+
+    seconds: float
+    rss_bytes: int
+    descriptors: int
+    threads: int
+
+
+def wrong_with_lines(sendings: Iterable[Sending], journaled: Journaled, status: Mapping[str, Any]) -> list[str]:
+    """No line lost, none twice, and none that nobody sent."""
+    wrong = list(journaled.notes)
+    found: dict[bytes, bytes] = {}
+    for name, data in journaled.sources.items():
+        key = data.partition(b"\n")[0]
+        if key in found:
+            wrong.append(f"connection {name}: {key[:80]!r} is in the journal twice")
+        found[key] = data
+    for sending in sendings:
+        held, expected = found.pop(sending.key, b""), as_journaled(sending.data)
+        if not expected.startswith(held):
+            wrong.append(f"{sending.key[:80]!r}: other bytes than were sent")
+        elif sending.confirmed and held != expected:
+            wrong.append(f"{sending.key[:80]!r}: {len(held)} of {len(expected)} confirmed bytes")
+    wrong += [f"a connection that nobody made: {key[:80]!r}" for key in found]
+    if (status["logs_processed"], status["lost_lines"]) != (journaled.lines, 0):
+        wrong.append(f"{status['logs_processed']} lines counted, {status['lost_lines']} lost, of {journaled.lines}")
+    return wrong
+
+
+def accounted_for(records: Iterable[Record]) -> Counter[str]:
+    """How often each attack is told of, by its number, in a record of its own.
+
+    Once an incident's records are thinned, those that a counting record stands for belong here, too.
+    """
+    return Counter(
+        number
+        for record in records
+        if record.get("attack_types") and not record.get("closed")
+        for number in attacks_in(str(record["text"]).encode())
+    )
+
+
+def wrong_with_records(records: Sequence[Record], journaled: Journaled) -> list[str]:
+    """Every attack that was accepted is told of once, and no id is there twice."""
+    told = accounted_for(records)
+    # A line that is not finished when the journal ends is none yet.
+    accepted = {number for data in journaled.sources.values() for number in attacks_in(data)}
+    ids = Counter(record["id"] for record in records)
+    return [
+        *(f"id {number} is there {count} times" for number, count in ids.items() if count > 1),
+        *(f"attack {number} is nowhere" for number in sorted(accepted - set(told))),
+        *(f"attack {number} is told of {count} times" for number, count in told.items() if count > 1),
+        *(f"attack {number} was never accepted" for number in sorted(set(told) - accepted)),
+    ]
+
+
+def wrong_with_log(log: str) -> list[str]:
+    """Nothing that anybody does leaves a traceback."""
+    lines = log.splitlines()
+    where = [number for number, line in enumerate(lines) if "Traceback (most recent call last)" in line]
+    return [f"a traceback after: {lines[max(number - 1, 0)][:200]}" for number in where]
+
+
+def wrong_with_use(samples: Sequence[Sample]) -> list[str]:
+    """Of a warm process: memory that grows, or more descriptors or threads at the end than at the beginning."""
+    wrong = []
+    slope = bytes_a_minute(samples)
+    if slope >= MOST_BYTES_A_MINUTE:
+        wrong.append(f"memory grows by {slope / 1e6:.2f} MB a minute")
+    third = max(len(samples) // 3, 1)
+    uses: tuple[tuple[str, Callable[[Sample], int]], ...] = (
+        ("descriptors", lambda sample: sample.descriptors),
+        ("threads", lambda sample: sample.threads),
+    )
+    for name, of in uses:
+        before = statistics.median(map(of, samples[:third]))
+        after = statistics.median(map(of, samples[-third:]))
+        if after > before + MOST_MORE:
+            wrong.append(f"{after:.0f} {name}, {before:.0f} before")
+    return wrong
+
+
+def bytes_a_minute(samples: Sequence[Sample]) -> float:
+    """By the median of all slopes between two samples (Theil and Sen): a step, as of a new model, is no slope."""
+    slopes = [
+        (later.rss_bytes - sample.rss_bytes) / (later.seconds - sample.seconds)
+        for number, sample in enumerate(samples)
+        for later in samples[number + 1 :]
+    ]
+    return 60.0 * statistics.median(slopes)
