@@ -2,7 +2,11 @@
 # make quick  the fast tests: no process, no training of a transformer
 # make test   everything that CI checks
 # make system-test  the service as a user gets it: a Debian 12 in a container, from installing to removing (as root)
-# make faults the tests of tests/faults in their long form (hours; as root, for the power cuts)
+# make soak   everything at once for an hour, or VIGILD_SOAK_SECONDS: load, kills, hostile clients, rotation, retraining
+# make fuzz   ten minutes, or VIGILD_FUZZ_SECONDS, of hostile inputs for each format that is read from outside
+# make faults the long proofs, in parts of at most an hour: those that did not pass with this code yet, or PART=name (as
+#             root, for the power cuts); interrupt it at any time
+# make faults-report  write into docs/guarantees.md what each part came to
 # make test-interpreters  on every Python of this machine, all tests that need no torch
 # make bench  print the benchmarks' tables
 # make quality measure the verdicts on every labelled set (an hour or two) and rewrite the table in docs/detection.md
@@ -19,7 +23,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 # function without await (the web framework asks for them), httpx's name.
 OPTIONAL := ASYNC9,ASYNC114,ASYNC124,ASYNC127
 
-.PHONY: run quick test system-test test-interpreters faults lint bench quality setup clean install uninstall
+.PHONY: run quick test system-test soak fuzz test-interpreters faults faults-report lint bench quality setup clean install uninstall
 
 run: $(VENV)/.installed
 	@$(BIN)/python -m daemon.demo
@@ -42,16 +46,20 @@ test-interpreters: setup
 system-test: setup
 	$(BIN)/python -m pytest tests/system --exitfirst --durations 0 --durations-min 1 -ra
 
-# How often each fault is caused; without these a short form of each runs with the other tests.
-faults: export VIGILD_FAULTS ?= 10000
-faults: export VIGILD_KILLS ?= 1000
-faults: export VIGILD_SYSTEM_CALLS ?= all
-faults: export VIGILD_POWER_CUTS ?= 100
-faults: export VIGILD_DISK_SECONDS ?= 60
-faults: export VIGILD_STOPPED_SECONDS ?= 60
-faults: export VIGILD_FLAT_LINES ?= 5000000
+soak: export VIGILD_SOAK_SECONDS ?= 3600
+soak: setup
+	$(BIN)/python -m pytest tests/soak -s
+
+fuzz: export VIGILD_FUZZ_SECONDS ?= 600
+fuzz: setup
+	$(BIN)/python -m pytest tests/fuzz -v
+
+# A short form of each fault runs with the other tests; how often each is caused here is in tests/faults/parts.py.
 faults: setup
-	$(BIN)/python -m pytest tests/faults --timeout 0 --durations 20 -ra
+	$(BIN)/python -m tests.faults.parts $(PART)
+
+faults-report: setup
+	$(BIN)/python -m tests.faults.parts --write docs/guarantees.md
 
 lint: setup
 	$(BIN)/ruff check .

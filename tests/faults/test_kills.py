@@ -9,7 +9,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,9 @@ def wrong_file(path: Path, expected: list[dict[str, Any]]) -> list[str]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("round_", range(ROUNDS))
-def test_random_kills_lose_nothing_and_repeat_nothing(tmp_path: Path, round_: int) -> None:
+def test_random_kills_lose_nothing_and_repeat_nothing(
+    tmp_path: Path, round_: int, record_property: Callable[[str, object], None]
+) -> None:
     rng = random.Random(round_)
     kills = min(KILLS_A_ROUND, KILLS - round_ * KILLS_A_ROUND)
     with watched(tmp_path, WARMUP, rng) as (daemon, senders, witness):
@@ -126,6 +128,8 @@ def test_random_kills_lose_nothing_and_repeat_nothing(tmp_path: Path, round_: in
     # At least this much must have happened, or the round proves little.
     assert account.generations and account.snapshots > kills / 2 and account.line > WARMUP
     assert senders.confirmed > kills
+    record_property("kills", kills)
+    record_property("lines", account.line)
     hold_the_check_itself(senders.sendings, account, daemon.state, status)
 
 

@@ -27,9 +27,11 @@ def test_valid_inputs_and_what_was_once_found_are_read_as_promised(target: Targe
 
 
 @every_target
-def test_inputs_that_are_almost_right_are_read_as_promised(target: Target) -> None:
+def test_inputs_that_are_almost_right_are_read_as_promised(
+    target: Target, record_property: Callable[[str, object], None]
+) -> None:
     if SECONDS:
-        print(f"{target.name}: {fuzz_for(target, SECONDS)} inputs")
+        record_property("inputs", fuzz_for(target, SECONDS))
     else:
         fuzz(target, EXAMPLES, number=1)
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def free_port() -> int:
         return port
 
 
-def test_it_stands_its_ground(tmp_path: Path) -> None:
+def test_it_stands_its_ground(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     print("seed", seed)
     rng, port = random.Random(seed), free_port()
@@ -131,6 +131,10 @@ def test_it_stands_its_ground(tmp_path: Path) -> None:
     # That much happened, or it proves little.
     assert kills >= SECONDS / 2 / KILL_SECONDS[1] - 1 and rotation.rotated and hostile.answers > SECONDS
     assert load.confirmed > SECONDS and len(records) > SECONDS / 10
+    record_property("lines", status["logs_processed"])
+    record_property("records", len(records))
+    record_property("kills and stops", kills)
+    record_property("bytes more a minute", round(bytes_a_minute(samples)))
 
 
 def killed_again_and_again(
