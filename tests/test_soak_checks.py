@@ -14,6 +14,7 @@ from tests.soak.checks import (
     wrong_with_log,
     wrong_with_records,
     wrong_with_use,
+    wrong_with_what_is_held,
 )
 from tests.soak.load import MAX_LINE_BYTES, attacks_in
 
@@ -102,6 +103,13 @@ def samples(a_minute: float = 0.0, more_descriptors: int = 0, more_threads: int 
         )
         for number in range(60)
     ]
+
+
+def test_what_those_who_left_still_hold_is_noticed() -> None:
+    idle = Sample(0.0, 1, 30, 10)
+    assert wrong_with_what_is_held([idle], [replace(idle, rss_bytes=10**9, descriptors=33)]) == []
+    assert wrong_with_what_is_held([idle], [replace(idle, descriptors=94)]) == ["94 descriptors, 30 before"]
+    assert wrong_with_what_is_held([idle], [replace(idle, threads=50)]) == ["50 threads, 10 before"]
 
 
 def test_use_that_goes_up_and_down_or_has_one_step_is_flat() -> None:

@@ -35,6 +35,8 @@ class Sending:
 class Senders:
     """Threads that connect, send and hang up in various ways until `over`; `sendings` records what they did."""
 
+    pause_seconds = PAUSE_SECONDS  # at most, between two connections of a sender
+
     def __init__(self, path: Path, rng: random.Random) -> None:
         self.sendings: list[Sending] = []
         self.over = threading.Event()
@@ -75,7 +77,7 @@ class Senders:
             except (ConnectionError, FileNotFoundError, BlockingIOError):
                 # Nobody listens, or the daemon died on us: not confirmed.
                 self.over.wait(_RETRY_SECONDS)
-            self.over.wait(rng.uniform(0.0, PAUSE_SECONDS))
+            self.over.wait(rng.uniform(0.0, self.pause_seconds))
 
     def _next(self, rng: random.Random) -> Sending:
         size = rng.choice(LINES)

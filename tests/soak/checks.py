@@ -98,16 +98,20 @@ def wrong_with_use(samples: Sequence[Sample]) -> list[str]:
     if slope >= MOST_BYTES_A_MINUTE:
         wrong.append(f"memory grows by {slope / 1e6:.2f} MB a minute")
     third = max(len(samples) // 3, 1)
+    return wrong + wrong_with_what_is_held(samples[:third], samples[-third:])
+
+
+def wrong_with_what_is_held(before: Sequence[Sample], after: Sequence[Sample]) -> list[str]:
+    """More descriptors or threads after than before, by the medians."""
     uses: tuple[tuple[str, Callable[[Sample], int]], ...] = (
         ("descriptors", lambda sample: sample.descriptors),
         ("threads", lambda sample: sample.threads),
     )
-    for name, of in uses:
-        before = statistics.median(map(of, samples[:third]))
-        after = statistics.median(map(of, samples[-third:]))
-        if after > before + MOST_MORE:
-            wrong.append(f"{after:.0f} {name}, {before:.0f} before")
-    return wrong
+    return [
+        f"{later:.0f} {name}, {earlier:.0f} before"
+        for name, of in uses
+        if (later := statistics.median(map(of, after))) > (earlier := statistics.median(map(of, before))) + MOST_MORE
+    ]
 
 
 def bytes_a_minute(samples: Sequence[Sample]) -> float:

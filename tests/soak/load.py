@@ -13,7 +13,8 @@ from tests.faults.senders import Senders, Sending
 
 MAX_LINE_BYTES = 65_536  # as the settings have it by default
 ATTACK_EVERY = 60
-GARBAGE_BYTES = (10, 5000, 400_000, 3_000_000)
+GARBAGE_BYTES = (10, 500, 5000, 50_000)
+ENDLESS_BYTES = 1_500_000  # of one line
 _TRICKLE_SECONDS = 0.05
 _REQUEST = re.compile(rb'"(?:GET|POST|HEAD) \S+')
 _ATTACK = re.compile(rb"/search\.php\?mark=(\d{8})&q=%27\+UNION\+SELECT")
@@ -22,15 +23,17 @@ _ATTACK = re.compile(rb"/search\.php\?mark=(\d{8})&q=%27\+UNION\+SELECT")
 class Load(Senders):
     """Senders of four kinds of logs, and one of garbage. What they sent is in `sendings`, as with those."""
 
+    pause_seconds = 1.0
+
     def __init__(self, path: Path, rng: random.Random) -> None:
         super().__init__(path, rng)
-        self._real = itertools.cycle(sample_lines())
+        self._real = itertools.cycle([line for line in sample_lines() if _REQUEST.search(line)])
         self._threads.append(threading.Thread(target=self._send, args=(self._trickling, random.Random(rng.random()))))
         self._threads.append(threading.Thread(target=self._send_garbage, args=(random.Random(rng.random()),)))
 
     def _next(self, rng: random.Random) -> Sending:
         """One connection carries one kind of log; its first line is like no other's."""
-        size, kind = rng.choice((1, 5, 20, 60)), rng.choice(("access", "access", "syslog", "json", "logfmt"))
+        size, kind = rng.choice((1, 5, 20, 40)), rng.choice(("access", "access", "syslog", "json", "logfmt"))
         with self._turn:
             lines = [self._of_kind(kind, rng, first=number == 0) for number in range(size)]
             sending = Sending(b"\n".join(lines) + rng.choice((b"\n", b"\n", b"")))
@@ -46,7 +49,7 @@ class Load(Senders):
                 target = b"/search.php?mark=%08d&q=%%27+UNION+SELECT+password+FROM+users--" % number
             elif not first:
                 return line
-            return _REQUEST.sub(lambda match: b'"GET ' + target, line, count=1) if _REQUEST.search(line) else target
+            return _REQUEST.sub(lambda _match: b'"GET ' + target, line, count=1)
         host, took = rng.choice(("web", "db", "mail")), rng.randint(1, 400)
         at = time.gmtime(second)
         if kind == "syslog":
@@ -78,10 +81,11 @@ class Load(Senders):
     def _send_garbage(self, rng: random.Random) -> None:
         """Bytes that mean nothing, and lines of megabytes; of those, too, every byte that counts is there once."""
         while not self.over.is_set():
-            size = rng.choice(GARBAGE_BYTES)
-            bytes_ = b"\0\x1b[31m\xff\r" * (size // 8) if rng.random() < 0.5 else rng.randbytes(size)
+            garbage = rng.randbytes(rng.choice(GARBAGE_BYTES))
+            if rng.random() < 0.05:
+                garbage = b"\0\x1b[31m\xff\r" * (ENDLESS_BYTES // 8)
             with self._turn:
-                sending = Sending(b"garbage %08d\n" % next(self._numbers) + bytes_)
+                sending = Sending(b"garbage %08d\n" % next(self._numbers) + garbage)
                 self.sendings.append(sending)
             try:
                 with socket.socket(socket.AF_UNIX) as connection:

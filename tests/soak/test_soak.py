@@ -32,6 +32,7 @@ from tests.soak.checks import (
     wrong_with_log,
     wrong_with_records,
     wrong_with_use,
+    wrong_with_what_is_held,
 )
 from tests.soak.hostile import Hostile
 from tests.soak.load import Load
@@ -126,11 +127,13 @@ def test_it_stands_its_ground(tmp_path: Path, record_property: Callable[[str, ob
         f"{bytes_a_minute(samples) / 1e6:+.2f} MB a minute, {samples[0]} to {samples[-1]}; idle {idle}, left {left}"
     )
     wrong = wrong_with_lines(load.sendings, journaled, status) + wrong_with_records(records, journaled)
-    wrong += wrong_with_log(daemon.log) + wrong_with_use(samples) + wrong_with_use([idle, left])[1:] + hostile.wrong
+    wrong += (
+        wrong_with_log(daemon.log) + wrong_with_use(samples) + wrong_with_what_is_held([idle], [left]) + hostile.wrong
+    )
     assert wrong == []
     # That much happened, or it proves little.
-    assert kills >= SECONDS / 2 / KILL_SECONDS[1] - 1 and rotation.rotated and hostile.answers > SECONDS
-    assert load.confirmed > SECONDS and len(records) > SECONDS / 10
+    assert kills >= SECONDS / 2 / KILL_SECONDS[1] - 1 and rotation.rotated and hostile.answers > SECONDS / 4
+    assert load.confirmed > SECONDS / 2 and len(records) > SECONDS / 10
     record_property("lines", status["logs_processed"])
     record_property("records", len(records))
     record_property("kills and stops", kills)
