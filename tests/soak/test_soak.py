@@ -24,6 +24,7 @@ from detection.frames import LinesFrame, SkipFrame, decode
 from persistence.journal import JournalReading
 from tests.faults.witness import Witness
 from tests.soak.checks import (
+    MOST_MORE,
     Journaled,
     Record,
     Sample,
@@ -178,7 +179,7 @@ def look_at(daemon: Vigild) -> Sample:
 def look_when_all_have_left(daemon: Vigild, idle: Sample) -> Sample:
     """When nobody holds it any more, or at the end of the time that it has for that."""
     end = time.monotonic() + LEFT_SECONDS
-    while (sample := look_at(daemon)).descriptors > idle.descriptors and time.monotonic() < end:
+    while (sample := look_at(daemon)).descriptors > idle.descriptors + MOST_MORE and time.monotonic() < end:
         time.sleep(1.0)
     return sample
 
