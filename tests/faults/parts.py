@@ -66,18 +66,16 @@ def tests(*names: str) -> tuple[str, ...]:
 
 
 def kills() -> list[Part]:
-    about, each = "1,000 SIGKILLs at random moments under load", 2
-    test = "faults/test_kills.py::test_random_kills_lose_nothing_and_repeat_nothing"
-    return [
-        Part(
-            f"kills-{number + 1}",
-            about,
-            tests(*(f"{test}[{round_}]" for round_ in range(each * number, each * (number + 1)))),
-            {"VIGILD_KILLS": "1000"},
-            f"tests/{test}",
-        )
-        for number in range(20 // each)
-    ]
+    file, each = "faults/test_kills.py", 2
+    test = f"{file}::test_random_kills_lose_nothing_and_repeat_nothing"
+    control = f"{file}::test_a_journal_that_does_not_write_is_caught"
+    parts = []
+    for number in range(20 // each):
+        rounds = [f"{test}[{round_}]" for round_ in range(each * number, each * (number + 1))]
+        command = tests(*rounds, *([control] if number == 0 else []))
+        about = "1,000 SIGKILLs at random moments under load"
+        parts.append(Part(f"kills-{number + 1}", about, command, {"VIGILD_KILLS": "1000"}, f"tests/{test}"))
+    return parts
 
 
 def fuzzing() -> list[Part]:
@@ -105,12 +103,6 @@ def all_parts() -> list[Part]:
     soak = "soak/test_soak.py::test_it_stands_its_ground"
     return [
         *kills(),
-        of_files(
-            "caught",
-            "the controls of the kills",
-            "test_kills.py::test_a_journal_that_does_not_write_is_caught",
-            "test_kills.py::test_a_journal_that_does_not_write_is_caught",
-        ),
         of_files(
             "calls",
             "a kill, an error, half a write at every system call of the store",

@@ -328,14 +328,34 @@ def read_segment(data: bytes) -> None:
         return
     assert all(entry.payload in data for entry in found.entries)
     assert HEADER_BYTES <= found.end <= len(data) and found.torn >= 0 and found.rotten >= 0
-    # Whatever it says of itself, a second segment after it changes nothing about what was read of the first.
+    seqs, aside = read_journal_of(data)
+    assert aside or set(seqs) <= {entry.seq for entry in found.entries}
+
+
+def read_journal_of(segment: bytes) -> tuple[list[int], list[str]]:
+    """The numbers of the frames that a journal of this one segment gives, and what was set aside."""
     with tempfile.TemporaryDirectory() as directory:
-        (Path(directory) / segment_name(5, 0)).write_bytes(data)
+        (Path(directory) / segment_name(5, 0)).write_bytes(segment)
         aside: list[str] = []
         reading = JournalReading(Path(directory), 4, 40, set_aside=lambda path, why: aside.append(why))
         seqs = [entry.seq for entry in reading]
         assert seqs == sorted(set(seqs)) and reading.lost_lines >= 0
-        assert aside or set(seqs) <= {entry.seq for entry in found.entries}
+    return seqs, aside
+
+
+_PLACE = struct.Struct("<QQQ")
+
+
+def place_seeds() -> list[bytes]:
+    return [b"".join(_PLACE.pack(seq, 40 + 2 * (seq - 4), 2) for seq in range(5, 12)), _PLACE.pack(9, 90, 2)]
+
+
+def read_places(data: bytes) -> None:
+    """Frames whose checksums are right, and whose numbers are anything."""
+    segment = pack_header(_HEADER)
+    for seq, line, count in _PLACE.iter_unpack(data[: len(data) // _PLACE.size * _PLACE.size]):
+        segment += pack_entries(_HEADER, len(segment), [Entry(seq, line, count, b"")])
+    read_journal_of(segment)
 
 
 _COLUMNS: dict[str, Any] = {
@@ -452,6 +472,7 @@ def _targets() -> Iterator[Target]:
         yield format_target(kind)
     yield Target("frame", frame_seeds, read_frame)
     yield Target("segment", segment_seeds, read_segment, seconds_per_megabyte=5.0)
+    yield Target("frame places", place_seeds, read_places, seconds_per_megabyte=20.0)
     yield Target("snapshot", lambda: [_snapshot()], read_snapshot_file)
     yield Target("snapshot body", lambda: [_snapshot()[_SNAPSHOT_HEADER:]], read_snapshot_body)
     yield Target("model", lambda: [_model()], read_model_file, seconds_per_megabyte=5.0)
