@@ -15,6 +15,7 @@ MAX_LINE_BYTES = 65_536  # as the settings have it by default
 ATTACK_EVERY = 60
 GARBAGE_BYTES = (10, 500, 5000, 50_000)
 ENDLESS_BYTES = 1_500_000  # of one line
+FILL_LINES = 2000
 _TRICKLE_SECONDS = 0.05
 _REQUEST = re.compile(rb'"(?:GET|POST|HEAD) \S+')
 _ATTACK = re.compile(rb"/search\.php\?mark=(\d{8})&q=%27\+UNION\+SELECT")
@@ -31,9 +32,22 @@ class Load(Senders):
         self._threads.append(threading.Thread(target=self._send, args=(self._trickling, random.Random(rng.random()))))
         self._threads.append(threading.Thread(target=self._send_garbage, args=(random.Random(rng.random()),)))
 
+    def fill(self, lines: int, rng: random.Random) -> None:
+        """Send so many, beside what the others send, as fast as they are taken; every one is confirmed."""
+        for _ in range(0, lines, FILL_LINES):
+            sending = self._of(FILL_LINES, "access", rng)
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(300.0)
+                connection.connect(str(self._path))
+                sending.confirmed = self._confirmed(connection, sending.data, rng)
+            assert sending.confirmed
+
     def _next(self, rng: random.Random) -> Sending:
+        kind = rng.choice(("access", "access", "syslog", "json", "logfmt"))
+        return self._of(rng.choice((1, 5, 20, 40)), kind, rng)
+
+    def _of(self, size: int, kind: str, rng: random.Random) -> Sending:
         """One connection carries one kind of log; its first line is like no other's."""
-        size, kind = rng.choice((1, 5, 20, 40)), rng.choice(("access", "access", "syslog", "json", "logfmt"))
         with self._turn:
             lines = [self._of_kind(kind, rng, first=number == 0) for number in range(size)]
             sending = Sending(b"\n".join(lines) + rng.choice((b"\n", b"\n", b"")))

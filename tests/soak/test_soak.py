@@ -40,6 +40,8 @@ from tests.soak.load import Load
 
 SECONDS = float(os.environ.get("VIGILD_SOAK_SECONDS", "300"))
 KILL_SECONDS = (20.0, 60.0)
+# What remembers a bounded number of lines and records is full by then, and grows no more.
+WARM_LINES = 80_000
 WARM_SECONDS = min(300.0, SECONDS / 5)
 SAMPLE_SECONDS = 2.0
 ROTATE_SECONDS = 40.0
@@ -112,6 +114,7 @@ def test_it_stands_its_ground(tmp_path: Path, record_property: Callable[[str, ob
             with load.at_work(), hostile.at_work():
                 kills, starts = killed_again_and_again(daemon, rotation, rng, SECONDS / 2)
                 daemon.wait(lambda: daemon.status()["training"]["generation_in_force"] > 0, TRAINING_SECONDS)
+                load.fill(WARM_LINES, rng)
                 watched_for(daemon, rotation, WARM_SECONDS)
                 samples = watched_for(daemon, rotation, SECONDS / 2 - WARM_SECONDS)
             left = look_when_all_have_left(daemon, idle)
