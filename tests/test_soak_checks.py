@@ -92,12 +92,14 @@ def test_a_traceback_in_the_log_is_noticed_and_where() -> None:
     assert wrong_with_log(log.replace("Traceback (most", "")) == []
 
 
-def samples(a_minute: float = 0.0, more_descriptors: int = 0, more_threads: int = 0, step: int = 0) -> list[Sample]:
-    """Two minutes of a process that goes up and down by a few, and perhaps grows."""
+def samples(
+    a_minute: float = 0.0, more_descriptors: int = 0, more_threads: int = 0, step: int = 0, seconds: float = 1200.0
+) -> list[Sample]:
+    """A process that goes up and down by a few, and perhaps grows."""
     return [
         Sample(
-            seconds := 2.0 * number,
-            int(200e6 + a_minute * seconds / 60 + 3e5 * (number % 3) + (step if number > 30 else 0)),
+            at := seconds * number / 59,
+            int(200e6 + a_minute * at / 60 + 3e5 * (number % 3) + (step if number > 30 else 0)),
             40 + number * 7 % 5 + number * more_descriptors // 60,
             12 + number % 2 + number * more_threads // 60,
         )
@@ -115,6 +117,7 @@ def test_what_those_who_left_still_hold_is_noticed() -> None:
 def test_use_that_goes_up_and_down_or_has_one_step_is_flat() -> None:
     assert wrong_with_use(samples(a_minute=0.7e6, more_descriptors=4, more_threads=4)) == []
     assert wrong_with_use(samples(a_minute=-5e6)) == []
+    assert wrong_with_use(samples(step=int(50e6), seconds=120.0)) == []
     assert abs(bytes_a_minute(samples(a_minute=0.5e6)) - 0.5e6) < 1e5
 
 
@@ -122,6 +125,7 @@ def test_use_that_goes_up_and_down_or_has_one_step_is_flat() -> None:
     ("grown", "what"),
     [
         (samples(a_minute=1.2e6), "memory grows by 1.2"),
+        (samples(a_minute=25e6, seconds=120.0), "memory grows by 25"),
         (samples(more_descriptors=20), "descriptors"),
         (samples(more_threads=20), "threads"),
     ],
