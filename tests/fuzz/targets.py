@@ -31,7 +31,7 @@ from daemon import settings
 from daemon.api.app import create_app
 from daemon.api.bodies import BatchRequest, DetectRequest, FeedbackRequest, decode, line_bytes, note_text
 from daemon.control.interface import ControlError
-from daemon.lifecycle import _last_ids
+from daemon.startup.records import last_ids
 from detection import frames
 from detection.formats.kinds import KINDS, parse, parse_each, recognise
 from detection.frames import Segment
@@ -39,8 +39,8 @@ from detection.rules.files import RuleError, read_rules
 from detection.sessions.connections import LivingSource
 from detection.settings import DetectionSettings, RuleText
 from persistence.disk import REAL, Disk
-from persistence.high_water import Mark
-from persistence.journal import JournalReading
+from persistence.high_water import HighWaterMark
+from persistence.journal import JournalReader
 from persistence.jsonl import JsonlWriter
 from persistence.model_file import ModelError, read_model, write_model
 from persistence.preamble import NewerFormatError, pack_preamble
@@ -282,7 +282,7 @@ _FRAMES: tuple[frames.Frame, ...] = (
     frames.LinesFrame(
         1.5, (Segment("a-1", "access", b"one\ntwo\nth", 2, parity=1), Segment("a-2", "plain", b"\n", 1, (0,)))
     ),
-    frames.ModelFrame(3, "model-3-0123456789abcdef.pt", "0" * 64, frames.Studied(5, 50, 1)),
+    frames.ModelFrame(3, "model-3-0123456789abcdef.pt", "0" * 64, frames.TrainingCutoff(5, 50, 1)),
     frames.SettingsFrame(DetectionSettings(), (RuleText("r", "disable = []"),)),
     frames.TickFrame(1e9),
     frames.FlushFrame(1e9),
@@ -337,7 +337,7 @@ def read_journal_of(segment: bytes) -> tuple[list[int], list[str]]:
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / segment_name(5, 0)).write_bytes(segment)
         aside: list[str] = []
-        reading = JournalReading(Path(directory), 4, 40, set_aside=lambda path, why: aside.append(why))
+        reading = JournalReader(Path(directory), 4, 40, set_aside=lambda path, why: aside.append(why))
         seqs = [entry.seq for entry in reading]
         assert seqs == sorted(set(seqs)) and reading.lost_lines >= 0
     return seqs, aside
@@ -423,7 +423,7 @@ def high_water_seeds() -> list[bytes]:
 
 
 def read_high_water(data: bytes) -> None:
-    mark = Mark(PATH, disk_of(data), _BOOT)
+    mark = HighWaterMark(PATH, disk_of(data), _BOOT)
     assert mark.last is None or mark.last.encode() in data
 
 
@@ -443,7 +443,7 @@ def read_records(data: bytes) -> None:
         path = Path(directory) / "alerts.jsonl"
         path.write_bytes(data)
         writer = JsonlWriter(path, REAL, _BOOT)
-        _last_ids(writer)
+        last_ids(writer)
         assert writer.last is None or writer.last + b"\n" in data
         writer.append([b'{"id":"99"}'], "99")
         writer.sync()

@@ -9,8 +9,9 @@ from typing import Any
 from tests.faults.senders import Sending
 from tests.soak.load import as_journaled, attacks_in
 
-# What the daemon may grow in a minute once it is warm, watched for at least so long. In less time it is not: what remembers
-# a bounded number of lines, windows and records is still being filled, so there only what runs away is noticed.
+# What the daemon may grow in a minute once it is warm, watched for at least so long. In less time it does not get warm:
+# what remembers a bounded number of lines, windows and records is still being filled, and only what runs away is
+# noticed.
 MOST_BYTES_A_MINUTE = 1e6
 LONG_SECONDS = 600.0
 MOST_BYTES_A_MINUTE_SOON = 20e6
@@ -119,10 +120,9 @@ def wrong_with_what_is_held(before: Sequence[Sample], after: Sequence[Sample]) -
 
 
 def bytes_a_minute(samples: Sequence[Sample]) -> float:
-    """By the median of all slopes between two samples (Theil and Sen): a step, as of a new model, is no slope."""
-    slopes = [
-        (later.rss_bytes - sample.rss_bytes) / (later.seconds - sample.seconds)
-        for number, sample in enumerate(samples)
-        for later in samples[number + 1 :]
-    ]
-    return 60.0 * statistics.median(slopes)
+    """The median of the growth over each fifth of the time, so that one step, as of a new model, is no slope."""
+    apart = max(len(samples) // 5, 1)
+    pairs = zip(samples, samples[apart:], strict=False)
+    return 60.0 * statistics.median(
+        (later.rss_bytes - sample.rss_bytes) / (later.seconds - sample.seconds) for sample, later in pairs
+    )

@@ -2,8 +2,9 @@
 
 Load of several kinds from many connections, a slow and a hostile one among them; clients of the admin API that are
 slow, silent, hasty or no clients at all; operators who ask, rotate and reload; retraining. For the first half it is
-killed every 20 to 60 seconds, mostly by SIGKILL. Then it is left alive, once warm it is watched, and it must not grow: in the long form by less than a megabyte a minute.
-What is asserted is in `checks.py`, and that it would be noticed in `tests/test_soak_checks.py`.
+killed every 20 to 60 seconds, mostly by SIGKILL. Then it is left alive and watched: it must not grow, and in the long
+form, where it gets warm, by less than a megabyte a minute. What is asserted is in `checks.py`, and that it would be
+noticed in `tests/test_soak_checks.py`.
 """
 
 import json
@@ -21,7 +22,7 @@ import pytest
 
 from benchmarks.running import TRAINING_SECONDS, Vigild
 from detection.frames import LinesFrame, SkipFrame, decode
-from persistence.journal import JournalReading
+from persistence.journal import JournalReader
 from tests.faults.witness import Witness
 from tests.soak.checks import (
     MOST_MORE,
@@ -190,7 +191,7 @@ def look_when_all_have_left(daemon: Vigild, idle: Sample) -> Sample:
 def read_journal(kept: Path) -> Journaled:
     journaled = Journaled()
     sources: dict[str, bytearray] = defaultdict(bytearray)
-    reading = JournalReading(kept, 0, 0, set_aside=lambda path, why: journaled.notes.append(f"{path.name}: {why}"))
+    reading = JournalReader(kept, 0, 0, set_aside=lambda path, why: journaled.notes.append(f"{path.name}: {why}"))
     for entry in reading:
         frame = decode(entry.payload)
         if isinstance(frame, SkipFrame):
