@@ -55,12 +55,25 @@ def test_what_passed_is_not_run_again_until_the_code_changes(tmp_path: Path, mon
     once_more = Proofs(tmp_path / "place", toys, code)
     assert [part.name for part in once_more.left()] == ["soak"]
     assert (tmp_path / "runs").read_text().split() == ["kills-1", "kills-2", "soak"]
-    assert "| kills | about kills-1 | 2 of 2 parts, 100 kills, 2 tests passed | 0 |" in once_more.table()
-    assert "| soak | about soak | 0 of 1 parts, **1 FAILED** | 0 |" in once_more.table()
+    assert "| kills | about kills-1 | 2 of 2 parts, 100 kills, 2 tests passed | " in once_more.table()
+    assert "| soak | about soak | 0 of 1 parts, **1 FAILED** | " in once_more.table()
     assert "abc1234" in once_more.table()
 
     other_code = Proofs(tmp_path / "place", toys, ("another", "def5678"))
     assert [part.name for part in other_code.left()] == ["soak", "kills-1", "kills-2"]  # what never passed is first
+
+
+def test_an_interruption_is_said_and_costs_only_the_part_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(self: Proofs, part: Part) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("VIGILD_PROOFS", str(tmp_path / "place"))
+    monkeypatch.setattr(Proofs, "run", interrupted)
+    assert main(["journal"]) == 130
+    said = capsys.readouterr().out
+    assert "interrupted" in said and said.rstrip().endswith("journal")
 
 
 @pytest.mark.slow

@@ -261,7 +261,7 @@ class Proofs:
         for group in dict.fromkeys(part.group for part in self.parts):
             parts = self.named([group])
             results = [result for part in parts if (result := self.results.get(part.name)) is not None]
-            minutes = f"{sum(result.seconds for result in results) / 60:.0f}" if results else ""
+            minutes = f"{sum(result.seconds for result in results) / 60:.1f}" if results else ""
             dates = " to ".join(sorted({min(r.date for r in results), max(r.date for r in results)})) if results else ""
             commits = ", ".join(dict.fromkeys(result.commit for result in results))
             proof = "-" if parts[0].proof == "-" else f"`{parts[0].proof}`"
@@ -347,9 +347,15 @@ def main(arguments: Sequence[str]) -> int:
         chosen = proofs.named(options.part) if options.part else proofs.left()
     except ValueError as exc:
         parser.error(str(exc))
-    failed = [] if options.list else [part.name for part in chosen if not proofs.run(part)]
-    print("failed:", ", ".join(failed) or "none")
-    print("left:", ", ".join(part.name for part in proofs.left()) or "nothing")
+    failed = []
+    try:
+        failed = [] if options.list else [part.name for part in chosen if not proofs.run(part)]
+        print("failed:", ", ".join(failed) or "none")
+    except KeyboardInterrupt:
+        print("interrupted: the part that was under way will be begun anew")
+        return 130
+    finally:
+        print("left:", ", ".join(part.name for part in proofs.left()) or "nothing")
     return 1 if failed else 0
 
 
