@@ -19,6 +19,7 @@ SLOW = (
     "interpreters",
     "soak",
     "system",
+    "test_faults_parts.py",
     "test_system_test_skips.py",
     "test_systemd.py",
     "actors/test_training.py",

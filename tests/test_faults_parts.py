@@ -32,7 +32,6 @@ def test_every_fault_test_is_in_one_part_and_no_round_is_left_out() -> None:
     assert len({part.name for part in all_parts()}) == len(all_parts())
 
 
-@pytest.mark.slow
 def test_every_format_is_fuzzed_in_one_part() -> None:
     from tests.fuzz.targets import TARGETS
 
@@ -40,7 +39,6 @@ def test_every_format_is_fuzzed_in_one_part() -> None:
     assert [word.split("[")[1][:-1] for word in fuzzed] == [target.name for target in TARGETS]
 
 
-@pytest.mark.slow
 def test_what_passed_is_not_run_again_until_the_code_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = ("key", "abc1234")
     monkeypatch.setattr(parts, "code_now", lambda: code)
@@ -76,7 +74,6 @@ def test_an_interruption_is_said_and_costs_only_the_part_under_way(
     assert "interrupted" in said and said.rstrip().endswith("journal")
 
 
-@pytest.mark.slow
 def test_with_changes_that_are_not_committed_nothing_is_kept(tmp_path: Path) -> None:
     part = toy(tmp_path, "kills-1", PASSES)
     proofs = Proofs(tmp_path / "place", [part], None)
@@ -84,7 +81,6 @@ def test_with_changes_that_are_not_committed_nothing_is_kept(tmp_path: Path) -> 
     assert Proofs(tmp_path / "place", [part], None).left() == [part]
 
 
-@pytest.mark.slow
 def test_a_part_that_only_skips_has_not_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = ("key", "abc1234")
     monkeypatch.setattr(parts, "code_now", lambda: code)
