@@ -96,7 +96,7 @@ def summary_of(
         sessions_open=len(parts.sessions),
         sessions_closed=counters.sessions,
         sessions_evicted=parts.sessions.evicted,
-        sources_evicted=parts.origins.evicted,
+        sources_evicted=parts.online.evicted,
         history_sessions=parts.history.closed,
         history_rows=len(parts.history),
         rules=rules,

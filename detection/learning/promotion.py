@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.members.registry import NAMES
+from detection.members.registry import NAMES, ONLINE_NAMES
 from detection.members.transformer.member import Transformer
 from detection.members.view import CLOSING, Bools, Floats, Standing, View, whole_sessions
 from detection.models.model import Model
@@ -106,7 +106,7 @@ def _known_to(model: Model, view: View) -> Bools:
 
 
 def _surprises(model: Model, view: View) -> Floats:
-    return Transformer(model.parts["transformer"], model.vocabulary).scores(view, Standing(view, NAMES))
+    return Transformer(model.parts["transformer"], model.vocabulary).score(view, Standing(view, NAMES))
 
 
 def _sessions(anchor: Mapping[str, NDArray[Any]]) -> ClosedSessions:
@@ -115,8 +115,7 @@ def _sessions(anchor: Mapping[str, NDArray[Any]]) -> ClosedSessions:
         tokens=anchor["tokens"],
         errors=np.zeros(lines, np.bool_),
         times=np.zeros(lines),
-        values=np.zeros(lines, np.float32),
-        sources=np.zeros(lines, np.float32),
+        online=np.zeros((lines, len(ONLINE_NAMES)), np.float32),
         offsets=anchor["offsets"],
         starts=anchor["starts"],
         ends=anchor["ends"],
@@ -126,4 +125,5 @@ def _sessions(anchor: Mapping[str, NDArray[Any]]) -> ClosedSessions:
         fresh=np.zeros(sessions, np.bool_),
         keys=np.zeros(sessions, np.uint64),
         causes=np.zeros(sessions, np.uint64),
+        online_members=ONLINE_NAMES,
     )

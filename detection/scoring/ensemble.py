@@ -17,19 +17,16 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.members.failing import MemberError, asked
+from detection.members.failing import MemberError, blamed_on
 from detection.members.isolation_forest.features import FEATURES, features
-from detection.members.member import Member
-from detection.members.ngram import Ngram
-from detection.members.registry import IN_NATS, LOOKS_AT, MEMBERS, NAMES
-from detection.members.transformer.member import Transformer
+from detection.members.member import FittedMember, Member, Predictor
+from detection.members.registry import IN_NATS, LOOKS_AT, MEMBERS, NAMES, ONLINE_NAMES
 from detection.members.transformer.scoring import END, FIRST, UNSEEN
 from detection.members.view import CLOSING, Floats, Standing, View
 from detection.models.model import Model
 from detection.scoring.calibration import Ring, combined
 
 EXPECTED = 3
-PREDICTING = (Ngram.name, Transformer.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class Ensemble:
         fewer._take([member for member in self._members if member.name not in out])
         return fewer
 
-    def _take(self, members: "Sequence[Member | _Unmade]") -> None:
+    def _take(self, members: "Sequence[FittedMember | _Online | _Unmade]") -> None:
         self._members = members
         self.members = tuple(member.name for member in members)
         self._columns = [NAMES.index(name) for name in self.members]
@@ -85,15 +82,15 @@ class Ensemble:
         """Where each row leaves its session, by member; members that are not ready say 0."""
         standing = Standing(view, NAMES)
         for member in self._members:
-            with asked(member.name):
-                standing.put(member.name, member.scores(view, standing))
+            with blamed_on(member.name):
+                standing.put(member.name, member.score(view, standing))
         return standing
 
     def judge(self, reached: Floats) -> Judgement:
         """`reached` float64 [n, M]: what sessions have come to (`Standing.reached`)."""
         members = np.full(reached.shape, np.nan)
         for name, column in zip(self.members, self._columns, strict=True):
-            with asked(name):
+            with blamed_on(name):
                 members[:, column] = p_of(name, self._rings[name], reached[:, column])
         strangeness = combined(members[:, self._columns], self._shares)
         p = self._ring.p(strangeness)
@@ -101,7 +98,7 @@ class Ensemble:
 
     def threshold(self, member: str, alpha: float) -> float | None:
         """The score beyond which `member` alone has a p-value below `alpha`; None: whatever it scores, it has not."""
-        with asked(member):
+        with blamed_on(member):
             return score_at(member, self._rings[member], alpha)
 
     def expected(
@@ -109,16 +106,12 @@ class Ensemble:
     ) -> tuple[list[tuple[int, float]], float | None]:
         """The three likeliest templates after `context` (CLOSING stands for the end), and the probability of `found`.
 
-        By the transformer, by the 3-gram where there is none; nothing, and None, where neither judges.
+        By the last member that predicts; nothing, and None, where none does.
         """
-        predicting = [
-            member
-            for member in self._members
-            if isinstance(member, Ngram | Transformer) or (isinstance(member, _Unmade) and member.name in PREDICTING)
-        ]
+        predicting = [member for member in self._members if isinstance(member, Predictor | _UnmadePredictor)]
         if not predicting:
             return [], None
-        with asked(predicting[-1].name):
+        with blamed_on(predicting[-1].name):
             p = predicting[-1].likely(context, starts)
         ids = np.concatenate(([CLOSING], self.vocabulary))
         probability = np.concatenate((p[END : END + 1], p[FIRST : FIRST + len(self.vocabulary)]))
@@ -132,7 +125,7 @@ class Ensemble:
         usual = self.model.parts.get("isolation_forest", {}).get("usual")
         if usual is None or "isolation_forest" not in self.members:
             return []
-        with asked("isolation_forest"):
+        with blamed_on("isolation_forest"):
             values = features(standing.only(np.arange(len(standing.reached)) == row))[0]
         low, middle, high = usual.T
         judged = np.array([name in self.members or name not in self._rings for name in FEATURES])
@@ -168,6 +161,18 @@ def resting(out: Collection[str]) -> dict[str, str]:
     }
 
 
+class _Online:
+    """An online member among the fitted ones: what it says of lines came with them."""
+
+    def __init__(self, member: type[Member]) -> None:
+        self.name, self.family = member.name, member.family
+        self._column = ONLINE_NAMES.index(member.name)
+
+    def score(self, view: View, standing: Standing) -> Floats:
+        said: Floats = view.online[:, self._column]
+        return said
+
+
 class _Unmade:
     """In place of a member whose part of the model it could not be made of."""
 
@@ -178,18 +183,22 @@ class _Unmade:
     def fail(self) -> NoReturn:
         raise MemberError(self.name) from self._error
 
-    def scores(self, view: View, standing: Standing) -> Floats:
+    def score(self, view: View, standing: Standing) -> Floats:
         self.fail()
 
+
+class _UnmadePredictor(_Unmade):
     def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
         self.fail()
 
 
-def _made(member: type[Member], model: Model) -> "Member | _Unmade":
+def _made(member: type[Member], model: Model) -> "FittedMember | _Online | _Unmade":
+    if not issubclass(member, FittedMember):
+        return _Online(member)
     try:
         return member(model.parts.get(member.name, {}), model.vocabulary)
     except Exception as exc:  # whatever it is, the others can judge
-        return _Unmade(member, exc)
+        return (_UnmadePredictor if issubclass(member, Predictor) else _Unmade)(member, exc)
 
 
 def p_of(member: str, ring: Ring, scores: Floats) -> Floats:

@@ -11,7 +11,7 @@ from detection.columns.state import State, digest, part
 from detection.detector import Detector
 from detection.frames import Frame, LinesFrame, ModelFrame, ReturnedFrame, Segment, Sequenced, TickFrame
 from detection.members.counts import Counts
-from detection.members.failing import LONGEST_REASON, MemberError, asked
+from detection.members.failing import LONGEST_REASON, MemberError, blamed_on
 from detection.members.ngram import Ngram
 from detection.members.registry import NAMES
 from detection.members.view import whole_sessions
@@ -123,7 +123,7 @@ def test_the_same_frames_without_the_same_members_come_to_the_same_state_whereve
                 lines = usual(3, number, prefix=f"c{number}-", at=2000.0 + number)
                 without = {"counts": "planted"} if number == 2 else {}
                 if fails and number == 2:
-                    patch.setattr(Counts, "scores", None)
+                    patch.setattr(Counts, "score", None)
                 applied(journal, frame_of(lines), lines=len(lines), without=without)
                 if reload:
                     journal = Journal(Detector.load(journal.detector.export(), knowing[1]))
@@ -135,7 +135,7 @@ def test_the_same_frames_without_the_same_members_come_to_the_same_state_whereve
     assert run(False, False) == run(True, False) == run(False, True) == run(True, True)
 
 
-@pytest.mark.parametrize("where", ["scores", "likely"])
+@pytest.mark.parametrize("where", ["score", "likely"])
 def test_whatever_a_member_is_asked_the_error_names_it(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -148,9 +148,9 @@ def test_whatever_a_member_is_asked_the_error_names_it(
 
 
 def test_the_reason_is_one_line_of_bounded_length() -> None:
-    with pytest.raises(MemberError) as caught, asked("values"):
+    with pytest.raises(MemberError) as caught, blamed_on("values"):
         raise RuntimeError("of\nmany " + "words " * 1000)
     assert caught.value.reason.startswith("RuntimeError: of many words") and len(caught.value.reason) == LONGEST_REASON
-    with pytest.raises(MemberError) as caught, asked("ngram"), asked("values"):
+    with pytest.raises(MemberError) as caught, blamed_on("ngram"), blamed_on("values"):
         raise MemoryError
     assert (caught.value.member, caught.value.reason) == ("values", "MemoryError")

@@ -34,7 +34,7 @@ def seen(sessions: list[list[int]]) -> View:
 
 
 def surprises(model: Model, view: View) -> Floats:
-    return Transformer(model.parts["transformer"], model.vocabulary).scores(view, Standing(view, NAMES))
+    return Transformer(model.parts["transformer"], model.vocabulary).score(view, Standing(view, NAMES))
 
 
 def without_anchor(model: Model) -> Model:

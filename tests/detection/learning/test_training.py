@@ -9,7 +9,7 @@ from detection.columns.state import digest
 from detection.learning.training import Progress, TrainingError, train
 from detection.members.isolation_forest.features import judged
 from detection.members.isolation_forest.scoring import Forest
-from detection.members.registry import NAMES
+from detection.members.registry import NAMES, ONLINE_NAMES
 from detection.models.model import Model, to_columns
 from detection.models.training_set import from_columns
 from tests.detection.streams import TEMPLATES, habits, reached, standing, stream, trained
@@ -99,19 +99,19 @@ def test_progress_goes_from_the_first_fit_to_the_end() -> None:
 
 def test_a_training_set_survives_its_columns() -> None:
     data = stream(habits(5, 1))
-    again = from_columns(data.to_columns())
+    again = from_columns(data.to_columns(), ONLINE_NAMES)
     assert digest(again.to_columns()) == digest(data.to_columns())
     with pytest.raises(TypeError, match="tokens"):
-        from_columns({**data.to_columns(), "tokens": data.tokens.astype(np.int64)})
+        from_columns({**data.to_columns(), "tokens": data.tokens.astype(np.int64)}, ONLINE_NAMES)
     with pytest.raises(ValueError, match="offsets"):
-        from_columns({**data.to_columns(), "offsets": data.offsets[:-1]})
+        from_columns({**data.to_columns(), "offsets": data.offsets[:-1]}, ONLINE_NAMES)
     with pytest.raises(ValueError, match="keys holds 4, not 5"):
-        from_columns({**data.to_columns(), "keys": data.keys[:-1]})
+        from_columns({**data.to_columns(), "keys": data.keys[:-1]}, ONLINE_NAMES)
 
 
 def test_a_training_set_takes_the_model_in_force_along() -> None:
     model = trained(stream(habits(60, 1), full=False))
     data = stream(habits(5, 1), previous=model)
-    again = from_columns(data.to_columns())
+    again = from_columns(data.to_columns(), ONLINE_NAMES)
     assert again.previous is not None
     assert digest(to_columns(again.previous)) == digest(to_columns(model))

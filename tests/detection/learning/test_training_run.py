@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from detection.learning import training as run
 from detection.learning.training import TrainingError, _Report, _rings, _Run
-from detection.members.member import Lesson, Part
+from detection.members.member import FitData, FittedMember, Part
 from detection.members.ngram import Ngram
-from detection.members.registry import MEMBERS, NAMES
+from detection.members.registry import FITTED, NAMES, ONLINE_NAMES
 from detection.members.transformer import fitting as transformer
 from detection.members.transformer.fitting import fit_transformer
 from detection.members.transformer.member import Transformer
@@ -21,10 +21,12 @@ from detection.models.model import Model, from_columns, to_columns
 from detection.models.training_set import TrainingSet
 from detection.scoring.calibration import Ring
 from detection.scoring.ensemble import Ensemble
-from tests.detection.streams import TEMPLATES, habits, lesson, quietly, stream, trained
+from tests.detection.streams import TEMPLATES, fit_data, habits, quietly, stream, trained
+
+VALUES = ONLINE_NAMES.index("values")
 
 
-class Recognising:
+class Recognising(FittedMember):
     """A member that says 1 of every line of a session it was fitted on: sessions here have a template each."""
 
     name: ClassVar[str] = "ngram"
@@ -35,12 +37,12 @@ class Recognising:
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
         self._seen = part["seen"]
 
-    def scores(self, view: View, standing: Standing) -> Floats:
+    def score(self, view: View, standing: Standing) -> Floats:
         return np.isin(view.templates, self._seen).astype(np.float64)
 
     @classmethod
-    def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
-        return {"seen": np.unique(lesson.data.tokens)}
+    def fit(cls, fit_data: FitData) -> dict[str, NDArray[Any]]:
+        return {"seen": np.unique(fit_data.data.tokens)}
 
 
 def recognised(learned: Bools) -> list[bool]:
@@ -223,10 +225,10 @@ def test_values_are_judged_from_when_they_were_seen_often_enough_and_among_the_t
     data = stream(habits(600, 1), full=False)
     assert "values" not in trained(data).rings
     speaking = np.arange(600) % 2 == 0
-    data.values[data.offsets[:-1][speaking]] = 3.0
+    data.online[data.offsets[:-1][speaking], VALUES] = 3.0
     assert len(trained(data).rings["values"]) == 300
     few = stream(habits(600, 1), full=False)
-    few.values[few.offsets[:-1][:100]] = 3.0
+    few.online[few.offsets[:-1][:100], VALUES] = 3.0
     assert "values" not in trained(few).rings
 
 
@@ -236,8 +238,8 @@ def test_a_later_generation_goes_on_from_the_one_before(monkeypatch: pytest.Monk
     data = stream([*habits(80, 2), *[[1, 6, 4]] * 20])
     vocabulary = np.array([1, 2, 3, 4, 5, 6], dtype=np.int32)
     before = habitual.parts["transformer"]
-    begun = fit_transformer(replace(lesson(data), vocabulary=vocabulary))
-    gone_on = fit_transformer(replace(lesson(data), vocabulary=vocabulary, previous=(before, habitual.vocabulary)))
+    begun = fit_transformer(replace(fit_data(data), vocabulary=vocabulary))
+    gone_on = fit_transformer(replace(fit_data(data), vocabulary=vocabulary, previous=(before, habitual.vocabulary)))
     for name, array in before.items():
         carried = (
             gone_on[name][: len(array)] if name in ("embedding", "output.weight", "output.bias") else gone_on[name]
@@ -266,7 +268,7 @@ def test_a_later_generation_sees_old_sessions_as_often_as_new_ones(
     monkeypatch.setattr(transformer, "FEWEST_STEPS", 8)
     data = stream(habits(80, 2))
     data.fresh[:76] = False
-    given = replace(lesson(data), previous=(habitual.parts["transformer"], habitual.vocabulary))
+    given = replace(fit_data(data), previous=(habitual.parts["transformer"], habitual.vocabulary))
     fit_transformer(given)
     assert drawn == ["fresh", "old"] * 2, "half the steps of a first run"
     drawn.clear()
@@ -287,7 +289,7 @@ def test_one_like_the_one_before_takes_its_place_with_its_anchor(habitual: Model
 
 
 def _no_transformer(monkeypatch: pytest.MonkeyPatch, why: Exception | None = None) -> None:
-    def fit(lesson: Lesson) -> dict[str, NDArray[Any]]:
+    def fit(fit_data: FitData) -> dict[str, NDArray[Any]]:
         raise why or RuntimeError("could not create a primitive")
 
     monkeypatch.setattr(Transformer, "fit", fit)
@@ -315,10 +317,10 @@ def test_a_member_that_the_model_in_force_has_is_never_given_up(monkeypatch: pyt
 
 
 def test_without_any_member_there_is_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fit(lesson: Lesson) -> dict[str, NDArray[Any]]:
+    def fit(fit_data: FitData) -> dict[str, NDArray[Any]]:
         raise MemoryError
 
-    for member in MEMBERS:
+    for member in FITTED:
         monkeypatch.setattr(member, "fit", fit)
     with pytest.raises(TrainingError, match="no member could be fitted"):
         trained(stream(habits(200, 1)))
