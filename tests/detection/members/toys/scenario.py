@@ -76,11 +76,11 @@ def is_the_same_after_a_restart(journal: Journal) -> None:
     more = usual(20, 5, prefix="again", at=3000.0)
     assert fed(Journal(again), more) == fed(journal, more)
     assert digest(again.export()) == digest(detector.export())
-    assert detector.export()["length.longest"] == longest(journal) > 0
+    assert detector.export()["online.length.longest"] == longest(journal) > 0
 
 
 def longest(journal: Journal) -> int:
-    found = journal.detector.export()["length.longest"]
+    found = journal.detector.export()["online.length.longest"]
     assert isinstance(found, int)
     return found
 

@@ -10,7 +10,7 @@ import pytest
 
 from detection.members.registry import FITTED, IN_NATS, LOOKS_AT, MEMBERS, NAMES, OFTEN_SILENT, ONLINE, ONLINE_NAMES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TOYS = Path(__file__).parent / "toys"
 
 
