@@ -514,7 +514,7 @@ class Detector:
         """The level sessions are tested at, and whether it is the floor that calibration sets."""
         if self._model is None:
             return 0.0, False
-        per_day, calibration = self._parts.rate.per_day(), len(self._model.rings["ensemble"])
+        per_day, calibration = self._parts.rate.per_day(), len(self._model.calibration["ensemble"])
         return level_of(self._parts.settings.alarms, per_day, calibration)
 
     def training_set(self) -> TrainingSet:

@@ -109,7 +109,7 @@ def summary_of(
         alpha=alpha,
         floor_binding=floor_binding,
         sessions_per_day=parts.rate.per_day(),
-        calibration=len(model.rings["ensemble"]) if model else 0,
+        calibration=len(model.calibration["ensemble"]) if model else 0,
         restored=parts.restored,
         incidents_opened=parts.incidents.opened,
         incidents_open=parts.incidents.open_count(now),

@@ -81,13 +81,13 @@ def _mean(surprises: Floats, rows: Bools, view: View, weights: Floats) -> float:
     return float((weights * each).sum() / weights.sum())
 
 
-def bounded(ring: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`ring` with no quantile further than LARGEST_MOVE from that of the ring `before`: float64 [n] ascending."""
+def bounded(scores: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`scores` with no quantile further than LARGEST_MOVE from that of `before`: float64 [n] ascending."""
     if not len(before):
-        return ring
-    # By Hazen's rule, by which a ring of the same length is its own quantiles, the largest included.
-    same = np.quantile(before, (np.arange(len(ring)) + 0.5) / len(ring), method="hazen")
-    return np.clip(ring, same * (1.0 - LARGEST_MOVE), same * (1.0 + LARGEST_MOVE))
+        return scores
+    # By Hazen's rule, by which as many scores are their own quantiles, the largest included.
+    same = np.quantile(before, (np.arange(len(scores)) + 0.5) / len(scores), method="hazen")
+    return np.clip(scores, same * (1.0 - LARGEST_MOVE), same * (1.0 + LARGEST_MOVE))
 
 
 def anchor_of(previous: Model | None, data: TrainingSet) -> dict[str, NDArray[Any]]:

@@ -1,10 +1,10 @@
 """One training run: sessions in, a model generation out.
 
 Every member is fitted on the sessions that may be learned from, and *cross-fitted* for its calibration: each session
-is scored by a fit that did not see it, so that the rings hold what unseen normal sessions come to, from all of the
-data. Before the first full model the sessions that the quick members find strangest are left out of every fit: what
-happened before the daemon came is not known to be clean. A member that cannot be fitted (a library that does not
-work on this machine) is left out of the model, which says so; but never one that the model in force has. The same
+is scored by a fit that did not see it, so that the calibration scores are what unseen normal sessions come to, from
+all of the data. Before the first full model the sessions that the quick members find strangest are left out of every
+fit: what happened before the daemon came is not known to be clean. A member that cannot be fitted (a library that does
+not work on this machine) is left out of the model, which says so; but never one that the model in force has. The same
 data, seed and versions give the same model, bit for bit.
 """
 
@@ -30,7 +30,7 @@ from detection.members.transformer.scoring import LARGEST_VOCABULARY
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
 from detection.models.model import UNFITTED, Model
 from detection.models.training_set import TrainingSet
-from detection.scoring.calibration import Ring, combined
+from detection.scoring.calibration import CalibrationScores, combined
 from detection.scoring.ensemble import p_of, shares
 
 FEWEST_SESSIONS = 20
@@ -126,21 +126,21 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
     }
 
     report("calibration", 0.98)
-    rings = _rings(standing.reached[view.final_rows()], members, pool)
+    calibration = _calibration_scores(standing.reached[view.final_rows()], members, pool)
     model = Model(
         generation=data.generation,
         line=data.line,
         vocabulary=vocabulary,
         parts=parts,
         templates=data.templates,
-        rings=rings,
+        calibration=calibration,
         meta=_meta(data, report.loss, int(learned.sum()), fits.failed),
     )
     previous = data.previous
     if data.full:
         if previous is not None and _has_transformer(previous):
             refuse_worse(model, previous, view, run.said["transformer"], pool.fresh)
-            rings["ensemble"] = bounded(rings["ensemble"], previous.rings["ensemble"])
+            calibration["ensemble"] = bounded(calibration["ensemble"], previous.calibration["ensemble"])
         parts["anchor"] = anchor_of(previous, pool.only(learned))
     progress(Progress("done", STEPS_REPORTED, STEPS_REPORTED, report.loss, 1.0))
     return model
@@ -165,7 +165,7 @@ def _meta(data: TrainingSet, loss: float, fitted: int, failed: Mapping[str, str]
 def _refuse_without(failed: Mapping[str, str], members: Sequence[type[Member]], previous: Model | None) -> None:
     """Raise TrainingError when the model would be none without the members that failed, or less than there is."""
     for name, reason in failed.items():
-        if previous is not None and name in previous.rings:
+        if previous is not None and name in previous.calibration:
             raise TrainingError(f"{name} could not be fitted, and the model in force has it: {reason}")
     if failed and not any(issubclass(member, FittedMember) for member in members):
         raise TrainingError("no member could be fitted: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
@@ -423,14 +423,16 @@ def _strangest(standing: Standing, view: View, members: Sequence[type[Member]], 
     """The TRIMMED_SHARE of `candidates` (bool [S]) that `members` find strangest; ties by place."""
     columns = [standing.column[member.name] for member in members]
     reached = standing.reached[view.final_rows()][:, columns]
-    p = np.stack([Ring(np.sort(column)).p(column) for column in reached.T], axis=1)
+    p = np.stack([CalibrationScores(np.sort(column)).p(column) for column in reached.T], axis=1)
     strangeness = np.where(candidates, combined(p, shares([member.family for member in members])), -np.inf)
     strangest = np.zeros(len(candidates), dtype=np.bool_)
     strangest[np.argsort(-strangeness, kind="stable")[: int(candidates.sum() * TRIMMED_SHARE)]] = True
     return strangest
 
 
-def _rings(reached: Floats, members: Sequence[type[Member]], pool: TrainingSet) -> dict[str, NDArray[np.float64]]:
+def _calibration_scores(
+    reached: Floats, members: Sequence[type[Member]], pool: TrainingSet
+) -> dict[str, NDArray[np.float64]]:
     """What sessions come to that were not learned from: by member, and combined as a verdict combines them.
 
     Not of survivors only: of the flagged sessions as many come in as the level they were flagged at would flag
@@ -442,23 +444,28 @@ def _rings(reached: Floats, members: Sequence[type[Member]], pool: TrainingSet) 
     weights = shares([member.family for member in members])
 
     def of(sessions: Bools) -> tuple[dict[str, NDArray[np.float64]], Floats]:
-        rings = {name: _ring_of(name, scores) for name, scores in zip(names, reached[sessions].T, strict=True)}
-        p = [p_of(name, Ring(rings[name]), scores) for name, scores in zip(names, reached.T, strict=True)]
-        return rings, combined(np.stack(p, axis=1), weights)
+        by_member = {
+            name: _calibration_scores_of(name, scores) for name, scores in zip(names, reached[sessions].T, strict=True)
+        }
+        p = [
+            p_of(name, CalibrationScores(by_member[name]), scores)
+            for name, scores in zip(names, reached.T, strict=True)
+        ]
+        return by_member, combined(np.stack(p, axis=1), weights)
 
     calibration = ~pool.flagged
-    rings, strangeness = of(calibration)
+    by_member, strangeness = of(calibration)
     if pool.previous is not None and _has_transformer(pool.previous):
         calibration &= ~_beyond_expected(strangeness, pool, calibration)
-        rings, strangeness = of(calibration)
+        by_member, strangeness = of(calibration)
     back = _without_cause(strangeness, pool)
     if back.any():
         calibration |= back
-        rings, strangeness = of(calibration)
-    return rings | {"ensemble": np.sort(strangeness[calibration])}
+        by_member, strangeness = of(calibration)
+    return by_member | {"ensemble": np.sort(strangeness[calibration])}
 
 
-def _ring_of(member: str, scores: Floats) -> NDArray[np.float64]:
+def _calibration_scores_of(member: str, scores: Floats) -> NDArray[np.float64]:
     """`scores` ascending; of a member that mostly has nothing to say only what it said."""
     return np.sort(scores[scores > 0.0] if member in OFTEN_SILENT else scores)
 
@@ -504,7 +511,7 @@ def _without_cause(strangeness: Floats, pool: TrainingSet) -> Bools:
     """Of the flagged sessions as many as were to be expected without cause, the least strange ones: bool [S].
 
     One of each cause at most: false alarms have as many causes as there are, an attack has one. Else a campaign would
-    fill the top of the rings with itself, and never be found again.
+    be the highest calibration scores by itself, and never be found again.
     """
     flagged = np.flatnonzero(pool.flagged)
     flagged = flagged[np.argsort(strangeness[flagged], kind="stable")]

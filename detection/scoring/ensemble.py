@@ -1,7 +1,7 @@
 """A model generation at work: the members' scores, their p-values, and the one p they come to.
 
 A member that raises is a `MemberError`; the ensemble goes on `without` it. Then the members that are left share what
-each family counts for. The ring of the combined statistic was made by all members, so what it says of the statistic
+each family counts for. The combined statistic was calibrated with all members, so what that says of the statistic
 of some is no p-value any more; Cauchy's combination of p-values is one by itself, of whichever members and under any
 dependence, nearly so and where it is small, which is where it matters. So without a member p is the larger of the two:
 never smaller than what holds by theory, and never smaller than what the same statistic would have been given before.
@@ -24,7 +24,7 @@ from detection.members.registry import IN_NATS, LOOKS_AT, MEMBERS, NAMES, ONLINE
 from detection.members.transformer.scoring import END, FIRST, UNSEEN
 from detection.members.view import CLOSING, Floats, Standing, View
 from detection.models.model import Model
-from detection.scoring.calibration import Ring, combined
+from detection.scoring.calibration import CalibrationScores, combined
 
 EXPECTED = 3
 
@@ -48,8 +48,8 @@ class Ensemble:
         self.generation = model.generation
         self.line = model.line
         self.vocabulary = model.vocabulary
-        self._rings = {name: Ring(np.asarray(ring)) for name, ring in model.rings.items()}
-        self._ring = self._rings["ensemble"]
+        self._calibration = {name: CalibrationScores(np.asarray(scores)) for name, scores in model.calibration.items()}
+        self._combined = self._calibration["ensemble"]
         names = members_of(model)
         self._whole = not any(name in out for name in names)
         self._take([_made(member, model) for member in MEMBERS if member.name in names and member.name not in out])
@@ -76,7 +76,7 @@ class Ensemble:
     @property
     def calibration(self) -> int:
         """How many sessions the combined statistic was calibrated on."""
-        return len(self._ring)
+        return len(self._combined)
 
     def score(self, view: View) -> Standing:
         """Where each row leaves its session, by member; members that are not ready say 0."""
@@ -91,15 +91,15 @@ class Ensemble:
         members = np.full(reached.shape, np.nan)
         for name, column in zip(self.members, self._columns, strict=True):
             with blamed_on(name):
-                members[:, column] = p_of(name, self._rings[name], reached[:, column])
+                members[:, column] = p_of(name, self._calibration[name], reached[:, column])
         strangeness = combined(members[:, self._columns], self._shares)
-        p = self._ring.p(strangeness)
+        p = self._combined.p(strangeness)
         return Judgement(members, strangeness, p if self._whole else np.maximum(p, np.exp(-strangeness * math.log(10))))
 
     def threshold(self, member: str, alpha: float) -> float | None:
         """The score beyond which `member` alone has a p-value below `alpha`; None: whatever it scores, it has not."""
         with blamed_on(member):
-            return score_at(member, self._rings[member], alpha)
+            return score_at(member, self._calibration[member], alpha)
 
     def expected(
         self, context: NDArray[np.int32], starts: bool, found: int
@@ -128,7 +128,7 @@ class Ensemble:
         with blamed_on("isolation_forest"):
             values = features(standing.only(np.arange(len(standing.reached)) == row))[0]
         low, middle, high = usual.T
-        judged = np.array([name in self.members or name not in self._rings for name in FEATURES])
+        judged = np.array([name in self.members or name not in self._calibration for name in FEATURES])
         out = np.flatnonzero(judged & ((values > high) | (values < low)))
         spread = np.maximum(high - low, 1e-9)
         order = out[np.argsort(-np.abs(values - middle)[out] / spread[out], kind="stable")]
@@ -149,7 +149,7 @@ class Ensemble:
 
 def members_of(model: Model) -> tuple[str, ...]:
     """The members that `model` has, in the order in which they are asked."""
-    return tuple(name for name in NAMES if name in model.rings)
+    return tuple(name for name in NAMES if name in model.calibration)
 
 
 def resting(out: Collection[str]) -> dict[str, str]:
@@ -201,18 +201,18 @@ def _made(member: type[Member], model: Model) -> "FittedMember | _Online | _Unma
         return (_UnmadePredictor if issubclass(member, Predictor) else _Unmade)(member, exc)
 
 
-def p_of(member: str, ring: Ring, scores: Floats) -> Floats:
-    """p-values by the ring; of a member that speaks in nats never less than exp(-score).
+def p_of(member: str, calibration: CalibrationScores, scores: Floats) -> Floats:
+    """p-values by the calibration scores; of a member that speaks in nats never less than exp(-score).
 
     Where nearly all sessions score 0 (a source that does nothing odd), anything more would be without precedent.
     """
-    p = ring.p(scores)
+    p = calibration.p(scores)
     return np.maximum(p, np.exp(-scores)) if member in IN_NATS else p
 
 
-def score_at(member: str, ring: Ring, alpha: float) -> float | None:
+def score_at(member: str, calibration: CalibrationScores, alpha: float) -> float | None:
     """The score beyond which `p_of` is below `alpha`; None where there is none."""
-    score = ring.score_at(alpha)
+    score = calibration.score_at(alpha)
     return max(score, -math.log(alpha)) if score is not None and member in IN_NATS else score
 
 

@@ -52,7 +52,7 @@ def test_without_a_member_p_is_still_that_of_a_chance_and_never_that_of_a_smalle
         assert np.mean(judged.p < level) <= 1.5 * level + 0.002
     by_theory = np.exp(-judged.strangeness * math.log(10))
     assert (judged.p >= by_theory).all()
-    assert (judged.p >= whole._ring.p(judged.strangeness)).all()
+    assert (judged.p >= whole._combined.p(judged.strangeness)).all()
     strange = np.full((1, len(NAMES)), 50.0)
     assert fewer.judge(strange).p[0] < 0.01, "and what is strange to those that are left is still told"
 
@@ -60,7 +60,7 @@ def test_without_a_member_p_is_still_that_of_a_chance_and_never_that_of_a_smalle
 def test_an_ensemble_of_all_members_judges_by_its_ring_alone(habitual: Model) -> None:
     reached = np.full((1, len(NAMES)), 3.0)
     whole = Ensemble(habitual)
-    assert whole.judge(reached).p == whole._ring.p(whole.judge(reached).strangeness)
+    assert whole.judge(reached).p == whole._combined.p(whole.judge(reached).strangeness)
     assert whole.without({"a name of no member"}).judge(reached).p == whole.judge(reached).p
 
 
@@ -73,7 +73,7 @@ def test_the_forest_does_not_judge_without_one_that_it_looks_at_and_goes_on_with
         detector = journal.detector
         found = detector.summary().withdrawn
         assert {each.member for each in found} == withdrawn and {each.seq for each in found} == {detector.seq}
-        assert set(detector.summary().members) == set(habitual.rings) - {"ensemble"} - withdrawn
+        assert set(detector.summary().members) == set(habitual.calibration) - {"ensemble"} - withdrawn
         again = Detector.load(detector.export(), habitual)
         assert again.summary() == detector.summary()
 
@@ -110,7 +110,7 @@ def test_with_rules_alone_lines_are_read_and_a_model_brings_the_members_back(jou
     assert answer["details"]["ensemble"]["active_models"] == ["rule_based"]
     journal.apply(ModelFrame(model.generation, "model-1", "sha"), model)
     assert journal.detector.summary().withdrawn == ()
-    assert set(journal.detector.summary().members) == set(model.rings) - {"ensemble"}
+    assert set(journal.detector.summary().members) == set(model.calibration) - {"ensemble"}
 
 
 def test_the_same_frames_without_the_same_members_come_to_the_same_state_wherever_they_are_cut(

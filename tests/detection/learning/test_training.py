@@ -25,8 +25,8 @@ def test_what_was_never_done_surprises_more_than_anything_habitual(habitual: Mod
 
 def test_rings_hold_one_ascending_score_a_session_for_each_member_and_all_together(habitual: Model) -> None:
     spoke = set(NAMES) - {"values"}  # there were none to judge
-    assert set(habitual.rings) == {*spoke, "ensemble"}
-    for ring in habitual.rings.values():
+    assert set(habitual.calibration) == {*spoke, "ensemble"}
+    for ring in habitual.calibration.values():
         assert ring.dtype == np.float64
         assert len(ring) == 300 == habitual.meta["sessions"]
         assert (np.diff(ring) >= 0).all()
@@ -58,13 +58,13 @@ def test_sessions_a_rule_hit_in_teach_nothing() -> None:
     data.tainted[60:] = True
     model = trained(data)
     assert not np.isin([66, 67, 68], model.vocabulary).any()
-    assert len(model.rings["ensemble"]) == 60
+    assert len(model.calibration["ensemble"]) == 60
 
 
 def test_a_stream_without_keys_is_learned_without_closing_rows() -> None:
     data = stream([[1, 2, 3, 4] * 12 for _ in range(25)], ends=False, full=False)
     model = trained(data)
-    assert 0.0 < model.rings["ngram"][-1] < 2.0
+    assert 0.0 < model.calibration["ngram"][-1] < 2.0
     assert len(standing(model, data).reached) == len(data.tokens)
 
 
@@ -72,7 +72,7 @@ def test_a_stream_without_keys_is_learned_without_closing_rows() -> None:
 def test_one_template_alone_still_gives_a_model() -> None:
     model = trained(stream([[5]] * 40))
     assert model.vocabulary.tolist() == [5]
-    assert all(np.isfinite(ring).all() for ring in model.rings.values())
+    assert all(np.isfinite(ring).all() for ring in model.calibration.values())
     unknown, known = reached(model, stream([[6], [5]]))[:, TRANSFORMER]
     assert unknown > known
 

@@ -27,8 +27,8 @@ def main() -> None:
     columns_get_a_layout(journal)
 
     model = learn(journal)
-    assert set(model.rings) >= TOYS and "heard" in model.parts["unheard"] and "length" not in model.parts
-    assert set(from_columns(to_columns(model)).rings) == set(model.rings)
+    assert set(model.calibration) >= TOYS and "heard" in model.parts["unheard"] and "length" not in model.parts
+    assert set(from_columns(to_columns(model)).calibration) == set(model.calibration)
     assert TOYS <= set(journal.detector.summary().members)
     judges_and_explains(journal)
     answers(journal)
