@@ -72,7 +72,7 @@ class Fault:
         self.when: Callable[[int], bool] = lambda calls: False
         self._patch = patch
 
-    def plant(self, member: type[Any], method: str = "scores") -> None:
+    def plant(self, member: type[Any], method: str = "score") -> None:
         real = getattr(member, method)
 
         def failing(this: object, *args: Any) -> Any:
