@@ -23,7 +23,7 @@ from sklearn.metrics import average_precision_score
 from detection.learning.training import Progress, train
 from detection.members.isolation_forest.features import judged
 from detection.members.isolation_forest.scoring import Forest
-from detection.members.registry import NAMES
+from detection.members.registry import NAMES, ONLINE_NAMES
 from detection.members.transformer.scoring import SequenceModel, window_start
 from detection.members.view import whole_sessions
 from detection.models.model import Model
@@ -139,8 +139,8 @@ def _training_set(sessions: list[list[int]], seed: int) -> TrainingSet:
         tokens=np.concatenate([np.array(session, dtype=np.int32) for session in sessions]),
         errors=np.zeros(lines, dtype=np.bool_),
         times=np.zeros(lines),
-        values=np.zeros(lines, dtype=np.float32),
-        sources=np.zeros(lines, dtype=np.float32),
+        online=np.zeros((lines, len(ONLINE_NAMES)), dtype=np.float32),
+        online_members=ONLINE_NAMES,
         offsets=np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
         starts=np.ones(count, dtype=np.bool_),
         ends=np.ones(count, dtype=np.bool_),

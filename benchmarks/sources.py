@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from detection.formats.kinds import parse, recognise
 from detection.members.origins.counters import SourceCounters
-from detection.members.origins.lines import sources_of, things_of, troubles
+from detection.members.origins.lines import failures_of, resources_of, sources_of
 from detection.sessions.log_clock import LogClock
 
 ALPHAS = (0.001, 0.005)
@@ -58,7 +58,7 @@ class Log:
 
 def main() -> None:
     data = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data")
-    print("lines/s of one core                     lines   sources_of   troubles    observe")
+    print("lines/s of one core                     lines   sources_of   failures_of    observe")
     logs = {name: log for name, file in _LOGS if (log := read(data, name, file)) is not None}
     print()
     if log := logs.get("web_inject"):
@@ -90,10 +90,10 @@ def read(data: Path, name: str, file: str) -> Log | None:
     began = time.process_time()
     sources = sources_of(fields)
     between = time.process_time()
-    errors = troubles(fields)
+    errors = failures_of(fields)
     ended = time.process_time()
     clock = LogClock().advance(fields.times, _JUNE_2005)
-    columns = (sources, clock, errors, things_of(fields.contents))
+    columns = (sources, clock, errors, resources_of(fields.contents))
     counters = SourceCounters()
     score, seconds = observed(counters, columns)
     speeds = [len(lines) / max(each, 1e-3) for each in (between - began, ended - between, seconds)]

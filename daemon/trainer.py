@@ -53,6 +53,7 @@ def main(arguments: list[str]) -> int:
     from detection.columns.state import OtherVersionError
     from detection.learning.promotion import RefusedError
     from detection.learning.training import TrainingError, train
+    from detection.members.registry import ONLINE_NAMES
     from detection.models.model import to_columns
     from detection.models.training_set import from_columns
     from persistence.disk import failure
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> int:
     try:
         _, _, columns = read_snapshot(source)
         notebook = Notebook(source)
-        model = train(from_columns(columns), progress=_Reporter(notebook.fraction), notebook=notebook)
+        model = train(from_columns(columns, ONLINE_NAMES), progress=_Reporter(notebook.fraction), notebook=notebook)
         written = write_model(target, to_columns(model))
     except RefusedError as exc:
         _report({"refused": str(exc)})

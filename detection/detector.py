@@ -43,9 +43,10 @@ from detection.frames import (
     count_lines,
 )
 from detection.learning.vouched import Taught
-from detection.members.failing import MemberError, asked
-from detection.members.origins.counters import SourceCounters
-from detection.members.parameter_values import ValueModel
+from detection.members.failing import MemberError
+from detection.members.online import OnlineMembers, Read
+from detection.members.parsed_lines import ParsedLines
+from detection.members.registry import ONLINE_NAMES
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
 from detection.next_training import cutoff, history_of_stream, learned_so_far, training_set
@@ -56,7 +57,7 @@ from detection.scoring.ensemble import Ensemble, members_of, resting
 from detection.scoring.judging import Batch, Closings, Judged, Remembered, closed_as_they_are, judge
 from detection.scoring.withdrawn import forget_judgements, judge_anew
 from detection.sessions.connections import LivingSource, LivingSources
-from detection.sessions.intake import Intake, KeyPattern, Reading, read_lines, take_in
+from detection.sessions.intake import Intake, KeyPattern, read_lines, take_in
 from detection.sessions.table import Cut, cut
 from detection.summary import Summary, summary_of
 from detection.templates.table import TemplateTable
@@ -65,25 +66,23 @@ from detection.verdicts.query import Query
 from detection.verdicts.records import Verdicts, rows_of
 
 CHUNK_LINES = 4096  # judged at a time
-ONLINE_MEMBERS = ("values", "sources")  # learn with every line, whether or not there is a model
-FEWEST_VALUES = 500  # lines with parameter values, before the model of them is asked: all are odd at first
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class _Lines:
-    """The n lines of a frame as read. `hits` are those of rules that the operator has not called normal, `hit` float64
-    [n] the confidence of the surest of them, 0 where there is none; `odd` float64 [n] what `values` said."""
+    """The n lines of a frame, parsed. `hits` are those of rules that the operator has not called normal, `hit` float64
+    [n] the confidence of the surest of them, 0 where there is none; `read` is what online members read of the lines."""
 
     intake: Intake
-    reading: Reading
+    parsed: ParsedLines
     hits: Hits
     hit: Floats
-    odd: Floats
+    read: Read
 
     def __len__(self) -> int:
-        return len(self.reading.ids)
+        return len(self.parsed.ids)
 
     def chunks(self) -> Iterator[slice]:
         """What is judged at a time."""
@@ -187,7 +186,7 @@ class Detector:
         parts, alarms = self._parts, self._parts.settings.alarms
         return Alerting(
             parts.incidents, parts.recent, parts.templates, self._ensemble, self._rules,
-            None if "sources" in parts.withdrawn else parts.origins,
+            parts.online.without(parts.withdrawn),
             alarms.per_day if alarms.alpha is None else math.inf,  # with `alpha` set there is no budget
         )  # fmt: skip
 
@@ -227,11 +226,11 @@ class Detector:
         counters.cut_lines += lines.intake.cut
         counters.unterminated_lines += lines.intake.unterminated
         counters.future_lines += lines.intake.future
-        counters.rule_hits += len(lines.reading.hits.lines)
+        counters.rule_hits += len(lines.parsed.hits.lines)
         clean = np.ones(len(lines), dtype=np.bool_)
         for chunk in lines.chunks():
             clean[chunk] = self._judge_chunk(lines, chunk, frame.received, alerting)
-        self._learn_values(lines.reading, clean)
+        parts.online.learn(lines.read, clean)
         finished = [slot for key in lines.intake.ended if (slot := parts.sessions.find(key)) is not None]
         self._close(np.array(finished, dtype=np.int64), alerting)
 
@@ -241,18 +240,19 @@ class Detector:
         file = parts.vouching.open_file(parts.line, counters.vouched_sessions)
         into = Taught(parts.history, parts.known, parts.settings.session)
         lines = self._read((frame.segment,), file.living, file.clock.now, frame.received)
+        online = parts.online.with_those_of(file.online)
         for chunk in lines.chunks():
             times = lines.intake.times[chunk]
-            batch = self._batch(lines, chunk, 1, file.advance(times, frame.received), file.counters)
+            batch = self._batch(lines, chunk, 1, file.advance(times, frame.received), online)
             file.learn(batch, lines.intake.keys[chunk], lines.intake.windowed[chunk], times, into)
-        self._learn_values(lines.reading, lines.hit == 0.0)
+        online.learn(lines.read, lines.hit == 0.0)
         counters.future_lines += lines.intake.future
         counters.vouched_lines += len(lines)
         counters.vouched_rule_hits += int(np.count_nonzero(lines.hit))
         if frame.done:
             file.end(into)
             if parts.line == 0:
-                parts.origins = file.counters  # of a stream that has not begun these are all there is
+                parts.online = online  # of a stream that has not begun these are all there is
             parts.vouching.file, parts.schedule.vouched_at = None, seq
         counters.vouched_sessions = file.begun
 
@@ -298,7 +298,7 @@ class Detector:
 
     def _withdraw(self, seq: int, without: Mapping[str, str]) -> None:
         there = members_of(self._model) if self._model is not None else ()
-        self._parts.withdrawn.withdraw(seq, without, {*ONLINE_MEMBERS, *there})
+        self._parts.withdrawn.withdraw(seq, without, {*ONLINE_NAMES, *there})
 
     def _assemble(self) -> None:
         """Let those members of the model judge that are not withdrawn."""
@@ -352,44 +352,24 @@ class Detector:
 
     # --- lines and closings -------------------------------------------------------------------------
 
-    def _learn_values(self, reading: Reading, clean: NDArray[np.bool_]) -> None:
-        with asked("values"):
-            reading.learn_values(self._parts.values, clean)
-        self._parts.counters.value_lines += sum(len(np.unique(v.lines)) for _, v in reading.values)
-
-    def _grown_values(self) -> ValueModel | None:
-        """None while it has learned too little to be asked, or is withdrawn."""
-        grown = self._parts.counters.value_lines >= FEWEST_VALUES and "values" not in self._parts.withdrawn
-        return self._parts.values if grown else None
-
-    def _observed(
-        self, counters: SourceCounters, reading: Reading, chunk: slice, clock: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """What the sources of these lines do, and count it; zeros while that is withdrawn."""
-        if "sources" in self._parts.withdrawn:
-            return np.zeros(len(reading.ids[chunk]))
-        with asked("sources"):
-            return counters.observe(reading.origins[chunk], clock, reading.troubles[chunk], reading.things[chunk])
-
     def _read(self, segments: Sequence[Segment], living: LivingSources, clock: float, received: float) -> _Lines:
         """The lines that `segments` complete in `living`. Nothing is learned of them but their templates."""
         intake = take_in(segments, living, self._pattern, clock=clock, received=received)
-        reading = read_lines(intake, self._parts.templates.assign, self._rules, without=self._parts.withdrawn)
-        hits = self._parts.known.without_normal(self._rules, reading.hits, reading.ids)
-        hit = self._rules.confidences(hits, len(reading.ids))
-        return _Lines(intake, reading, hits, hit, reading.odd_values(self._grown_values()))
+        parsed = read_lines(intake, self._parts.templates.assign, self._rules)
+        hits = self._parts.known.without_normal(self._rules, parsed.hits, parsed.ids)
+        hit = self._rules.confidences(hits, len(parsed.ids))
+        return _Lines(intake, parsed, hits, hit, self._parts.online.without(self._parts.withdrawn).read(parsed))
 
-    def _batch(self, lines: _Lines, chunk: slice, first_line: int, clock: Floats, counters: SourceCounters) -> Batch:
-        """A chunk of `lines` to judge, with the log clock at each; its clients are counted in `counters`."""
+    def _batch(self, lines: _Lines, chunk: slice, first_line: int, clock: Floats, online: OnlineMembers) -> Batch:
+        """A chunk of `lines` to judge, with the log clock at each; `online` members observe it."""
         return Batch(
             first_line=first_line,
-            ids=lines.reading.ids[chunk],
+            ids=lines.parsed.ids[chunk],
             errors=lines.intake.errors[chunk],
             clock=clock,
             hit=lines.hit[chunk],
-            values=lines.odd[chunk],
-            sources=self._observed(counters, lines.reading, chunk, clock),
-            origins=lines.reading.origins[chunk],
+            online=online.observe(lines.read, chunk, clock),
+            origins=lines.parsed.origins[chunk],
         )
 
     def _judge_chunk(self, lines: _Lines, chunk: slice, received: float, alerting: Alerting) -> NDArray[np.bool_]:
@@ -404,7 +384,7 @@ class Detector:
         crowded = sessions.crowded_out_by(keys)
         crowded_out = closed_as_they_are(sessions, crowded, first_line)
         sessions.evict(crowded)
-        batch = self._batch(lines, chunk, first_line, clock, parts.origins)
+        batch = self._batch(lines, chunk, first_line, clock, parts.online)
         pieces = cut(
             sessions,
             sessions.slots_for(keys, lines.intake.windowed[chunk]),
@@ -418,7 +398,7 @@ class Detector:
         parts.recent.append(first_line, texts, judged.states.serial)
         self._move_to(first_line + len(texts) - 1)
         shown_times = np.where(np.isnan(times), clock, times)
-        of = _Source(texts, shown_times, lines.hits_in(chunk), Lines(lines.reading, chunk.start, self._grown_values()))
+        of = _Source(texts, shown_times, lines.hits_in(chunk), Lines(lines.parsed, chunk.start, lines.read))
         self._emit(batch, judged, alpha, of, alerting)
         clean: NDArray[np.bool_] = (batch.hit == 0.0) & (judged.states.verdict == 0)
         return clean
@@ -510,7 +490,7 @@ class Detector:
             self._parts.templates, self._rules, self._parts.sessions,
             ensemble if ensemble is not None and ensemble.members else None,
             self._pattern, self._parts.known, self._parts.recent,
-            None if "values" in out else self._grown_values(), None if "sources" in out else self._parts.origins,
+            self._parts.online.without(out),
             self._parts.settings, self.alpha()[0], self._parts.line, self._parts.clock, self._parts.received, failed,
         )  # fmt: skip
 
@@ -534,7 +514,7 @@ class Detector:
         """The level sessions are tested at, and whether it is the floor that calibration sets."""
         if self._model is None:
             return 0.0, False
-        per_day, calibration = self._parts.rate.per_day(), len(self._model.rings["ensemble"])
+        per_day, calibration = self._parts.rate.per_day(), len(self._model.calibration["ensemble"])
         return level_of(self._parts.settings.alarms, per_day, calibration)
 
     def training_set(self) -> TrainingSet:

@@ -18,8 +18,7 @@ from detection.frames import ModelFrame
 from detection.learning.history import History
 from detection.learning.schedule import Schedule
 from detection.learning.vouched import VouchedLines
-from detection.members.origins.counters import SourceCounters
-from detection.members.parameter_values import ValueModel
+from detection.members.online import OnlineMembers, as_in_states, from_states
 from detection.models.generations import Generations
 from detection.scoring.withdrawn import WithdrawnMembers
 from detection.sessions.connections import LivingSources
@@ -43,7 +42,6 @@ class Counters(Scalars):
     flagged: int = 0
     sessions: int = 0
     lost_lines: int = 0
-    value_lines: int = 0  # that the model of parameter values learned from
     vouched_lines: int = 0
     vouched_rule_hits: int = 0
     vouched_sessions: int = 0
@@ -65,7 +63,7 @@ class Parts:
     counters: Counters = field(default_factory=Counters)
     schedule: Schedule = field(default_factory=Schedule)
     rate: SessionRate = field(default_factory=SessionRate)
-    sources: LivingSources = field(default_factory=LivingSources)  # connections; clients are in `origins`
+    sources: LivingSources = field(default_factory=LivingSources)  # connections; clients are in `online`
     clock: LogClock = field(default_factory=LogClock)
     templates: TemplateTable = field(default_factory=TemplateTable)
     sessions: SessionTable = field(default_factory=SessionTable)
@@ -74,8 +72,7 @@ class Parts:
     known: KnownCauses = field(default_factory=KnownCauses)
     incidents: Incidents = field(default_factory=Incidents)
     models: Generations = field(default_factory=Generations)
-    values: ValueModel = field(default_factory=ValueModel)
-    origins: SourceCounters = field(default_factory=SourceCounters)
+    online: OnlineMembers = field(default_factory=OnlineMembers)  # all of them, also those that are withdrawn
     withdrawn: WithdrawnMembers = field(default_factory=WithdrawnMembers)
     vouching: VouchedLines = field(default_factory=VouchedLines)
 
@@ -104,9 +101,8 @@ class Parts:
             fulfilled=then.schedule.fulfilled,
         )
         self.rate = replace(then.rate, clock=self.rate.clock)
-        self.counters.value_lines = then.counters.value_lines
         self.generations = max(self.generations, then.generations)
-        for name in ("model", "templates", "history", "known", "values", "origins"):
+        for name in ("model", "templates", "history", "known", "online"):
             setattr(self, name, getattr(then, name))
 
     def export(self) -> State:
@@ -114,12 +110,12 @@ class Parts:
         state: State = {"format": STATES.newest}
         for each in fields(self):
             state |= _exported(each.name, getattr(self, each.name))
-        return state
+        return as_in_states(state)
 
     @classmethod
     def load(cls, state: Columns) -> "Parts":
         """The inverse of `export`, also of an older version's. Raises OtherVersionError as `Versions.upgraded` does."""
-        state = STATES.upgraded(state)
+        state = from_states(STATES.upgraded(state))
         with of_this_version():
             return cls(**{name: _loaded(name, kind, state) for name, kind in get_type_hints(cls).items()})
 

@@ -71,7 +71,7 @@ def _with_withdrawn_members(state: State) -> State:
 UPGRADES: dict[int, Step] = {1: _with_withdrawn_members}
 
 # Of `model.to_columns`: each member's arrays (none: "4f53cda1") and the anchor, of which a model has some; the state's
-# templates; "ensemble", which is a ring without arrays; and the columns under no prefix are the "model"'s.
+# templates; "ensemble", which has only calibration scores; and the columns under no prefix are the "model"'s.
 MODEL_LAYOUTS: dict[int, Mapping[str, str]] = {
     1: {
         "model": "724332c5",
@@ -141,7 +141,7 @@ class Versions:
 
 
 def model_layouts(columns: Columns) -> dict[str, str]:
-    """The layout of each part of a model; who has but a ring has a part without arrays."""
+    """The layout of each part of a model; a member that has only calibration scores has a part without arrays."""
     names = {name for name in columns if "." not in name and name != "format"}
     found = {"model": layout({name: columns[name] for name in names})}
     arrays: dict[str, State] = {name: {} for name in part("rings", columns)}

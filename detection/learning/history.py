@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.columns.state import Columns, State, scalar
+from detection.members.registry import ONLINE_NAMES
 from detection.members.view import CLOSING
 from detection.models.training_set import ClosedSessions
 
@@ -33,8 +34,7 @@ _COLUMNS = {
     "templates": np.int32,
     "times": np.float64,
     "flags": np.uint8,
-    "values": np.float32,
-    "sources": np.float32,
+    **dict.fromkeys(ONLINE_NAMES, np.float32),  # what each online member said of the line
     "about": np.uint64,  # closing rows: the cause; the rows before them: a hash of the session's key
 }
 
@@ -52,14 +52,13 @@ class History:
         templates: NDArray[np.int32],
         times: NDArray[np.float64],
         flags: NDArray[np.uint8],
-        values: NDArray[np.float64],
-        sources: NDArray[np.float64],
+        online: NDArray[np.float64],
         keys: NDArray[np.uint64],
     ) -> None:
-        """Add lines in the order in which they came; all columns [n], n <= ROWS; `keys` are hashes of session keys."""
-        self._add(
-            serials=serials, templates=templates, times=times, flags=flags, values=values, sources=sources, about=keys
-        )
+        """Add lines in the order in which they came; columns [n], `online` [n, K], n <= ROWS; `keys` are hashes of
+        session keys."""
+        said = dict(zip(ONLINE_NAMES, online.T, strict=True))
+        self._add(serials=serials, templates=templates, times=times, flags=flags, **said, about=keys)
 
     def close(
         self,
@@ -69,11 +68,9 @@ class History:
         causes: NDArray[np.uint64],
     ) -> None:
         """Sessions end; all columns [m], m <= ROWS."""
-        none = np.zeros(len(serials))
+        nothing = dict.fromkeys(ONLINE_NAMES, np.zeros(len(serials)))
         templates = np.full(len(serials), CLOSING, dtype=np.int32)
-        self._add(
-            serials=serials, templates=templates, times=times, flags=flags, values=none, sources=none, about=causes
-        )
+        self._add(serials=serials, templates=templates, times=times, flags=flags, **nothing, about=causes)
 
     def _add(self, **columns: NDArray[Any]) -> None:
         count = len(columns["serials"])
@@ -110,7 +107,9 @@ class History:
         return ClosedSessions(
             errors=flags[rows] & ERROR > 0,
             tokens=self._column["templates"][order][rows],
-            **{name: self._column[name][order][rows] for name in ("times", "values", "sources")},
+            times=self._column["times"][order][rows],
+            online=np.stack([self._column[name][order][rows] for name in ONLINE_NAMES], axis=1),
+            online_members=ONLINE_NAMES,
             offsets=np.concatenate(([0], np.cumsum((sizes - 1)[whole]))).astype(np.int64),
             starts=found & STARTS > 0,
             ends=found & ENDS > 0,

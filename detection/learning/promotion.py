@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.members.registry import NAMES
+from detection.members.registry import NAMES, ONLINE_NAMES
 from detection.members.transformer.member import Transformer
 from detection.members.view import CLOSING, Bools, Floats, Standing, View, whole_sessions
 from detection.models.model import Model
@@ -81,13 +81,13 @@ def _mean(surprises: Floats, rows: Bools, view: View, weights: Floats) -> float:
     return float((weights * each).sum() / weights.sum())
 
 
-def bounded(ring: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`ring` with no quantile further than LARGEST_MOVE from that of the ring `before`: float64 [n] ascending."""
+def bounded(scores: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`scores` with no quantile further than LARGEST_MOVE from that of `before`: float64 [n] ascending."""
     if not len(before):
-        return ring
-    # By Hazen's rule, by which a ring of the same length is its own quantiles, the largest included.
-    same = np.quantile(before, (np.arange(len(ring)) + 0.5) / len(ring), method="hazen")
-    return np.clip(ring, same * (1.0 - LARGEST_MOVE), same * (1.0 + LARGEST_MOVE))
+        return scores
+    # By Hazen's rule, by which as many scores are their own quantiles, the largest included.
+    same = np.quantile(before, (np.arange(len(scores)) + 0.5) / len(scores), method="hazen")
+    return np.clip(scores, same * (1.0 - LARGEST_MOVE), same * (1.0 + LARGEST_MOVE))
 
 
 def anchor_of(previous: Model | None, data: TrainingSet) -> dict[str, NDArray[Any]]:
@@ -106,7 +106,7 @@ def _known_to(model: Model, view: View) -> Bools:
 
 
 def _surprises(model: Model, view: View) -> Floats:
-    return Transformer(model.parts["transformer"], model.vocabulary).scores(view, Standing(view, NAMES))
+    return Transformer(model.parts["transformer"], model.vocabulary).score(view, Standing(view, NAMES))
 
 
 def _sessions(anchor: Mapping[str, NDArray[Any]]) -> ClosedSessions:
@@ -115,8 +115,7 @@ def _sessions(anchor: Mapping[str, NDArray[Any]]) -> ClosedSessions:
         tokens=anchor["tokens"],
         errors=np.zeros(lines, np.bool_),
         times=np.zeros(lines),
-        values=np.zeros(lines, np.float32),
-        sources=np.zeros(lines, np.float32),
+        online=np.zeros((lines, len(ONLINE_NAMES)), np.float32),
         offsets=anchor["offsets"],
         starts=anchor["starts"],
         ends=anchor["ends"],
@@ -126,4 +125,5 @@ def _sessions(anchor: Mapping[str, NDArray[Any]]) -> ClosedSessions:
         fresh=np.zeros(sessions, np.bool_),
         keys=np.zeros(sessions, np.uint64),
         causes=np.zeros(sessions, np.uint64),
+        online_members=ONLINE_NAMES,
     )

@@ -1,10 +1,10 @@
 """One training run: sessions in, a model generation out.
 
 Every member is fitted on the sessions that may be learned from, and *cross-fitted* for its calibration: each session
-is scored by a fit that did not see it, so that the rings hold what unseen normal sessions come to, from all of the
-data. Before the first full model the sessions that the quick members find strangest are left out of every fit: what
-happened before the daemon came is not known to be clean. A member that cannot be fitted (a library that does not
-work on this machine) is left out of the model, which says so; but never one that the model in force has. The same
+is scored by a fit that did not see it, so that the calibration scores are what unseen normal sessions come to, from
+all of the data. Before the first full model the sessions that the quick members find strangest are left out of every
+fit: what happened before the daemon came is not known to be clean. A member that cannot be fitted (a library that does
+not work on this machine) is left out of the model, which says so; but never one that the model in force has. The same
 data, seed and versions give the same model, bit for bit.
 """
 
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import sklearn
@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from detection.columns.runs import repeat_per_row
 from detection.columns.state import Columns, State, joined, part
 from detection.learning.promotion import anchor_of, bounded, refuse_worse
-from detection.members.member import Lesson, Member
+from detection.members.member import FitData, FittedMember, Member
 from detection.members.member import Progress as Fitting
-from detection.members.registry import MEMBERS, NAMES, OFTEN_SILENT
+from detection.members.registry import FITTED, MEMBERS, NAMES, OFTEN_SILENT, ONLINE_NAMES
 from detection.members.transformer.scoring import LARGEST_VOCABULARY
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
 from detection.models.model import UNFITTED, Model
 from detection.models.training_set import TrainingSet
-from detection.scoring.calibration import Ring, combined
+from detection.scoring.calibration import CalibrationScores, combined
 from detection.scoring.ensemble import p_of, shares
 
 FEWEST_SESSIONS = 20
@@ -40,6 +40,9 @@ SUSPECT_LEVELS = 5.0  # times the level of a flag: from there on sessions are co
 LARGEST_SHARE = 0.05  # of the sessions learned from, of one key
 MANY_KEYS = 20  # from this many on one key's templates need a second one to be known
 STEPS_REPORTED = 20
+
+
+M = TypeVar("M", bound=Member)
 
 
 class TrainingError(Exception):
@@ -99,7 +102,7 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
     view = whole_sessions(pool, len(NAMES))
     learned = ~pool.flagged
     vocabulary = _vocabulary(pool.only(learned))
-    quick = [member for member in MEMBERS if member.early and member.folds]
+    quick = [member for member in FITTED if member.early]
     run = _Run(pool, view, vocabulary, report, fits)
     if data.previous is None or not _has_transformer(data.previous):
         first = run.cross_fitted(quick, learned)
@@ -109,11 +112,11 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
         vocabulary = _vocabulary(pool.only(learned))
         run = _Run(pool, view, vocabulary, report, fits)
     members = [
-        member for member in MEMBERS if (member.early or data.full) and _has_enough_to_say(member, view, learned)
+        member for member in MEMBERS if (data.full or _is_early(member)) and _has_enough_to_say(member, view, learned)
     ]
     standing = run.cross_fitted(members, learned)
     for member in fits.fitted(members):
-        if member.folds > 1:
+        if issubclass(member, FittedMember) and member.folds > 1:
             with fits.may_fail(member):
                 run.parts[member.name] = run.fit(member, learned, standing, share=1.0 / (member.folds + 1))
     members = fits.fitted(members)
@@ -123,21 +126,21 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
     }
 
     report("calibration", 0.98)
-    rings = _rings(standing.reached[view.final_rows()], members, pool)
+    calibration = _calibration_scores(standing.reached[view.final_rows()], members, pool)
     model = Model(
         generation=data.generation,
         line=data.line,
         vocabulary=vocabulary,
         parts=parts,
         templates=data.templates,
-        rings=rings,
+        calibration=calibration,
         meta=_meta(data, report.loss, int(learned.sum()), fits.failed),
     )
     previous = data.previous
     if data.full:
         if previous is not None and _has_transformer(previous):
             refuse_worse(model, previous, view, run.said["transformer"], pool.fresh)
-            rings["ensemble"] = bounded(rings["ensemble"], previous.rings["ensemble"])
+            calibration["ensemble"] = bounded(calibration["ensemble"], previous.calibration["ensemble"])
         parts["anchor"] = anchor_of(previous, pool.only(learned))
     progress(Progress("done", STEPS_REPORTED, STEPS_REPORTED, report.loss, 1.0))
     return model
@@ -162,9 +165,9 @@ def _meta(data: TrainingSet, loss: float, fitted: int, failed: Mapping[str, str]
 def _refuse_without(failed: Mapping[str, str], members: Sequence[type[Member]], previous: Model | None) -> None:
     """Raise TrainingError when the model would be none without the members that failed, or less than there is."""
     for name, reason in failed.items():
-        if previous is not None and name in previous.rings:
+        if previous is not None and name in previous.calibration:
             raise TrainingError(f"{name} could not be fitted, and the model in force has it: {reason}")
-    if failed and not any(member.folds for member in members):
+    if failed and not any(issubclass(member, FittedMember) for member in members):
         raise TrainingError("no member could be fitted: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
 
 
@@ -178,7 +181,7 @@ class _Report:
         self._begin, self._share = 0.02, 0.05
         self.fraction = 0.0
 
-    def part(self, member: type[Member], share: float) -> None:
+    def part(self, member: type[FittedMember], share: float) -> None:
         """The next fit takes `share` of all the fits of `member`."""
         self._begin, self._share = self._begin + self._share, share * (0.9 if member.name == "transformer" else 0.005)
 
@@ -199,7 +202,7 @@ class _Fits:
     again, and the one it was at goes on where it was noted.
 
     A note is "loss", the last one reported; under "done.<member>:<n>" the part that a member's n-th fit came to; under
-    "begun.<member>:<n>" what the one under way gave to `Lesson.keep`; under "failed" why a member could not be fitted,
+    "begun.<member>:<n>" what the one under way gave to `FitData.keep`; under "failed" why a member could not be fitted,
     which then holds for the whole of the run, for the fits after it did without it.
     """
 
@@ -212,7 +215,7 @@ class _Fits:
         loss = self._found.get("loss")
         report.loss = loss if isinstance(loss, float) else 0.0
 
-    def fitted(self, members: Sequence[type[Member]]) -> list[type[Member]]:
+    def fitted(self, members: Sequence[type[M]]) -> list[type[M]]:
         """Those of `members` that did not fail."""
         return [member for member in members if member.name not in self.failed]
 
@@ -225,7 +228,7 @@ class _Fits:
             self.failed[member.name] = f"{type(exc).__name__}: {exc}".partition("\n")[0]
             self._note(dict)
 
-    def fit(self, member: type[Member], lesson: Lesson) -> dict[str, NDArray[Any]]:
+    def fit(self, member: type[FittedMember], fit_data: FitData) -> dict[str, NDArray[Any]]:
         name = f"{member.name}:{self._counts[member.name]}"
         done, begun = f"done.{name}", f"begun.{name}"
         self._counts[member.name] += 1
@@ -236,7 +239,7 @@ class _Fits:
             def keep(state: Callable[[], Columns]) -> None:
                 self._note(lambda: joined(begun, state()))
 
-            fitted = member.fit(replace(lesson, begun=part(begun, self._found) or None, keep=keep))
+            fitted = member.fit(replace(fit_data, begun=part(begun, self._found) or None, keep=keep))
         self._done |= joined(done, fitted)
         if not found:
             self._note(dict)
@@ -275,37 +278,37 @@ class _Run:
         return standing
 
     def _cross_fitted(self, member: type[Member], learned: Bools, standing: Standing) -> Floats:
-        if member.folds == 0:
-            return member({}, self._vocabulary).scores(self._view, standing)
+        if not issubclass(member, FittedMember):
+            return _said_online(member, self._view)
         if member.folds == 1:
             return self._out_of_bag(member, learned, standing)
         return self._by_folds(member, learned, standing)
 
-    def _out_of_bag(self, member: type[Member], learned: Bools, standing: Standing) -> Floats:
+    def _out_of_bag(self, member: type[FittedMember], learned: Bools, standing: Standing) -> Floats:
         part = self.parts[member.name] = self.fit(member, learned, standing, share=1.0)
         held_out = part.pop("held_out")
-        scores = member(part, self._vocabulary).scores(self._view, standing)
+        scores = member(part, self._vocabulary).score(self._view, standing)
         scores[learned[self._row_session]] = held_out
         return scores
 
-    def _by_folds(self, member: type[Member], learned: Bools, standing: Standing) -> Floats:
+    def _by_folds(self, member: type[FittedMember], learned: Bools, standing: Standing) -> Floats:
         scores = np.zeros(len(self._view))
         fold = _folds(len(learned), member.folds, self._pool.seed)
         for number in range(member.folds):
             part = self.fit(member, learned & (fold != number), standing, share=1.0 / (member.folds + 1))
             rows = (fold == number)[self._row_session]
             some = whole_sessions(self._pool.only(fold == number), len(NAMES))
-            scores[rows] = member(part, self._vocabulary).scores(some, standing.only(rows))
+            scores[rows] = member(part, self._vocabulary).score(some, standing.only(rows))
         return scores
 
     def fit(
-        self, member: type[Member], sessions: Bools, standing: Standing, *, share: float
+        self, member: type[FittedMember], sessions: Bools, standing: Standing, *, share: float
     ) -> dict[str, NDArray[Any]]:
         self._report.part(member, share)
         previous = self._pool.previous
         return self._fits.fit(
             member,
-            Lesson(
+            FitData(
                 data=self._pool.only(sessions),
                 vocabulary=self._vocabulary,
                 standing=standing.only(sessions[self._row_session]),
@@ -420,14 +423,16 @@ def _strangest(standing: Standing, view: View, members: Sequence[type[Member]], 
     """The TRIMMED_SHARE of `candidates` (bool [S]) that `members` find strangest; ties by place."""
     columns = [standing.column[member.name] for member in members]
     reached = standing.reached[view.final_rows()][:, columns]
-    p = np.stack([Ring(np.sort(column)).p(column) for column in reached.T], axis=1)
+    p = np.stack([CalibrationScores(np.sort(column)).p(column) for column in reached.T], axis=1)
     strangeness = np.where(candidates, combined(p, shares([member.family for member in members])), -np.inf)
     strangest = np.zeros(len(candidates), dtype=np.bool_)
     strangest[np.argsort(-strangeness, kind="stable")[: int(candidates.sum() * TRIMMED_SHARE)]] = True
     return strangest
 
 
-def _rings(reached: Floats, members: Sequence[type[Member]], pool: TrainingSet) -> dict[str, NDArray[np.float64]]:
+def _calibration_scores(
+    reached: Floats, members: Sequence[type[Member]], pool: TrainingSet
+) -> dict[str, NDArray[np.float64]]:
     """What sessions come to that were not learned from: by member, and combined as a verdict combines them.
 
     Not of survivors only: of the flagged sessions as many come in as the level they were flagged at would flag
@@ -439,33 +444,48 @@ def _rings(reached: Floats, members: Sequence[type[Member]], pool: TrainingSet) 
     weights = shares([member.family for member in members])
 
     def of(sessions: Bools) -> tuple[dict[str, NDArray[np.float64]], Floats]:
-        rings = {name: _ring_of(name, scores) for name, scores in zip(names, reached[sessions].T, strict=True)}
-        p = [p_of(name, Ring(rings[name]), scores) for name, scores in zip(names, reached.T, strict=True)]
-        return rings, combined(np.stack(p, axis=1), weights)
+        by_member = {
+            name: _calibration_scores_of(name, scores) for name, scores in zip(names, reached[sessions].T, strict=True)
+        }
+        p = [
+            p_of(name, CalibrationScores(by_member[name]), scores)
+            for name, scores in zip(names, reached.T, strict=True)
+        ]
+        return by_member, combined(np.stack(p, axis=1), weights)
 
     calibration = ~pool.flagged
-    rings, strangeness = of(calibration)
+    by_member, strangeness = of(calibration)
     if pool.previous is not None and _has_transformer(pool.previous):
         calibration &= ~_beyond_expected(strangeness, pool, calibration)
-        rings, strangeness = of(calibration)
+        by_member, strangeness = of(calibration)
     back = _without_cause(strangeness, pool)
     if back.any():
         calibration |= back
-        rings, strangeness = of(calibration)
-    return rings | {"ensemble": np.sort(strangeness[calibration])}
+        by_member, strangeness = of(calibration)
+    return by_member | {"ensemble": np.sort(strangeness[calibration])}
 
 
-def _ring_of(member: str, scores: Floats) -> NDArray[np.float64]:
+def _calibration_scores_of(member: str, scores: Floats) -> NDArray[np.float64]:
     """`scores` ascending; of a member that mostly has nothing to say only what it said."""
     return np.sort(scores[scores > 0.0] if member in OFTEN_SILENT else scores)
+
+
+def _is_early(member: type[Member]) -> bool:
+    """Whether a model of the first few thousand lines has it: an online member needs no fit."""
+    return member.early if issubclass(member, FittedMember) else True
+
+
+def _said_online(member: type[Member], view: View) -> Floats:
+    """What an online member said of each row: float64 [R]."""
+    said: Floats = view.online[:, ONLINE_NAMES.index(member.name)]
+    return said
 
 
 def _has_enough_to_say(member: type[Member], view: View, learned: Bools) -> bool:
     """Whether a member that is often silent spoke in enough sessions to be calibrated."""
     if member.name not in OFTEN_SILENT:
         return True
-    standing = Standing(view, NAMES)
-    said = member({}, np.zeros(0, np.int32)).scores(view, standing)
+    said = _said_online(member, view)
     return int(np.count_nonzero(np.maximum.reduceat(said, view.offsets[:-1])[learned])) >= FEWEST_TO_CALIBRATE
 
 
@@ -491,7 +511,7 @@ def _without_cause(strangeness: Floats, pool: TrainingSet) -> Bools:
     """Of the flagged sessions as many as were to be expected without cause, the least strange ones: bool [S].
 
     One of each cause at most: false alarms have as many causes as there are, an attack has one. Else a campaign would
-    fill the top of the rings with itself, and never be found again.
+    be the highest calibration scores by itself, and never be found again.
     """
     flagged = np.flatnonzero(pool.flagged)
     flagged = flagged[np.argsort(strangeness[flagged], kind="stable")]

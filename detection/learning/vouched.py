@@ -1,8 +1,8 @@
 """Lines that the operator vouches for: learned from, and nothing else.
 
 They have a clock, open sessions and counters of their own, so that a file of last month does not close today's
-sessions. What they share with the stream is what they are there for: templates, the model of parameter values and
-the history that the next model is trained on. They exist from the first vouched line to the end of the file.
+sessions. What they share with the stream is what they are there for: templates, online members that do not go by the
+clock, and the history that the next model is trained on. They exist from the first vouched line to the end of the file.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from detection.causes.known import KnownCauses
 from detection.columns.state import Columns, State, joined, part, scalar
 from detection.learning.history import VOUCHED, History
-from detection.members.origins.counters import SourceCounters
+from detection.members.online import OnlineMembers
 from detection.scoring.judging import Batch, Remembered, judge
 from detection.sessions.connections import LivingSources
 from detection.sessions.log_clock import LogClock
@@ -69,7 +69,7 @@ class VouchedFile:
         self.clock = LogClock()
         self.sessions = SessionTable(CAPACITY)
         self.sessions.next_serial = _FIRST_SERIAL + before
-        self.counters = SourceCounters()
+        self.online = OnlineMembers.by_time()
         self.at_line = 0  # the stream's line when the last vouched lines came
 
     @property
@@ -116,7 +116,7 @@ class VouchedFile:
             **joined("living", self.living.export()),
             **joined("clock", self.clock.export()),
             **joined("sessions", self.sessions.export()),
-            **joined("counters", self.counters.export()),
+            **joined("online", self.online.export()),
         }
 
     @classmethod
@@ -126,5 +126,5 @@ class VouchedFile:
         file.living = LivingSources.load(part("living", columns))
         file.clock = LogClock.load(part("clock", columns))
         file.sessions = SessionTable.load(part("sessions", columns), CAPACITY)
-        file.counters = SourceCounters.load(part("counters", columns))
+        file.online = OnlineMembers.load(part("online", columns))
         return file

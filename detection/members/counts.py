@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.columns.memo import Places, folded, mixed
-from detection.members.member import Lesson, Part
+from detection.members.member import FitData, FittedMember, Part
 from detection.members.view import COUNT_BUCKETS, Floats, Standing, View, whole_sessions
 
 MOST_REFERENCES = 512
@@ -24,7 +24,7 @@ _AT_ONCE = 64
 _WORDS = COUNT_BUCKETS // 8
 
 
-class Counts:
+class Counts(FittedMember):
     name: ClassVar[str] = "counts"
     folds: ClassVar[int] = 5
     family: ClassVar[str] = "sequence"
@@ -36,7 +36,7 @@ class Counts:
         self._places = Places(_MEMO, _WORDS)
         self._known = np.zeros(_MEMO)
 
-    def scores(self, view: View, standing: Standing) -> Floats:
+    def score(self, view: View, standing: Standing) -> Floats:
         """The distance at the last row of a complete session, 0 elsewhere."""
         scores = np.zeros(len(view))
         last = view.final_rows()
@@ -72,8 +72,8 @@ class Counts:
         return nearest
 
     @classmethod
-    def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
-        vectors, mass = np.unique(whole_sessions(lesson.data, 0).counts, axis=0, return_counts=True)
+    def fit(cls, fit_data: FitData) -> dict[str, NDArray[Any]]:
+        vectors, mass = np.unique(whole_sessions(fit_data.data, 0).counts, axis=0, return_counts=True)
         common = np.argsort(-mass, kind="stable")
         common = common[mass[common] >= FEWEST_SESSIONS_OF_A_KIND][:MOST_REFERENCES]
         return {"vectors": np.ascontiguousarray(vectors[common])}

@@ -1,7 +1,7 @@
 """Members that raise: the error says which, so that the others can go on without it.
 
 A member may fail for reasons that are neither the lines' nor the model's: a library that cannot run on this machine,
-memory that is not to be had. Whoever asks a member asks it in `asked`.
+memory that is not to be had. Whatever is asked of a member is asked in `blamed_on`.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class Withdrawn:
 
 
 @contextmanager
-def asked(member: str) -> Iterator[None]:
+def blamed_on(member: str) -> Iterator[None]:
     """Whatever is raised in here is a `MemberError` of `member`, unless it is one already."""
     try:
         yield

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from detection.columns.memo import Places, folded, mixed
 from detection.columns.runs import repeat_per_row
-from detection.members.member import Lesson, Part
+from detection.members.member import FitData, Part, Predictor
 from detection.members.transformer.scoring import CONTINUED, END, FIRST, START, tokenised
 from detection.members.view import CLOSING, Floats, Standing, View, whole_sessions
 from detection.models.training_set import TrainingSet
@@ -58,7 +58,7 @@ class NgramModel:
         return found
 
     def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
-        """As `Ngram.likely`."""
+        """As `Predictor.likely`."""
         tokens = tokenised(context[1 - ORDERS :], self._vocabulary).tolist() if len(context) else []
         tokens = [START if starts else CONTINUED] * (ORDERS - 1 - len(tokens)) + tokens
         history = 0
@@ -96,7 +96,7 @@ class NgramModel:
         return nats
 
 
-class Ngram:
+class Ngram(Predictor):
     """The largest surprise in the session, its end included."""
 
     name: ClassVar[str] = "ngram"
@@ -107,7 +107,7 @@ class Ngram:
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
         self._model = NgramModel(part, vocabulary)
 
-    def scores(self, view: View, standing: Standing) -> Floats:
+    def score(self, view: View, standing: Standing) -> Floats:
         return self._model.nats(view)
 
     def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
@@ -115,8 +115,8 @@ class Ngram:
         return self._model.likely(context, starts)
 
     @classmethod
-    def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
-        return fitted(lesson.data, lesson.vocabulary)
+    def fit(cls, fit_data: FitData) -> dict[str, NDArray[Any]]:
+        return fitted(fit_data.data, fit_data.vocabulary)
 
 
 def row_keys(view: View, vocabulary: NDArray[np.int32]) -> Keys:

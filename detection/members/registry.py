@@ -1,22 +1,37 @@
-"""All members, in the order in which they are asked: a member may look at those before it. To add one, add a line."""
+"""All members. To add one of either kind, write its file and add its line here; the rest follows.
+
+Members are asked in the order of `MEMBERS`, and may look at those before them: fitted members that are there early,
+online members, fitted members that need the whole warm-up. It is the order of columns in states, too.
+"""
+
+from typing import Any
 
 from detection.members.counts import Counts
-from detection.members.isolation_forest.features import JUDGED
 from detection.members.isolation_forest.member import IsolationForest
-from detection.members.member import Member
+from detection.members.member import FittedMember, Member, OnlineMember
 from detection.members.ngram import Ngram
-from detection.members.stateful import Sources, Values
+from detection.members.origins.member import Origins
+from detection.members.parameter_values.member import ParameterValues
 from detection.members.transformer.member import Transformer
 
-MEMBERS: tuple[type[Member], ...] = (
+FITTED: tuple[type[FittedMember], ...] = (
     Ngram,
     Counts,
-    Values,
-    Sources,
     Transformer,
     IsolationForest,
 )
-OFTEN_SILENT = frozenset(("values",))  # 0 when there is nothing to judge: calibrated among the times they spoke
-IN_NATS = frozenset(("sources",))  # their scores are -ln of a probability under what is usual, by themselves
-LOOKS_AT = {IsolationForest.name: JUDGED}  # what it was fitted on; without one of those it cannot judge
+ONLINE: tuple[type[OnlineMember[Any]], ...] = (
+    ParameterValues,
+    Origins,
+)
+
+MEMBERS: tuple[type[Member], ...] = (
+    *(member for member in FITTED if member.early),
+    *ONLINE,
+    *(member for member in FITTED if not member.early),
+)
 NAMES = tuple(member.name for member in MEMBERS)
+ONLINE_NAMES = tuple(member.name for member in ONLINE)  # the columns of online scores
+OFTEN_SILENT = frozenset(member.name for member in MEMBERS if member.often_silent)
+IN_NATS = frozenset(member.name for member in MEMBERS if member.in_nats)
+LOOKS_AT = {member.name: member.looks_at for member in FITTED if member.looks_at}

@@ -65,7 +65,7 @@ class View:
     offsets     int64 [P+1] over rows; templates int32 [R], CLOSING on closing rows; errors bool [R]
     times       float64 [R], non-decreasing in a piece; a closing row has that of the session's last line
     muted       bool [T]: tokens of templates that were admitted as normal since the model was made
-    values, sources float64 [R]: what those members, which need no model, said of the line (0 on closing rows)
+    online      float64 [R, K]: what each online member said of the line, 0 on closing rows
     counts      uint8 [P, 64]: how often each template (by id modulo 64) came in the whole session, through this piece
     """
 
@@ -80,8 +80,7 @@ class View:
     errors: Bools
     times: Floats
     muted: Bools
-    values: Floats
-    sources: Floats
+    online: Floats
     counts: NDArray[np.uint8]
     carry: Carry
 
@@ -217,8 +216,7 @@ def whole_sessions(data: ClosedSessions, members: int) -> View:
         errors=data.errors[source] & ~closing,
         times=data.times[source],
         muted=np.zeros(len(data.tokens), dtype=np.bool_),
-        values=np.where(closing, 0.0, data.values[source]),
-        sources=np.where(closing, 0.0, data.sources[source]),
+        online=np.where(closing[:, None], 0.0, data.online[source]),
         counts=counted(none, data.tokens, repeat_per_row(data.offsets)),
         carry=Carry.new(sessions, members),
     )

@@ -25,8 +25,8 @@ class Model:
     parts        each member's arrays, by `Member.part`; and "anchor": sessions that a later generation must not
                  judge worse than this one does (`detection.learning.promotion`)
     templates    `TemplateTable.export()` at training time: a model without its state can still be used
-    rings        float64 [n] ascending: scores of clean sessions, by a member that did not learn from them, at their
-                 maximum, by member name; and "ensemble" for the combined statistic. A member without a ring is not
+    calibration  float64 [n] ascending, by member name: what clean sessions came to at their maximum, by a fit
+                 that did not learn from them; and "ensemble" for the combined statistic. A member without any is not
                  part of this generation
     meta         scalars: seed, torch version, threads, epochs, losses, sessions, seconds...
     """
@@ -36,13 +36,13 @@ class Model:
     vocabulary: NDArray[np.int32]
     parts: Mapping[str, Mapping[str, NDArray[Any]]]
     templates: Mapping[str, Value]
-    rings: Mapping[str, NDArray[np.float64]]
+    calibration: Mapping[str, NDArray[np.float64]]
     meta: Mapping[str, int | float | str]
 
     @property
     def complete(self) -> bool:
         """Whether it has the members that learn from the whole warm-up; they may be withdrawn."""
-        return "transformer" in self.rings
+        return "transformer" in self.calibration
 
     @property
     def unfitted(self) -> dict[str, str]:
@@ -61,7 +61,7 @@ def to_columns(model: Model) -> State:
             "parts", {f"{name}/{column}": array for name, each in model.parts.items() for column, array in each.items()}
         ),
         **joined("templates", model.templates),
-        **joined("rings", model.rings),
+        **joined("rings", model.calibration),
         **joined("meta", model.meta),
     }
 
@@ -86,6 +86,6 @@ def from_columns(columns: Mapping[str, Value]) -> Model:
         vocabulary=array(columns, "vocabulary"),
         parts=parts,
         templates=part("templates", columns),
-        rings=arrays(part("rings", columns)),
+        calibration=arrays(part("rings", columns)),
         meta=scalars(part("meta", columns)),
     )

@@ -14,7 +14,7 @@ from detection.models.model import Model
 from detection.models.model import from_columns as model_from_columns
 from detection.models.model import to_columns as model_to_columns
 
-_PER_LINE = {"tokens": np.int32, "errors": np.bool_, "times": np.float64, "values": np.float32, "sources": np.float32}
+_PER_LINE = {"tokens": np.int32, "errors": np.bool_, "times": np.float64, "online": np.float32}
 _PER_SESSION = {
     "starts": np.bool_,
     "ends": np.bool_,
@@ -32,7 +32,7 @@ class ClosedSessions:
     """T lines of S sessions; session s is tokens[offsets[s]:offsets[s+1]].
 
     tokens      int32 [T] template ids; errors bool [T]; times float64 [T] seconds
-    values, sources  float32 [T]: what the members that need no model said of each line (`members.stateful`)
+    online      float32 [T, K]: what each online member said of each line; `online_members` are their K names
     offsets     int64 [S+1]
     starts      bool [S]: begins where the session truly began; ends: the session ended there
     tainted     bool [S]: a rule matched in it
@@ -46,8 +46,7 @@ class ClosedSessions:
     tokens: NDArray[np.int32]
     errors: NDArray[np.bool_]
     times: NDArray[np.float64]
-    values: NDArray[np.float32]
-    sources: NDArray[np.float32]
+    online: NDArray[np.float32]
     offsets: NDArray[np.int64]
     starts: NDArray[np.bool_]
     ends: NDArray[np.bool_]
@@ -57,6 +56,7 @@ class ClosedSessions:
     fresh: NDArray[np.bool_]
     keys: NDArray[np.uint64]
     causes: NDArray[np.uint64]
+    online_members: tuple[str, ...]
 
     def only(self, sessions: NDArray[np.bool_]) -> Self:
         """The same without sessions that are not marked (bool [S])."""
@@ -93,26 +93,33 @@ class TrainingSet(ClosedSessions):
     studied: TrainingCutoff = field(default_factory=TrainingCutoff)
 
     def to_columns(self) -> State:
-        """The set as flat columns for a file."""
+        """The set as flat columns for a file, where each online member has a column of its name."""
         scalars = ("generation", "line", "seed", "full", "alpha")
+        per_line = [name for name in _PER_LINE if name != "online"]
         return {
             "format": STATES.newest,  # for the columns of the state that are in it
-            **{name: getattr(self, name) for name in (*scalars, "offsets", *_PER_LINE, *_PER_SESSION)},
+            **{name: getattr(self, name) for name in (*scalars, "offsets", *per_line, *_PER_SESSION)},
+            **dict(zip(self.online_members, np.ascontiguousarray(self.online.T), strict=True)),
             **joined("templates", self.templates),
             **(joined("previous", model_to_columns(self.previous)) if self.previous is not None else {}),
         }
 
 
-def from_columns(columns: Columns) -> TrainingSet:
-    """Raises KeyError, TypeError or ValueError when `columns` is not what `TrainingSet.to_columns` gave, and
-    OtherVersionError when that of another version did: a training begins anew then, its set is not brought along."""
+def from_columns(columns: Columns, online_members: tuple[str, ...]) -> TrainingSet:
+    """The set that `TrainingSet.to_columns` was asked of, where these are the online members.
+
+    Raises KeyError, TypeError or ValueError when `columns` is nothing of the kind, and OtherVersionError when another
+    version exported it: a training begins anew then, its set is not brought along.
+    """
     if columns["format"] != STATES.newest:
         raise OtherVersionError(
             f"the training set has format {columns['format']!r}, this program trains from format {STATES.newest}; "
             "restart vigild"
         )
     lists: dict[str, Any] = {}
-    for name, dtype in {**_PER_LINE, **_PER_SESSION, "offsets": np.int64}.items():
+    per_line = {**_PER_LINE, **dict.fromkeys(online_members, _PER_LINE["online"])}
+    del per_line["online"]
+    for name, dtype in {**per_line, **_PER_SESSION, "offsets": np.int64}.items():
         value = array(columns, name)
         if value.dtype != dtype:
             raise TypeError(f"training set: {name} is not an array of {np.dtype(dtype)}")
@@ -120,7 +127,7 @@ def from_columns(columns: Columns) -> TrainingSet:
     offsets, lines, sessions = lists["offsets"], len(lists["tokens"]), len(lists["starts"])
     if len(offsets) != sessions + 1 or offsets[0] != 0 or offsets[-1] != lines or (np.diff(offsets) < 0).any():
         raise ValueError(f"training set: offsets do not cut {lines} lines into {sessions} sessions")
-    for name, length in {**dict.fromkeys(_PER_LINE, lines), **dict.fromkeys(_PER_SESSION, sessions)}.items():
+    for name, length in {**dict.fromkeys(per_line, lines), **dict.fromkeys(_PER_SESSION, sessions)}.items():
         if len(lists[name]) != length:
             raise ValueError(f"training set: {name} holds {len(lists[name])}, not {length}")
     previous = part("previous", columns)
@@ -130,7 +137,9 @@ def from_columns(columns: Columns) -> TrainingSet:
         seed=scalar(columns, "seed", int),
         full=scalar(columns, "full", bool),
         alpha=scalar(columns, "alpha", float),
+        online=np.stack([lists.pop(name) for name in online_members], axis=1),
         **lists,
+        online_members=online_members,
         templates=part("templates", columns),
         previous=model_from_columns(previous) if previous else None,
     )

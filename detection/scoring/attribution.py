@@ -23,13 +23,16 @@ from detection.causes.fingerprints import (
 )
 from detection.causes.known import KnownCauses
 from detection.columns.runs import first_true, repeat_per_row
-from detection.members.registry import NAMES
+from detection.members.registry import MEMBERS
 from detection.members.view import CLOSING, COUNT_BUCKETS, Ints, Standing, View
 from detection.scoring.ensemble import Ensemble, Judgement
 from detection.scoring.outcomes import ANOMALY, NOVEL
 from detection.sessions.intake import session_key
 
-_VALUES, _SOURCES = NAMES.index("values"), NAMES.index("sources")
+# Columns of the members that are about a line's values, and about who sent it.
+_BY_VALUE, _BY_SOURCE = (
+    [column for column, member in enumerate(MEMBERS) if member.cause == cause] for cause in ("value", "source")
+)
 
 
 def muted(known: KnownCauses, ensemble: Ensemble | None, templates: NDArray[np.int32]) -> NDArray[np.bool_]:
@@ -124,7 +127,7 @@ class Reasons:
         more than all else: an attack from many sources has a most usual shape, and must not make itself normal by it.
         """
         p = self._likelihoods(self._view.offsets[1:][pieces] - 1)
-        elsewhere = p[:, [_VALUES, _SOURCES]].min(axis=1) <= np.maximum(p.min(axis=1), alpha)
+        elsewhere = p[:, _BY_VALUE + _BY_SOURCE].min(axis=1) <= np.maximum(p.min(axis=1), alpha)
         pieces = pieces[~elsewhere]
         shapes = shape_causes(self._view.counts[pieces], np.ones(len(pieces), dtype=np.bool_))
         self._report(shapes, self._view.offsets[1:][pieces] - 1, begun)
@@ -135,7 +138,7 @@ class Reasons:
         closing = view.templates[rows] == CLOSING
         p = self._likelihoods(rows)
         least = p.min(axis=1)
-        by_value, by_source = p[:, _VALUES] <= least, p[:, _SOURCES] <= least
+        by_value, by_source = ((p[:, columns] <= least[:, None]).any(axis=1) for columns in (_BY_VALUE, _BY_SOURCE))
         novel = np.where(rows >= self._novel_at[piece], self.novel[piece], 0)
         about = np.where(self._unknown[rows], view.templates[rows], novel - 1)
         kind = np.select([by_value & ~closing, by_source, about >= 0], [VALUE, SOURCE, NEW], SHAPE)

@@ -1,12 +1,12 @@
 """From scores to p-values to one statistic, with no assumption about what a score looks like.
 
 A member's score becomes a conformal p-value: its rank among the scores of held-out clean sessions (the
-*ring* of the model generation), so that under normal traffic P(p <= a) is about a, whatever the member.
+*calibration scores* of the model generation), so that under normal traffic P(p <= a) is about a, whatever the member.
 Beyond the largest score ever seen a rank says nothing, so the tail is continued by a generalised Pareto
 distribution fitted to the exceedances over the 95 % quantile by probability-weighted moments (Hosking
-and Wallis, 1987), scaled to meet the rank at the ring's maximum.
+and Wallis, 1987), scaled to meet the rank at the highest of them.
 
-The members' p-values become one statistic (`combined`), which is calibrated by a ring of its own.
+The members' p-values become one statistic (`combined`), which has calibration scores of its own.
 """
 
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ _NO_SHAPE = 1e-6  # below it the tail is exponential
 
 
 @dataclass(frozen=True)
-class Ring:
+class CalibrationScores:
     """Scores of held-out sessions, float64 [n] ascending, as a map from score to p-value."""
 
     scores: NDArray[np.float64]

@@ -1,7 +1,7 @@
 """A model generation at work: the members' scores, their p-values, and the one p they come to.
 
 A member that raises is a `MemberError`; the ensemble goes on `without` it. Then the members that are left share what
-each family counts for. The ring of the combined statistic was made by all members, so what it says of the statistic
+each family counts for. The combined statistic was calibrated with all members, so what that says of the statistic
 of some is no p-value any more; Cauchy's combination of p-values is one by itself, of whichever members and under any
 dependence, nearly so and where it is small, which is where it matters. So without a member p is the larger of the two:
 never smaller than what holds by theory, and never smaller than what the same statistic would have been given before.
@@ -17,19 +17,16 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.members.failing import MemberError, asked
+from detection.members.failing import MemberError, blamed_on
 from detection.members.isolation_forest.features import FEATURES, features
-from detection.members.member import Member
-from detection.members.ngram import Ngram
-from detection.members.registry import IN_NATS, LOOKS_AT, MEMBERS, NAMES
-from detection.members.transformer.member import Transformer
+from detection.members.member import FittedMember, Member, Predictor
+from detection.members.registry import IN_NATS, LOOKS_AT, MEMBERS, NAMES, ONLINE_NAMES
 from detection.members.transformer.scoring import END, FIRST, UNSEEN
 from detection.members.view import CLOSING, Floats, Standing, View
 from detection.models.model import Model
-from detection.scoring.calibration import Ring, combined
+from detection.scoring.calibration import CalibrationScores, combined
 
 EXPECTED = 3
-PREDICTING = (Ngram.name, Transformer.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +48,8 @@ class Ensemble:
         self.generation = model.generation
         self.line = model.line
         self.vocabulary = model.vocabulary
-        self._rings = {name: Ring(np.asarray(ring)) for name, ring in model.rings.items()}
-        self._ring = self._rings["ensemble"]
+        self._calibration = {name: CalibrationScores(np.asarray(scores)) for name, scores in model.calibration.items()}
+        self._combined = self._calibration["ensemble"]
         names = members_of(model)
         self._whole = not any(name in out for name in names)
         self._take([_made(member, model) for member in MEMBERS if member.name in names and member.name not in out])
@@ -64,7 +61,7 @@ class Ensemble:
         fewer._take([member for member in self._members if member.name not in out])
         return fewer
 
-    def _take(self, members: "Sequence[Member | _Unmade]") -> None:
+    def _take(self, members: "Sequence[FittedMember | _Online | _Unmade]") -> None:
         self._members = members
         self.members = tuple(member.name for member in members)
         self._columns = [NAMES.index(name) for name in self.members]
@@ -79,46 +76,42 @@ class Ensemble:
     @property
     def calibration(self) -> int:
         """How many sessions the combined statistic was calibrated on."""
-        return len(self._ring)
+        return len(self._combined)
 
     def score(self, view: View) -> Standing:
         """Where each row leaves its session, by member; members that are not ready say 0."""
         standing = Standing(view, NAMES)
         for member in self._members:
-            with asked(member.name):
-                standing.put(member.name, member.scores(view, standing))
+            with blamed_on(member.name):
+                standing.put(member.name, member.score(view, standing))
         return standing
 
     def judge(self, reached: Floats) -> Judgement:
         """`reached` float64 [n, M]: what sessions have come to (`Standing.reached`)."""
         members = np.full(reached.shape, np.nan)
         for name, column in zip(self.members, self._columns, strict=True):
-            with asked(name):
-                members[:, column] = p_of(name, self._rings[name], reached[:, column])
+            with blamed_on(name):
+                members[:, column] = p_of(name, self._calibration[name], reached[:, column])
         strangeness = combined(members[:, self._columns], self._shares)
-        p = self._ring.p(strangeness)
+        p = self._combined.p(strangeness)
         return Judgement(members, strangeness, p if self._whole else np.maximum(p, np.exp(-strangeness * math.log(10))))
 
     def threshold(self, member: str, alpha: float) -> float | None:
         """The score beyond which `member` alone has a p-value below `alpha`; None: whatever it scores, it has not."""
-        with asked(member):
-            return score_at(member, self._rings[member], alpha)
+        with blamed_on(member):
+            return score_at(member, self._calibration[member], alpha)
 
     def expected(
         self, context: NDArray[np.int32], starts: bool, found: int
     ) -> tuple[list[tuple[int, float]], float | None]:
         """The three likeliest templates after `context` (CLOSING stands for the end), and the probability of `found`.
 
-        By the transformer, by the 3-gram where there is none; nothing, and None, where neither judges.
+        By the last member that predicts; nothing, and None, where none does.
         """
-        predicting = [
-            member
-            for member in self._members
-            if isinstance(member, Ngram | Transformer) or (isinstance(member, _Unmade) and member.name in PREDICTING)
-        ]
+        predicting = [member for member in self._members if isinstance(member, Predictor | _UnmadePredictor)]
         if not predicting:
             return [], None
-        with asked(predicting[-1].name):
+        with blamed_on(predicting[-1].name):
             p = predicting[-1].likely(context, starts)
         ids = np.concatenate(([CLOSING], self.vocabulary))
         probability = np.concatenate((p[END : END + 1], p[FIRST : FIRST + len(self.vocabulary)]))
@@ -132,10 +125,10 @@ class Ensemble:
         usual = self.model.parts.get("isolation_forest", {}).get("usual")
         if usual is None or "isolation_forest" not in self.members:
             return []
-        with asked("isolation_forest"):
+        with blamed_on("isolation_forest"):
             values = features(standing.only(np.arange(len(standing.reached)) == row))[0]
         low, middle, high = usual.T
-        judged = np.array([name in self.members or name not in self._rings for name in FEATURES])
+        judged = np.array([name in self.members or name not in self._calibration for name in FEATURES])
         out = np.flatnonzero(judged & ((values > high) | (values < low)))
         spread = np.maximum(high - low, 1e-9)
         order = out[np.argsort(-np.abs(values - middle)[out] / spread[out], kind="stable")]
@@ -156,7 +149,7 @@ class Ensemble:
 
 def members_of(model: Model) -> tuple[str, ...]:
     """The members that `model` has, in the order in which they are asked."""
-    return tuple(name for name in NAMES if name in model.rings)
+    return tuple(name for name in NAMES if name in model.calibration)
 
 
 def resting(out: Collection[str]) -> dict[str, str]:
@@ -166,6 +159,18 @@ def resting(out: Collection[str]) -> dict[str, str]:
         for member, looks_at in LOOKS_AT.items()
         if member not in out and (missing := [name for name in looks_at if name in out])
     }
+
+
+class _Online:
+    """An online member among the fitted ones: what it says of lines came with them."""
+
+    def __init__(self, member: type[Member]) -> None:
+        self.name, self.family = member.name, member.family
+        self._column = ONLINE_NAMES.index(member.name)
+
+    def score(self, view: View, standing: Standing) -> Floats:
+        said: Floats = view.online[:, self._column]
+        return said
 
 
 class _Unmade:
@@ -178,32 +183,36 @@ class _Unmade:
     def fail(self) -> NoReturn:
         raise MemberError(self.name) from self._error
 
-    def scores(self, view: View, standing: Standing) -> Floats:
+    def score(self, view: View, standing: Standing) -> Floats:
         self.fail()
 
+
+class _UnmadePredictor(_Unmade):
     def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
         self.fail()
 
 
-def _made(member: type[Member], model: Model) -> "Member | _Unmade":
+def _made(member: type[Member], model: Model) -> "FittedMember | _Online | _Unmade":
+    if not issubclass(member, FittedMember):
+        return _Online(member)
     try:
         return member(model.parts.get(member.name, {}), model.vocabulary)
     except Exception as exc:  # whatever it is, the others can judge
-        return _Unmade(member, exc)
+        return (_UnmadePredictor if issubclass(member, Predictor) else _Unmade)(member, exc)
 
 
-def p_of(member: str, ring: Ring, scores: Floats) -> Floats:
-    """p-values by the ring; of a member that speaks in nats never less than exp(-score).
+def p_of(member: str, calibration: CalibrationScores, scores: Floats) -> Floats:
+    """p-values by the calibration scores; of a member that speaks in nats never less than exp(-score).
 
     Where nearly all sessions score 0 (a source that does nothing odd), anything more would be without precedent.
     """
-    p = ring.p(scores)
+    p = calibration.p(scores)
     return np.maximum(p, np.exp(-scores)) if member in IN_NATS else p
 
 
-def score_at(member: str, ring: Ring, alpha: float) -> float | None:
+def score_at(member: str, calibration: CalibrationScores, alpha: float) -> float | None:
     """The score beyond which `p_of` is below `alpha`; None where there is none."""
-    score = ring.score_at(alpha)
+    score = calibration.score_at(alpha)
     return max(score, -math.log(alpha)) if score is not None and member in IN_NATS else score
 
 

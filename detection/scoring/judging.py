@@ -16,7 +16,7 @@ from detection.causes.known import KnownCauses
 from detection.columns.runs import first_true, rank_in_run, repeat_per_row
 from detection.learning import history as flag
 from detection.learning.history import History
-from detection.members.registry import NAMES
+from detection.members.registry import NAMES, ONLINE_NAMES
 from detection.members.transformer.scoring import window_start
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.members.view import Carry, Standing, View, counted
@@ -32,23 +32,23 @@ Bools = NDArray[np.bool_]
 @dataclass(frozen=True, slots=True)
 class Batch:
     """n lines as columns. `clock` is the log clock at each line, non-decreasing; `hit` the confidence of
-    the surest rule that matched it, 0 where none did; `values` and `sources` what those members said of it; `origins`
-    who did it, b"" where nobody is named."""
+    the surest rule that matched it, 0 where none did; `online` [n, K] what the online members said of it; `origins` who
+    did it, b"" where nobody is named."""
 
     first_line: int
     ids: NDArray[np.int32]
     errors: Bools
     clock: Floats
     hit: Floats
-    values: Floats
-    sources: Floats
+    online: Floats
     origins: Sequence[bytes]
 
     @classmethod
     def empty(cls, line: int) -> "Batch":
         """No lines; what closes now closes at `line`."""
         none = np.zeros(0)
-        return cls(line, none.astype(np.int32), none.astype(np.bool_), none, none, none, none, ())
+        nothing = np.zeros((0, len(ONLINE_NAMES)))
+        return cls(line, none.astype(np.int32), none.astype(np.bool_), none, none, nothing, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +245,7 @@ def view_of(
     line_rows = ~pieces.row_closing
 
     def spread(column: NDArray[Any], fresh: Any) -> NDArray[Any]:
-        found = np.full(rows, fresh, dtype=column.dtype)
+        found = np.full((rows, *column.shape[1:]), fresh, dtype=column.dtype)
         found[line_rows] = column[pieces.order]
         return found
 
@@ -262,8 +262,7 @@ def view_of(
         errors=spread(batch.errors, False),
         times=pieces.row_time,
         muted=muted(known, ensemble, tokens),
-        values=spread(batch.values, 0.0),
-        sources=spread(batch.sources, 0.0),
+        online=spread(batch.online, 0.0),
         counts=counted(brought("counts"), batch.ids[pieces.order], row_piece[line_rows]),
         carry=Carry.brought(brought, brought("began", pieces.row_time[pieces.offsets[:-1]])),
     )
@@ -429,8 +428,7 @@ def _remember(remembered: Remembered, batch: Batch, pieces: Cut, standing: _Stan
         batch.ids,
         batch.clock,
         flags[in_line_order],
-        batch.values,
-        batch.sources,
+        batch.online,
         keys[row_piece[in_line_order]],
     )
     closed = np.flatnonzero(pieces.ends | pieces.split)

@@ -1,7 +1,7 @@
 """From the segments of a frame to lines and their fields."""
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,9 +12,8 @@ from detection.formats.fields import Fields
 from detection.formats.kinds import parse, parse_each
 from detection.formats.requests import request_targets
 from detection.frames import Segment
-from detection.members.failing import asked
-from detection.members.origins.lines import sources_of, things_of, troubles
-from detection.members.parameter_values import Strangest, ValueModel, Values, values_of
+from detection.members.origins.lines import sources_of
+from detection.members.parsed_lines import LinesOfAKind, ParsedLines
 from detection.rules.engine import Hits, RuleSet
 from detection.sessions.connections import LivingSources
 from detection.sessions.log_clock import from_the_future
@@ -41,77 +40,24 @@ class Intake:
     ended: Sequence[bytes] = ()  # keys of the windows of sources that have ended
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What n lines say, columns [n]: template ids, rule hits, and for the members that need no model: the odd-value
-    score of each, its origin (who did it, b"" where nobody is named), whether it is trouble, and what was asked for."""
-
-    ids: NDArray[np.int32]
-    hits: Hits
-    values: list[tuple[NDArray[np.int64], Values]]  # which lines, and their values
-    matched_in: list[tuple[bytes, bytes]]  # the target and the agent that rules were matched against
-    origins: list[bytes]
-    troubles: NDArray[np.bool_]
-    things: NDArray[np.uint64]
-
-    def odd_values(self, model: ValueModel | None) -> NDArray[np.float64]:
-        """What `model` says of each line's values, 0 without one: float64 [n]. Raises MemberError."""
-        scores = np.zeros(len(self.ids))
-        if model is not None:
-            with asked("values"):
-                for where, values in self.values:
-                    scores[where] = model.scores(values, len(where))
-        return scores
-
-    def strangest_value(self, model: ValueModel | None, line: int) -> Strangest | None:
-        """What `model` finds oddest of the values of line number `line` of these; None where it has none, and without
-        a model. Raises MemberError."""
-        if model is None:
-            return None
-        for where, values in self.values:
-            place = int(np.searchsorted(where, line))
-            if place < len(where) and where[place] == line:
-                with asked("values"):
-                    return model.explain(values, place)
-        return None
-
-    def learn_values(self, model: ValueModel, keep: NDArray[np.bool_]) -> None:
-        for where, values in self.values:
-            model.learn(values, keep[where])
-
-
-def read_lines(intake: Intake, ids_of: TemplateIds, rules: RuleSet, *, without: Collection[str] = ()) -> Reading:
+def read_lines(intake: Intake, ids_of: TemplateIds, rules: RuleSet) -> ParsedLines:
     """Read the fields of all lines; `ids_of` is a template table's `assign`, or its `match` where nothing is to be
-    learned. Nothing is read for members `without` which it goes on. Raises MemberError."""
+    learned."""
     n = len(intake.lines)
-    reading = Reading(
-        np.empty(n, np.int32),
-        Hits.none(),
-        [],
-        [(b"", b"")] * n,
-        [b""] * n,
-        np.zeros(n, np.bool_),
-        np.zeros(n, np.uint64),
-    )
-    found = []
+    ids, kinds, found = np.empty(n, np.int32), [], []
+    matched_in, origins = [(b"", b"")] * n, [b""] * n
     for at, fields in intake.fields:
-        reading.ids[at] = ids_of(fields.family, fields.contents)
+        ids[at] = ids_of(fields.family, fields.contents)
         hits, targets, web = match_rules(rules, fields, [intake.lines[i] for i in at.tolist()])
         found.append(Hits(lines=at[hits.lines].astype(np.int32), rules=hits.rules))
-        if web.any() and "values" not in without:
-            with asked("values"):
-                reading.values.append((at, values_of(targets, web)))
-        if "sources" not in without:
-            with asked("sources"):
-                reading.troubles[at] = troubles(fields)
-                reading.things[at] = things_of(fields.contents)
-        origins, matched_in = sources_of(fields), list(zip(targets, fields.agents, strict=True))
+        kinds.append(LinesOfAKind(at, fields, targets, web))
+        clients, searched = sources_of(fields), list(zip(targets, fields.agents, strict=True))
         if len(intake.fields) == 1:
-            reading.origins[:], reading.matched_in[:] = origins, matched_in
+            origins, matched_in = clients, searched
         else:
             for j, i in enumerate(at.tolist()):
-                reading.origins[i], reading.matched_in[i] = origins[j], matched_in[j]
-    return replace(reading, hits=in_order(found))
+                origins[i], matched_in[i] = clients[j], searched[j]
+    return ParsedLines(ids, in_order(found), kinds, matched_in, origins)
 
 
 def match_rules(rules: RuleSet, fields: Fields, lines: Sequence[bytes]) -> tuple[Hits, list[bytes], NDArray[np.bool_]]:

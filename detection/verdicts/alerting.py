@@ -6,16 +6,14 @@ from typing import Any
 import numpy as np
 
 from detection.causes.fingerprints import RULE, in_words, source_causes
-from detection.members.failing import asked
-from detection.members.origins.counters import SourceCounters
-from detection.members.parameter_values import ValueModel
+from detection.members.online import OnlineMembers, Read
+from detection.members.parsed_lines import ParsedLines
 from detection.rules.engine import RuleSet
 from detection.scoring.ensemble import Ensemble
 from detection.scoring.judging import Judged
-from detection.sessions.intake import Reading
 from detection.sessions.recent_lines import RecentLines
 from detection.templates.table import TemplateTable
-from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explained, source_shown, value_shown
+from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explained, in_order
 from detection.verdicts.incidents import Incidents
 from detection.verdicts.records import Alerted, Rows, shown, shown_key, shown_session
 
@@ -27,16 +25,15 @@ EXPLAINED_OF_A_BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """The lines of a batch: those of `reading` from its line number `start` on. `values` is None while it is too young
-    to be asked."""
+    """The lines of a batch: those of `parsed` from its line number `start` on, and what online members read of them."""
 
-    reading: Reading
+    parsed: ParsedLines
     start: int
-    values: ValueModel | None
+    read: Read
 
 
 class Alerting:
-    """Collects the batches of one frame. `origins` is None while they are withdrawn."""
+    """Collects the batches of one frame. `online` are the members that judge."""
 
     def __init__(
         self,
@@ -45,13 +42,13 @@ class Alerting:
         templates: TemplateTable,
         ensemble: Ensemble | None,
         rules: RuleSet,
-        origins: SourceCounters | None,
+        online: OnlineMembers,
         per_day: float,
     ) -> None:
         self.batches: list[tuple[Rows, Alerted]] = []
         self.flagged = 0
         self._incidents, self._recent, self._templates = incidents, recent, templates
-        self._ensemble, self._rules, self._origins, self._per_day = ensemble, rules, origins, per_day
+        self._ensemble, self._rules, self._online, self._per_day = ensemble, rules, online, per_day
 
     def add(self, rows: Rows, judged: Judged, alpha: float, lines: Lines | None) -> None:
         """Group what is flagged of `rows`, in the order of ids, and explain some of it.
@@ -107,23 +104,21 @@ class Alerting:
             reasons = explained(
                 self._ensemble, judged.view, judged.standing, judged.judgement, view_row, alpha, self._templates.text
             )
+        number = 0
+        read: Read = {}
         if lines is not None and not closing:
-            number = lines.start + row
-            odd_value = lines.reading.strangest_value(lines.values, number)
-            if odd_value is not None:
-                reasons["value"] = value_shown(odd_value)
-            target, agent = lines.reading.matched_in[number]
+            number, read = lines.start + row, lines.read
+            target, agent = lines.parsed.matched_in[number]
             reasons["rules"] = [
                 evidence_shown(self._rules.evidence(rule, target, agent, rows.texts[row])) for rule in rows.hit_by(row)
             ]
-        # Its counters are those after the batch by now, and the batch may go on for hours without it.
-        with asked("sources"):
-            reasons["source"] = source_shown(self._origins, _who(rows, row, lines))
+        # As of the client's last line: counters are those after the batch by now, which may go on for hours without it.
+        reasons |= self._online.explain(read, number, _who(rows, row, lines))
         reasons["lines"] = [
             {"line": number, "text": shown(self._recent.text(number) or b""), "odd": number == odd}
             for number in self._recent.of_session(serial, through, LINES_SHOWN)
         ]
-        return reasons
+        return in_order(reasons)
 
 
 def _who(rows: Rows, row: int, lines: Lines | None) -> bytes:
@@ -131,4 +126,4 @@ def _who(rows: Rows, row: int, lines: Lines | None) -> bytes:
     the client where sessions are those of clients."""
     if lines is None or rows.k[row]:
         return bytes(rows.session[row])[1:]
-    return lines.reading.origins[lines.start + row]
+    return lines.parsed.origins[lines.start + row]

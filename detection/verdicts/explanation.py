@@ -7,25 +7,31 @@ found      {template_id, template, p}                 ... and the row's own; non
                                                       transformer nor the 3-gram judges
 features   [{name, value, usual, high}]               beyond what 99 % of normal sessions come to
 value      {text, start, end, characters, score}      the line's oddest parameter value, if it has any
+rules      [{name, severity, field, ...}]             where rules matched the line (`evidence_shown`)
 source     [{name, value, usual, nats}]               the counters of the line's source, the strangest first
 lines      [{line, text, odd}]                        the session's last ten lines
 
-The last three, and the rules, are added by the caller.
+From `value` on they are added by the caller: `value` and `source` are what online members have to show, of whom each
+may add a field. They are shown in this order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from detection.columns.runs import repeat_per_row
-from detection.members.origins.counters import SourceCounters
-from detection.members.parameter_values import Strangest
 from detection.members.registry import NAMES
 from detection.members.view import CLOSING, Standing, View
 from detection.rules.engine import Evidence
 from detection.scoring.ensemble import Ensemble, Judgement
-from detection.verdicts.records import shown
 
 LINES_SHOWN = 10
+_FIELDS = ("members", "expected", "found", "features", "value", "rules", "source", "lines")
+
+
+def in_order(explanation: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields in the order above, others last. `source` is there even if nothing counts sources."""
+    found = {"source": [], **explanation}
+    return {name: found[name] for name in (*_FIELDS, *(name for name in found if name not in _FIELDS)) if name in found}
 
 
 def evidence_shown(evidence: Evidence) -> dict[str, Any]:
@@ -36,27 +42,6 @@ def evidence_shown(evidence: Evidence) -> dict[str, Any]:
         "severity": evidence.rule.severity,
         **{name: getattr(evidence, name) for name in shown},
     }
-
-
-def value_shown(odd: Strangest) -> dict[str, Any]:
-    """The oddest value of a line, for JSON."""
-    return {
-        "text": shown(odd.value),
-        "start": odd.start,
-        "end": odd.end,
-        "characters": shown(odd.characters),
-        "score": odd.score,
-    }
-
-
-def source_shown(counters: SourceCounters | None, source: bytes, clock: float | None = None) -> list[dict[str, Any]]:
-    """How a source stands at `clock`, by default in the minute of its last line, for JSON; nothing without counters."""
-    if counters is None:
-        return []
-    return [
-        {"name": counter.name, "value": counter.value, "usual": counter.usual, "nats": counter.nats}
-        for counter in counters.explain(source, clock)
-    ]
 
 
 def explained(

@@ -17,21 +17,20 @@ from numpy.typing import NDArray
 from detection.causes.fingerprints import KINDS, NONE, RULE, in_words
 from detection.causes.known import KnownCauses
 from detection.formats.kinds import recognise
-from detection.members.failing import asked
-from detection.members.origins.counters import SourceCounters
-from detection.members.parameter_values import ValueModel
+from detection.members.online import OnlineMembers, Read
+from detection.members.parsed_lines import ParsedLines
 from detection.members.registry import NAMES
 from detection.rules.engine import Hits, RuleSet
 from detection.scoring.ensemble import Ensemble
 from detection.scoring.judging import Batch, Judged, judge
 from detection.scoring.outcomes import NORMAL, VERDICTS, verdict_of
-from detection.sessions.intake import Intake, KeyPattern, Reading, read_fields, read_lines, session_key
+from detection.sessions.intake import Intake, KeyPattern, read_fields, read_lines, session_key
 from detection.sessions.log_clock import LogClock
 from detection.sessions.recent_lines import RecentLines
 from detection.sessions.table import SessionTable, cut
 from detection.settings import DetectionSettings
 from detection.templates.table import TemplateTable
-from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explained, source_shown, value_shown
+from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explained, in_order
 from detection.verdicts.records import finite, shown, shown_key, shown_session
 
 NO_TEMPLATE = np.iinfo(np.int32).max  # how `found` of an explanation shows a template that was never seen
@@ -49,8 +48,7 @@ class Query:
     pattern: KeyPattern | None
     known: KnownCauses
     recent: RecentLines
-    values: ValueModel | None  # None while it has learned too little to be asked
-    origins: SourceCounters | None  # None while they are withdrawn
+    online: OnlineMembers  # those that judge
     settings: DetectionSettings
     alpha: float
     line: int
@@ -79,22 +77,21 @@ class Query:
         own key without `key`."""
         n = len(lines)
         intake = self._fields(lines)
-        out = [name for name, part in (("values", self.values), ("sources", self.origins)) if part is None]
-        reading = read_lines(intake, self.templates.match, self.rules, without=out)
+        parsed = read_lines(intake, self.templates.match, self.rules)
         # A new template's scores hang on the id that it would get, too.
-        reading = replace(reading, ids=np.where(reading.ids < 0, np.int32(self.templates.created + 1), reading.ids))
-        hits = self.known.without_normal(self.rules, reading.hits, reading.ids)
+        parsed = replace(parsed, ids=np.where(parsed.ids < 0, np.int32(self.templates.created + 1), parsed.ids))
+        read = self.online.read(parsed)
+        hits = self.known.without_normal(self.rules, parsed.hits, parsed.ids)
         clock = self.clock.after_each(intake.times, self.received)
         clock[np.isnan(clock)] = 0.0  # nothing has come yet, and the line has no time
         batch = Batch(
             first_line=self.line + 1,
-            ids=reading.ids,
+            ids=parsed.ids,
             errors=intake.errors,
             clock=clock,
             hit=self.rules.confidences(hits, n),
-            values=reading.odd_values(self.values),
-            sources=self._of_sources(reading, clock),
-            origins=reading.origins,
+            online=self.online.score(read, slice(0, n), clock),
+            origins=parsed.origins,
         )
         slot = None if key is None else self.sessions.find(key)
         if key is None:
@@ -113,7 +110,7 @@ class Query:
         known = np.zeros(n, dtype=np.bool_) if self.ensemble is None else self.ensemble.knows(batch.ids)
         novel = ~known if self.ensemble is not None else known  # nothing is without a model
         verdict, score = verdict_of(judged.states.p, self.alpha, batch.hit, judged.states.verdict, ~novel)
-        return _Judged(intake, reading, hits, batch, judged, known, verdict, score, slot)
+        return _Judged(intake, parsed, read, hits, batch, judged, known, verdict, score, slot)
 
     def _fields(self, lines: list[bytes]) -> Intake:
         wanted = self.settings.format.kind
@@ -122,14 +119,6 @@ class Query:
             by_kind.setdefault(recognise([line]) if wanted == "auto" else wanted, []).append(i)
         nobody = [b""] * len(lines)
         return read_fields(lines, nobody, by_kind, self.pattern, clock=self.clock.now, received=self.received)
-
-    def _of_sources(self, reading: Reading, clock: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What each line makes of its source, on its own: float64 [n]; zeros while that is withdrawn."""
-        if self.origins is None:
-            return np.zeros(len(reading.ids))
-        lines = zip(reading.origins, clock.tolist(), reading.troubles.tolist(), reading.things.tolist(), strict=True)
-        with asked("sources"):
-            return np.array([self.origins.peek(*line) for line in lines])
 
     # --- the answer as JSON -------------------------------------------------------------------------
 
@@ -173,7 +162,7 @@ class Query:
         }
 
     def _rule_based(self, of: "_Judged", row: int) -> dict[str, Any]:
-        text, (target, agent) = of.intake.lines[row], of.reading.matched_in[row]
+        text, (target, agent) = of.intake.lines[row], of.parsed.matched_in[row]
         evidence = [self.rules.evidence(rule, target, agent, text) for rule in of.hit_by(row)]
         return {
             "is_attack": bool(evidence),
@@ -201,7 +190,7 @@ class Query:
             "kind": next(fields.kind for where, fields in of.intake.fields if np.any(where == row)),
             "time": finite(of.intake.times[row]),
             "session": shown(of.intake.own_keys[row]),
-            "source": shown(of.reading.origins[row]),
+            "source": shown(of.parsed.origins[row]),
             "template_id": template if template <= self.templates.created else -1,
             "template": self.templates.text(template) if template <= self.templates.created else None,
             "known_template": bool(of.known[row]),
@@ -217,7 +206,7 @@ class Query:
             kind, about, rule = RULE, int(of.batch.ids[row]), surest.name
         if kind == NONE:
             return {}
-        key, origin = bytes(states.session[row]), of.reading.origins[row]
+        key, origin = bytes(states.session[row]), of.parsed.origins[row]
         return {
             "cause_kind": KINDS[kind],
             "what": in_words(
@@ -241,11 +230,7 @@ class Query:
             )
             if reasons["found"]["template_id"] > self.templates.created:
                 reasons["found"]["template_id"] = NO_TEMPLATE
-        strangest = of.reading.strangest_value(self.values, row)
-        if strangest is not None:
-            reasons["value"] = value_shown(strangest)
-        with asked("sources"):
-            reasons["source"] = source_shown(self.origins, of.reading.origins[row], float(of.batch.clock[row]))
+        reasons |= self.online.explain(of.read, row, of.parsed.origins[row], float(of.batch.clock[row]))
         before: list[int] = []
         if of.slot is not None:
             serial = int(self.sessions.column["serial"][of.slot])
@@ -254,7 +239,7 @@ class Query:
             {"line": number, "text": shown(self.recent.text(number) or b""), "odd": False} for number in before
         ]
         reasons["lines"].append({"line": None, "text": shown(of.intake.lines[row]), "odd": True})
-        return reasons
+        return in_order(reasons)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +247,8 @@ class _Judged:
     """n lines in question, judged; columns [n] and rows in their order."""
 
     intake: Intake
-    reading: Reading
+    parsed: ParsedLines
+    read: Read  # what online members read of them
     hits: Hits  # but those that the operator has called normal
     batch: Batch
     judged: Judged

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from detection.causes.fingerprints import KINDS, NEW, RULE, SOURCE
 from detection.causes.fingerprints import shown as shown_cause
+from detection.formats.text import shown as shown
 from detection.members.registry import NAMES
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.rules.engine import Hits
@@ -18,8 +19,6 @@ from detection.scoring.judging import Batch, Closings, LineStates
 from detection.scoring.outcomes import VERDICTS, verdict_of
 from detection.templates.table import TemplateTable
 from detection.verdicts.incidents import Grouped
-
-TEXT_BYTES = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,11 +225,6 @@ class Verdicts:
             for row in rows.in_order().tolist():
                 added = alerted.fields(rows, number_of[row]) if row in number_of else {}
                 yield rows.record(row) | added
-
-
-def shown(text: bytes) -> str:
-    """Bytes of a log as text that any JSON reader takes: bytes that are not UTF-8 become \\xNN."""
-    return text[:TEXT_BYTES].decode("utf-8", "backslashreplace")
 
 
 def shown_key(key: bytes) -> str:

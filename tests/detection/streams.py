@@ -7,8 +7,8 @@ import numpy as np
 
 from detection.columns.state import Value
 from detection.learning.training import Progress, train
-from detection.members.member import Lesson
-from detection.members.registry import NAMES
+from detection.members.member import FitData
+from detection.members.registry import NAMES, ONLINE_NAMES
 from detection.members.view import Floats, Standing, whole_sessions
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
@@ -35,8 +35,8 @@ def stream(sessions: Sequence[Sequence[int]], *, ends: bool = True, **changes: A
         "tokens": np.array([t for session in sessions for t in session], dtype=np.int32),
         "errors": np.zeros(lines, dtype=np.bool_),
         "times": np.arange(lines, dtype=np.float64),
-        "values": np.zeros(lines, dtype=np.float32),
-        "sources": np.zeros(lines, dtype=np.float32),
+        "online": np.zeros((lines, len(ONLINE_NAMES)), dtype=np.float32),
+        "online_members": ONLINE_NAMES,
         "offsets": np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
         "starts": np.full(count, ends),
         "ends": np.full(count, ends),
@@ -75,7 +75,7 @@ def standing(model: Model, data: TrainingSet) -> Standing:
     return Ensemble(model).score(whole_sessions(data, len(NAMES)))
 
 
-def lesson(data: TrainingSet, standing: Standing | None = None) -> Lesson:
+def fit_data(data: TrainingSet, standing: Standing | None = None) -> FitData:
     """What a member is fitted on when `data` is all there is."""
     vocabulary = np.unique(data.tokens).astype(np.int32)
-    return Lesson(data, vocabulary, standing, None, len(data.tokens), lambda fraction, loss=None: None)
+    return FitData(data, vocabulary, standing, None, len(data.tokens), lambda fraction, loss=None: None)

@@ -11,7 +11,7 @@ from detection.columns.state import State, digest, part
 from detection.detector import Detector
 from detection.frames import Frame, LinesFrame, ModelFrame, ReturnedFrame, Segment, Sequenced, TickFrame
 from detection.members.counts import Counts
-from detection.members.failing import LONGEST_REASON, MemberError, asked
+from detection.members.failing import LONGEST_REASON, MemberError, blamed_on
 from detection.members.ngram import Ngram
 from detection.members.registry import NAMES
 from detection.members.view import whole_sessions
@@ -52,7 +52,7 @@ def test_without_a_member_p_is_still_that_of_a_chance_and_never_that_of_a_smalle
         assert np.mean(judged.p < level) <= 1.5 * level + 0.002
     by_theory = np.exp(-judged.strangeness * math.log(10))
     assert (judged.p >= by_theory).all()
-    assert (judged.p >= whole._ring.p(judged.strangeness)).all()
+    assert (judged.p >= whole._combined.p(judged.strangeness)).all()
     strange = np.full((1, len(NAMES)), 50.0)
     assert fewer.judge(strange).p[0] < 0.01, "and what is strange to those that are left is still told"
 
@@ -60,7 +60,7 @@ def test_without_a_member_p_is_still_that_of_a_chance_and_never_that_of_a_smalle
 def test_an_ensemble_of_all_members_judges_by_its_ring_alone(habitual: Model) -> None:
     reached = np.full((1, len(NAMES)), 3.0)
     whole = Ensemble(habitual)
-    assert whole.judge(reached).p == whole._ring.p(whole.judge(reached).strangeness)
+    assert whole.judge(reached).p == whole._combined.p(whole.judge(reached).strangeness)
     assert whole.without({"a name of no member"}).judge(reached).p == whole.judge(reached).p
 
 
@@ -73,7 +73,7 @@ def test_the_forest_does_not_judge_without_one_that_it_looks_at_and_goes_on_with
         detector = journal.detector
         found = detector.summary().withdrawn
         assert {each.member for each in found} == withdrawn and {each.seq for each in found} == {detector.seq}
-        assert set(detector.summary().members) == set(habitual.rings) - {"ensemble"} - withdrawn
+        assert set(detector.summary().members) == set(habitual.calibration) - {"ensemble"} - withdrawn
         again = Detector.load(detector.export(), habitual)
         assert again.summary() == detector.summary()
 
@@ -110,7 +110,7 @@ def test_with_rules_alone_lines_are_read_and_a_model_brings_the_members_back(jou
     assert answer["details"]["ensemble"]["active_models"] == ["rule_based"]
     journal.apply(ModelFrame(model.generation, "model-1", "sha"), model)
     assert journal.detector.summary().withdrawn == ()
-    assert set(journal.detector.summary().members) == set(model.rings) - {"ensemble"}
+    assert set(journal.detector.summary().members) == set(model.calibration) - {"ensemble"}
 
 
 def test_the_same_frames_without_the_same_members_come_to_the_same_state_wherever_they_are_cut(
@@ -123,7 +123,7 @@ def test_the_same_frames_without_the_same_members_come_to_the_same_state_whereve
                 lines = usual(3, number, prefix=f"c{number}-", at=2000.0 + number)
                 without = {"counts": "planted"} if number == 2 else {}
                 if fails and number == 2:
-                    patch.setattr(Counts, "scores", None)
+                    patch.setattr(Counts, "score", None)
                 applied(journal, frame_of(lines), lines=len(lines), without=without)
                 if reload:
                     journal = Journal(Detector.load(journal.detector.export(), knowing[1]))
@@ -135,7 +135,7 @@ def test_the_same_frames_without_the_same_members_come_to_the_same_state_whereve
     assert run(False, False) == run(True, False) == run(False, True) == run(True, True)
 
 
-@pytest.mark.parametrize("where", ["scores", "likely"])
+@pytest.mark.parametrize("where", ["score", "likely"])
 def test_whatever_a_member_is_asked_the_error_names_it(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -148,9 +148,9 @@ def test_whatever_a_member_is_asked_the_error_names_it(
 
 
 def test_the_reason_is_one_line_of_bounded_length() -> None:
-    with pytest.raises(MemberError) as caught, asked("values"):
+    with pytest.raises(MemberError) as caught, blamed_on("values"):
         raise RuntimeError("of\nmany " + "words " * 1000)
     assert caught.value.reason.startswith("RuntimeError: of many words") and len(caught.value.reason) == LONGEST_REASON
-    with pytest.raises(MemberError) as caught, asked("ngram"), asked("values"):
+    with pytest.raises(MemberError) as caught, blamed_on("ngram"), blamed_on("values"):
         raise MemoryError
     assert (caught.value.member, caught.value.reason) == ("values", "MemoryError")

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.columns.runs import repeat_per_row
+from detection.members.registry import ONLINE_NAMES
 from detection.members.view import CLOSING, COUNT_BUCKETS, Carry, View, counted
 
 
@@ -81,8 +82,7 @@ class Growing:
             errors=np.array(errors, dtype=np.bool_),
             times=np.array(times, dtype=np.float64),
             muted=np.isin(np.array(tokens, dtype=np.int32), list(self._muted)),
-            values=np.zeros(len(of_lines)),
-            sources=np.zeros(len(of_lines)),
+            online=np.zeros((len(of_lines), len(ONLINE_NAMES))),
             counts=self._counts,
             carry=self.carry,
         )

@@ -113,12 +113,12 @@ def failing_once_there_is(gate: Path) -> str:
     return f"""
 from pathlib import Path
 from detection.members.transformer.member import Transformer
-scores = Transformer.scores
+score = Transformer.score
 def failing(self, view, standing):
     if Path({str(gate)!r}).exists():
         raise RuntimeError("planted")
-    return scores(self, view, standing)
-Transformer.scores = failing
+    return score(self, view, standing)
+Transformer.score = failing
 """
 
 

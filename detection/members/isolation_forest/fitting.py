@@ -10,14 +10,14 @@ from sklearn.ensemble import IsolationForest
 from detection.columns.runs import repeat_per_row
 from detection.members.isolation_forest.features import features, judged
 from detection.members.isolation_forest.scoring import Forest
-from detection.members.member import Lesson
+from detection.members.member import FitData
 from detection.members.view import whole_sessions
 
 TREES = 100
 MOST_SAMPLES = 2048  # a tree; and no more than a quarter of all rows, so that most trees have not seen a session
 
 
-def fit_forest(lesson: Lesson) -> dict[str, NDArray[Any]]:
+def fit_forest(fit_data: FitData) -> dict[str, NDArray[Any]]:
     """Two rows of every session: its last, and one at random, since open sessions are scored as well.
 
     Without the second, every session is strange while it is short, and the running maximum says nothing.
@@ -26,11 +26,11 @@ def fit_forest(lesson: Lesson) -> dict[str, NDArray[Any]]:
     forest was fitted on differs by more from forest to forest than the highest scores do within one.
     `usual` float64 [F, 3] goes along: the 5 %, 50 % and 99 % quantiles of the features at the end of sessions.
     """
-    assert lesson.standing is not None
-    offsets, seed = whole_sessions(lesson.data, 0).offsets, lesson.data.seed & 0xFFFFFFFF
+    assert fit_data.standing is not None
+    offsets, seed = whole_sessions(fit_data.data, 0).offsets, fit_data.data.seed & 0xFFFFFFFF
     sizes = np.diff(offsets)
     anywhere = np.random.default_rng(seed).random(len(sizes)) * sizes
-    found = judged(lesson.standing)
+    found = judged(fit_data.standing)
     rows = np.concatenate([offsets[1:] - 1, offsets[:-1] + anywhere.astype(np.int64)])
     samples = min(MOST_SAMPLES, -(-len(rows) // 4))
     forest = IsolationForest(n_estimators=TREES, max_samples=samples, random_state=seed).fit(found[rows])
@@ -40,7 +40,7 @@ def fit_forest(lesson: Lesson) -> dict[str, NDArray[Any]]:
         unseen[sampled % len(sizes), tree] = False
     unseen[~unseen.any(axis=1)] = True  # in a handful of sessions one may be in every sample
     held_out = Forest(columns).scores(found, unseen[repeat_per_row(offsets)])
-    usual = np.quantile(features(lesson.standing)[offsets[1:] - 1], [0.05, 0.5, 0.99], axis=0).T
+    usual = np.quantile(features(fit_data.standing)[offsets[1:] - 1], [0.05, 0.5, 0.99], axis=0).T
     return {**columns, "usual": np.ascontiguousarray(usual), "held_out": held_out}
 
 

@@ -10,28 +10,29 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.members.isolation_forest.features import judged
+from detection.members.isolation_forest.features import JUDGED, judged
 from detection.members.isolation_forest.scoring import Forest
-from detection.members.member import Lesson, Part
+from detection.members.member import FitData, FittedMember, Part
 from detection.members.view import Floats, Standing, View
 
 
-class IsolationForest:
+class IsolationForest(FittedMember):
     name: ClassVar[str] = "isolation_forest"
     folds: ClassVar[int] = 1
     family: ClassVar[str] = "sequence"
     early: ClassVar[bool] = False
+    looks_at: ClassVar[tuple[str, ...]] = JUDGED
 
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
         self.forest = Forest(part)
 
-    def scores(self, view: View, standing: Standing) -> Floats:
+    def score(self, view: View, standing: Standing) -> Floats:
         return self.forest.scores(judged(standing))
 
     @classmethod
-    def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
+    def fit(cls, fit_data: FitData) -> dict[str, NDArray[Any]]:
         from detection.members.isolation_forest.fitting import (
             fit_forest,  # scikit-learn stays out of the daemon's process
         )
 
-        return fit_forest(lesson)
+        return fit_forest(fit_data)

@@ -2,14 +2,14 @@
 
 A rule sees one line of a scan; the counts of the address behind it see all of it. A source is whoever a line
 belongs to (a client's address; `source_lines.sources_of`). Of each one we count lines, failures and distinct
-things asked for, in the running minute and in the half-hour, how far its failures exceed the usual share, and what
+resources asked for, in the running minute and in the half-hour, how far its failures exceed the usual share, and what
 that comes to in a day:
 
     minute      what is in it so far + what was in the one before * what is left of it, as rate limiters count;
-                distinct things over both
+                distinct resources over both
     half-hour   from one full half-hour of the clock to the next
     day         from midnight to midnight, UTC: only failures, as far as there are more than the usual share of lines
-    distinct    by the occupied bits of a map of 64 hashed things
+    distinct    by the occupied bits of a map of 64 hashed resources
 
 `background` says how strange each counter's value is among the sources of this stream. Of that we take off what
 the source's own past explains, the same of its *record*, times k/(k+12) after k half-hours of past: a proxy, a
@@ -22,7 +22,7 @@ Nor does it explain the day, which finds who never does much in any half-hour an
 stays so until midnight, and would make each further session of its source strange: so it counts only at the line
 where it has grown by half an octave. Then
 
-    score = strangest of the four counters of failures + half the strangest of the four of lines and things
+    score = strangest of the four counters of failures + half the strangest of the four of lines and resources
 
 Failures count in full and being busy by half, as busy clients are many; the two add, as a busy client seldom fails
 and one that fails is seldom busy. The score is large where an attack is, and 0 for the usual; it is no probability.
@@ -110,17 +110,17 @@ class SourceCounters:
         self,
         sources: Sequence[bytes],
         clock: NDArray[np.float64],
-        errors: NDArray[np.bool_],
-        things: NDArray[np.uint64],
+        failures: NDArray[np.bool_],
+        resources: NDArray[np.uint64],
     ) -> NDArray[np.float64]:
         """How strange each of n lines' source is after it, in nats, float64 [n]; 0.0 where the source is b"".
 
-        `clock` is the log clock at each line, in seconds; `errors` whether it is a failure; `things` a hash of what
+        `clock` is the log clock at each line, in seconds; `failures` whether it is one; `resources` a hash of what
         was asked for. A clock that goes back is survived: it begins a new minute.
         """
         n = len(sources)
         nats = np.zeros(n)
-        lines = Lines.of(clock, errors, things)
+        lines = Lines.of(clock, failures, resources)
         start = 0
         while start < n:
             stop = min(n, start + BLOCK_LINES - self._line % BLOCK_LINES)
@@ -136,11 +136,11 @@ class SourceCounters:
                 self._turn(int(lines.minute[stop - 1]))
         return nats
 
-    def peek(self, source: bytes, clock: float, error: bool, thing: int) -> float:
+    def peek(self, source: bytes, clock: float, failed: bool, resource: int) -> float:
         """What `observe` would say of this line as the next one. Changes nothing."""
         if not source:
             return 0.0
-        line = Lines.of(np.array([clock]), np.array([error]), np.array([thing], dtype=np.uint64))
+        line = Lines.of(np.array([clock]), np.array([failed]), np.array([resource], dtype=np.uint64))
         return float(_together(self._news(self._alone(source, line)))[0])
 
     def explain(self, source: bytes, clock: float | None = None) -> list[Standout]:

@@ -33,18 +33,18 @@ class Lines:
     passed: NDArray[np.float64]  # of that minute, 0 to 1
     counted: Ints  # 1; 0 for mere silence
     failed: Ints  # 0 or 1
-    bit: NDArray[np.uint64]  # of the thing asked for, one of 64
+    bit: NDArray[np.uint64]  # of the resource, one of 64
 
     @classmethod
-    def of(cls, clock: NDArray[np.float64], errors: NDArray[np.bool_], things: NDArray[np.uint64]) -> "Lines":
+    def of(cls, clock: NDArray[np.float64], failures: NDArray[np.bool_], resources: NDArray[np.uint64]) -> "Lines":
         minutes = clock / MINUTE_SECONDS
         minute = np.clip(np.floor(minutes), -_MOST, _MOST)
         return cls(
             minute=minute.astype(np.int64),
             passed=np.clip(minutes - minute, 0.0, 1.0),
             counted=np.ones(len(clock), dtype=np.int64),
-            failed=errors.astype(np.int64),
-            bit=np.uint64(1) << ((things * _SPREAD) >> np.uint64(58)),
+            failed=failures.astype(np.int64),
+            bit=np.uint64(1) << ((resources * _SPREAD) >> np.uint64(58)),
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Which source a line belongs to, whether it is a failure, and what was asked for: what `sources` counts."""
+"""Which client a line names, whether it is a failure, and which resource was asked for: what `sources` counts."""
 
 import re
 import zlib
@@ -22,7 +22,7 @@ _IPV6_BYTES = 35  # seven groups and colons may stand before a "::"
 _ADDRESS = re.compile(rb"(?:::ffff:)?(?:(?:\d{1,3}\.){3}\d{1,3}|(?=[^:]*:[^:]*:)[0-9a-fA-F:.]{2,45})")
 
 # "0 failed" and "failures=0" report that nothing did.
-_TROUBLE = re.compile(
+_FAILURE = re.compile(
     rb"(?<!\b0 )(?<!\bno )(?<![a-z])(?:fail(?:ed|ures?|s)?|invalid|denied|refused|rejected|illegal|unauthori[sz]ed"
     rb"|forbidden|not allowed|unknown user|user unknown|(?:bad|wrong|incorrect) password)(?![a-z]|[=:]\s?0\b)"
 )
@@ -52,7 +52,7 @@ def sources_of(fields: Fields) -> list[bytes]:
     return sources
 
 
-def troubles(fields: Fields) -> NDArray[np.bool_]:
+def failures_of(fields: Fields) -> NDArray[np.bool_]:
     """bool [n]: `fields.errors`, and in text also where a word says that something was refused or failed."""
     if fields.family == "access":
         return fields.errors
@@ -70,11 +70,11 @@ def troubles(fields: Fields) -> NDArray[np.bool_]:
     for row in np.unique(np.searchsorted(ends, hits, side="right")).tolist():
         text = fields.contents[row]
         if not found[row] and not _REQUEST.fullmatch(text):
-            found[row] = _TROUBLE.search(text.lower()) is not None
+            found[row] = _FAILURE.search(text.lower()) is not None
     return found
 
 
-def things_of(contents: Sequence[bytes]) -> NDArray[np.uint64]:
+def resources_of(contents: Sequence[bytes]) -> NDArray[np.uint64]:
     """A hash of each line's contents, uint64 [n]; the same in every process."""
     return np.fromiter(map(zlib.crc32, contents), dtype=np.uint64, count=len(contents))
 

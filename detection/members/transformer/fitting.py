@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detection.columns.state import Columns, State, joined, part
-from detection.members.member import Lesson, Part
+from detection.members.member import FitData, Part
 from detection.members.transformer.network import hidden, initial, logits
 from detection.members.transformer.scoring import CONTEXT, FIRST, UNSEEN, Plan, tokenised
 from detection.models.training_set import TrainingSet
@@ -31,31 +31,31 @@ _DRAWN, _HALF_DRAWN = ("state", "inc"), ("has_uint32", "uinteger")  # of PCG64, 
 _TOKEN_ROWS = ("embedding", "output.weight", "output.bias")
 
 
-def fit_transformer(lesson: Lesson) -> dict[str, NDArray[Any]]:
+def fit_transformer(fit_data: FitData) -> dict[str, NDArray[Any]]:
     """Weights by name. Takes tens of seconds of one core; sets torch to one thread: the count changes the weights.
 
     Without a previous part they are drawn by the seed. With one, learning goes on from it: every second batch is of
     sessions from before it (replay), so that what is rare now is not forgotten.
     """
     torch.set_num_threads(1)
-    data, seed = lesson.data, lesson.data.seed & 0xFFFFFFFF
+    data, seed = fit_data.data, fit_data.data.seed & 0xFFFFFFFF
     rng = np.random.default_rng(seed)
-    weights = initial(FIRST + len(lesson.vocabulary), seed)
+    weights = initial(FIRST + len(fit_data.vocabulary), seed)
     rate, share = PEAK_RATE, 1.0
-    if lesson.previous is not None:
-        weights |= _carried_over(weights, *lesson.previous, lesson.vocabulary)
+    if fit_data.previous is not None:
+        weights |= _carried_over(weights, *fit_data.previous, fit_data.vocabulary)
         rate, share = FINE_RATE, FINE_TUNING
-    if lesson.begun is not None:
-        weights = _tensors("weights", lesson.begun)
+    if fit_data.begun is not None:
+        weights = _tensors("weights", fit_data.begun)
     for tensor in weights.values():
         tensor.requires_grad_(True)
     optimizer = torch.optim.AdamW(weights.values(), lr=rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
-    steps = max(int(min(max(lesson.lines // LINES_PER_STEP, FEWEST_STEPS), MOST_STEPS) * share), 1)
-    samplers = [_Sampler(data, lesson.vocabulary, rng)]
-    if lesson.previous is not None and data.fresh.any() and not data.fresh.all():
-        samplers = [_Sampler(data.only(some), lesson.vocabulary, rng) for some in (data.fresh, ~data.fresh)]
+    steps = max(int(min(max(fit_data.lines // LINES_PER_STEP, FEWEST_STEPS), MOST_STEPS) * share), 1)
+    samplers = [_Sampler(data, fit_data.vocabulary, rng)]
+    if fit_data.previous is not None and data.fresh.any() and not data.fresh.all():
+        samplers = [_Sampler(data.only(some), fit_data.vocabulary, rng) for some in (data.fresh, ~data.fresh)]
     recent: list[float] = []
-    done = 0 if lesson.begun is None else _go_on(lesson.begun, weights, optimizer, rng)
+    done = 0 if fit_data.begun is None else _go_on(fit_data.begun, weights, optimizer, rng)
     for step in range(done, steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * _schedule(step / steps)
@@ -66,10 +66,10 @@ def fit_transformer(lesson: Lesson) -> dict[str, NDArray[Any]]:
         optimizer.step()
         recent.append(float(loss.detach()))
         if (step + 1) * REPORTS // steps > step * REPORTS // steps:
-            lesson.progress((step + 1) / steps, sum(recent) / len(recent))
+            fit_data.progress((step + 1) / steps, sum(recent) / len(recent))
             recent.clear()
             if step + 1 < steps:
-                lesson.keep(partial(_interrupted, step + 1, weights, optimizer, rng))
+                fit_data.keep(partial(_interrupted, step + 1, weights, optimizer, rng))
     return {name: tensor.detach().numpy() for name, tensor in weights.items()}
 
 

@@ -5,12 +5,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.members.member import Lesson, Part
+from detection.members.member import FitData, Part, Predictor
 from detection.members.transformer.scoring import SequenceModel
 from detection.members.view import Floats, Standing, View
 
 
-class Transformer:
+class Transformer(Predictor):
     name: ClassVar[str] = "transformer"
     folds: ClassVar[int] = 2
     family: ClassVar[str] = "sequence"
@@ -19,7 +19,7 @@ class Transformer:
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
         self.sequence = SequenceModel(part, vocabulary)
 
-    def scores(self, view: View, standing: Standing) -> Floats:
+    def score(self, view: View, standing: Standing) -> Floats:
         nats = self.sequence.surprises(view.tokens, view.token_offsets, view.held, view.starts, view.ends)
         surprise = nats.astype(np.float64)
         surprise[view.muted_rows()] = 0.0
@@ -30,9 +30,9 @@ class Transformer:
         return self.sequence.likely(context, starts)
 
     @classmethod
-    def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
+    def fit(cls, fit_data: FitData) -> dict[str, NDArray[Any]]:
         from detection.members.transformer.fitting import (
             fit_transformer,  # training code stays out of the daemon's process
         )
 
-        return fit_transformer(lesson)
+        return fit_transformer(fit_data)

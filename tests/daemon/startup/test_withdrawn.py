@@ -13,7 +13,7 @@ from detection.frames import Frame, LinesFrame, ModelFrame, ReturnedFrame, SkipF
 from detection.members.counts import Counts
 from detection.members.failing import MemberError
 from detection.members.ngram import Ngram
-from detection.members.parameter_values import ValueModel
+from detection.members.parameter_values.model import ValueModel
 from detection.members.transformer import fitting as transformer
 from detection.members.transformer.member import Transformer
 from detection.models.model import to_columns
@@ -72,7 +72,7 @@ class Fault:
         self.when: Callable[[int], bool] = lambda calls: False
         self._patch = patch
 
-    def plant(self, member: type[Any], method: str = "scores") -> None:
+    def plant(self, member: type[Any], method: str = "score") -> None:
         real = getattr(member, method)
 
         def failing(this: object, *args: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 from detection.columns.state import Columns, NewerVersionError, OtherVersionError, State, digest, layouts
 from detection.columns.upgrades import STATES, Versions
 from detection.detector import Detector
+from detection.members.registry import ONLINE_NAMES
 from detection.models.training_set import from_columns
 from tests.detection.journal import started
 
@@ -93,6 +94,6 @@ def test_a_real_state_comes_along_whole(lines: list[bytes]) -> None:
 
 def test_a_training_set_of_another_version_is_refused() -> None:
     columns = Detector().training_set().to_columns()
-    assert from_columns(columns).generation == 1
+    assert from_columns(columns, ONLINE_NAMES).generation == 1
     with pytest.raises(OtherVersionError, match="the training set has format 0, this program trains from format"):
-        from_columns({**columns, "format": 0})
+        from_columns({**columns, "format": 0}, ONLINE_NAMES)

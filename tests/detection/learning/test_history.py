@@ -26,8 +26,7 @@ def line(history: History, serial: int, template: int, flags: int = 0, *, time: 
         np.array([template], dtype=np.int32),
         np.array([time]),
         np.array([flags], dtype=np.uint8),
-        np.array([template / 2]),
-        np.array([template / 4]),
+        np.array([[template / 2, template / 4]]),
         np.array([key], dtype=np.uint64),
     )
 
@@ -56,8 +55,9 @@ def test_lines_that_came_mixed_are_gathered_by_session_in_the_order_in_which_tho
     assert found.offsets.tolist() == [0, 2, 5]
     assert found.times.tolist() == [100.0, 102.0, 101.0, 103.0, 104.0]
     assert found.errors.tolist() == [False, True, False, False, False]
-    assert found.values.tolist() == [5.0, 5.5, 10.0, 10.5, 11.0]
-    assert found.sources.tolist() == [2.5, 2.75, 5.0, 5.25, 5.5]
+    assert found.online_members == ("values", "sources")
+    assert found.online[:, 0].tolist() == [5.0, 5.5, 10.0, 10.5, 11.0]
+    assert found.online[:, 1].tolist() == [2.5, 2.75, 5.0, 5.25, 5.5]
     assert found.starts.tolist() == [True, False]
     assert found.ends.tolist() == [True, False], "one was cut, and did not end"
     assert found.tainted.tolist() == [False, True]

@@ -34,7 +34,7 @@ def seen(sessions: list[list[int]]) -> View:
 
 
 def surprises(model: Model, view: View) -> Floats:
-    return Transformer(model.parts["transformer"], model.vocabulary).scores(view, Standing(view, NAMES))
+    return Transformer(model.parts["transformer"], model.vocabulary).score(view, Standing(view, NAMES))
 
 
 def without_anchor(model: Model) -> Model:
@@ -167,8 +167,11 @@ def test_a_training_run_moves_the_thresholds_of_the_model_in_force_by_no_more_th
     habitual: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "refuse_worse", lambda *rest: None)
-    far = replace(habitual, rings={**habitual.rings, "ensemble": habitual.rings["ensemble"] * 10})
+    far = replace(
+        habitual,
+        calibration={**habitual.calibration, "ensemble": habitual.calibration["ensemble"] * 10},
+    )
     data = stream(habits(80, 2))
-    free, held = (trained(replace(data, previous=each)).rings["ensemble"] for each in (None, far))
-    least = np.quantile(far.rings["ensemble"], (np.arange(80) + 0.5) / 80, method="hazen") * (1 - LARGEST_MOVE)
+    free, held = (trained(replace(data, previous=each)).calibration["ensemble"] for each in (None, far))
+    least = np.quantile(far.calibration["ensemble"], (np.arange(80) + 0.5) / 80, method="hazen") * (1 - LARGEST_MOVE)
     assert (free < least).all() and (held >= least - 1e-9).all()

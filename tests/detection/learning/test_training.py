@@ -9,7 +9,7 @@ from detection.columns.state import digest
 from detection.learning.training import Progress, TrainingError, train
 from detection.members.isolation_forest.features import judged
 from detection.members.isolation_forest.scoring import Forest
-from detection.members.registry import NAMES
+from detection.members.registry import NAMES, ONLINE_NAMES
 from detection.models.model import Model, to_columns
 from detection.models.training_set import from_columns
 from tests.detection.streams import TEMPLATES, habits, reached, standing, stream, trained
@@ -25,8 +25,8 @@ def test_what_was_never_done_surprises_more_than_anything_habitual(habitual: Mod
 
 def test_rings_hold_one_ascending_score_a_session_for_each_member_and_all_together(habitual: Model) -> None:
     spoke = set(NAMES) - {"values"}  # there were none to judge
-    assert set(habitual.rings) == {*spoke, "ensemble"}
-    for ring in habitual.rings.values():
+    assert set(habitual.calibration) == {*spoke, "ensemble"}
+    for ring in habitual.calibration.values():
         assert ring.dtype == np.float64
         assert len(ring) == 300 == habitual.meta["sessions"]
         assert (np.diff(ring) >= 0).all()
@@ -58,13 +58,13 @@ def test_sessions_a_rule_hit_in_teach_nothing() -> None:
     data.tainted[60:] = True
     model = trained(data)
     assert not np.isin([66, 67, 68], model.vocabulary).any()
-    assert len(model.rings["ensemble"]) == 60
+    assert len(model.calibration["ensemble"]) == 60
 
 
 def test_a_stream_without_keys_is_learned_without_closing_rows() -> None:
     data = stream([[1, 2, 3, 4] * 12 for _ in range(25)], ends=False, full=False)
     model = trained(data)
-    assert 0.0 < model.rings["ngram"][-1] < 2.0
+    assert 0.0 < model.calibration["ngram"][-1] < 2.0
     assert len(standing(model, data).reached) == len(data.tokens)
 
 
@@ -72,7 +72,7 @@ def test_a_stream_without_keys_is_learned_without_closing_rows() -> None:
 def test_one_template_alone_still_gives_a_model() -> None:
     model = trained(stream([[5]] * 40))
     assert model.vocabulary.tolist() == [5]
-    assert all(np.isfinite(ring).all() for ring in model.rings.values())
+    assert all(np.isfinite(ring).all() for ring in model.calibration.values())
     unknown, known = reached(model, stream([[6], [5]]))[:, TRANSFORMER]
     assert unknown > known
 
@@ -99,19 +99,19 @@ def test_progress_goes_from_the_first_fit_to_the_end() -> None:
 
 def test_a_training_set_survives_its_columns() -> None:
     data = stream(habits(5, 1))
-    again = from_columns(data.to_columns())
+    again = from_columns(data.to_columns(), ONLINE_NAMES)
     assert digest(again.to_columns()) == digest(data.to_columns())
     with pytest.raises(TypeError, match="tokens"):
-        from_columns({**data.to_columns(), "tokens": data.tokens.astype(np.int64)})
+        from_columns({**data.to_columns(), "tokens": data.tokens.astype(np.int64)}, ONLINE_NAMES)
     with pytest.raises(ValueError, match="offsets"):
-        from_columns({**data.to_columns(), "offsets": data.offsets[:-1]})
+        from_columns({**data.to_columns(), "offsets": data.offsets[:-1]}, ONLINE_NAMES)
     with pytest.raises(ValueError, match="keys holds 4, not 5"):
-        from_columns({**data.to_columns(), "keys": data.keys[:-1]})
+        from_columns({**data.to_columns(), "keys": data.keys[:-1]}, ONLINE_NAMES)
 
 
 def test_a_training_set_takes_the_model_in_force_along() -> None:
     model = trained(stream(habits(60, 1), full=False))
     data = stream(habits(5, 1), previous=model)
-    again = from_columns(data.to_columns())
+    again = from_columns(data.to_columns(), ONLINE_NAMES)
     assert again.previous is not None
     assert digest(to_columns(again.previous)) == digest(to_columns(model))

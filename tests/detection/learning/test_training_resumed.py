@@ -126,9 +126,9 @@ def test_a_fit_that_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytes
     fits: list[int] = []
     fit_transformer = transformer.fit_transformer
 
-    def counting(lesson):  # type: ignore[no-untyped-def]
-        fits.append(lesson.begun["steps"] if lesson.begun is not None else 0)
-        return fit_transformer(lesson)
+    def counting(fit_data):  # type: ignore[no-untyped-def]
+        fits.append(fit_data.begun["steps"] if fit_data.begun is not None else 0)
+        return fit_transformer(fit_data)
 
     monkeypatch.setattr(transformer, "fit_transformer", counting)
     with pytest.raises(Interrupted):

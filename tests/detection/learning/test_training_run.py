@@ -8,10 +8,10 @@ import pytest
 from numpy.typing import NDArray
 
 from detection.learning import training as run
-from detection.learning.training import TrainingError, _Report, _rings, _Run
-from detection.members.member import Lesson, Part
+from detection.learning.training import TrainingError, _calibration_scores, _Report, _Run
+from detection.members.member import FitData, FittedMember, Part
 from detection.members.ngram import Ngram
-from detection.members.registry import MEMBERS, NAMES
+from detection.members.registry import FITTED, NAMES, ONLINE_NAMES
 from detection.members.transformer import fitting as transformer
 from detection.members.transformer.fitting import fit_transformer
 from detection.members.transformer.member import Transformer
@@ -19,12 +19,14 @@ from detection.members.transformer.scoring import FIRST, UNSEEN
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
 from detection.models.model import Model, from_columns, to_columns
 from detection.models.training_set import TrainingSet
-from detection.scoring.calibration import Ring
+from detection.scoring.calibration import CalibrationScores
 from detection.scoring.ensemble import Ensemble
-from tests.detection.streams import TEMPLATES, habits, lesson, quietly, stream, trained
+from tests.detection.streams import TEMPLATES, fit_data, habits, quietly, stream, trained
+
+VALUES = ONLINE_NAMES.index("values")
 
 
-class Recognising:
+class Recognising(FittedMember):
     """A member that says 1 of every line of a session it was fitted on: sessions here have a template each."""
 
     name: ClassVar[str] = "ngram"
@@ -35,12 +37,12 @@ class Recognising:
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
         self._seen = part["seen"]
 
-    def scores(self, view: View, standing: Standing) -> Floats:
+    def score(self, view: View, standing: Standing) -> Floats:
         return np.isin(view.templates, self._seen).astype(np.float64)
 
     @classmethod
-    def fit(cls, lesson: Lesson) -> dict[str, NDArray[Any]]:
-        return {"seen": np.unique(lesson.data.tokens)}
+    def fit(cls, fit_data: FitData) -> dict[str, NDArray[Any]]:
+        return {"seen": np.unique(fit_data.data.tokens)}
 
 
 def recognised(learned: Bools) -> list[bool]:
@@ -68,11 +70,11 @@ def test_scores_of_sessions_that_were_learned_would_be_too_low(monkeypatch: pyte
     """Sessions that are all different: what a fit has seen it finds usual, what it has not it does not."""
     rng = np.random.default_rng(1)
     data = stream([rng.integers(1, 30, 8).tolist() for _ in range(60)], full=False)
-    crossed = trained(data).rings["ngram"]
+    crossed = trained(data).calibration["ngram"]
     fit = _Run.fit
     monkeypatch.setattr(_Run, "fit", lambda self, member, sessions, *rest, **more: fit(
         self, member, np.ones_like(sessions), *rest, **more))  # fmt: skip
-    assert trained(data).rings["ngram"].max() < crossed.min()
+    assert trained(data).calibration["ngram"].max() < crossed.min()
 
 
 def unclean() -> TrainingSet:
@@ -89,7 +91,7 @@ def test_the_strangest_of_a_first_warm_up_are_not_learned_from(monkeypatch: pyte
     model = trained(unclean())
     assert not np.isin([66, 67, 68], model.vocabulary).any()
     assert model.meta["fitted_sessions"] == 300 - 15
-    assert len(model.rings["ensemble"]) == 300, "calibrated on all of them: the highest are normal, too"
+    assert len(model.calibration["ensemble"]) == 300, "calibrated on all of them: the highest are normal, too"
     monkeypatch.setattr(run, "TRIMMED_SHARE", 0.0)
     assert np.isin([66, 67, 68], trained(unclean()).vocabulary).all()
 
@@ -105,14 +107,14 @@ def test_one_source_does_not_make_up_what_is_learned(monkeypatch: pytest.MonkeyP
     data = stream([*habits(200, 1), *[[8, 9, 8, 9]] * 300], full=False)
     data.keys[200:] = 7777
     model = trained(data)
-    assert len(model.rings["ensemble"]) == 200 + 25, "five in a hundred of 500"
+    assert len(model.calibration["ensemble"]) == 200 + 25, "five in a hundred of 500"
     assert not np.isin([8, 9], model.vocabulary).any(), "and nobody else ever sent those"
     data.keys[220] = 8888
     assert np.isin([8, 9], trained(data).vocabulary).all()
     data.keys[220] = 7777
     monkeypatch.setattr(run, "MANY_KEYS", 10_000)
     model = trained(data)
-    assert len(model.rings["ensemble"]) == 500 and np.isin([8, 9], model.vocabulary).all()
+    assert len(model.calibration["ensemble"]) == 500 and np.isin([8, 9], model.vocabulary).all()
 
 
 def programs_of_a_host(family: int) -> TrainingSet:
@@ -125,7 +127,7 @@ def programs_of_a_host(family: int) -> TrainingSet:
 
 def test_of_programs_that_each_have_their_own_words_all_is_learned() -> None:
     model = trained(programs_of_a_host(1))
-    assert len(model.vocabulary) == 60 and len(model.rings["ensemble"]) == 300
+    assert len(model.vocabulary) == 60 and len(model.calibration["ensemble"]) == 300
 
 
 def test_clients_that_have_words_in_common_are_told_apart_from_them_by_the_family_of_their_lines() -> None:
@@ -150,7 +152,7 @@ def _sessions(data: TrainingSet) -> list[list[int]]:
 def test_a_stream_of_few_keys_is_learned_as_it_is() -> None:
     data = stream(habits(200, 1), full=False)
     data.keys[:] = 5
-    assert len(trained(data).rings["ensemble"]) == 200
+    assert len(trained(data).calibration["ensemble"]) == 200
 
 
 def flagged(alpha: float) -> TrainingSet:
@@ -163,11 +165,11 @@ def flagged(alpha: float) -> TrainingSet:
 def test_flagged_sessions_are_not_learned_from_but_as_many_as_alpha_flags_without_cause_stay_in_the_rings() -> None:
     survivors, calibrated = trained(flagged(0.0)), trained(flagged(0.01))
     assert not np.isin([66, 67], calibrated.vocabulary).any()
-    assert len(survivors.rings["ensemble"]) == 290, "survivors only: the highest of them would be the whole"
-    assert len(calibrated.rings["ensemble"]) == 290 + 3
-    assert calibrated.rings["ngram"][-1] <= trained(flagged(0.03)).rings["ngram"][-1]
-    worst = trained(flagged(1.0)).rings["ngram"][-1]
-    assert calibrated.rings["ngram"][-1] < worst, "the least strange come back, not the two at the end"
+    assert len(survivors.calibration["ensemble"]) == 290, "survivors only: the highest of them would be the whole"
+    assert len(calibrated.calibration["ensemble"]) == 290 + 3
+    assert calibrated.calibration["ngram"][-1] <= trained(flagged(0.03)).calibration["ngram"][-1]
+    worst = trained(flagged(1.0)).calibration["ngram"][-1]
+    assert calibrated.calibration["ngram"][-1] < worst, "the least strange come back, not the two at the end"
 
 
 def test_a_campaign_does_not_fill_the_top_of_the_rings_with_itself() -> None:
@@ -176,8 +178,8 @@ def test_a_campaign_does_not_fill_the_top_of_the_rings_with_itself() -> None:
     of_many_causes = trained(data)
     data.causes[400:] = 4242
     of_one = trained(data)
-    assert len(of_many_causes.rings["ensemble"]) == 400 + 22, "the control: the campaign is the top 5 % of it"
-    assert len(of_one.rings["ensemble"]) == 400 + 1
+    assert len(of_many_causes.calibration["ensemble"]) == 400 + 22, "the control: the campaign is the top 5 % of it"
+    assert len(of_one.calibration["ensemble"]) == 400 + 1
 
 
 def with_a_kind_of_their_own(previous: Model | None) -> tuple[Floats, TrainingSet]:
@@ -193,8 +195,8 @@ def with_a_kind_of_their_own(previous: Model | None) -> tuple[Floats, TrainingSe
 def test_anomalies_too_common_to_be_flagged_do_not_hide_the_next_of_their_kind(habitual: Model) -> None:
     def how_strange(previous: Model | None) -> float:
         reached, pool = with_a_kind_of_their_own(previous)
-        rings = _rings(reached, [Ngram], pool)
-        return float(Ring(rings["ngram"]).p(np.array([12.0]))[0])
+        rings = _calibration_scores(reached, [Ngram], pool)
+        return float(CalibrationScores(rings["ngram"]).p(np.array([12.0]))[0])
 
     assert how_strange(None) > 0.015, "the control: with nothing to compare with they are 30 of 2,000"
     assert how_strange(habitual) < 0.006, "as many of them stay as were strange before: ten in a thousand"
@@ -203,31 +205,31 @@ def test_anomalies_too_common_to_be_flagged_do_not_hide_the_next_of_their_kind(h
 def test_what_is_vouched_for_is_compared_with_nothing(habitual: Model) -> None:
     reached, pool = with_a_kind_of_their_own(habitual)
     pool.vouched[1000:] = True
-    assert len(_rings(reached, [Ngram], pool)["ensemble"]) == 2000
+    assert len(_calibration_scores(reached, [Ngram], pool)["ensemble"]) == 2000
 
 
 def test_normal_sessions_that_become_no_stranger_all_stay(habitual: Model) -> None:
     reached, pool = with_a_kind_of_their_own(habitual)
     reached[1970:] = 0.0
-    assert len(_rings(reached, [Ngram], pool)["ensemble"]) == 2000
+    assert len(_calibration_scores(reached, [Ngram], pool)["ensemble"]) == 2000
 
 
 def test_before_the_warm_up_is_over_there_are_the_quick_members_only() -> None:
     model = trained(stream(habits(60, 1), full=False))
     assert set(model.parts) == {"ngram", "counts"}
-    assert set(model.rings) == {"ngram", "counts", "sources", "ensemble"}
+    assert set(model.calibration) == {"ngram", "counts", "sources", "ensemble"}
     assert model.meta["full"] == 0
 
 
 def test_values_are_judged_from_when_they_were_seen_often_enough_and_among_the_times_they_spoke() -> None:
     data = stream(habits(600, 1), full=False)
-    assert "values" not in trained(data).rings
+    assert "values" not in trained(data).calibration
     speaking = np.arange(600) % 2 == 0
-    data.values[data.offsets[:-1][speaking]] = 3.0
-    assert len(trained(data).rings["values"]) == 300
+    data.online[data.offsets[:-1][speaking], VALUES] = 3.0
+    assert len(trained(data).calibration["values"]) == 300
     few = stream(habits(600, 1), full=False)
-    few.values[few.offsets[:-1][:100]] = 3.0
-    assert "values" not in trained(few).rings
+    few.online[few.offsets[:-1][:100], VALUES] = 3.0
+    assert "values" not in trained(few).calibration
 
 
 def test_a_later_generation_goes_on_from_the_one_before(monkeypatch: pytest.MonkeyPatch, habitual: Model) -> None:
@@ -236,8 +238,8 @@ def test_a_later_generation_goes_on_from_the_one_before(monkeypatch: pytest.Monk
     data = stream([*habits(80, 2), *[[1, 6, 4]] * 20])
     vocabulary = np.array([1, 2, 3, 4, 5, 6], dtype=np.int32)
     before = habitual.parts["transformer"]
-    begun = fit_transformer(replace(lesson(data), vocabulary=vocabulary))
-    gone_on = fit_transformer(replace(lesson(data), vocabulary=vocabulary, previous=(before, habitual.vocabulary)))
+    begun = fit_transformer(replace(fit_data(data), vocabulary=vocabulary))
+    gone_on = fit_transformer(replace(fit_data(data), vocabulary=vocabulary, previous=(before, habitual.vocabulary)))
     for name, array in before.items():
         carried = (
             gone_on[name][: len(array)] if name in ("embedding", "output.weight", "output.bias") else gone_on[name]
@@ -266,7 +268,7 @@ def test_a_later_generation_sees_old_sessions_as_often_as_new_ones(
     monkeypatch.setattr(transformer, "FEWEST_STEPS", 8)
     data = stream(habits(80, 2))
     data.fresh[:76] = False
-    given = replace(lesson(data), previous=(habitual.parts["transformer"], habitual.vocabulary))
+    given = replace(fit_data(data), previous=(habitual.parts["transformer"], habitual.vocabulary))
     fit_transformer(given)
     assert drawn == ["fresh", "old"] * 2, "half the steps of a first run"
     drawn.clear()
@@ -287,7 +289,7 @@ def test_one_like_the_one_before_takes_its_place_with_its_anchor(habitual: Model
 
 
 def _no_transformer(monkeypatch: pytest.MonkeyPatch, why: Exception | None = None) -> None:
-    def fit(lesson: Lesson) -> dict[str, NDArray[Any]]:
+    def fit(fit_data: FitData) -> dict[str, NDArray[Any]]:
         raise why or RuntimeError("could not create a primitive")
 
     monkeypatch.setattr(Transformer, "fit", fit)
@@ -297,7 +299,7 @@ def test_a_member_that_cannot_be_fitted_costs_the_model_that_member(monkeypatch:
     _no_transformer(monkeypatch)
     model = trained(stream(habits(200, 1)))
     assert model.unfitted == {"transformer": "RuntimeError: could not create a primitive"}
-    assert "transformer" not in model.rings and "transformer" not in model.parts
+    assert "transformer" not in model.calibration and "transformer" not in model.parts
     ensemble = Ensemble(model)
     assert {"ngram", "counts", "isolation_forest"} <= set(ensemble.members)
     assert "transformer" not in ensemble.members, "it is tried again when the next training is due"
@@ -315,10 +317,10 @@ def test_a_member_that_the_model_in_force_has_is_never_given_up(monkeypatch: pyt
 
 
 def test_without_any_member_there_is_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fit(lesson: Lesson) -> dict[str, NDArray[Any]]:
+    def fit(fit_data: FitData) -> dict[str, NDArray[Any]]:
         raise MemoryError
 
-    for member in MEMBERS:
+    for member in FITTED:
         monkeypatch.setattr(member, "fit", fit)
     with pytest.raises(TrainingError, match="no member could be fitted"):
         trained(stream(habits(200, 1)))

@@ -50,7 +50,7 @@ def test_vouched_lines_count_for_nothing_and_are_learned_from_when_the_file_ends
     assert summary.training_due, "at once, however few lines there were"
     data = journal.detector.training_set()
     assert data.vouched.all() and data.starts.all() and data.ends.all()
-    assert len(train(data, progress=lambda step: None).rings["ensemble"]) == 220
+    assert len(train(data, progress=lambda step: None).calibration["ensemble"]) == 220
 
 
 def test_the_models_first_word_or_a_refusal_ends_the_need_to_train() -> None:

@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 from detection.members import counts as module
 from detection.members.counts import FEWEST_SESSIONS_OF_A_KIND, Counts
 from detection.members.view import COUNT_BUCKETS, Standing
-from tests.detection.streams import lesson, stream
+from tests.detection.streams import fit_data, stream
 from tests.detection.views import Growing, sessions, whole
 
 NOTHING = np.zeros(0, dtype=np.int32)
 
 
 def fitted(*templates: list[int]) -> Counts:
-    return Counts(Counts.fit(lesson(stream(templates))), NOTHING)
+    return Counts(Counts.fit(fit_data(stream(templates))), NOTHING)
 
 
 def scores(member: Counts, *templates: list[int], ends: bool = True, muted: tuple[int, ...] = ()) -> list[float]:
     view = whole(sessions(*templates, ends=ends), 1, muted)
-    found: list[float] = member.scores(view, Standing(view, ["counts"])).tolist()
+    found: list[float] = member.score(view, Standing(view, ["counts"])).tolist()
     return found
 
 
@@ -40,7 +40,7 @@ def test_only_a_session_that_is_over_is_measured() -> None:
     assert scores(member, [5, 5], ends=False) == [0, 1.0], "cut by count: over, without a closing row"
     growing = Growing(sessions([5, 5]), 1)
     view = growing.see([2])
-    assert member.scores(view, Standing(view, ["counts"])).tolist() == [0, 0]
+    assert member.score(view, Standing(view, ["counts"])).tolist() == [0, 0]
 
 
 def test_a_session_with_a_template_admitted_since_is_not_measured() -> None:
@@ -52,7 +52,7 @@ def test_a_session_with_a_template_admitted_since_is_not_measured() -> None:
     standing = Standing(view, ["counts"])
     growing.carry = standing.after()
     view = growing.see()
-    assert member.scores(view, Standing(view, ["counts"])).tolist() == [0, 0], "nor when it came in a batch before"
+    assert member.score(view, Standing(view, ["counts"])).tolist() == [0, 0], "nor when it came in a batch before"
 
 
 def test_without_references_everything_is_as_far_as_can_be() -> None:

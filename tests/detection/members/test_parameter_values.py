@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from detection.columns.state import digest
-from detection.members.parameter_values import (
+from detection.members.parameter_values.model import (
     CLASSES,
     CUT,
     EDGE,

@@ -6,14 +6,14 @@ from scipy import stats
 
 from detection.members.registry import MEMBERS, NAMES
 from detection.members.view import Floats
-from detection.scoring.calibration import SMALLEST_P, Ring, alpha_for, combined
+from detection.scoring.calibration import SMALLEST_P, CalibrationScores, alpha_for, combined
 from detection.scoring.ensemble import p_of, score_at, shares
 
 EVEN = {k: np.full(k, 1 / k) for k in range(1, 7)}
 
 
-def ring(n: int, seed: int = 1) -> Ring:
-    return Ring(np.sort(np.random.default_rng(seed).gamma(2.0, 1.0, n)))
+def ring(n: int, seed: int = 1) -> CalibrationScores:
+    return CalibrationScores(np.sort(np.random.default_rng(seed).gamma(2.0, 1.0, n)))
 
 
 def test_the_share_of_normal_scores_below_a_level_is_about_that_level() -> None:
@@ -34,13 +34,13 @@ def test_beyond_the_largest_score_seen_p_goes_on_falling_and_never_reaches_zero(
 
 @given(st.lists(st.floats(-5, 50), min_size=1, max_size=300), st.lists(st.floats(-10, 100), min_size=2))
 def test_a_stranger_score_never_has_a_larger_p(scores: list[float], asked: list[float]) -> None:
-    p = Ring(np.sort(np.array(scores))).p(np.sort(np.array(asked)))
+    p = CalibrationScores(np.sort(np.array(scores))).p(np.sort(np.array(asked)))
     assert np.all(np.diff(p) <= 1e-15)
     assert np.all((p > 0) & (p <= 1))
 
 
 def test_an_empty_ring_calls_nothing_strange() -> None:
-    assert Ring(np.zeros(0)).p(np.array([1e9])).tolist() == [1.0]
+    assert CalibrationScores(np.zeros(0)).p(np.array([1e9])).tolist() == [1.0]
 
 
 @given(st.integers(0, 400), st.sampled_from(["spread", "mostly silent", "equal"]), st.sampled_from(NAMES), st.data())
@@ -50,7 +50,7 @@ def test_a_score_beyond_the_threshold_is_below_alpha_and_one_up_to_it_is_not(
     alpha = data.draw(st.sampled_from([1e-4, 0.001, 0.005, 0.02, 0.5]))
     drawn = np.random.default_rng(n).exponential(size=n)
     scores = {"spread": drawn, "mostly silent": np.where(drawn > 4.0, drawn, 0.0), "equal": np.ones(n)}[kind]
-    calibrated = Ring(np.sort(scores))
+    calibrated = CalibrationScores(np.sort(scores))
     threshold = score_at(member, calibrated, alpha)
     if threshold is None:
         assert p_of(member, calibrated, np.array([1e3]))[0] >= alpha
@@ -60,13 +60,13 @@ def test_a_score_beyond_the_threshold_is_below_alpha_and_one_up_to_it_is_not(
 
 
 def test_a_member_that_speaks_in_nats_and_was_always_silent_has_a_threshold_of_nats() -> None:
-    silent = Ring(np.zeros(5000))
+    silent = CalibrationScores(np.zeros(5000))
     assert score_at("sources", silent, 0.001) == pytest.approx(-np.log(0.001))
     assert score_at("ngram", silent, 0.001) == 0.0
 
 
 def test_equal_scores_are_no_tail() -> None:
-    p = Ring(np.full(1000, 3.0)).p(np.array([2.0, 3.0, 4.0]))
+    p = CalibrationScores(np.full(1000, 3.0)).p(np.array([2.0, 3.0, 4.0]))
     assert p.tolist() == [1.0, 1.0, 1 / 1001]
 
 
@@ -141,7 +141,7 @@ def test_beyond_the_largest_score_p_falls_as_scipys_generalised_pareto_does(kind
     tail = stats.genpareto(c=shape, loc=threshold, scale=scale)
     top = scores[-1]
     beyond = top + np.array([0.001, 0.1, 0.5, 1.0, 3.0]) * (top - threshold)
-    calibrated = Ring(scores)
+    calibrated = CalibrationScores(scores)
     np.testing.assert_allclose(
         calibrated.p(beyond), np.maximum(tail.sf(beyond) / tail.sf(top) / 4001, SMALLEST_P), rtol=1e-9
     )
@@ -163,7 +163,7 @@ def test_the_tail_that_is_fitted_is_about_the_one_that_scores_were_drawn_from(sh
     scores = np.sort(true.rvs(200_000, random_state=5))
     threshold = scores[-10_001]
     by_likelihood, _, scale = stats.genpareto.fit(scores[-10_000:] - threshold, floc=0.0)
-    calibrated = Ring(scores)
+    calibrated = CalibrationScores(scores)
     assert by_likelihood == pytest.approx(shape, abs=0.05)
     assert calibrated._shape == pytest.approx(by_likelihood, abs=0.05)
     assert calibrated._scale == pytest.approx(scale, rel=0.1)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detection.frames import Segment
+from detection.members.online import OnlineMembers
 from detection.rules.engine import Hits, RuleSet
 from detection.rules.files import read_rules
 from detection.sessions.connections import LivingSources
@@ -104,14 +105,16 @@ def test_of_each_line_it_is_said_which_template_it_is_who_did_it_and_which_rules
     assert set(reading.hits.lines.tolist()) == {1}
     assert {PACK.rules[rule].attack_type for rule in reading.hits.rules.tolist()} == {"sql_injection"}
     assert reading.matched_in[0][1] == b"curl/8"
-    assert len(reading.values) == 1
+    assert len(OnlineMembers().read(reading)["values"]) == 1
 
 
 def test_for_a_member_without_which_it_goes_on_nothing_is_read() -> None:
     intake = take_in([segment(ATTACK + b"\n", "access")], LivingSources(), None, clock=CLOCK, received=RECEIVED)
-    without = read_lines(intake, TemplateTable().assign, PACK, without=("values", "sources"))
-    assert without.values == [] and not without.things.any()
-    assert without.hits.lines.tolist(), "rules go on"
+    reading = read_lines(intake, TemplateTable().assign, PACK)
+    assert OnlineMembers().without(("values",)).read(reading).keys() == {"sources"}
+    assert OnlineMembers().without(("values", "sources")).read(reading) == {}
+    assert OnlineMembers().observe({}, slice(0, 1), np.array([CLOCK])).tolist() == [[0.0, 0.0]]
+    assert reading.hits.lines.tolist(), "rules go on"
 
 
 def test_hits_of_several_parts_are_one_in_the_order_of_lines_and_then_of_rules() -> None:

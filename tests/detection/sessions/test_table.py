@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from detection.causes.known import KnownCauses
 from detection.learning.history import History
+from detection.members.registry import ONLINE_NAMES
 from detection.scoring.judging import Batch, Closings, Remembered, closed_as_they_are, judge
 from detection.sessions import table as sessions_module
 from detection.sessions.table import SessionTable, cut
@@ -86,7 +87,8 @@ def feed(
     pieces = cut(table, slots, times, own, idle_seconds=IDLE, window=WINDOW)
     n = len(keys)
     ids = np.arange(first, first + n, dtype=np.int32)  # each line is its own template: sequences can be told
-    batch = Batch(first, ids, np.zeros(n, dtype=np.bool_), times, np.zeros(n), np.zeros(n), np.zeros(n), [b""] * n)
+    nothing = np.zeros((n, len(ONLINE_NAMES)))
+    batch = Batch(first, ids, np.zeros(n, dtype=np.bool_), times, np.zeros(n), nothing, [b""] * n)
     return judge(table, None, KnownCauses(), 0.0, batch, pieces, Remembered(history)).closings
 
 

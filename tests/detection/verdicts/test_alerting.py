@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from detection.columns.state import State, digest
-from detection.detector import FEWEST_VALUES, Detector
+from detection.detector import Detector
+from detection.members.parameter_values.member import FEWEST_LINES
 from detection.members.view import CLOSING
 from detection.models.model import Model
 from detection.verdicts.alerting import EXPLAINED_OF_A_BATCH, EXPLAINED_OF_AN_INCIDENT
@@ -101,7 +102,7 @@ def test_what_a_source_does_and_its_oddest_value_are_named_in_alerts_as_in_answe
     journal = started()
     usual_line = b'198.51.100.%d - - [17/May/2015:10:04:%02d +0000] "GET /x?id=%d HTTP/1.1" 200 1 "-" "-"'
     failing = b'203.0.113.9 - - [17/May/2015:10:05:03 +0000] "GET /page-%d HTTP/1.1" 404 1 "-" "-"'
-    journal.feed([usual_line % (n % 200, n // 10, n) for n in range(FEWEST_VALUES)])
+    journal.feed([usual_line % (n % 200, n // 10, n) for n in range(FEWEST_LINES)])
     journal.feed([failing % n for n in range(50)])
     (alert,) = journal.feed([ATTACK])
     (answer,) = journal.detector.ask([ATTACK], None, explain=True)

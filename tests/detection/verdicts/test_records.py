@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detection.formats.text import TEXT_BYTES
 from detection.frames import FlushFrame, LinesFrame, Segment
-from detection.verdicts.records import TEXT_BYTES, finite, shown, shown_key, shown_session
+from detection.verdicts.records import finite, shown, shown_key, shown_session
 from tests.detection.by_hand import FLOOR, USUAL, knowing_by_hand
 from tests.detection.journal import ATTACK, RECEIVED, Journal
 from tests.detection.simple import BEGAN, READ, RETRY, line, said, session, simple

@@ -12,7 +12,7 @@ from detection.members.isolation_forest.fitting import fit_forest, forest_column
 from detection.members.isolation_forest.scoring import Forest
 from detection.members.registry import MEMBERS, NAMES
 from detection.members.view import Standing, whole_sessions
-from tests.detection.streams import habits, lesson, stream
+from tests.detection.streams import fit_data, habits, stream
 from tests.detection.views import Line, Session, whole
 
 
@@ -39,7 +39,7 @@ def test_features_are_named_one_by_one_and_stand_in_that_order() -> None:
 def test_what_is_usual_goes_along_by_feature() -> None:
     data = stream(habits(200, 1))
     standing = Standing(whole_sessions(data, len(NAMES)), NAMES)
-    part = fit_forest(lesson(data, standing))
+    part = fit_forest(fit_data(data, standing))
     assert part["usual"].shape == (len(FEATURES), 3)
     assert (np.diff(part["usual"], axis=1) >= 0).all()
     low, middle, high = np.expm1(part["usual"][FEATURES.index("log_length")])
@@ -52,7 +52,7 @@ def test_a_session_is_not_strange_because_it_is_still_short() -> None:
     data = stream([[1, *[2] * int(size), 4] for size in np.random.default_rng(1).integers(4, 30, 300)])
     standing = Standing(whole_sessions(data, len(NAMES)), NAMES)
     rows, ends = features(standing), whole_sessions(data, len(NAMES)).offsets[1:] - 1
-    fitted = Forest(fit_forest(lesson(data, standing)))
+    fitted = Forest(fit_forest(fit_data(data, standing)))
     on_ends = Forest(forest_columns(SklearnForest(n_estimators=100, max_samples=300, random_state=1).fit(rows[ends])))
     halves = (ends + np.concatenate(([-1], ends[:-1]))) // 2
     strange, strange_to_other = (
@@ -83,7 +83,7 @@ def test_a_session_learned_from_is_scored_for_calibration_as_one_that_was_not() 
         said = np.random.default_rng(1).random(len(view))
         said[800:] = 5.0
         standing.put("counts", said)
-        return standing, fit_forest(lesson(data, standing))
+        return standing, fit_forest(fit_data(data, standing))
 
     _, without = scored(200)
     standing, part = scored(201)

@@ -21,7 +21,7 @@ from detection.members.origins import counters as sources_module
 from detection.members.origins.background import COUNTERS, DAY, SHARE, Background
 from detection.members.origins.counters import SourceCounters
 from detection.members.origins.counting import Lines, count
-from detection.members.origins.lines import sources_of, things_of, troubles
+from detection.members.origins.lines import failures_of, resources_of, sources_of
 
 Line = tuple[bytes, float, bool, int]  # source, clock, error, thing
 
@@ -573,14 +573,14 @@ def test_the_source_of_a_request_is_the_client() -> None:
     ],
 )
 def test_words_of_refusal_are_failures(message: bytes, trouble: bool) -> None:
-    assert troubles(text(b"all is well", message, b"all is well")).tolist() == [False, trouble, False]
+    assert failures_of(text(b"all is well", message, b"all is well")).tolist() == [False, trouble, False]
 
 
 def test_a_request_is_a_failure_by_its_status_alone() -> None:
     requests = [
         b'192.0.2.7 - - [10/Oct/2000:13:55:36 -0700] "GET /denied HTTP/1.0" %d 5' % status for status in (200, 403)
     ]
-    assert troubles(parse("access", requests, clock=NOON)).tolist() == [False, True]
+    assert failures_of(parse("access", requests, clock=NOON)).tolist() == [False, True]
 
 
 pieces = st.sampled_from(
@@ -593,11 +593,11 @@ pieces = st.sampled_from(
 def test_lines_together_read_as_each_does_by_itself(messages: list[bytes]) -> None:
     together = text(*messages)
     assert sources_of(together) == [sources_of(text(message))[0] for message in messages]
-    assert troubles(together).tolist() == [bool(troubles(text(message))[0]) for message in messages]
+    assert failures_of(together).tolist() == [bool(failures_of(text(message))[0]) for message in messages]
 
 
 def test_things_are_told_apart_by_their_contents_in_every_process() -> None:
-    assert things_of([b"GET / 200", b"GET /a 200", b"GET / 200"]).tolist() == [3496107569, 970098630, 3496107569]
+    assert resources_of([b"GET / 200", b"GET /a 200", b"GET / 200"]).tolist() == [3496107569, 970098630, 3496107569]
 
 
 def test_the_example_of_count_is_what_it_does() -> None:

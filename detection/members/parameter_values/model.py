@@ -91,6 +91,21 @@ class Values:
     lines: NDArray[np.int64]
     kinds: NDArray[np.uint8]
 
+    def of_lines(self, start: int, stop: int) -> "Values":
+        """Those of the lines `start` to `stop`, which then count from 0."""
+        if start == 0 and (not len(self.lines) or self.lines[-1] < stop):
+            return self
+        first, last = np.searchsorted(self.lines, [start, stop]).tolist()
+        offsets = self.offsets[first : last + 1]
+        places = slice(int(offsets[0]), int(offsets[-1]))
+        return Values(
+            codes=self.codes[places],
+            text=self.text[places],
+            offsets=offsets - offsets[0],
+            lines=self.lines[first:last] - start,
+            kinds=self.kinds[first:last],
+        )
+
 
 @dataclass(frozen=True)
 class Strangest:

@@ -1,0 +1,84 @@
+"""The member `sources`: what one client does over time (see `counters` beside it).
+
+Every line is counted as it is scored, clean or not: a flood that was not counted would never show. What is usual it
+learns from all clients, each of which counts for little (`background`), so there is nothing to learn afterwards.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.columns.state import Columns, State
+from detection.members.member import Cause, OnlineMember
+from detection.members.origins.counters import SourceCounters
+from detection.members.origins.lines import failures_of, resources_of
+from detection.members.parsed_lines import ParsedLines
+from detection.members.view import Bools, Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Of each line the client, whether it is a failure, and a hash of what was asked for."""
+
+    clients: Sequence[bytes]
+    failures: Bools
+    resources: NDArray[np.uint64]
+
+
+class Origins(OnlineMember[Read]):
+    name: ClassVar[str] = "sources"
+    family: ClassVar[str] = "sources"
+    in_nats: ClassVar[bool] = True
+    cause: ClassVar[Cause] = "source"
+    by_time: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._counters = SourceCounters()
+
+    @property
+    def evicted(self) -> int:
+        return self._counters.evicted
+
+    def read(self, lines: ParsedLines) -> Read:
+        count = len(lines.ids)
+        read = Read(lines.origins, np.zeros(count, np.bool_), np.zeros(count, np.uint64))
+        for kind in lines.kinds:
+            read.failures[kind.at] = failures_of(kind.fields)
+            read.resources[kind.at] = resources_of(kind.fields.contents)
+        return read
+
+    def score(self, read: Read, rows: slice, clock: Floats) -> Floats:
+        lines = zip(read.clients[rows], clock, read.failures[rows], read.resources[rows], strict=True)
+        return np.array(
+            [
+                self._counters.peek(client, float(now), bool(failed), int(resource))
+                for client, now, failed, resource in lines
+            ]
+        )
+
+    def observe(self, read: Read, rows: slice, clock: Floats) -> Floats:
+        return self._counters.observe(read.clients[rows], clock, read.failures[rows], read.resources[rows])
+
+    def learn(self, read: Read, clean: Bools) -> None:
+        """Nothing that was not counted already."""
+
+    def explain(self, read: Read | None, row: int, client: bytes, clock: float | None) -> dict[str, Any]:
+        """source: [{name, value, usual, nats}], the client's counters, the strangest first; as they are by now."""
+        return {
+            "source": [
+                {"name": counter.name, "value": counter.value, "usual": counter.usual, "nats": counter.nats}
+                for counter in self._counters.explain(client, clock)
+            ]
+        }
+
+    def export(self) -> State:
+        return self._counters.export()
+
+    @classmethod
+    def load(cls, columns: Columns) -> Self:
+        member = cls()
+        member._counters = SourceCounters.load(columns)
+        return member

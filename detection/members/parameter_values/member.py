@@ -1,0 +1,82 @@
+"""The member `values`: how oddly the parameter values of a request are spelled (see `model` beside it).
+
+It learns from the values of clean lines, and judges once FEWEST_LINES lines had values: all are odd at first.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.columns.state import Columns, State, scalar
+from detection.formats.text import shown
+from detection.members.member import Cause, OnlineMember
+from detection.members.parameter_values.model import ValueModel, Values, values_of
+from detection.members.parsed_lines import ParsedLines
+from detection.members.view import Bools, Floats
+
+FEWEST_LINES = 500  # with values
+
+Read = list[tuple[NDArray[np.int64], Values]]  # which lines, and their values
+
+
+class ParameterValues(OnlineMember[Read]):
+    name: ClassVar[str] = "values"
+    family: ClassVar[str] = "values"
+    often_silent: ClassVar[bool] = True
+    cause: ClassVar[Cause] = "value"
+
+    def __init__(self) -> None:
+        self._model = ValueModel()
+        self._lines = 0  # that had values, clean or not
+
+    def read(self, lines: ParsedLines) -> Read:
+        return [(kind.at, values_of(kind.targets, kind.web)) for kind in lines.kinds if kind.web.any()]
+
+    def score(self, read: Read, rows: slice, clock: Floats) -> Floats:
+        scores = np.zeros(len(clock))
+        if self._lines >= FEWEST_LINES:
+            for at, values in _among(read, rows):
+                scores[at - rows.start] = self._model.scores(values, len(at))
+        return scores
+
+    def learn(self, read: Read, clean: Bools) -> None:
+        for at, values in read:
+            self._model.learn(values, clean[at])
+            self._lines += len(np.unique(values.lines))
+
+    def explain(self, read: Read | None, row: int, client: bytes, clock: float | None) -> dict[str, Any]:
+        """value: {text, start, end, characters, score}, the line's oddest one, where it is strange."""
+        if read is None or self._lines < FEWEST_LINES:
+            return {}
+        for _, values in _among(read, slice(row, row + 1)):
+            if (odd := self._model.explain(values, 0)) is not None:
+                return {
+                    "value": {
+                        "text": shown(odd.value),
+                        "start": odd.start,
+                        "end": odd.end,
+                        "characters": shown(odd.characters),
+                        "score": odd.score,
+                    }
+                }
+        return {}
+
+    def export(self) -> State:
+        return {**self._model.export(), "lines": self._lines}
+
+    @classmethod
+    def load(cls, columns: Columns) -> Self:
+        member = cls()
+        member._model = ValueModel.load(columns)
+        member._lines = scalar(columns, "lines", int)
+        return member
+
+
+def _among(read: Read, rows: slice) -> Iterator[tuple[NDArray[np.int64], Values]]:
+    """Those of the lines that lie in `rows`, and their values."""
+    for at, values in read:
+        low, high = np.searchsorted(at, [rows.start, rows.stop]).tolist()
+        if low < high:
+            yield at[low:high], values.of_lines(low, high)
