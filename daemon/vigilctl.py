@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from daemon.client import commands, operator_commands
+from daemon.client import commands, learning_commands
 from daemon.client.admin import Admin, Failure, UsageError, admin_urls, read_token
 from daemon.places import SYSTEM_RUNTIME
 
@@ -150,7 +150,7 @@ def _add_models(choices: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     models = choices.add_parser("models", help="list the model generations, or go back to one")
     generations = models.add_subparsers(metavar="ACTION", required=True)
     _add(
-        generations, "list", _on_admin(operator_commands.models_list), "every generation: in force, or refused and why"
+        generations, "list", _on_admin(learning_commands.models_list), "every generation: in force, or refused and why"
     )
     rollback = _add(generations, "rollback", _rollback, "put an earlier generation in force again")
     rollback.add_argument(
@@ -232,19 +232,19 @@ def _tail(args: argparse.Namespace) -> int:
 
 
 def _train_from(args: argparse.Namespace) -> int:
-    return operator_commands.train_from(_admin(args), args.json, args.file, not args.no_wait)
+    return learning_commands.train_from(_admin(args), args.json, args.file, not args.no_wait)
 
 
 def _incidents(args: argparse.Namespace) -> int:
-    return operator_commands.incidents(_admin(args), args.json, args.limit)
+    return learning_commands.incidents(_admin(args), args.json, args.limit)
 
 
 def _feedback(args: argparse.Namespace) -> int:
-    return operator_commands.feedback(_admin(args), args.json, args.alert, args.answer, args.note)
+    return learning_commands.feedback(_admin(args), args.json, args.alert, args.answer, args.note)
 
 
 def _rollback(args: argparse.Namespace) -> int:
-    return operator_commands.models_rollback(_admin(args), args.json, args.generation)
+    return learning_commands.models_rollback(_admin(args), args.json, args.generation)
 
 
 def _generation(text: str) -> int:

@@ -66,7 +66,7 @@ def create_app(control: Control, *, hosts: Collection[str], token: str | None) -
     _add_errors(app)
     _add_queries(app, control)
     _add_actions(app, control)
-    _add_operator_commands(app, control)
+    _add_learning_commands(app, control)
     _add_page(app)
     return app
 
@@ -221,7 +221,7 @@ def _add_actions(app: QuartTrio, control: Control) -> None:
     _route(app, "/snapshots/<name>/unpin", unpin_snapshot, "POST")
 
 
-def _add_operator_commands(app: QuartTrio, control: Control) -> None:
+def _add_learning_commands(app: QuartTrio, control: Control) -> None:
     """Requests by which the operator changes what the daemon knows."""
 
     async def feedback() -> Response:

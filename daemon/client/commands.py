@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 from daemon.client.admin import Admin, Failure, UsageError
-from daemon.client.formatting import Style, printable, show, size, to_stdout
-from daemon.client.render import (
+from daemon.client.sending import log_sockets, send
+from daemon.client.text.answers import (
     announces,
     judgement_lines,
     judgement_row,
@@ -16,7 +16,7 @@ from daemon.client.render import (
     snapshot_rows,
     status_lines,
 )
-from daemon.client.sending import log_sockets, send
+from daemon.client.text.values import Style, printable, show, size, to_stdout
 
 BATCH_LINES = 500
 BATCH_BYTES = 128 * 1024  # of raw lines; as JSON escapes they grow sixfold at worst, within 1 MiB

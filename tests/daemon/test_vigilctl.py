@@ -25,8 +25,8 @@ from daemon.api.app import create_app
 from daemon.client import sending
 from daemon.client.admin import DEFAULT_URL, Admin, Failure, admin_urls
 from daemon.client.commands import BATCH_BYTES
-from daemon.client.explaining import explanation_lines
-from daemon.client.formatting import Style, printable
+from daemon.client.text.explanation import explanation_lines
+from daemon.client.text.values import Style, printable
 from daemon.control.interface import ControlError
 from daemon.control.train_from import MAX_CHUNK_BYTES
 from tests.daemon.fake_control import FakeControl, incident, record

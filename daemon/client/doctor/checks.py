@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 
 from daemon.client.admin import Admin
-from daemon.client.doctor import environment, machine, permissions, settings, status, units
+from daemon.client.doctor import machine, packages, permissions, settings, status, units
 from daemon.client.doctor.finding import Finding, fail, ok, unseen
 from daemon.client.doctor.target import Target, inspect_daemon
-from daemon.client.formatting import Style, printable
+from daemon.client.text.values import Style, printable
 
 ANSWER_SECONDS = 20.0
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -27,10 +27,10 @@ def _units(target: Target) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Target], Iterator[Finding]], ...] = (
-    environment.check_python,
-    environment.check_torch,
-    environment.check_packages,
-    environment.check_version,
+    packages.check_python,
+    packages.check_torch,
+    packages.check_packages,
+    packages.check_version,
     _units,
     permissions.check_groups,
     permissions.check_directories,

@@ -1,23 +1,13 @@
-"""Checks of the daemon's interpreter and packages, from the files of its environment; nothing is imported."""
+"""A Python environment, as its files describe it: interpreter, packages, constraints. Nothing is imported from it."""
 
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from daemon.client.doctor.finding import Finding, fail, ok, warn
-
-if TYPE_CHECKING:
-    from daemon.client.doctor.target import Target
-
-PROVEN = (3, 11)
-RE_FIXED = (3, 11, 5)  # CPython gh-106052
-_PATTERN, _TEXT, _RIGHT = rb"(?:\S++ (?=\d+ ))?+(\S++)", b"a b c", b"a"
 
 
 @dataclass(frozen=True)
@@ -89,142 +79,3 @@ class Environment:
 
 def normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).strip().lower()
-
-
-def public(version: str) -> str:
-    """A version without its build: 2.13.0 of 2.13.0+cpu."""
-    return version.partition("+")[0]
-
-
-def check_python(target: "Target") -> Iterator[Finding]:
-    environment = target.environment
-    version = environment.python
-    if version is None:
-        yield warn(
-            "python", f"{environment.place}: is no virtual environment; its version is unknown", "install with make"
-        )
-        return
-    numbers = tuple(map(int, version.split(".")))
-    note = (
-        "" if _re_is_right(environment, numbers) else "; its re has the bug gh-106052, which vigild does not depend on"
-    )
-    found = f"{version} ({environment.place}){note}"
-    if numbers < PROVEN:
-        yield fail(
-            "python", f"{found}: too old, vigild needs 3.11", "install again with a newer one: PYTHON=python3.11"
-        )
-    elif numbers[:2] != PROVEN:
-        yield warn(
-            "python", f"{found}: wheels exist, but vigild is proven on 3.11", "where there is one: PYTHON=python3.11"
-        )
-    else:
-        yield ok("python", found)
-
-
-def _re_is_right(environment: Environment, version: tuple[int, ...]) -> bool:
-    if environment.prefix is not None or sys.version_info < (3, 11):
-        return version >= RE_FIXED
-    found = re.match(_PATTERN, _TEXT)
-    return found is not None and found[1] == _RIGHT
-
-
-def check_torch(target: "Target") -> Iterator[Finding]:
-    """From the package's files; importing it takes a second and 250 MB."""
-    environment = target.environment
-    again = f"{environment.place}/bin/pip install --force-reinstall --no-deps torch=={{}}"
-    torch = environment.packages.get("torch")
-    wanted = _exact(environment).get("torch", "")
-    if torch is None:
-        found = f"not in {environment.place}: no model can be trained or loaded"
-        yield fail("torch", found, again.format(wanted or "VERSION") + " (see README, Install it)")
-        return
-    cuda = _cuda(torch)
-    found = f"{torch.version}, " + ("for CPUs" if cuda is None else f"for CUDA {cuda}")
-    if wanted and public(torch.version) != public(wanted):
-        yield fail("torch", f"{found}, but vigild needs {wanted}", again.format(wanted))
-    elif cuda is not None:
-        yield warn(
-            "torch",
-            f"{found}: it works, but only the CPU is used, and its packages take several GB",
-            f"{again.format(public(torch.version))} --index-url https://download.pytorch.org/whl/cpu",
-        )
-    else:
-        yield ok("torch", found)
-
-
-def _cuda(torch: Distribution) -> str | None:
-    """The CUDA version that torch was built for, None for a CPU build."""
-    try:
-        text = Path(str(torch.locate_file("torch/version.py"))).read_text()
-    except OSError:
-        local = torch.version.partition("+")[2]
-        return local.removeprefix("cu") if local.startswith("cu") else None
-    found = re.search(r"^cuda\b[^=\n]*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE)
-    return found[1] if found else None
-
-
-def _exact(environment: Environment) -> dict[str, str]:
-    """The requirements of the installed vigild that allow exactly one version."""
-    return {name: version for name, version in _required(environment) if version}
-
-
-def _used(environment: Environment) -> set[str]:
-    """The installed packages that vigild needs at run time, directly or not; build tools are not among them."""
-    seen, waiting = set[str](), ["vigild"]
-    while waiting:
-        name = waiting.pop()
-        if name in environment.packages and name not in seen:
-            seen.add(name)
-            waiting += [each for each, _ in _required(environment, name)]
-    return seen
-
-
-def _required(environment: Environment, name: str = "vigild") -> Iterable[tuple[str, str]]:
-    """(name, exact version or "") of each run-time requirement of the installed package `name`."""
-    package = environment.packages.get(name)
-    for requirement in (package.requires if package is not None else None) or []:
-        wanted, _, marker = requirement.partition(";")
-        if "extra" in marker:
-            continue
-        name, _, version = wanted.partition("==")
-        yield normalised(re.split(r"[<>=!~ (\[]", name)[0]), version.strip(" )")
-
-
-def check_packages(target: "Target") -> Iterator[Finding]:
-    environment = target.environment
-    packages, required = environment.packages, [name for name, _ in _required(environment)]
-    used = _used(environment)
-    tested = {name: version for name, version in environment.constraints().items() if name in used}
-    pip = f"{environment.place}/bin/pip install"
-    if "vigild" not in packages:
-        yield warn("packages", f"vigild itself is not installed in {environment.place}", f"{pip} .")
-        return
-    if missing := [name for name in required if name not in packages]:
-        yield fail("packages", f"missing: {', '.join(missing)}", f"{pip} {' '.join(missing)}")
-        return
-    others = [name for name in sorted(tested) if public(packages[name].version) != public(tested[name])]
-    if others:
-        shown = (f"{name} {packages[name].version} ({tested[name]})" for name in others)
-        yield warn(
-            "packages",
-            f"not what vigild was tested with (in brackets): {', '.join(shown)}",
-            f"{pip} {' '.join(f'{name}=={tested[name]}' for name in others)}",
-        )
-    else:
-        known = f", {len(tested)} packages are of the versions it was tested with" if tested else ""
-        yield ok("packages", f"all {len(required)} required are there{known}")
-
-
-def check_version(target: "Target") -> Iterator[Finding]:
-    vigild = target.installed.packages.get("vigild")
-    installed, running = vigild.version if vigild is not None else None, target.status.get("version")
-    again = f"systemctl restart {target.service.name}" if target.service is not None else "restart the daemon"
-    if running is None or installed is None:
-        yield ok("version", f"{installed or 'unknown'} installed; none is running" if running is None else str(running))
-    elif running != installed:
-        yield warn("version", f"{running} runs, {installed} is installed in {target.installed.place}", again)
-    elif target.service is not None and not target.environment.same_as(target.installed):
-        found = f"{running} runs from {target.environment.place}, and was installed anew in {target.installed.place}"
-        yield warn("version", found, again)
-    else:
-        yield ok("version", running)

@@ -12,7 +12,7 @@ from actors.peek_mark import marks_work
 from daemon.client.doctor.finding import Finding, fail, ok, unseen, warn
 from daemon.client.doctor.target import Target
 from daemon.client.doctor.units import MOST_CONNECTIONS
-from daemon.client.formatting import duration, printable, size
+from daemon.client.text.values import duration, printable, size
 
 # A snapshot and a model take some tens of megabytes each, and are complete before old ones are removed.
 LITTLE_BYTES, SCARCE_BYTES = 64 << 20, 512 << 20

@@ -6,7 +6,7 @@ from typing import Any
 
 from daemon.client.doctor.finding import Finding, fail, ok, unseen, warn
 from daemon.client.doctor.target import Target, part
-from daemon.client.formatting import count, duration, member_name, printable
+from daemon.client.text.values import count, duration, member_name, printable
 from daemon.settings import CheckpointSettings, SettingsError
 
 # Reasons of a degraded daemon that have a check of their own, and its name; and the one that ends by itself.

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from daemon.client.admin import Admin
-from daemon.client.doctor import checks, environment, machine, permissions, status, units
+from daemon.client.doctor import checks, machine, packages, permissions, status, units
 from daemon.client.doctor.environment import Environment
 from daemon.client.doctor.finding import Finding
 from daemon.client.doctor.target import Target, inspect_daemon
@@ -235,7 +235,7 @@ def environment_at(home: Path, python: str = "3.11.2", cuda: str = "None", torch
 
 def of_environment(target: Target, made: Environment) -> list[Finding]:
     there = replace(target, environment=made, installed=made)
-    checks = environment.check_python, environment.check_torch, environment.check_packages, environment.check_version
+    checks = packages.check_python, packages.check_torch, packages.check_packages, packages.check_version
     return [finding for check in checks for finding in check(there)]
 
 
@@ -274,7 +274,7 @@ def test_an_old_torch_and_what_else_was_not_tested_is_named(target: Target, tmp_
 def test_a_daemon_of_another_version_than_is_installed_wants_a_restart(target: Target, tmp_path: Path) -> None:
     made = environment_at(tmp_path)
     older = replace(target, status={**STATUS, "version": "0.0.9"}, environment=made, installed=made)
-    assert bad(environment.check_version(older)) == [("version", "warn")]
+    assert bad(packages.check_version(older)) == [("version", "warn")]
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------

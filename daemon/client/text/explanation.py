@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from daemon.client.formatting import Style, count, member_name, printable, score, threshold
+from daemon.client.text.values import Style, count, member_name, printable, score, threshold
 
 
 def explanation_lines(explain: Mapping[str, Any], rules: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from daemon.client.formatting import Style, count, printable, size, when
+from daemon.client.text.values import Style, count, printable, size, when
 
 
 def incident_rows(incidents: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str]:

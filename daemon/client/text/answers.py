@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from daemon.client.explaining import explanation_lines
-from daemon.client.formatting import (
+from daemon.client.text.explanation import explanation_lines
+from daemon.client.text.values import (
     MEMBERS,
     Style,
     count,

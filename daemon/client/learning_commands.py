@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 from daemon.client.admin import Admin, Failure, UsageError
-from daemon.client.formatting import Style, count, printable, show, to_stdout
 from daemon.client.sending import CHUNK_BYTES, chunks, open_source, progress_bar
-from daemon.client.tables import answer_rows, incident_rows, model_rows
+from daemon.client.text.tables import answer_rows, incident_rows, model_rows
+from daemon.client.text.values import Style, count, printable, show, to_stdout
 
 REQUEST_BYTES = 512 * 1024 - CHUNK_BYTES  # of one request; the daemon takes at most 512 KiB
 POLL_SECONDS = 0.5

@@ -1,0 +1,1 @@
+"""What vigilctl prints: the answers of the daemon as text."""
