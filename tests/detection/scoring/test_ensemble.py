@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detection.members.failing import MemberError
-from detection.members.registry import NAMES
+from detection.members.registry import NAMES, ONLINE_NAMES
 from detection.members.view import whole_sessions
 from detection.models.model import Model
 from detection.scoring.ensemble import Ensemble, members_of, resting
@@ -69,8 +69,9 @@ def test_a_threshold_is_the_score_beyond_which_a_member_alone_is_below_alpha() -
 
 def test_a_session_scores_as_its_members_do_and_the_highest_so_far_stays() -> None:
     ensemble = Ensemble(made(values=np.zeros(9), counts=np.zeros(9)))
-    values = np.array([0.0, 3.0, 1.0, 5.0], dtype=np.float32)
-    data = stream([[1, 2, 3], [1]], values=values, errors=np.zeros(4, dtype=np.bool_))
+    online = np.zeros((4, len(ONLINE_NAMES)), dtype=np.float32)
+    online[:, ONLINE_NAMES.index("values")] = [0.0, 3.0, 1.0, 5.0]
+    data = stream([[1, 2, 3], [1]], online=online, errors=np.zeros(4, dtype=np.bool_))
     standing = ensemble.score(whole_sessions(data, len(NAMES)))
     assert standing.reached[:, VALUES].tolist() == [0.0, 3.0, 3.0, 3.0, 5.0, 5.0]
     # At the closing rows: as the reference; and one line of three, |0 + 1 + 1| of 1 + 3.
