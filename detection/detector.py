@@ -52,9 +52,10 @@ from detection.models.training_set import TrainingSet
 from detection.next_training import cutoff, history_of_stream, learned_so_far, training_set
 from detection.parts import Parts
 from detection.rules.engine import Hits, RuleSet
+from detection.scoring.batch import Batch, Closings, Judged
 from detection.scoring.calibration import level_of
 from detection.scoring.ensemble import Ensemble, members_of, resting
-from detection.scoring.judging import Batch, Closings, Judged, Remembered, closed_as_they_are, judge
+from detection.scoring.judging import Recording, closed_as_they_are, judge
 from detection.scoring.withdrawn import forget_judgements, judge_anew
 from detection.sessions.connections import LivingSource, LivingSources
 from detection.sessions.intake import Intake, KeyPattern, read_lines, take_in
@@ -405,10 +406,10 @@ class Detector:
 
     def _judged(self, alpha: float, batch: Batch, pieces: Cut, more: Closings) -> Judged:
         """The batch, and `more` that closes with it."""
-        parts, model, remembered = self._parts, self._model, None
+        parts, model, recording = self._parts, self._model, None
         if (history := history_of_stream(parts, model)) is not None:
-            remembered = Remembered(history, flags_count=model is not None and model.complete)
-        judged = judge(parts.sessions, self._ensemble, parts.known, alpha, batch, pieces, remembered)
+            recording = Recording(history, flags_count=model is not None and model.complete)
+        judged = judge(parts.sessions, self._ensemble, parts.known, alpha, batch, pieces, recording)
         return replace(judged, closings=judged.closings.and_also(more))
 
     def _close(self, slots: NDArray[np.int64], alerting: Alerting) -> None:

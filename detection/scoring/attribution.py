@@ -6,6 +6,7 @@ line is strange to a model that does not know it), else the shape that the sessi
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from detection.causes.fingerprints import (
 from detection.causes.known import KnownCauses
 from detection.columns.runs import first_true, repeat_per_row
 from detection.members.registry import MEMBERS
-from detection.members.view import CLOSING, COUNT_BUCKETS, Ints, Standing, View
+from detection.members.view import CLOSING, COUNT_BUCKETS, Ints, View
 from detection.scoring.ensemble import Ensemble, Judgement
 from detection.scoring.outcomes import ANOMALY, NOVEL
 from detection.sessions.intake import session_key
@@ -43,6 +44,18 @@ def muted(known: KnownCauses, ensemble: Ensemble | None, templates: NDArray[np.i
         if len(unknown):
             result[unknown] = known.normal(new_causes(templates[unknown]))
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class RowSessions:
+    """Whose the rows of a batch are. Of the pieces' sessions [P] `keys`, `serials`, and whether they are `windowed`; of
+    rows [R] `line`, the place of their line in the batch; of its lines [n] `origins`, the client, b"" for none."""
+
+    keys: NDArray[np.bytes_]
+    windowed: NDArray[np.bool_]
+    serials: Ints
+    line: Ints
+    origins: Sequence[bytes]
 
 
 class Reasons:
@@ -64,25 +77,18 @@ class Reasons:
         ensemble: Ensemble,
         known: KnownCauses,
         view: View,
-        standing: Standing,
         judgement: Judgement,
-        keys: NDArray[np.bytes_],
-        windowed: NDArray[np.bool_],
-        serials: Ints,
+        sessions: RowSessions,
         novel: NDArray[np.int32],
-        lines: Ints,
-        origins: Sequence[bytes],
     ) -> None:
-        """`keys`, `windowed` and `serials` [P] are the pieces' sessions', `novel` [P] what each was before the batch;
-        `lines` [R] are the rows' places in the batch, and `origins` says who did each line of it, b"" for nobody."""
+        """`novel` [P] is what it was of each session before the batch."""
         rows = len(view)
         self.alert_cause, self.session_cause = np.zeros(rows, dtype=np.uint64), np.zeros(rows, dtype=np.uint64)
         self.kind, self.shapes = np.zeros(rows, dtype=np.uint8), np.zeros((rows, 2), dtype=np.uint64)
         self.verdict = np.zeros(rows, dtype=np.uint8)
         self._known, self._view, self._members = known, view, judgement.members
-        self._keys, self._windowed, self._serials, self._lines = keys, windowed, serials, lines
-        self._origins = origins
-        self._untold: set[int] = set()  # causes admitted in this batch that nobody was told of
+        self._sessions = sessions
+        self._just_admitted: set[int] = set()  # causes admitted in this batch, none of whose sessions was flagged yet
         self._piece = repeat_per_row(view.offsets)
         unknown = (view.templates != CLOSING) & ~ensemble.knows(view.templates)
         self._unknown = unknown & ~view.muted_rows()
@@ -104,7 +110,7 @@ class Reasons:
         empty.verdict, empty.about = np.zeros(rows, dtype=np.uint8), np.full(rows, CLOSING, dtype=np.int32)
         return empty
 
-    def report_new_templates(self, counts: NDArray[np.uint8], begun: int) -> None:
+    def report_new_templates(self, counts: NDArray[np.uint8], next_serial: int) -> None:
         """Tell `known` which sessions show a template that the model does not know, once a session.
 
         `counts` [P, 64] are the sessions' before this batch. A template shares its bucket with others, so a session
@@ -117,26 +123,26 @@ class Reasons:
         fresh = counts[piece, template % COUNT_BUCKETS] == 0
         _, first = np.unique(np.stack([piece[fresh], template[fresh]]), axis=1, return_index=True)
         rows, template = (column[fresh][np.sort(first)] for column in (rows, template))
-        self._report(new_causes(template), rows, begun)
+        self._report(new_causes(template), rows, next_serial)
 
-    def report_finished(self, pieces: NDArray[np.int64], begun: int, alpha: float) -> None:
+    def report_finished(self, pieces: NDArray[np.int64], next_serial: int, alpha: float) -> None:
         """Tell `known` which shapes these pieces' sessions had when they were over.
 
         For sessions that were strange on the way: an open session shows a shape at every line, and only the one at
         the end is the same for all that did the same. Not of those whose values or source are strange, at `alpha` or
         more than all else: an attack from many sources has a most usual shape, and must not make itself normal by it.
         """
-        p = self._likelihoods(self._view.offsets[1:][pieces] - 1)
+        p = self._p_values(self._view.offsets[1:][pieces] - 1)
         elsewhere = p[:, _BY_VALUE + _BY_SOURCE].min(axis=1) <= np.maximum(p.min(axis=1), alpha)
         pieces = pieces[~elsewhere]
         shapes = shape_causes(self._view.counts[pieces], np.ones(len(pieces), dtype=np.bool_))
-        self._report(shapes, self._view.offsets[1:][pieces] - 1, begun)
+        self._report(shapes, self._view.offsets[1:][pieces] - 1, next_serial)
 
     def name(self, rows: Ints) -> None:
         """Find the causes of these rows, at most one a piece."""
         piece, view = self._piece[rows], self._view
         closing = view.templates[rows] == CLOSING
-        p = self._likelihoods(rows)
+        p = self._p_values(rows)
         least = p.min(axis=1)
         by_value, by_source = ((p[:, columns] <= least[:, None]).any(axis=1) for columns in (_BY_VALUE, _BY_SOURCE))
         novel = np.where(rows >= self._novel_at[piece], self.novel[piece], 0)
@@ -149,7 +155,7 @@ class Reasons:
             [kind == VALUE, kind == SOURCE, kind == NEW],
             [
                 value_causes(np.maximum(view.templates[rows], 0)),
-                source_causes(self._keys[piece]),
+                source_causes(self._sessions.keys[piece]),
                 new_causes(np.maximum(about, 0)),
             ],
             np.where(closing, over, going_on),
@@ -158,40 +164,44 @@ class Reasons:
         self.kind[rows] = kind
         self.shapes[rows] = np.where((kind == NEW)[:, None], np.stack([going_on, over], axis=1), np.uint64(0))
         self.verdict[rows] = np.where(kind == NEW, NOVEL, ANOMALY)
-        named = [row for row in rows[(kind == SOURCE) & ~closing].tolist() if self._origins[self._lines[row]]]
+        named = [
+            row
+            for row in rows[(kind == SOURCE) & ~closing].tolist()
+            if self._sessions.origins[self._sessions.line[row]]
+        ]
         if named:
-            who = [session_key(self._origins[line]) for line in self._lines[named].tolist()]
+            who = [session_key(self._sessions.origins[line]) for line in self._sessions.line[named].tolist()]
             self.alert_cause[named] = source_causes(np.array(who))
 
     def normal(self, rows: Ints) -> NDArray[np.bool_]:
         """Which of the causes of these rows are known to be normal, once: what was unknown before this batch and is
         admitted in it, however many sessions came with it, is still raised by the first of them."""
         normal = self._known.normal(self.session_cause[rows]) | self._known.normal(self.alert_cause[rows])
-        if self._untold:
+        if self._just_admitted:
             for i in self._in_order(rows).tolist():
-                if (cause := int(self.session_cause[rows[i]])) in self._untold:
-                    self._untold.remove(cause)
+                if (cause := int(self.session_cause[rows[i]])) in self._just_admitted:
+                    self._just_admitted.remove(cause)
                     normal[i] = False
         return normal
 
-    def report_shapes(self, rows: Ints, begun: int) -> None:
+    def report_shapes(self, rows: Ints, next_serial: int) -> None:
         """Tell `known` of those of these rows that were named by the shape of their session."""
         by_shape = rows[self.kind[rows] == SHAPE]
-        self._report(self.session_cause[by_shape], by_shape, begun)
+        self._report(self.session_cause[by_shape], by_shape, next_serial)
 
-    def _report(self, causes: Causes, rows: Ints, begun: int) -> None:
+    def _report(self, causes: Causes, rows: Ints, next_serial: int) -> None:
         """In the order of the log: that of the rows is one of slots, which another run of it need not have."""
         order = self._in_order(rows)
         causes, piece = causes[order], self._piece[rows[order]]
-        keys = np.where(self._windowed[piece], np.uint64(0), source_causes(self._keys[piece]))
-        self._untold |= self._known.seen(causes, np.full(len(causes), begun, dtype=np.int64), keys)
+        keys = np.where(self._sessions.windowed[piece], np.uint64(0), source_causes(self._sessions.keys[piece]))
+        self._just_admitted |= self._known.seen(causes, np.full(len(causes), next_serial, dtype=np.int64), keys)
 
     def _in_order(self, rows: Ints) -> Ints:
         """Places of `rows` in the order of the log."""
-        order: Ints = np.lexsort((self._serials[self._piece[rows]], self._lines[rows]))
+        order: Ints = np.lexsort((self._sessions.serials[self._piece[rows]], self._sessions.line[rows]))
         return order
 
-    def _likelihoods(self, rows: Ints) -> NDArray[np.float64]:
+    def _p_values(self, rows: Ints) -> NDArray[np.float64]:
         """The members' p-values, 1 of those that are not ready: float64 [n, M]."""
         return np.where(np.isnan(self._members[rows]), 1.0, self._members[rows])
 

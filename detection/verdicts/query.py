@@ -21,8 +21,9 @@ from detection.members.online import OnlineMembers, Read
 from detection.members.parsed_lines import ParsedLines
 from detection.members.registry import NAMES
 from detection.rules.engine import Hits, RuleSet
+from detection.scoring.batch import Batch, Judged
 from detection.scoring.ensemble import Ensemble
-from detection.scoring.judging import Batch, Judged, judge
+from detection.scoring.judging import judge
 from detection.scoring.outcomes import NORMAL, VERDICTS, verdict_of
 from detection.sessions.intake import Intake, KeyPattern, read_fields, read_lines, session_key
 from detection.sessions.log_clock import LogClock
