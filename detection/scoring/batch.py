@@ -16,9 +16,8 @@ from detection.scoring.ensemble import Judgement
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """n lines as columns. `clock` is the log clock at each line, non-decreasing; `hit` the confidence of
-    the surest rule that matched it, 0 where none did; `online` [n, K] their online scores; `origins` the client that it
-    names, b"" for none."""
+    """n lines as columns. Of each line `clock` is the log clock, non-decreasing; `hit` the confidence of the surest
+    rule that matched it, 0 where none did; `online` [n, K] its online scores; `origins` the client, b"" for none."""
 
     first_line: int
     ids: NDArray[np.int32]
@@ -38,7 +37,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Closings:
-    """Sessions that closed, one row each; `p` and `reached` (running maxima of the members' scores) are the final ones."""
+    """Sessions that closed, one row each, with their final p and running maxima (`reached`)."""
 
     line: Ints  # at which the closing showed
     serial: Ints
@@ -69,7 +68,7 @@ class Closings:
 
 @dataclass(frozen=True, slots=True)
 class LineStates:
-    """For each line of a batch its session as of that line; columns [n] in line order. `reached` are running maxima."""
+    """For each line of a batch its session as of that line, with running maxima (`reached`); columns [n] in line order."""
 
     serial: Ints
     first_line: Ints
