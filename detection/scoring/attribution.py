@@ -59,7 +59,7 @@ class RowSessions:
     origins: Sequence[bytes]
 
     def origin(self, row: int) -> bytes:
-        return self.origins[self.line[row]]
+        return self.origins[int(self.line[row])]
 
 
 class Reasons:

@@ -68,7 +68,7 @@ class Closings:
 
 @dataclass(frozen=True, slots=True)
 class LineStates:
-    """For each line of a batch its session as of that line, with running maxima (`reached`); columns [n] in line order."""
+    """For each line of a batch, in order, its session as of that line; `reached` are the running maxima."""
 
     serial: Ints
     first_line: Ints
