@@ -11,9 +11,8 @@ are withdrawn, since when and why; so it is the same wherever the frames are app
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,6 @@ from detection.frames import (
     RefusedFrame,
     RestoreFrame,
     ReturnedFrame,
-    Segment,
     Sequenced,
     SettingsFrame,
     SkipFrame,
@@ -44,64 +42,24 @@ from detection.frames import (
 )
 from detection.learning.vouched import Taught
 from detection.members.failing import MemberError
-from detection.members.online import OnlineMembers, Read
-from detection.members.parsed_lines import ParsedLines
 from detection.members.registry import ONLINE_NAMES
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
 from detection.next_training import cutoff, history_of_stream, learned_so_far, training_set
 from detection.parts import Parts
-from detection.rules.engine import Hits, RuleSet
+from detection.reading import FrameLines, Reader, Shown
+from detection.scoring.batch import Batch, Closings, Judged
 from detection.scoring.calibration import level_of
 from detection.scoring.ensemble import Ensemble, members_of, resting
-from detection.scoring.judging import Batch, Closings, Judged, Remembered, closed_as_they_are, judge
+from detection.scoring.judging import Recording, closed_as_they_are, judge
 from detection.scoring.withdrawn import forget_judgements, judge_anew
-from detection.sessions.connections import LivingSource, LivingSources
-from detection.sessions.intake import Intake, KeyPattern, read_lines, take_in
+from detection.sessions.connections import LivingSource
 from detection.sessions.table import Cut, cut
 from detection.summary import Summary, summary_of
 from detection.templates.table import TemplateTable
-from detection.verdicts.alerting import Alerting, Lines
+from detection.verdicts.alerting import Alerting
 from detection.verdicts.query import Query
 from detection.verdicts.records import Verdicts, rows_of
-
-CHUNK_LINES = 4096  # judged at a time
-
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class _Lines:
-    """The n lines of a frame, parsed. `hits` are those of rules that the operator has not called normal, `hit` float64
-    [n] the confidence of the surest of them, 0 where there is none; `read` is what online members read of the lines."""
-
-    intake: Intake
-    parsed: ParsedLines
-    hits: Hits
-    hit: Floats
-    read: Read
-
-    def __len__(self) -> int:
-        return len(self.parsed.ids)
-
-    def chunks(self) -> Iterator[slice]:
-        """What is judged at a time."""
-        return (slice(start, start + CHUNK_LINES) for start in range(0, len(self), CHUNK_LINES))
-
-    def hits_in(self, chunk: slice) -> Hits:
-        """The hits on the lines of a chunk, which are numbered from its start."""
-        low, high = np.searchsorted(self.hits.lines, [chunk.start, chunk.stop])
-        return Hits(lines=self.hits.lines[low:high] - chunk.start, rules=self.hits.rules[low:high])
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Where a batch is from, to show it: its lines' texts, their times, the rules that hit them, and what was read."""
-
-    texts: list[bytes]
-    times: Floats
-    hits: Hits
-    lines: Lines | None
 
 
 class Detector:
@@ -109,8 +67,7 @@ class Detector:
 
     def __init__(self) -> None:
         self._parts = Parts()
-        self._rules = _compiled(())
-        self._pattern: KeyPattern | None = None
+        self._reader = Reader.of(self._parts.settings, self._parts.rules)
         self._model: Model | None = None
         self._ensemble: Ensemble | None = None  # None without a model, and where no member of it judges
 
@@ -185,7 +142,7 @@ class Detector:
     def _alerting(self) -> Alerting:
         parts, alarms = self._parts, self._parts.settings.alarms
         return Alerting(
-            parts.incidents, parts.recent, parts.templates, self._ensemble, self._rules,
+            parts.incidents, parts.recent, parts.templates, self._ensemble, self._reader.rules,
             parts.online.without(parts.withdrawn),
             alarms.per_day if alarms.alpha is None else math.inf,  # with `alpha` set there is no budget
         )  # fmt: skip
@@ -218,7 +175,7 @@ class Detector:
 
     def _judge_frame(self, frame: LinesFrame, alerting: Alerting) -> None:
         parts, counters = self._parts, self._parts.counters
-        lines = self._read(frame.segments, parts.sources, parts.clock.now, frame.received)
+        lines = self._reader.read(parts, frame.segments, parts.sources, parts.clock.now, frame.received)
         if parts.clock.timed and frame.segments and all(segment.kind == "plain" for segment in frame.segments):
             # Else it would stand still once the source that brings the times has ended.
             parts.pass_silence(frame.received)
@@ -239,11 +196,11 @@ class Detector:
         parts, counters = self._parts, self._parts.counters
         file = parts.vouching.open_file(parts.line, counters.vouched_sessions)
         into = Taught(parts.history, parts.known, parts.settings.session)
-        lines = self._read((frame.segment,), file.living, file.clock.now, frame.received)
+        lines = self._reader.read(parts, (frame.segment,), file.living, file.clock.now, frame.received)
         online = parts.online.with_those_of(file.online)
         for chunk in lines.chunks():
             times = lines.intake.times[chunk]
-            batch = self._batch(lines, chunk, 1, file.advance(times, frame.received), online)
+            batch = lines.batch(chunk, 1, file.advance(times, frame.received), online)
             file.learn(batch, lines.intake.keys[chunk], lines.intake.windowed[chunk], times, into)
         online.learn(lines.read, lines.hit == 0.0)
         counters.future_lines += lines.intake.future
@@ -343,36 +300,11 @@ class Detector:
         if frame.settings.session != self._parts.settings.session:
             self._close(self._parts.sessions.all_open(), alerting)
         self._parts.settings, self._parts.rules = frame.settings, frame.rules
-        self._compile()
-
-    def _compile(self) -> None:
-        key = self._parts.settings.session.key
-        self._rules = _compiled(self._parts.rules)
-        self._pattern = None if key == "auto" else KeyPattern(key)
+        self._reader = Reader.of(frame.settings, frame.rules)
 
     # --- lines and closings -------------------------------------------------------------------------
 
-    def _read(self, segments: Sequence[Segment], living: LivingSources, clock: float, received: float) -> _Lines:
-        """The lines that `segments` complete in `living`. Nothing is learned of them but their templates."""
-        intake = take_in(segments, living, self._pattern, clock=clock, received=received)
-        parsed = read_lines(intake, self._parts.templates.assign, self._rules)
-        hits = self._parts.known.without_normal(self._rules, parsed.hits, parsed.ids)
-        hit = self._rules.confidences(hits, len(parsed.ids))
-        return _Lines(intake, parsed, hits, hit, self._parts.online.without(self._parts.withdrawn).read(parsed))
-
-    def _batch(self, lines: _Lines, chunk: slice, first_line: int, clock: Floats, online: OnlineMembers) -> Batch:
-        """A chunk of `lines` to judge, with the log clock at each; `online` members observe it."""
-        return Batch(
-            first_line=first_line,
-            ids=lines.parsed.ids[chunk],
-            errors=lines.intake.errors[chunk],
-            clock=clock,
-            hit=lines.hit[chunk],
-            online=online.observe(lines.read, chunk, clock),
-            origins=lines.parsed.origins[chunk],
-        )
-
-    def _judge_chunk(self, lines: _Lines, chunk: slice, received: float, alerting: Alerting) -> NDArray[np.bool_]:
+    def _judge_chunk(self, lines: FrameLines, chunk: slice, received: float, alerting: Alerting) -> NDArray[np.bool_]:
         """Which of the lines are clean: no rule matched, and their sessions are not flagged."""
         parts, sessions, session = self._parts, self._parts.sessions, self._parts.settings.session
         keys, texts, times = lines.intake.keys[chunk], lines.intake.lines[chunk], lines.intake.times[chunk]
@@ -384,7 +316,7 @@ class Detector:
         crowded = sessions.crowded_out_by(keys)
         crowded_out = closed_as_they_are(sessions, crowded, first_line)
         sessions.evict(crowded)
-        batch = self._batch(lines, chunk, first_line, clock, parts.online)
+        batch = lines.batch(chunk, first_line, clock, parts.online)
         pieces = cut(
             sessions,
             sessions.slots_for(keys, lines.intake.windowed[chunk]),
@@ -397,18 +329,16 @@ class Detector:
         judged = self._judged(alpha, batch, pieces, crowded_out)
         parts.recent.append(first_line, texts, judged.states.serial)
         self._move_to(first_line + len(texts) - 1)
-        shown_times = np.where(np.isnan(times), clock, times)
-        of = _Source(texts, shown_times, lines.hits_in(chunk), Lines(lines.parsed, chunk.start, lines.read))
-        self._emit(batch, judged, alpha, of, alerting)
+        self._emit(batch, judged, alpha, lines.shown(chunk, clock), alerting)
         clean: NDArray[np.bool_] = (batch.hit == 0.0) & (judged.states.verdict == 0)
         return clean
 
     def _judged(self, alpha: float, batch: Batch, pieces: Cut, more: Closings) -> Judged:
         """The batch, and `more` that closes with it."""
-        parts, model, remembered = self._parts, self._model, None
+        parts, model, recording = self._parts, self._model, None
         if (history := history_of_stream(parts, model)) is not None:
-            remembered = Remembered(history, flags_count=model is not None and model.complete)
-        judged = judge(parts.sessions, self._ensemble, parts.known, alpha, batch, pieces, remembered)
+            recording = Recording(history, flags_count=model is not None and model.complete)
+        judged = judge(parts.sessions, self._ensemble, parts.known, alpha, batch, pieces, recording)
         return replace(judged, closings=judged.closings.and_also(more))
 
     def _close(self, slots: NDArray[np.int64], alerting: Alerting) -> None:
@@ -431,21 +361,21 @@ class Detector:
         )
         alpha, _ = self.alpha()
         judged = self._judged(alpha, batch, pieces, as_they_are)
-        self._emit(batch, judged, alpha, _Source([], batch.clock, Hits.none(), None), alerting)
+        self._emit(batch, judged, alpha, Shown.nothing(), alerting)
 
-    def _emit(self, batch: Batch, judged: Judged, alpha: float, of: _Source, alerting: Alerting) -> None:
+    def _emit(self, batch: Batch, judged: Judged, alpha: float, shown: Shown, alerting: Alerting) -> None:
         """Turn a judged batch into verdicts, and what is flagged of it into alerts."""
-        closings, hits = judged.closings, of.hits
+        closings, hits = judged.closings, shown.hits
         causes = np.zeros(len(batch.ids), dtype=np.uint64)
         if len(hits.lines):
-            lines, of_rules = hit_causes(self._rules, hits, batch.ids)
+            lines, of_rules = hit_causes(self._reader.rules, hits, batch.ids)
             causes[lines] = of_rules
-        texts = of.texts + [self._parts.recent.text(line) or b"" for line in closings.worst_line.tolist()]
+        texts = shown.texts + [self._parts.recent.text(line) or b"" for line in closings.worst_line.tolist()]
         rows = rows_of(
-            batch, judged.states, closings, alpha, self._number(closings), of.times, texts, hits, causes,
-            self._rules.rules, self._parts.templates, self._ensemble,
+            batch, judged.states, closings, alpha, self._number(closings), shown.times, texts, hits, causes,
+            self._reader.rules.rules, self._parts.templates, self._ensemble,
         )  # fmt: skip
-        alerting.add(rows, judged, alpha, of.lines)
+        alerting.add(rows, judged, alpha, shown.lines)
 
     def _move_to(self, line: int) -> None:
         if line != self._parts.line:
@@ -487,9 +417,9 @@ class Detector:
         ensemble = self._ensemble.without(failed) if self._ensemble is not None and failed else self._ensemble
         out = {*self._parts.withdrawn, *failed}
         return Query(
-            self._parts.templates, self._rules, self._parts.sessions,
+            self._parts.templates, self._reader.rules, self._parts.sessions,
             ensemble if ensemble is not None and ensemble.members else None,
-            self._pattern, self._parts.known, self._parts.recent,
+            self._reader.pattern, self._parts.known, self._parts.recent,
             self._parts.online.without(out),
             self._parts.settings, self.alpha()[0], self._parts.line, self._parts.clock, self._parts.received, failed,
         )  # fmt: skip
@@ -537,7 +467,7 @@ class Detector:
     def summary(self) -> Summary:
         members = self._ensemble.members if self._ensemble is not None else ()
         so_far = learned_so_far(self._parts, self._model)
-        return summary_of(self._parts, self._model, members, len(self._rules.rules), so_far, self.alpha())
+        return summary_of(self._parts, self._model, members, len(self._reader.rules.rules), so_far, self.alpha())
 
     # --- the state as columns -----------------------------------------------------------------------
 
@@ -554,10 +484,6 @@ class Detector:
         detector = cls()
         detector._parts = Parts.load(state)
         with of_this_version():
-            detector._compile()
+            detector._reader = Reader.of(detector._parts.settings, detector._parts.rules)
             detector._use(model)
         return detector
-
-
-# Compiling takes a tenth of a second, and a state that is loaded, or reloaded, mostly has the same rules.
-_compiled = lru_cache(maxsize=4)(RuleSet.compile)

@@ -15,7 +15,8 @@ from detection.causes.known import KnownCauses
 from detection.columns.state import Columns, State, joined, part, scalar
 from detection.learning.history import VOUCHED, History
 from detection.members.online import OnlineMembers
-from detection.scoring.judging import Batch, Remembered, judge
+from detection.scoring.batch import Batch
+from detection.scoring.judging import Recording, judge
 from detection.sessions.connections import LivingSources
 from detection.sessions.log_clock import LogClock
 from detection.sessions.table import SessionTable, cut
@@ -107,8 +108,8 @@ class VouchedFile:
     ) -> None:
         idle, window = into.settings.idle_seconds, into.settings.window
         pieces = cut(self.sessions, slots, lines.clock, events, idle_seconds=idle, window=window, ending=ending)
-        remembered = Remembered(into.history, closing_flags=VOUCHED)
-        judge(self.sessions, None, into.known, 0.0, lines, pieces, remembered)
+        recording = Recording(into.history, closing_flags=VOUCHED)
+        judge(self.sessions, None, into.known, 0.0, lines, pieces, recording)
 
     def export(self) -> State:
         return {

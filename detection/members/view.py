@@ -152,8 +152,8 @@ class Standing:
         before = self._view.carry.reached[:, member][self._piece]
         self.reached[:, member] = np.maximum(running_max(scores, self._view.offsets), before)
 
-    def only(self, rows: Bools) -> "Standing":
-        """A copy of the marked rows' columns (bool [R]), to look at and not to be put into."""
+    def only(self, rows: Bools | Ints) -> "Standing":
+        """A copy of the columns of these rows (bool [R], or their numbers), to look at and not to be put into."""
         chosen = copy(self)
         for name in ("reached", "log_length", "distinct", "error_share", "rate", "muted"):
             setattr(chosen, name, getattr(self, name)[rows])

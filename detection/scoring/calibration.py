@@ -9,6 +9,7 @@ and Wallis, 1987), scaled to meet the rank at the highest of them.
 The members' p-values become one statistic (`combined`), which has calibration scores of its own.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,7 +64,8 @@ class CalibrationScores:
     def score_at(self, alpha: float) -> float | None:
         """The score up to which p-values are at least `alpha`, and beyond which they are less; None where none is."""
         n = len(self.scores)
-        reaching = int(np.count_nonzero((1.0 + n - np.arange(n + 1)) / (n + 1.0) >= alpha))  # ranks, as `p` takes them
+        # The ranks that `p` takes fall from 1 to 1/(n + 1): how many of them reach `alpha`.
+        reaching = bisect_left(range(n + 1), True, key=lambda below: (1.0 + n - below) / (n + 1.0) < alpha)
         if 0 < reaching <= n:
             return float(self.scores[reaching - 1])
         if not reaching or not n or self._scale <= 0.0 or alpha <= SMALLEST_P:

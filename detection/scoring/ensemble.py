@@ -126,7 +126,7 @@ class Ensemble:
         if usual is None or "isolation_forest" not in self.members:
             return []
         with blamed_on("isolation_forest"):
-            values = features(standing.only(np.arange(len(standing.reached)) == row))[0]
+            values = features(standing.only(np.array([row])))[0]
         low, middle, high = usual.T
         judged = np.array([name in self.members or name not in self._calibration for name in FEATURES])
         out = np.flatnonzero(judged & ((values > high) | (values < low)))

@@ -9,8 +9,8 @@ from detection.causes.fingerprints import RULE, in_words, source_causes
 from detection.members.online import OnlineMembers, Read
 from detection.members.parsed_lines import ParsedLines
 from detection.rules.engine import RuleSet
+from detection.scoring.batch import Judged
 from detection.scoring.ensemble import Ensemble
-from detection.scoring.judging import Judged
 from detection.sessions.recent_lines import RecentLines
 from detection.templates.table import TemplateTable
 from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explained, in_order

@@ -18,7 +18,8 @@ may add a field. They are shown in this order.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from detection.columns.runs import repeat_per_row
+import numpy as np
+
 from detection.members.registry import NAMES
 from detection.members.view import CLOSING, Standing, View
 from detection.rules.engine import Evidence
@@ -65,9 +66,9 @@ def explained(
         if name in ensemble.members
     ]
     members.sort(key=lambda member: (member["p"], member["name"]))
-    piece = int(repeat_per_row(view.offsets)[row])
-    begin, place = int(view.token_offsets[piece]), int(view.token_places()[row])
-    context = view.tokens[begin:place]
+    piece = int(np.searchsorted(view.offsets, row, side="right")) - 1
+    begin = int(view.token_offsets[piece])
+    context = view.tokens[begin : begin + int(view.held[piece]) + row - int(view.offsets[piece])]
     found = int(view.templates[row])
     expected, chance = ensemble.expected(context, bool(view.starts[piece]), found)
 

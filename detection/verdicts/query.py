@@ -21,8 +21,9 @@ from detection.members.online import OnlineMembers, Read
 from detection.members.parsed_lines import ParsedLines
 from detection.members.registry import NAMES
 from detection.rules.engine import Hits, RuleSet
+from detection.scoring.batch import Batch, Judged
 from detection.scoring.ensemble import Ensemble
-from detection.scoring.judging import Batch, Judged, judge
+from detection.scoring.judging import judge
 from detection.scoring.outcomes import NORMAL, VERDICTS, verdict_of
 from detection.sessions.intake import Intake, KeyPattern, read_fields, read_lines, session_key
 from detection.sessions.log_clock import LogClock
@@ -110,7 +111,8 @@ class Query:
         known = np.zeros(n, dtype=np.bool_) if self.ensemble is None else self.ensemble.knows(batch.ids)
         novel = ~known if self.ensemble is not None else known  # nothing is without a model
         verdict, score = verdict_of(judged.states.p, self.alpha, batch.hit, judged.states.verdict, ~novel)
-        return _Judged(intake, parsed, read, hits, batch, judged, known, verdict, score, slot)
+        kinds = {row: fields.kind for where, fields in intake.fields for row in where.tolist()}
+        return _Judged(intake, kinds, parsed, read, hits, batch, judged, known, verdict, score, slot)
 
     def _fields(self, lines: list[bytes]) -> Intake:
         wanted = self.settings.format.kind
@@ -187,7 +189,7 @@ class Query:
     def _log_data(self, of: "_Judged", row: int) -> dict[str, Any]:
         template = int(of.batch.ids[row])
         return {
-            "kind": next(fields.kind for where, fields in of.intake.fields if np.any(where == row)),
+            "kind": of.kinds[row],
             "time": finite(of.intake.times[row]),
             "session": shown(of.intake.own_keys[row]),
             "source": shown(of.parsed.origins[row]),
@@ -247,6 +249,7 @@ class _Judged:
     """n lines in question, judged; columns [n] and rows in their order."""
 
     intake: Intake
+    kinds: Mapping[int, str]  # of each line the format that fits it
     parsed: ParsedLines
     read: Read  # what online members read of them
     hits: Hits  # but those that the operator has called normal

@@ -14,8 +14,8 @@ from detection.members.registry import NAMES
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.rules.engine import Hits
 from detection.rules.files import Rule
+from detection.scoring.batch import Batch, Closings, LineStates
 from detection.scoring.ensemble import Ensemble
-from detection.scoring.judging import Batch, Closings, LineStates
 from detection.scoring.outcomes import VERDICTS, verdict_of
 from detection.templates.table import TemplateTable
 from detection.verdicts.incidents import Grouped
@@ -43,7 +43,7 @@ class Rows:
     cause: NDArray[np.uint64]  # of flagged rows
     kind: NDArray[np.uint8]
     about: NDArray[np.int32]  # the template that the cause is about
-    shapes: NDArray[np.uint64]  # [n + m, 2] of a session with a new template, its own: see `reasons.Reasons`
+    shapes: NDArray[np.uint64]  # [n + m, 2] of a session with a new template, its own: see `attribution.Reasons`
     reached: NDArray[np.float64]  # [n + m, M]
     member_ps: NDArray[np.float64]  # [n + m, M]
     texts: list[bytes]  # of lines, then of the oddest line of each session closed

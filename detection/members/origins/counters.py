@@ -136,12 +136,20 @@ class SourceCounters:
                 self._turn(int(lines.minute[stop - 1]))
         return nats
 
-    def peek(self, source: bytes, clock: float, failed: bool, resource: int) -> float:
-        """What `observe` would say of this line as the next one. Changes nothing."""
-        if not source:
-            return 0.0
-        line = Lines.of(np.array([clock]), np.array([failed]), np.array([resource], dtype=np.uint64))
-        return float(_together(self._news(self._alone(source, line)))[0])
+    def peek(
+        self,
+        sources: Sequence[bytes],
+        clock: NDArray[np.float64],
+        failures: NDArray[np.bool_],
+        resources: NDArray[np.uint64],
+    ) -> NDArray[np.float64]:
+        """What `observe` would say of each of these n lines, alone, as the next one: float64 [n]. Changes nothing."""
+        nats = np.zeros(len(sources))
+        named = [i for i, source in enumerate(sources) if source]
+        if named:
+            lines = Lines.of(clock, failures, resources)[np.array(named)]
+            nats[named] = _together(self._news(self._each_alone([sources[i] for i in named], lines)))
+        return nats
 
     def explain(self, source: bytes, clock: float | None = None) -> list[Standout]:
         """How `source` stands at `clock`, by default in the minute of its last line; its strangest counter first.
@@ -153,7 +161,7 @@ class SourceCounters:
             return []
         if clock is None:
             clock = float(self._column["minute"][slot]) * MINUTE_SECONDS
-        counted = self._alone(source, Lines.silence(clock))
+        counted = self._each_alone([source], Lines.silence(clock))
         columns = (counted.values[0].tolist(), self._background.usual(), self._nats(counted)[0].tolist())
         found = [Standout(name, *each) for name, *each in zip(COUNTERS, *columns, strict=True)]
         return sorted(found, key=lambda each: -each.nats)
@@ -190,15 +198,15 @@ class SourceCounters:
         self._background.sample_days(*counted.closed_days)
         return _together(self._news(counted))
 
-    def _alone(self, source: bytes, line: Lines) -> Counted:
-        """What one line would do to its source, from nothing where it is not known."""
-        slot = self._slots.get(_bounded(source))
-        if slot is None:
-            held = _rows(1)
-            held["minute"][:] = line.minute
-        else:
-            held = {name: column[slot : slot + 1] for name, column in self._column.items()}
-        return count(held, np.array([0, 1]), line, self._background.share)
+    def _each_alone(self, sources: Sequence[bytes], lines: Lines) -> Counted:
+        """What each line would do to its source as the next one, from nothing where the source is not known."""
+        slots = np.array([self._slots.get(_bounded(source), -1) for source in sources], dtype=np.int64)
+        held = {name: column[slots] for name, column in self._column.items()}
+        unknown = slots < 0
+        for column in held.values():
+            column[unknown] = np.zeros(1, dtype=column.dtype)
+        held["minute"][unknown] = lines.minute[unknown]
+        return count(held, np.arange(len(sources) + 1), lines, self._background.share)
 
     def _nats(self, counted: Counted) -> NDArray[np.float64]:
         """How strange each counter is after each line, the source's own past considered: float64 [n, counters]."""

@@ -51,13 +51,7 @@ class Origins(OnlineMember[Read]):
         return read
 
     def score(self, read: Read, rows: slice, clock: Floats) -> Floats:
-        lines = zip(read.clients[rows], clock, read.failures[rows], read.resources[rows], strict=True)
-        return np.array(
-            [
-                self._counters.peek(client, float(now), bool(failed), int(resource))
-                for client, now, failed, resource in lines
-            ]
-        )
+        return self._counters.peek(read.clients[rows], clock, read.failures[rows], read.resources[rows])
 
     def observe(self, read: Read, rows: slice, clock: Floats) -> Floats:
         return self._counters.observe(read.clients[rows], clock, read.failures[rows], read.resources[rows])

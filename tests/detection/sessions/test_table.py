@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from detection.causes.known import KnownCauses
 from detection.learning.history import History
 from detection.members.registry import ONLINE_NAMES
-from detection.scoring.judging import Batch, Closings, Remembered, closed_as_they_are, judge
+from detection.scoring.batch import Batch, Closings
+from detection.scoring.judging import Recording, closed_as_they_are, judge
 from detection.sessions import table as sessions_module
 from detection.sessions.table import SessionTable, cut
 
@@ -89,7 +90,7 @@ def feed(
     ids = np.arange(first, first + n, dtype=np.int32)  # each line is its own template: sequences can be told
     nothing = np.zeros((n, len(ONLINE_NAMES)))
     batch = Batch(first, ids, np.zeros(n, dtype=np.bool_), times, np.zeros(n), nothing, [b""] * n)
-    return judge(table, None, KnownCauses(), 0.0, batch, pieces, Remembered(history)).closings
+    return judge(table, None, KnownCauses(), 0.0, batch, pieces, Recording(history)).closings
 
 
 steps = st.lists(
@@ -135,7 +136,7 @@ def test_columns_cut_lines_into_the_sessions_that_a_line_by_line_reading_gives(
     }
     assert held == {k: (s.first_line, len(s.lines)) for k, s in still_open.items()}
 
-    # What is remembered for training are the same sessions, whole and in order.
+    # What is recording for training are the same sessions, whole and in order.
     sequences = history.closed_sessions()
     learned = zip(sequences.offsets[:-1], sequences.offsets[1:], sequences.starts, sequences.ends, strict=True)
     assert sorted(

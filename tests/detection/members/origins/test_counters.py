@@ -29,7 +29,15 @@ NOON = 1_457_006_400.0
 
 
 def observe(counters: SourceCounters, lines: list[Line]) -> NDArray[np.float64]:
-    return counters.observe(
+    return counters.observe(*_columns(lines))
+
+
+def peek(counters: SourceCounters, lines: list[Line]) -> NDArray[np.float64]:
+    return counters.peek(*_columns(lines))
+
+
+def _columns(lines: list[Line]) -> tuple[list[bytes], NDArray[np.float64], NDArray[np.bool_], NDArray[np.uint64]]:
+    return (
         [line[0] for line in lines],
         np.array([line[1] for line in lines], dtype=np.float64),
         np.array([line[2] for line in lines], dtype=np.bool_),
@@ -275,10 +283,11 @@ def test_a_long_stream_in_batches_of_the_daemon_and_line_by_line_gives_the_same_
 @settings(max_examples=50, deadline=None)
 def test_a_question_is_answered_as_the_next_line_would_be_and_changes_nothing(drawn: list[Line], block: int) -> None:
     with small_table(block, capacity=2 * block + 4):
-        counters = SourceCounters()
-        for line in on_the_clock(drawn):
+        counters, lines = SourceCounters(), on_the_clock(drawn)
+        for number, line in enumerate(lines):
             before = digest(counters.export())
-            peeked = counters.peek(*line)
+            peeked = peek(counters, [line])[0]
+            assert peek(counters, [*lines[number : number + 5], line])[[0, -1]].tolist() == [peeked, peeked]
             counters.explain(line[0], line[1])
             assert digest(counters.export()) == before
             assert observe(counters, [line])[0] == peeked
@@ -474,7 +483,9 @@ def test_a_line_without_a_source_counts_for_nobody(usual: Usual) -> None:
     counters, _, clock = after(usual)
     held = len(counters)
     assert observe(counters, [(b"", clock, True, i) for i in range(500)]).max() == 0.0
-    assert len(counters) == held and counters.peek(b"", clock, True, 1) == 0.0 and counters.explain(b"", clock) == []
+    assert (
+        len(counters) == held and peek(counters, [(b"", clock, True, 1)]) == 0.0 and counters.explain(b"", clock) == []
+    )
 
 
 # --- hostile -----------------------------------------------------------------------------------------------------
@@ -508,7 +519,7 @@ def test_any_bytes_may_be_a_source(sources: list[bytes]) -> None:
     counters = SourceCounters()
     for source in sources:
         observe(counters, [(source, NOON, True, 1)])
-        assert counters.peek(source, NOON, True, 1) == 0.0
+        assert peek(counters, [(source, NOON, True, 1)]) == 0.0
     copy = SourceCounters.load(counters.export())
     assert len(copy) == len(counters) == len({source for source in sources if source})
     assert all((copy.explain(source, NOON) != []) == (source != b"") for source in sources)
