@@ -1,3 +1,4 @@
+import doctest
 import random
 import time
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ from detection.templates.masks import message_tokens, request_tokens, skeletons
 from detection.templates.table import MAX_ID, OTHER, TemplateTable
 
 TRUTH = Path("../shared/data/templates2k")
+
+
+def test_the_example_in_the_documentation_is_true() -> None:
+    assert doctest.testmod(templates).attempted > 2
+    assert doctest.testmod(templates).failed == 0
 
 
 def masked(message: bytes) -> bytes:
