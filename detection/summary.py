@@ -1,4 +1,4 @@
-"""What the rest of the daemon may know of the detector at any time: plain numbers as of one frame."""
+"""The summary of the detector for the rest of the daemon: plain numbers as of one frame."""
 
 import math
 from dataclasses import dataclass
@@ -72,8 +72,10 @@ def summary_of(
     so_far: LearnedSoFar,
     level: tuple[float, bool],
 ) -> Summary:
-    """As of the last frame, with the `members` that judge, so many `rules`, and the level sessions are tested at, and
-    whether it is the floor."""
+    """The summary as of the last frame.
+
+    `members` are those that judge; `rules` is the number of rules; `level` is alpha, and whether it is at its floor.
+    """
     learning, counters, now = parts.settings.learning, parts.counters, parts.clock.now
     alpha, floor_binding = level
     return Summary(
