@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from detection.causes.known import KnownCauses
-from detection.columns.state import Columns, Scalars, State, decoded, joined, of_this_version, part, scalar
+from detection.columns.state import Columns, Scalars, State, columns_under, decoded, of_this_version, prefixed, scalar
 from detection.columns.upgrades import STATES
 from detection.frames import ModelFrame
 from detection.learning.history import History
@@ -134,12 +134,12 @@ def _exported(name: str, value: Any) -> State:
         case msgspec.Struct() | tuple():
             return {name: msgspec.json.encode(value)}
         case _:
-            return joined(name, value.export())
+            return prefixed(name, value.export())
 
 
 def _loaded(name: str, kind: Any, state: Columns) -> Any:
     if kind in (int, float):
         return scalar(state, name, kind)
     if hasattr(kind, "load"):
-        return kind.load(part(name, state))
+        return kind.load(columns_under(name, state))
     return decoded(state, name, kind)

@@ -8,12 +8,13 @@ same thing. So "normal" also holds for the shapes that the alert's session had a
 sessions with that template, and an answer to the shape itself takes precedence.
 
 **Admission.** After a deploy most sessions have a shape that was never seen before, and they are not malicious. So a
-cause that occurs in `ADMITTED_SHARE` of the last `RING` sessions, 25 of 1,000, is admitted as normal. It counts from
-the line where it occurs, not from the end of the session, or long sessions would raise alerts about a deploy until they
-end. It counts once a session, and must come from `ADMITTED_KEYS` different session keys, so that one client cannot
-admit itself by repetition (sessions without a key, windows of a stream, count one each). A young stream needs the same
-25 sessions, not a share of the fewer that it has had. An answer "anomaly" forbids admission, and revokes it. At most
-`ADMITTED` causes are admitted; the oldest are dropped and counted, and are admitted again if they are still frequent.
+cause that occurs in `ADMITTED_SHARE` of the last `RECENT_SESSIONS` sessions, 25 of 1,000, is admitted as normal. It
+counts from the line where it occurs, not from the end of the session, or long sessions would raise alerts about a
+deploy until they end. It counts once a session, and must come from `ADMITTED_KEYS` different session keys, so that one
+client cannot admit itself by repetition (sessions without a key, windows of a stream, count one each). A young stream
+needs the same 25 sessions, not a share of the fewer that it has had. An answer "anomaly" forbids admission, and
+revokes it. At most `ADMITTED` causes are admitted; the oldest are dropped and counted, and are admitted again if they
+are still frequent.
 
 While nothing more is learned from the stream (`admits` is false) only answers have effect.
 
@@ -23,7 +24,7 @@ attack harmless.
 State:
 
     answers              uint8 [b]     JSON: a list of `Answer`, oldest first
-    ring.cause           uint64 [r]    causes in the last sessions, oldest first; r <= LONGEST_RING
+    ring.cause           uint64 [r]    causes in the last sessions, oldest first; r <= MOST_OCCURRENCES
     ring.place           int64 [r]     the number of sessions that had begun when each occurred
     ring.key             uint64 [r]    a hash of the session's key, 0 if it has none
     admitted             uint64 [a]    in the order of admission
@@ -44,13 +45,13 @@ from detection.rules.engine import Hits, RuleSet
 
 ANSWERS = 10_000
 ADMITTED = 4096
-RING = 1000
-LONGEST_RING = 8 * RING
+RECENT_SESSIONS = 1000
+MOST_OCCURRENCES = 8 * RECENT_SESSIONS
 ADMITTED_SHARE = 0.025
 ADMITTED_KEYS = 5
 NOTE_BYTES = 1000
 
-_NEEDED = round(RING * ADMITTED_SHARE)
+_NEEDED = round(RECENT_SESSIONS * ADMITTED_SHARE)
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -112,7 +113,7 @@ class KnownCauses:
         self._cause, self._key = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)
         self._place = np.zeros(0, dtype=np.int64)
         self._admitted: dict[int, None] = {}  # in the order of admission
-        self._settle()
+        self._apply_answers()
 
     # --- answers ------------------------------------------------------------------------------------
 
@@ -126,12 +127,12 @@ class KnownCauses:
         if len(self._answers) > self._capacity[0]:
             del self._answers[next(iter(self._answers))]
             self.answers_dropped += 1
-        self._settle()
+        self._apply_answers()
 
     def undo(self, alert_id: str) -> bool:
         """Remove the answer to an alert; False if there is none. Causes admitted meanwhile stay admitted."""
         found = self._answers.pop(alert_id, None) is not None
-        self._settle()
+        self._apply_answers()
         return found
 
     def answers(self) -> list[Answer]:
@@ -159,7 +160,7 @@ class KnownCauses:
         self._cause = np.concatenate((self._cause, causes))
         self._place = np.concatenate((self._place, places))
         self._key = np.concatenate((self._key, keys))
-        recent = np.flatnonzero(self._place > places[-1] - RING)[-LONGEST_RING:]
+        recent = np.flatnonzero(self._place > places[-1] - RECENT_SESSIONS)[-MOST_OCCURRENCES:]
         admissions = self.admissions
         among = np.isin(self._cause[recent], new)
         found, counts = np.unique(self._cause[recent][among], return_counts=True)
@@ -217,13 +218,13 @@ class KnownCauses:
         """Which of `causes` [m] the operator answered with "anomaly": bool [m]."""
         return _among(causes, self._sorted_bad)
 
-    def _settle(self) -> None:
+    def _apply_answers(self) -> None:
         """Derive everything that follows from the answers."""
         last = {answer.cause: answer.normal for answer in self._answers.values() if answer.cause}
-        said = {cause for cause, normal in last.items() if normal}
-        self._bad = last.keys() - said
-        alike = {shape for a in self._answers.values() if a.normal and a.cause in said for shape in a.shapes}
-        self._normal = said | (alike - self._bad)
+        normal = {cause for cause, is_normal in last.items() if is_normal}
+        self._bad = last.keys() - normal
+        alike = {shape for a in self._answers.values() if a.normal and a.cause in normal for shape in a.shapes}
+        self._normal = normal | (alike - self._bad)
         for cause in self._bad & self._admitted.keys():
             del self._admitted[cause]
         latest_first = dict.fromkeys(answer.template for answer in reversed(self._answers.values()) if answer.template)
@@ -261,7 +262,7 @@ class KnownCauses:
         known._admitted = dict.fromkeys(array(columns, "admitted").tolist())
         for name in _COUNTERS:
             setattr(known, name, scalar(columns, name, int))
-        known._settle()
+        known._apply_answers()
         return known
 
 

@@ -124,13 +124,13 @@ class Scalars:
         return cls(**scalars(columns))
 
 
-def joined(prefix: str, columns: Columns) -> State:
+def prefixed(prefix: str, columns: Columns) -> State:
     """`columns` with `prefix` and a dot before every name."""
     return {f"{prefix}.{name}": value for name, value in columns.items()}
 
 
-def part(prefix: str, state: Columns) -> State:
-    """The inverse of `joined`: the columns whose names begin with `prefix` and a dot, without these."""
+def columns_under(prefix: str, state: Columns) -> State:
+    """The inverse of `prefixed`: the columns whose names begin with `prefix` and a dot, without these."""
     dotted = prefix + "."
     return {name[len(dotted) :]: value for name, value in state.items() if name.startswith(dotted)}
 

@@ -31,10 +31,10 @@ from detection.columns.state import (
     NewerVersionError,
     OtherVersionError,
     State,
+    columns_under,
     layout,
     layouts,
     of_this_version,
-    part,
 )
 
 Step = Callable[[State], State]
@@ -149,12 +149,12 @@ def model_layouts(columns: Columns) -> dict[str, str]:
     """The layout of each part of a model. A member with calibration scores but no arrays is a part without columns."""
     names = {name for name in columns if "." not in name and name != "format"}
     found = {"model": layout({name: columns[name] for name in names})}
-    arrays: dict[str, State] = {name: {} for name in part("rings", columns)}
-    for name, array in part("parts", columns).items():
+    arrays: dict[str, State] = {name: {} for name in columns_under("rings", columns)}
+    for name, array in columns_under("parts", columns).items():
         member, _, column = name.partition("/")
         arrays.setdefault(member, {})[column] = array
     found |= {member: layout(each) for member, each in arrays.items()}
-    return {**found, "templates": layout(part("templates", columns))}
+    return {**found, "templates": layout(columns_under("templates", columns))}
 
 
 STATES = Versions("the state", LAYOUTS, UPGRADES, layouts, optional=frozenset({"vouching"}))

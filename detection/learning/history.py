@@ -60,8 +60,8 @@ class History:
     ) -> None:
         """Add n <= ROWS lines in the order of their arrival. `online` [n, K] are the online members' scores, `keys`
         hashes of session keys."""
-        said = dict(zip(ONLINE_NAMES, online.T, strict=True))
-        self._add(serials=serials, templates=templates, times=times, flags=flags, **said, about=keys)
+        scores = dict(zip(ONLINE_NAMES, online.T, strict=True))
+        self._add(serials=serials, templates=templates, times=times, flags=flags, **scores, about=keys)
 
     def close(
         self,

@@ -21,10 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from detection.columns.runs import repeat_per_row
-from detection.columns.state import Columns, State, joined, part
+from detection.columns.state import Columns, State, columns_under, prefixed
 from detection.learning.promotion import anchor_of, bounded, refuse_worse
-from detection.members.member import FitData, FittedMember, Member
-from detection.members.member import Progress as Fitting
+from detection.members.member import FitData, FitProgress, FittedMember, Member
 from detection.members.registry import FITTED, MEMBERS, NAMES, OFTEN_SILENT, ONLINE_NAMES
 from detection.members.transformer.scoring import LARGEST_VOCABULARY
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
@@ -112,7 +111,7 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
         vocabulary = _vocabulary(pool.only(learned))
         run = _Run(pool, view, vocabulary, report, fits)
     members = [
-        member for member in MEMBERS if (data.full or _is_early(member)) and _has_enough_to_say(member, view, learned)
+        member for member in MEMBERS if (data.full or _is_early(member)) and _has_enough_scores(member, view, learned)
     ]
     standing = run.cross_fitted(members, learned)
     for member in fits.fitted(members):
@@ -139,7 +138,7 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
     previous = data.previous
     if data.full:
         if previous is not None and _has_transformer(previous):
-            refuse_worse(model, previous, view, run.said["transformer"], pool.fresh)
+            refuse_worse(model, previous, view, run.scores["transformer"], pool.fresh)
             calibration["ensemble"] = bounded(calibration["ensemble"], previous.calibration["ensemble"])
         parts["anchor"] = anchor_of(previous, pool.only(learned))
     progress(Progress("done", STEPS_REPORTED, STEPS_REPORTED, report.loss, 1.0))
@@ -186,7 +185,7 @@ class _Report:
         """The next fit is `share` of the work of all fits of `member`."""
         self._begin, self._share = self._begin + self._share, share * (0.9 if member.name == "transformer" else 0.005)
 
-    def inside(self, stage: str) -> Fitting:
+    def inside(self, stage: str) -> FitProgress:
         def fit(fraction: float, loss: float | None = None) -> None:
             self.loss = self.loss if loss is None else loss
             self(stage, min(self._begin + fraction * self._share, 0.97))
@@ -215,7 +214,7 @@ class _Fits:
         self._found = notebook.found
         self._done: State = {}
         self._counts: Counter[str] = Counter()
-        self.failed: dict[str, str] = {name: str(why) for name, why in part("failed", self._found).items()}
+        self.failed: dict[str, str] = {name: str(why) for name, why in columns_under("failed", self._found).items()}
         loss = self._found.get("loss")
         report.loss = loss if isinstance(loss, float) else 0.0
 
@@ -236,15 +235,15 @@ class _Fits:
         name = f"{member.name}:{self._counts[member.name]}"
         done, begun = f"done.{name}", f"begun.{name}"
         self._counts[member.name] += 1
-        fitted: Any = part(done, self._found)
+        fitted: Any = columns_under(done, self._found)
         found = bool(fitted)
         if not found:
 
             def keep(state: Callable[[], Columns]) -> None:
-                self._note(lambda: joined(begun, state()))
+                self._note(lambda: prefixed(begun, state()))
 
-            fitted = member.fit(replace(fit_data, begun=part(begun, self._found) or None, keep=keep))
-        self._done |= joined(done, fitted)
+            fitted = member.fit(replace(fit_data, begun=columns_under(begun, self._found) or None, keep=keep))
+        self._done |= prefixed(done, fitted)
         if not found:
             self._note(dict)
         return dict(fitted)
@@ -252,7 +251,7 @@ class _Fits:
     def _note(self, more: Callable[[], State]) -> None:
         self._notebook.note(
             self._report.fraction,
-            lambda: {"loss": self._report.loss, **joined("failed", self.failed), **self._done, **more()},
+            lambda: {"loss": self._report.loss, **prefixed("failed", self.failed), **self._done, **more()},
         )
 
 
@@ -268,7 +267,7 @@ class _Run:
         self._fits = fits or _Fits(NoNotebook(), report)
         self._pool, self._view, self._vocabulary, self._report = pool, view, vocabulary, report
         self._row_session = repeat_per_row(view.offsets)
-        self.said: dict[str, Floats] = {}  # the cross-fitted scores of each member, float64 [R]
+        self.scores: dict[str, Floats] = {}  # the cross-fitted scores of each member, float64 [R]
         self.parts: dict[str, dict[str, NDArray[Any]]] = {}  # of members that were fitted once
 
     def cross_fitted(self, members: Sequence[type[Member]], learned: Bools) -> Standing:
@@ -279,12 +278,12 @@ class _Run:
             with self._fits.may_fail(member):
                 scores = self._cross_fitted(member, learned, standing)
                 standing.put(member.name, scores)
-                self.said[member.name] = scores
+                self.scores[member.name] = scores
         return standing
 
     def _cross_fitted(self, member: type[Member], learned: Bools, standing: Standing) -> Floats:
         if not issubclass(member, FittedMember):
-            return _said_online(member, self._view)
+            return _online_scores(member, self._view)
         if member.folds == 1:
             return self._out_of_bag(member, learned, standing)
         return self._by_folds(member, learned, standing)
@@ -481,18 +480,18 @@ def _is_early(member: type[Member]) -> bool:
     return member.early if issubclass(member, FittedMember) else True
 
 
-def _said_online(member: type[Member], view: View) -> Floats:
+def _online_scores(member: type[Member], view: View) -> Floats:
     """The scores of an online member: float64 [R]."""
-    said: Floats = view.online[:, ONLINE_NAMES.index(member.name)]
-    return said
+    scores: Floats = view.online[:, ONLINE_NAMES.index(member.name)]
+    return scores
 
 
-def _has_enough_to_say(member: type[Member], view: View, learned: Bools) -> bool:
+def _has_enough_scores(member: type[Member], view: View, learned: Bools) -> bool:
     """Whether a member has enough scores to be calibrated; one that is often silent may not."""
     if member.name not in OFTEN_SILENT:
         return True
-    said = _said_online(member, view)
-    return int(np.count_nonzero(np.maximum.reduceat(said, view.offsets[:-1])[learned])) >= FEWEST_TO_CALIBRATE
+    scores = _online_scores(member, view)
+    return int(np.count_nonzero(np.maximum.reduceat(scores, view.offsets[:-1])[learned])) >= FEWEST_TO_CALIBRATE
 
 
 def _beyond_expected(strangeness: Floats, pool: TrainingSet, calibration: Bools) -> Bools:

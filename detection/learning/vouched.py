@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.causes.known import KnownCauses
-from detection.columns.state import Columns, State, joined, part, scalar
+from detection.columns.state import Columns, State, columns_under, prefixed, scalar
 from detection.learning.history import VOUCHED, History
 from detection.members.online import OnlineMembers
 from detection.scoring.batch import Batch
@@ -115,18 +115,18 @@ class VouchedFile:
     def export(self) -> State:
         return {
             "at_line": self.at_line,
-            **joined("living", self.living.export()),
-            **joined("clock", self.clock.export()),
-            **joined("sessions", self.sessions.export()),
-            **joined("online", self.online.export()),
+            **prefixed("living", self.living.export()),
+            **prefixed("clock", self.clock.export()),
+            **prefixed("sessions", self.sessions.export()),
+            **prefixed("online", self.online.export()),
         }
 
     @classmethod
     def load(cls, columns: Columns) -> "VouchedFile":
         file = cls(0)
         file.at_line = scalar(columns, "at_line", int)
-        file.living = LivingSources.load(part("living", columns))
-        file.clock = LogClock.load(part("clock", columns))
-        file.sessions = SessionTable.load(part("sessions", columns), CAPACITY)
-        file.online = OnlineMembers.load(part("online", columns))
+        file.living = LivingSources.load(columns_under("living", columns))
+        file.clock = LogClock.load(columns_under("clock", columns))
+        file.sessions = SessionTable.load(columns_under("sessions", columns), CAPACITY)
+        file.online = OnlineMembers.load(columns_under("online", columns))
         return file

@@ -23,7 +23,7 @@ Read = TypeVar("Read")
 Cause = Literal["shape", "value", "source"]
 
 
-class Progress(Protocol):
+class FitProgress(Protocol):
     """Reports the fraction of a fit that is done, in [0, 1], and the loss in nats a token, where there is one."""
 
     def __call__(self, fraction: float, loss: float | None = None) -> None: ...
@@ -56,7 +56,7 @@ class FitData:
     standing: Standing | None
     previous: tuple[Part, NDArray[np.int32]] | None
     lines: int
-    progress: Progress
+    progress: FitProgress
     begun: Columns | None = None
     keep: Callable[[Callable[[], Columns]], None] = keep_nothing
 

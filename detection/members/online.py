@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from detection.columns.state import Columns, State, joined, part
+from detection.columns.state import Columns, State, columns_under, prefixed
 from detection.members.failing import blamed_on
 from detection.members.member import OnlineMember
 from detection.members.parsed_lines import ParsedLines
@@ -95,13 +95,13 @@ class OnlineMembers:
         """A copy of the members' state, as columns "<name>.<column>"."""
         state: State = {}
         for name, member in self._members.items():
-            state |= joined(name, member.export())
+            state |= prefixed(name, member.export())
         return state
 
     @classmethod
     def load(cls, columns: Columns) -> Self:
         """The inverse of `export`."""
-        each = {member: part(member.name, columns) for member in ONLINE}
+        each = {member: columns_under(member.name, columns) for member in ONLINE}
         return cls({member.name: member.load(mine) for member, mine in each.items() if mine})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import State, Value, array, arrays, joined, part, scalars
+from detection.columns.state import State, Value, array, arrays, columns_under, prefixed, scalars
 from detection.columns.upgrades import MODELS
 
 UNFITTED = "unfitted"  # prefix in `meta`: why a member could not be fitted, by its name
@@ -47,7 +47,7 @@ class Model:
     @property
     def unfitted(self) -> dict[str, str]:
         """The members that this generation lacks because they could not be fitted, each with the reason."""
-        return {name: str(why) for name, why in part(UNFITTED, self.meta).items()}
+        return {name: str(why) for name, why in columns_under(UNFITTED, self.meta).items()}
 
 
 def to_columns(model: Model) -> State:
@@ -57,12 +57,12 @@ def to_columns(model: Model) -> State:
         "generation": model.generation,
         "line": model.line,
         "vocabulary": model.vocabulary,
-        **joined(
+        **prefixed(
             "parts", {f"{name}/{column}": array for name, each in model.parts.items() for column, array in each.items()}
         ),
-        **joined("templates", model.templates),
-        **joined("rings", model.calibration),
-        **joined("meta", model.meta),
+        **prefixed("templates", model.templates),
+        **prefixed("rings", model.calibration),
+        **prefixed("meta", model.meta),
     }
 
 
@@ -77,7 +77,7 @@ def from_columns(columns: Mapping[str, Value]) -> Model:
         raise TypeError("a model's generation and line are integers")
     columns = MODELS.upgraded(columns)
     parts: dict[str, dict[str, NDArray[Any]]] = {}
-    for name, values in arrays(part("parts", columns)).items():
+    for name, values in arrays(columns_under("parts", columns)).items():
         member, _, column = name.partition("/")
         parts.setdefault(member, {})[column] = values
     return Model(
@@ -85,7 +85,7 @@ def from_columns(columns: Mapping[str, Value]) -> Model:
         line=line,
         vocabulary=array(columns, "vocabulary"),
         parts=parts,
-        templates=part("templates", columns),
-        calibration=arrays(part("rings", columns)),
-        meta=scalars(part("meta", columns)),
+        templates=columns_under("templates", columns),
+        calibration=arrays(columns_under("rings", columns)),
+        meta=scalars(columns_under("meta", columns)),
     )

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, OtherVersionError, State, Value, array, joined, part, scalar
+from detection.columns.state import Columns, OtherVersionError, State, Value, array, columns_under, prefixed, scalar
 from detection.columns.upgrades import STATES
 from detection.frames import TrainingCutoff
 from detection.models.model import Model
@@ -100,8 +100,8 @@ class TrainingSet(ClosedSessions):
             "format": STATES.newest,  # for the columns of the state that are in it
             **{name: getattr(self, name) for name in (*scalars, "offsets", *per_line, *_PER_SESSION)},
             **dict(zip(self.online_members, np.ascontiguousarray(self.online.T), strict=True)),
-            **joined("templates", self.templates),
-            **(joined("previous", model_to_columns(self.previous)) if self.previous is not None else {}),
+            **prefixed("templates", self.templates),
+            **(prefixed("previous", model_to_columns(self.previous)) if self.previous is not None else {}),
         }
 
 
@@ -130,7 +130,7 @@ def from_columns(columns: Columns, online_members: tuple[str, ...]) -> TrainingS
     for name, length in {**dict.fromkeys(per_line, lines), **dict.fromkeys(_PER_SESSION, sessions)}.items():
         if len(lists[name]) != length:
             raise ValueError(f"training set: {name} holds {len(lists[name])}, not {length}")
-    previous = part("previous", columns)
+    previous = columns_under("previous", columns)
     return TrainingSet(
         generation=scalar(columns, "generation", int),
         line=scalar(columns, "line", int),
@@ -140,6 +140,6 @@ def from_columns(columns: Columns, online_members: tuple[str, ...]) -> TrainingS
         online=np.stack([lists.pop(name) for name in online_members], axis=1),
         **lists,
         online_members=online_members,
-        templates=part("templates", columns),
+        templates=columns_under("templates", columns),
         previous=model_from_columns(previous) if previous else None,
     )

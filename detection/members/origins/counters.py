@@ -38,7 +38,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, array, joined, part, scalar
+from detection.columns.state import Columns, State, array, columns_under, prefixed, scalar
 from detection.members.origins.background import COUNTERS, DAY, SHARE, Background
 from detection.members.origins.counting import (
     DAY_MINUTES,
@@ -133,7 +133,7 @@ class SourceCounters:
             self._line += stop - start
             start = stop
             if self._line % BLOCK_LINES == 0:
-                self._turn(int(lines.minute[stop - 1]))
+                self._end_block(int(lines.minute[stop - 1]))
         return nats
 
     def peek(
@@ -148,7 +148,7 @@ class SourceCounters:
         named = [i for i, source in enumerate(sources) if source]
         if named:
             lines = Lines.of(clock, failures, resources)[np.array(named)]
-            nats[named] = _together(self._news(self._each_alone([sources[i] for i in named], lines)))
+            nats[named] = _combined(self._news(self._each_alone([sources[i] for i in named], lines)))
         return nats
 
     def explain(self, source: bytes, clock: float | None = None) -> list[Standout]:
@@ -196,7 +196,7 @@ class SourceCounters:
         self._column["last_line"][slot] = numbers[offsets[1:] - 1]
         self._background.sample(*counted.closed)
         self._background.sample_days(*counted.closed_days)
-        return _together(self._news(counted))
+        return _combined(self._news(counted))
 
     def _each_alone(self, sources: Sequence[bytes], lines: Lines) -> Counted:
         """Each line counted alone on top of its source's counters, or of zeros if it is not in the table."""
@@ -223,7 +223,7 @@ class SourceCounters:
         nats[~counted.raised, DAY] = 0.0
         return nats
 
-    def _turn(self, minute: int) -> None:
+    def _end_block(self, minute: int) -> None:
         """End a block of lines: close the half-hours and days that are over, evict sources, let the samples count."""
         column = self._column
         over = (column["long_lines"] > 0) & (column["minute"] // MINUTES != minute // MINUTES)
@@ -276,7 +276,7 @@ class SourceCounters:
         slots = self._used()
         state: State = {name: np.take(column, slots, axis=0) for name, column in self._column.items()}
         state["line"], state["evicted"] = self._line, self.evicted
-        return {**state, **joined("background", self._background.export())}
+        return {**state, **prefixed("background", self._background.export())}
 
     @classmethod
     def load(cls, columns: Columns) -> "SourceCounters":
@@ -286,13 +286,13 @@ class SourceCounters:
             column[:held] = columns[name]
         loaded._slots = {key: slot for slot, key in enumerate(loaded._column["key"][:held].tolist())}
         loaded._free = list(range(CAPACITY - 1, held - 1, -1))
-        loaded._background = Background.load(part("background", dict(columns)))
+        loaded._background = Background.load(columns_under("background", dict(columns)))
         loaded._line = scalar(columns, "line", int)
         loaded.evicted = scalar(columns, "evicted", int)
         return loaded
 
 
-def _together(nats: NDArray[np.float64]) -> NDArray[np.float64]:
+def _combined(nats: NDArray[np.float64]) -> NDArray[np.float64]:
     """The score of each row of [n, counters], float64 [n]: failures with full weight, activity with half."""
     together: NDArray[np.float64] = nats[:, _FAILING].max(axis=1) + _BUSY_WEIGHT * nats[:, _BUSY].max(axis=1)
     return together

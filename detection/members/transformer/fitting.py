@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detection.columns.state import Columns, State, joined, part
+from detection.columns.state import Columns, State, columns_under, prefixed
 from detection.members.member import FitData, Part
 from detection.members.transformer.network import hidden, initial, logits
 from detection.members.transformer.scoring import CONTEXT, FIRST, UNSEEN, Plan, tokenised
@@ -89,12 +89,12 @@ def _interrupted(
     state, drawn = optimizer.state, rng.bit_generator.state
     return {
         "steps": steps,
-        **joined("weights", {name: tensor.detach().numpy() for name, tensor in weights.items()}),
+        **prefixed("weights", {name: tensor.detach().numpy() for name, tensor in weights.items()}),
         **{
             f"{moment}.{name}": state[tensor][moment].numpy() for name, tensor in weights.items() for moment in _MOMENTS
         },
-        **joined("rng", {name: drawn["state"][name] for name in _DRAWN}),
-        **joined("rng", {name: drawn[name] for name in _HALF_DRAWN}),
+        **prefixed("rng", {name: drawn["state"][name] for name in _DRAWN}),
+        **prefixed("rng", {name: drawn[name] for name in _HALF_DRAWN}),
     }
 
 
@@ -110,7 +110,7 @@ def _go_on(
             "step": torch.tensor(float(steps)),
             **{moment: moments[moment][name] for moment in _MOMENTS},
         }
-    drawn: Any = part("rng", begun)
+    drawn: Any = columns_under("rng", begun)
     rng.bit_generator.state = {
         **rng.bit_generator.state,
         "state": {name: drawn[name] for name in _DRAWN},
@@ -121,7 +121,7 @@ def _go_on(
 
 def _tensors(prefix: str, columns: Columns) -> dict[str, Tensor]:
     """The arrays under `prefix`, copied to memory allocated by torch: aligned as in a fit that was not interrupted."""
-    arrays: Any = part(prefix, columns)
+    arrays: Any = columns_under(prefix, columns)
     return {name: torch.tensor(array) for name, array in arrays.items()}
 
 

@@ -42,7 +42,7 @@ def test_a_key_that_is_found_has_its_own_value(
             held |= {int(at): numbers[number] for at, number in zip(claimed, chosen, strict=True)}
 
 
-def test_an_empty_table_knows_nothing() -> None:
+def test_nothing_is_found_in_an_empty_table() -> None:
     keys = _keys(list(range(41)))
     assert not Places(64, 3).find(keys, _hashes(keys))[1].any()
 

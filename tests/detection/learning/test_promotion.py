@@ -141,7 +141,7 @@ def test_no_threshold_moves_by_more_than_a_quarter(ring: Floats, before: Floats)
     np.testing.assert_array_equal(bounded(before * 1.2, before), before * 1.2)
 
 
-def test_a_ring_like_the_one_before_is_left_as_it_is_and_a_first_one_too() -> None:
+def test_calibration_scores_like_the_ones_before_are_left_as_they_are_and_the_first_ones_too() -> None:
     ring = np.linspace(1.0, 9.0, 500)
     np.testing.assert_array_equal(bounded(ring * 1.1, ring), ring * 1.1)
     np.testing.assert_array_equal(bounded(ring, np.zeros(0)), ring)

@@ -162,7 +162,7 @@ def flagged(alpha: float) -> TrainingSet:
     return data
 
 
-def test_flagged_sessions_are_not_learned_from_but_as_many_as_alpha_flags_without_cause_stay_in_the_rings() -> None:
+def test_flagged_sessions_are_not_learned_from_but_as_many_as_alpha_flags_by_chance_calibrate() -> None:
     survivors, calibrated = trained(flagged(0.0)), trained(flagged(0.01))
     assert not np.isin([66, 67], calibrated.vocabulary).any()
     assert len(survivors.calibration["ensemble"]) == 290, "survivors only: the highest of them would be the whole"
@@ -172,7 +172,7 @@ def test_flagged_sessions_are_not_learned_from_but_as_many_as_alpha_flags_withou
     assert calibrated.calibration["ngram"][-1] < worst, "the least strange come back, not the two at the end"
 
 
-def test_a_campaign_does_not_fill_the_top_of_the_rings_with_itself() -> None:
+def test_a_campaign_does_not_fill_the_top_of_the_calibration_scores_with_itself() -> None:
     data = stream([*habits(400, 1), *[[1, 66, 66, 4]] * 40], full=False, alpha=0.05)
     data.flagged[400:] = True
     of_many_causes = trained(data)

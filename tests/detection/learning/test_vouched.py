@@ -53,7 +53,7 @@ def test_vouched_lines_count_for_nothing_and_are_learned_from_when_the_file_ends
     assert len(train(data, progress=lambda step: None).calibration["ensemble"]) == 220
 
 
-def test_the_models_first_word_or_a_refusal_ends_the_need_to_train() -> None:
+def test_a_model_or_a_refusal_ends_the_need_to_train() -> None:
     journal = simple()
     vouch(journal, usual(200, 1))
     learn(journal)

@@ -409,7 +409,7 @@ def slowly_turning_bad(usual: Usual) -> tuple[float, float]:
     return float(np.median(observe(counters, attack)[-1_200:])), highest
 
 
-def test_who_turns_bad_slowly_is_not_excused_by_how_bad_he_was_yesterday(
+def test_a_source_that_turns_bad_slowly_is_not_excused_by_its_yesterday(
     usual: Usual, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_the_end, highest = slowly_turning_bad(usual)
@@ -430,7 +430,7 @@ def failing_all_day(usual: Usual) -> tuple[NDArray[np.float64], float]:
     return observe(counters, failures).reshape(3, 24 * 60), highest
 
 
-def test_who_fails_all_day_stands_out_where_others_fail_as_much_for_a_while(
+def test_a_source_that_fails_all_day_stands_out_where_others_fail_as_much_for_a_while(
     usual: Usual, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     days, highest = failing_all_day(usual)
@@ -475,7 +475,7 @@ def test_a_backup_at_night_is_less_strange_every_night() -> None:
     assert highest[-1] < 0.4 * max(highest)
 
 
-def test_who_has_seen_no_source_says_nothing() -> None:
+def test_without_a_background_every_score_is_zero() -> None:
     assert observe(SourceCounters(), [(b"203.0.113.7", NOON, True, i) for i in range(1_000)]).max() == 0.0
 
 
