@@ -276,7 +276,7 @@ steps = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(steps, st.integers(1, 3))
-def test_it_knows_what_it_was_told_however_often_it_restarts(
+def test_known_causes_are_those_of_plain_lists_however_often_it_restarts(
     told: list[list[int] | tuple[str, int, str]], capacity: int
 ) -> None:
     straight, broken = (KnownCauses(admitted=capacity) for _ in range(2))

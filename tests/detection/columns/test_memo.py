@@ -1,4 +1,4 @@
-"""Places: what is found is exactly what was put there; what was pushed out is not found."""
+"""Places: a result that is found is the one that was stored for the key; a replaced one is not found."""
 
 import numpy as np
 from hypothesis import given, settings

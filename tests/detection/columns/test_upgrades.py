@@ -36,7 +36,7 @@ def versions(of: Columns) -> Versions:
     return replace(STATES, layouts=tables, steps={1: second, 2: third}, optional=frozenset())
 
 
-def test_every_older_layout_is_brought_to_the_newest_step_by_step() -> None:
+def test_every_older_layout_is_upgraded_to_the_newest_step_by_step() -> None:
     known = versions(OLD)
     today = known.upgraded(OLD)
     assert (today["format"], today["line"], today["later.members"]) == (3, 7, b"[]")

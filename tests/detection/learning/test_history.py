@@ -1,4 +1,4 @@
-"""What is kept to learn from: small examples, and any stream of sessions against lists."""
+"""The history: small examples, and any stream of sessions against plain lists."""
 
 import numpy as np
 import pytest
@@ -95,7 +95,7 @@ def test_an_empty_history_has_no_sessions() -> None:
     assert found.offsets.tolist() == [0]
 
 
-def test_fresh_is_what_closed_after_the_mark_whenever_it_began() -> None:
+def test_sessions_are_fresh_that_closed_after_the_mark_whenever_they_began() -> None:
     history = History()
     line(history, 1, 10, BEGINS | STARTS)
     line(history, 2, 20, BEGINS | STARTS)

@@ -1,4 +1,4 @@
-"""Lines that the operator vouches for teach, and do nothing else."""
+"""Vouched lines are learned from and have no other effect."""
 
 from typing import Any
 
@@ -94,7 +94,7 @@ def test_a_stream_beside_it_is_not_touched() -> None:
     ]
 
 
-def test_it_goes_on_where_it_was_when_it_was_exported_half_way_in_the_middle_of_a_line() -> None:
+def test_an_export_in_the_middle_of_a_vouched_line_continues_after_a_load() -> None:
     data = b"".join(each + b"\n" for each in usual(150, 1))
     half = len(data) // 2
     while data[half - 1 : half] == b"\n":

@@ -1,4 +1,4 @@
-"""What the forest is shown of a session, and what it is fitted on."""
+"""The features of a session, and the rows that the forest is fitted on."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def test_features_are_named_one_by_one_and_stand_in_that_order() -> None:
     assert row["error_share"] == pytest.approx(1 / 3) and row["rate"] == pytest.approx(np.log1p(3 / 7))
 
 
-def test_what_is_usual_goes_along_by_feature() -> None:
+def test_usual_values_are_returned_for_each_feature() -> None:
     data = stream(habits(200, 1))
     standing = Standing(whole_sessions(data, len(NAMES)), NAMES)
     part = fit_forest(fit_data(data, standing))
