@@ -8,7 +8,7 @@ from detection.learning.schedule import LearnedSoFar
 from detection.members.failing import Withdrawn
 from detection.models.model import Model
 
-if TYPE_CHECKING:  # whoever reads a summary need not wait for what the parts import
+if TYPE_CHECKING:  # readers of a summary need not import what the parts import
     from detection.parts import Parts
 
 

@@ -46,7 +46,7 @@ class Rows:
     shapes: NDArray[np.uint64]  # [n + m, 2] of a session with a new template, its own: see `attribution.Reasons`
     reached: NDArray[np.float64]  # [n + m, M]
     member_ps: NDArray[np.float64]  # [n + m, M]
-    texts: list[bytes]  # of lines, then of the oddest line of each session closed
+    texts: list[bytes]  # of lines, then of the most unusual line of each session closed
     hits: Hits
     rules: tuple[Rule, ...]
     templates: Mapping[int, str]

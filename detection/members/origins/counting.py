@@ -193,10 +193,10 @@ def _pasts(
 ) -> tuple[Bins, Bins, Ints, NDArray[np.bool_], Ints]:
     """For each half-hour of each source: its highest bins; the source's record and number of samples before it; whether
     it is over and a sample. And the index of the newest half-hour of each source."""
-    of_source, brought, given, closed = _over(held["given"], lines, long, is_head)
+    of_source, before, given, closed = _over(held["given"], lines, long, is_head)
     peak = np.maximum.reduceat(bins, long[:-1], axis=0)
     # record_j = max(record_0, max over i < j of peak_i + sunk_i+1) - sunk_j
-    base = sunk(brought)
+    base = sunk(before)
     raised = np.zeros(peak.shape)
     raised[1:] = np.where(closed[:-1, None], peak[:-1] + (sunk(given[:-1] + 1) - base[:-1])[:, None], 0)
     raised[of_source[:-1]] = held["record"]
@@ -217,8 +217,8 @@ def _over(
     closed = lines[runs[1:] - 1] > 0
     closed[of_source[1:] - 1] = False
     so_far = running_sum(closed.astype(np.int64), of_source) - closed
-    brought = held.astype(np.int64)[repeat_per_row(of_source)]
-    return of_source, brought, np.minimum(brought + so_far, LONGEST_PAST), closed
+    before = held.astype(np.int64)[repeat_per_row(of_source)]
+    return of_source, before, np.minimum(before + so_far, LONGEST_PAST), closed
 
 
 def sunk(given: Ints) -> Ints:
