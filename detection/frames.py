@@ -1,7 +1,7 @@
-"""Frames: everything that can change what the daemon knows, as bytes that mean the same for ever.
+"""Frames: everything that can change the state, and their encoding, whose meaning never changes.
 
-State is a fold over frames: ``state(seq) = apply(state(seq - 1), frame(seq))``. A frame is journaled
-before it is applied, so this module's encoding is a file format:
+State is a fold over frames: ``state(seq) = apply(state(seq - 1), frame(seq))``. A frame is journaled before it is
+applied, so this encoding is a file format:
 
     payload := msgpack map, tagged by "type"
     lines    {"type": "lines", "received": seconds since the epoch, "segments": [segment, ...]}
@@ -9,35 +9,34 @@ before it is applied, so this module's encoding is a file format:
     settings {"type": "settings", "settings": {...}, "rules": [{"name", "text"}, ...]}   always in full
     tick     {"type": "tick", "received"}        silence: the log clock moves though no line came
     flush    {"type": "flush", "received"}       every open session closes
-    skip     {"type": "skip", "seq"}             frame `seq`, before this one, could not be applied: whoever
-                                                 replays it skips it, too
-    restore  {"type": "restore", "name", "sha256"}   what is known becomes what snapshot `name` holds
+    skip     {"type": "skip", "seq"}             frame `seq`, before this one, could not be applied: a replay skips it,
+                                                 too
+    restore  {"type": "restore", "name", "sha256"}   what was learned is replaced by that of snapshot `name`
     feedback {"type": "feedback", "alert", "cause", "kind", "what", "answer", "note", "template", "shapes"}
                                                  the operator's answer to alert `alert`, which is about `cause`
-    vouched  {"type": "vouched", "received", "segment", "done"}     lines that somebody says are clean
+    vouched  {"type": "vouched", "received", "segment", "done"}     lines that the operator says are clean
     refused  {"type": "refused", "generation", "name", "reason", "studied"}    a model that does not take effect
     withdrawn {"type": "withdrawn", "seq", "members": {name: reason}}   from frame `seq` on, before this one, these
-                                                 members do not judge: whoever replays it leaves them out, too, even
-                                                 where they would not fail. Journal format 2
+                                                 members do not judge: a replay leaves them out, too, even where they
+                                                 would not fail. Journal format 2
     returned {"type": "returned", "members": [name, ...]}    these were withdrawn and judge again. Journal format 2
 
-Who replays a journal looks for its skip and withdrawn frames first (`daemon.startup.scan`), for they come after the
-frames that they are about. A withdrawal holds until the next frame that brings the member back, which is a `returned`
-that names it, a `model`, or a `restore`; where that is the very frame `seq`, it does not bring it back.
+A replay first looks for skip and withdrawn frames (`daemon.startup.scan`), because they come after the frames that they
+are about. A withdrawal holds until the next frame that brings the member back: a `returned` that names it, a `model`,
+or a `restore`; but not if that is frame `seq` itself.
 
-A new type of frame, or a field that an older program must not overlook, raises `persistence.segment.VERSION`: to
-an older program a frame it does not know would be one that cannot be applied, and its lines would be lost. So does
-a new field in a section of the settings: the sections take no field that they do not know. What is journaled already
-keeps its meaning: a type or field is never taken away, and a new field has a default that is what frames without it
-meant.
+A new type of frame, or a field that an older program must not ignore, increments `persistence.segment.VERSION`: an
+older program cannot apply a frame that it does not know, and would lose its lines. So does a new field in a section of
+the settings, since sections refuse unknown fields. Frames in existing journals keep their meaning: no type or field is
+ever removed, and the default of a new field is what frames without it meant.
 
-A segment holds the bytes of one source exactly as they were consumed from it, except that what a line
-holds beyond `max_line_bytes` is already cut out. A segment may begin and end in the middle of a line:
-the unfinished tail of a source is state, not part of the frame. Lines end at ``\\n`` and nowhere else.
-Several sources may share a frame, so that a thousand slow clients do not cost a thousand syncs.
+A segment holds the bytes of one source exactly as they were consumed from it, except that the part of a line beyond
+`max_line_bytes` is already cut off. A segment may begin and end in the middle of a line: the unfinished tail of a
+source is state, not part of the frame. Lines end at ``\\n`` and nowhere else. Several sources may share a frame, so
+that a thousand slow senders do not cost a thousand syncs.
 
-The segments of a source carry 0 and 1 in turn, its `parity`: a process that finds bytes with a mark beside
-them, and knows the parity that was journaled last, can tell whether they are in the journal.
+The `parity` of the segments of a source alternates between 0 and 1: a process that finds bytes with a mark beside them
+(`actors.peek_mark`), and knows the parity that was journaled last, can tell whether they are in the journal.
 """
 
 from collections.abc import Mapping
@@ -76,10 +75,11 @@ class LinesFrame(msgspec.Struct, frozen=True, tag="lines"):
 
 
 class TrainingCutoff(msgspec.Struct, frozen=True):
-    """Up to where the state was known when a training set was taken of it: what came since is not in the model.
+    """When a training set was taken: nothing later is in the model.
 
-    `seq` is the last frame applied, `learned` how many lines there were to learn from, those vouched for included,
-    and `admissions` how many causes had been admitted.
+    seq         the last frame applied
+    learned     lines to learn from until then, vouched ones included
+    admissions  causes admitted until then
     """
 
     seq: int = 0
@@ -90,7 +90,7 @@ class TrainingCutoff(msgspec.Struct, frozen=True):
 class ModelFrame(msgspec.Struct, frozen=True, tag="model", omit_defaults=True):
     """Model `generation` takes effect; its arrays are in the immutable file `name`.
 
-    `studied` is None where it was not trained just now: when an earlier one takes effect again, or none.
+    `studied` is None if it is not newly trained: an earlier one takes effect again, or none is in force from now on.
     """
 
     generation: int
@@ -113,22 +113,26 @@ class FlushFrame(msgspec.Struct, frozen=True, tag="flush"):
 
 
 class SkipFrame(msgspec.Struct, frozen=True, tag="skip"):
-    """Frame `seq` was left out of the state. Applying this changes nothing; a replay looks for it beforehand."""
+    """Frame `seq` was not applied. Applying this frame changes nothing; a replay looks for it beforehand."""
 
     seq: int
 
 
 class RestoreFrame(msgspec.Struct, frozen=True, tag="restore"):
-    """Knowledge becomes that of the snapshot in the file `name`, whose body has this SHA-256."""
+    """What was learned is replaced by that of the snapshot in the file `name`, whose body has this SHA-256."""
 
     name: str
     sha256: str
 
 
 class FeedbackFrame(msgspec.Struct, frozen=True, tag="feedback"):
-    """What the operator says of alert `alert`; it holds for `cause`, of the `kind` and `what` that
-    `detection.causes.fingerprints` gave it, and which hangs on the id of `template`, 0: on none; "normal" holds for the
-    causes `shapes`, too. "undo" takes back the answer to that alert, whatever else is in the frame."""
+    """The operator's answer to the alert with the id `alert`.
+
+    cause         for which the answer holds; `kind` and `what` are its kind (`causes.fingerprints`) and description
+    answer        "undo" removes the answer to that alert, whatever else is in the frame
+    template      id of the template that `cause` depends on, 0 if on none
+    shapes        causes for which "normal" also holds
+    """
 
     alert: str
     cause: int
@@ -141,7 +145,7 @@ class FeedbackFrame(msgspec.Struct, frozen=True, tag="feedback"):
 
 
 class VouchedFrame(msgspec.Struct, frozen=True, tag="vouched"):
-    """Lines to learn from, which count for nothing else. With `done` nothing more comes of that source."""
+    """Lines to learn from, which count for nothing else. `done`: it is the last frame of that source."""
 
     received: float
     segment: Segment
@@ -158,8 +162,8 @@ class RefusedFrame(msgspec.Struct, frozen=True, tag="refused", omit_defaults=Tru
 
 
 class WithdrawnFrame(msgspec.Struct, frozen=True, tag="withdrawn"):
-    """From frame `seq` on these `members` do not judge: by name, each with the reason. Applying this changes nothing,
-    they were withdrawn when `seq` was applied; a replay looks for it beforehand."""
+    """From frame `seq` on these `members` do not judge: by name, each with the reason. Applying this frame changes
+    nothing, since they were withdrawn when `seq` was applied; a replay looks for it beforehand."""
 
     seq: int
     members: dict[str, str]
@@ -189,7 +193,7 @@ Frame = (
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """The state a snapshot holds, and the model that was in force in it (None: there was none, or it is lost)."""
+    """The state in a snapshot, and the model that was in force in it (None: there was none, or it is lost)."""
 
     state: Columns
     model: Model | None
@@ -197,11 +201,12 @@ class Knowledge:
 
 @dataclass(frozen=True, slots=True)
 class Sequenced:
-    """A frame with its place: `seq` counts frames from 1, `line` is the last line number through it.
+    """A frame with its number: `seq` counts frames from 1, `line` is the number of the last log line up to and
+    including it.
 
-    What a frame names comes resolved: `model` for a `ModelFrame`, `knowledge` for a `RestoreFrame`; None when it
-    is lost, and for every other frame. `without` are the members that do not judge from this frame on, by name and
-    with the reason, as a `WithdrawnFrame` will say or has said.
+    model      of a `ModelFrame`, None if it is lost; `knowledge` of a `RestoreFrame` likewise; None for other frames
+    without    the members that do not judge from this frame on, by name, each with the reason: as in the
+               `WithdrawnFrame` that is or will be journaled
     """
 
     seq: int
@@ -213,7 +218,7 @@ class Sequenced:
 
 
 def count_lines(frame: Frame) -> int:
-    """How many log lines `frame` completes."""
+    """The number of log lines that `frame` completes."""
     return sum(segment.lines for segment in frame.segments) if isinstance(frame, LinesFrame) else 0
 
 
@@ -225,7 +230,7 @@ _decoder = msgspec.msgpack.Decoder(Frame)
 
 
 def decode(payload: bytes) -> Frame:
-    """Raises `msgspec.DecodeError` (a ValueError) when `payload` is not a frame."""
+    """The inverse of `encode`. Raises `msgspec.DecodeError` (a ValueError) if `payload` is not a frame."""
     try:
         frame: Frame = _decoder.decode(payload)
     except RecursionError as exc:

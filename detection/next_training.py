@@ -1,6 +1,6 @@
-"""The next training: what it is to learn from, what its schedule goes by, and how much of the stream it knows.
+"""The next training: its training set, its cutoff, and the facts that its schedule depends on.
 
-All are functions of the state's parts and of `model`, the one in force (None: there is none).
+All are functions of the state's parts and of `model`, the one in force (None if there is none).
 """
 
 from detection.frames import TrainingCutoff
@@ -11,11 +11,11 @@ from detection.models.model import Model
 from detection.models.training_set import TrainingSet
 from detection.parts import Parts
 
-UPLOAD_GONE_LINES = 5000  # when so many lines came since a vouched one, the rest of the file is not waited for
+UPLOAD_GONE_LINES = 5000  # since the last vouched line; after that the rest of the file is not waited for
 
 
 def training_set(parts: Parts, model: Model | None, alpha: float) -> TrainingSet:
-    """What the next generation is to learn from; a copy. `alpha` is the level that sessions are tested at."""
+    """The training set of the next generation; a copy. `alpha` is the level in force."""
     sessions = parts.history.closed_sessions()
     bad, flagged = bad_and_flagged(sessions, parts.known)
     generation = parts.generations + 1
@@ -33,14 +33,14 @@ def training_set(parts: Parts, model: Model | None, alpha: float) -> TrainingSet
 
 
 def cutoff(parts: Parts) -> TrainingCutoff:
-    """What a training set that is taken now knows of."""
+    """The cutoff of a training set that is taken now."""
     return TrainingCutoff(parts.seq, parts.learned, parts.known.admissions)
 
 
 def history_of_stream(parts: Parts, model: Model | None) -> History | None:
-    """Where lines of the stream are remembered; None while nothing more is to be learned from it.
+    """The history that lines of the stream are added to; None while nothing more is learned from the stream.
 
-    What was there when that began stays, so that a vouched file adds to it, and a model that is lost comes again.
+    What it holds by then stays: vouched files add to it, and a lost model can be trained again.
     """
     closed = model is not None and parts.schedule.closed(parts.settings.learning)
     return None if closed else parts.history

@@ -1,8 +1,8 @@
-"""The parts of the state: this list is what a new detector, `export`, `load` and a restore follow.
+"""The list of the parts of the state; a new detector, `export`, `load` and `restore` all follow it.
 
-A field's name is the name of its columns in the state. A number is one column, and so is a setting, as JSON; a part of
-many columns has them under its name ("sessions.last_time"). So a new part is one field here, with a layout and a step
-in `columns.upgrades`.
+The name of a field is the name of its columns in the state. A number is one column; settings are one column of JSON; a
+part with many columns has its name as their prefix ("sessions.last_time"). So a new part is one field here, with a
+layout and a step in `columns.upgrades`.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from detection.causes.known import KnownCauses
-from detection.columns.state import Columns, Scalars, State, decoded, joined, of_this_version, part, scalar
+from detection.columns.state import Columns, Scalars, State, columns_under, decoded, of_this_version, prefixed, scalar
 from detection.columns.upgrades import STATES
 from detection.frames import ModelFrame
 from detection.learning.history import History
@@ -33,7 +33,7 @@ from detection.verdicts.incidents import Incidents
 
 @dataclass(slots=True)
 class Counters(Scalars):
-    """What was counted since the state began."""
+    """Counts since the state began."""
 
     cut_lines: int = 0
     unterminated_lines: int = 0
@@ -49,11 +49,11 @@ class Counters(Scalars):
 
 @dataclass(slots=True)
 class Parts:
-    """All that is remembered from one frame to the next. What is compiled or made of it is the detector's."""
+    """Everything that is kept from one frame to the next. What is compiled or built from it belongs to the detector."""
 
     seq: int = 0
     line: int = 0
-    received: float = math.nan  # when the last frame of lines or of silence came
+    received: float = math.nan  # receive time of the last frame of lines or tick, in seconds since the epoch
     closings_at_line: int = 0  # so that ids of sessions closed at one line never repeat
     generations: int = 0  # the highest that was ever trained
     restored: int = 0  # seq of the last restore
@@ -78,19 +78,20 @@ class Parts:
 
     @property
     def learned(self) -> int:
-        """Lines there were to learn from."""
+        """The number of lines to learn from so far, vouched ones included."""
         return self.line + self.counters.vouched_lines
 
     def pass_silence(self, received: float) -> None:
-        """Nothing with a time came until `received`: the log clock moves by as much."""
+        """No line with a time came until `received`: advance the log clock by the time since the last frame."""
         if not math.isnan(self.received):
             self.clock.pass_silence(received - self.received)
         self.received = received
 
     def restore(self, seq: int, then: "Parts") -> None:
-        """Know from frame `seq` on what `then` knew; whatever is not named here is a fact about now, and goes on.
+        """Replace what was learned by that of `then`, from frame `seq` on. Parts that are not named here describe the
+        present and stay.
 
-        Takes ownership of parts of `then`. Ids of templates and generations of models are not given twice.
+        Takes ownership of parts of `then`. Ids of templates and generations of models are not reused.
         """
         then.templates.created = max(then.templates.created, self.templates.created)
         then.templates.evicted = then.templates.created - len(then.templates)
@@ -106,7 +107,7 @@ class Parts:
             setattr(self, name, getattr(then, name))
 
     def export(self) -> State:
-        """A copy of everything, as plain columns."""
+        """A copy of the state as plain columns."""
         state: State = {"format": STATES.newest}
         for each in fields(self):
             state |= _exported(each.name, getattr(self, each.name))
@@ -114,14 +115,15 @@ class Parts:
 
     @classmethod
     def load(cls, state: Columns) -> "Parts":
-        """The inverse of `export`, also of an older version's. Raises OtherVersionError as `Versions.upgraded` does."""
+        """The inverse of `export`, also for states of older versions. Raises OtherVersionError as
+        `Versions.upgraded`."""
         state = from_states(STATES.upgraded(state))
         with of_this_version():
             return cls(**{name: _loaded(name, kind, state) for name, kind in get_type_hints(cls).items()})
 
 
 def model_in(state: Columns) -> ModelFrame:
-    """Which model was in force in `state`, which is of this version; its name is empty when none was."""
+    """The model in force in `state`, which is of this version; its name is "" if there is none."""
     return decoded(state, "model", ModelFrame)
 
 
@@ -132,12 +134,12 @@ def _exported(name: str, value: Any) -> State:
         case msgspec.Struct() | tuple():
             return {name: msgspec.json.encode(value)}
         case _:
-            return joined(name, value.export())
+            return prefixed(name, value.export())
 
 
 def _loaded(name: str, kind: Any, state: Columns) -> Any:
     if kind in (int, float):
         return scalar(state, name, kind)
     if hasattr(kind, "load"):
-        return kind.load(part(name, state))
+        return kind.load(columns_under(name, state))
     return decoded(state, name, kind)

@@ -1,6 +1,6 @@
-"""The settings that change verdicts; the rest of the daemon's settings live in `daemon/settings.py`.
+"""The settings that affect verdicts; the daemon's other settings are in `daemon/settings.py`.
 
-They are part of the state: a change is a frame, and a replay sees the settings that were in force.
+They are part of the state: a change is a frame, so a replay uses the settings that were in force.
 """
 
 from typing import Literal
@@ -23,9 +23,15 @@ class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The quick members learn from `early_lines` on and again whenever the lines have doubled; all of them from
-    `warmup_lines` on. 0 `early_lines`: the quick ones wait for the others. 0 `retrain_lines`: what is normal stays as
-    all of them first learned it, whatever the stream does; answers and vouched lines count as ever."""
+    """When models are trained (`detection.learning.schedule`).
+
+    early_lines      the early members are trained from here on, and again whenever the lines have doubled; 0: never
+                     before the others
+    warmup_lines     all members are trained from here on
+    retrain_lines    at least, between two trainings; 0: nothing is learned from the stream after the first full
+                     training, only answers and vouched lines count
+    retrain_seconds  at least, between two trainings
+    """
 
     early_lines: int = 5_000
     warmup_lines: int = 50_000
@@ -34,7 +40,8 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AlarmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`per_day`: how many false alarms a day are acceptable; `alpha` (per session) overrides it."""
+    """`per_day`: the alarm budget, in incidents a day; `alpha`, the level for a session, overrides it. `verdicts`:
+    which ones are written."""
 
     per_day: float = 20.0
     alpha: float | None = None

@@ -1,4 +1,4 @@
-"""What the rest of the daemon may know of the detector at any time: plain numbers as of one frame."""
+"""The summary of the detector for the rest of the daemon: plain numbers as of one frame."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from detection.learning.schedule import LearnedSoFar
 from detection.members.failing import Withdrawn
 from detection.models.model import Model
 
-if TYPE_CHECKING:  # whoever reads a summary need not wait for what the parts import
+if TYPE_CHECKING:  # readers of a summary need not import what the parts import
     from detection.parts import Parts
 
 
@@ -72,8 +72,10 @@ def summary_of(
     so_far: LearnedSoFar,
     level: tuple[float, bool],
 ) -> Summary:
-    """As of the last frame, with the `members` that judge, so many `rules`, and the level sessions are tested at, and
-    whether it is the floor."""
+    """The summary as of the last frame.
+
+    `members` are those that judge; `rules` is the number of rules; `level` is alpha, and whether it is at its floor.
+    """
     learning, counters, now = parts.settings.learning, parts.counters, parts.clock.now
     alpha, floor_binding = level
     return Summary(

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from daemon.startup.progress import ReplayProgress
-from detection.columns.state import Columns, OtherVersionError, decoded, of_this_version, part
+from detection.columns.state import Columns, OtherVersionError, columns_under, decoded, of_this_version
 from detection.columns.upgrades import STATES
 from detection.frames import LinesFrame, SettingsFrame, SkipFrame, WithdrawnFrame, decode
 from detection.sessions.connections import LivingSource, LivingSources
@@ -124,7 +124,7 @@ class _Scan:
             in_force = SettingsFrame(
                 decoded(columns, "settings", DetectionSettings), decoded(columns, "rules", tuple[RuleText, ...])
             )
-            return cls(LivingSources.load(part("sources", columns)), [(0, in_force)])
+            return cls(LivingSources.load(columns_under("sources", columns)), [(0, in_force)])
 
     def take(self, entries: Iterable[Entry]) -> None:
         for entry in entries:

@@ -1,1 +1,1 @@
-"""Causes: what an alert is about, as a number, and which of them are known to be normal."""
+"""Causes: a number for what an alert is about, and the list of causes known to be normal or an anomaly."""

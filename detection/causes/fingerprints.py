@@ -1,19 +1,19 @@
-"""Causes: what an alert is about, as one number that is the same whenever it is about the same.
+"""Causes: a number for what an alert is about, equal for all alerts about the same thing.
 
     RULE    a rule on a template                    hash(name of the rule, template)
-    NEW     a template the model in force never saw hash(template)
-    SHAPE   sessions made of these templates        hash(how often each, roughly; whether it closed)
-    SOURCE  how one source behaves                  hash(its key)
-    VALUE   odd parameter values in a template      hash(template)
+    NEW     a template unknown to the model         hash(template)
+    SHAPE   sessions made of these templates        hash(levels of their counts; whether the session closed)
+    SOURCE  the behaviour of one client             hash(its key)
+    VALUE   unusual parameter values in a template  hash(template)
 
-Alerts of one cause are one incident, and an answer to one of them is an answer to its cause. So a cause must not
-depend on what changes while the thing stays the same: neither numbers of rules nor slots nor generations go into
-it, a rule goes by its name, a shape by levels of counts instead of counts.
+Alerts of one cause are one incident, and an answer to one of them holds for the cause. So a cause must not depend on
+anything that changes while the thing stays the same, such as numbers of rules, slots or generations: a rule is
+identified by its name, a shape by levels of counts instead of counts.
 
-Causes are unsigned 64-bit numbers, never 0, which stands for "none". The hash is splitmix64's finaliser over
-8-byte words, summed and finished with a salt a kind. It is not keyed: whoever can try 2**32 shapes can make two
-of them collide, and gains that one is taken for the other; a rule's hit cannot be had that way, for rules are not
-chosen by whoever sends lines.
+Causes are unsigned 64-bit numbers, never 0, which stands for "none". The hash is splitmix64's finaliser over 8-byte
+words; these are summed, and the sum is finished with a salt for the kind. It is not keyed: a client that can try 2**32
+shapes can make two of them collide, and one is then taken for the other. A rule's cause cannot be forged this way,
+because clients do not choose the names of rules.
 """
 
 import hashlib
@@ -34,47 +34,52 @@ WHAT_BYTES = 160
 
 
 def rule_causes(names: Sequence[str], rules: NDArray[np.integer], templates: NDArray[np.integer]) -> Causes:
-    """Of hits of the rules `names[rules]` on lines of `templates`; both [m], the result uint64 [m]."""
+    """The causes of hits of the rules `names[rules]` on lines of `templates`, both [m]: uint64 [m]."""
     hashes = np.array([_text_hash(name) for name in names], dtype=np.uint64)
     return _finished(RULE, _mixed(hashes[rules]) + _mixed(templates.astype(np.uint64) ^ _salt(1)))
 
 
 def hit_causes(rules: RuleSet, hits: Hits, templates: NDArray[np.integer]) -> tuple[NDArray[np.int32], Causes]:
-    """The lines that were hit, in order, and the cause of each: its surest rule on its template, of `templates` [n]."""
+    """The lines that were hit, ascending, and the cause of each: its rule of highest confidence on its template.
+
+    `templates` [n] are those of all lines.
+    """
     surest = rules.surest(hits)
     lines = hits.lines[surest]
     return lines, rule_causes(rules.names, hits.rules[surest], templates[lines])
 
 
 def new_causes(templates: NDArray[np.integer]) -> Causes:
-    """Of templates [m] that the model in force does not know."""
+    """The causes of `templates` [m] that the model in force does not know: uint64 [m]."""
     return _finished(NEW, _mixed(templates.astype(np.uint64) ^ _salt(1)))
 
 
 def shape_causes(counts: NDArray[np.uint8], closed: NDArray[np.bool_]) -> Causes:
-    """Of sessions by how often each template came: `counts` uint8 [m, 64], `closed` [m] whether they have ended.
+    """The shapes of m sessions from the counts of their templates, `counts` uint8 [m, 64]: uint64 [m].
 
-    Counts go in as levels 0, 1, 2, 3-4, 5-8, 9-16, ...: five retries and seven of them are one shape, one and
-    two are not.
+    `closed` bool [m]: the session has ended. Counts are reduced to levels 0, 1, 2, 3-4, 5-8, 9-16, ...: five retries
+    and seven are one shape, one and two are not.
     """
     levels = np.ascontiguousarray(_LEVELS[counts])
     return _finished(SHAPE, _words_hash(levels.view("<u8")) + np.where(closed, _salt(2), _salt(3)))
 
 
 def source_causes(keys: NDArray[np.bytes_]) -> Causes:
-    """Of sources by their keys [m], fixed-width bytes of any width: how wide the column is does not matter."""
+    """The causes of clients by their keys [m], fixed-width bytes: uint64 [m]. The width of the column does not
+    matter."""
     words = max(-(-keys.dtype.itemsize // 8), 1)
     padded = np.ascontiguousarray(keys.astype(f"S{words * 8}"))
     return _finished(SOURCE, _words_hash(padded.view("<u8").reshape(len(keys), words)))
 
 
 def value_causes(templates: NDArray[np.integer]) -> Causes:
-    """Of odd parameter values in lines of templates [m]."""
+    """The causes of unusual parameter values in lines of `templates` [m]: uint64 [m]."""
     return _finished(VALUE, _mixed(templates.astype(np.uint64) ^ _salt(1)))
 
 
 def in_words(kind: int, *, template: str = "", rule: str = "", source: str = "", session: str = "") -> str:
-    """A cause of that kind for people; a shape has no name and goes by the alert's `session`, where that has a key."""
+    """A cause of this kind in words. A shape has no name; it is described by the alert's `session` if that has a
+    key."""
     words = {
         RULE: f"rule {rule} on {template}",
         NEW: f"new template: {template}",
@@ -85,13 +90,13 @@ def in_words(kind: int, *, template: str = "", rule: str = "", source: str = "",
 
 
 def clipped(text: str, limit: int = WHAT_BYTES) -> str:
-    """`text` as UTF-8 of at most `limit` bytes, without NUL, which fixed-width columns cannot end in."""
+    """`text` cut to at most `limit` bytes of UTF-8, without NUL, since fixed-width columns drop it at the end."""
     encoded = text.replace("\0", "\\x00").encode("utf-8", "backslashreplace")
     return encoded[:limit].decode("utf-8", "ignore")
 
 
 def shown(cause: int) -> str:
-    """A cause as records and the API carry it: JSON's numbers lose bits of such in many readers."""
+    """A cause as text for records and the API: many readers of JSON lose bits of 64-bit numbers."""
     return f"{cause:016x}"
 
 
@@ -110,7 +115,7 @@ def _text_hash(text: str) -> int:
 
 
 def _words_hash(words: Causes) -> Causes:
-    """A sum over the columns of `words` [m, w] in which words of zero count for nothing: uint64 [m]."""
+    """The sum of the hashes of the words in each row of `words` [m, w], without words of zero: uint64 [m]."""
     total = np.zeros(len(words), dtype=np.uint64)
     for place in range(words.shape[1]):
         word = words[:, place]

@@ -1,32 +1,32 @@
-"""Causes that are known: what the operator has answered, and what the stream makes normal by its share.
+"""Known causes: those that the operator has answered, and those that became normal because they are frequent.
 
-**Answers.** An operator says of an alert that it is normal, or that it is an anomaly indeed; the answer holds for
-the alert's cause (see `detection.causes.fingerprints`) until it is undone. Of several answers to one cause the last
-one holds; when it is undone, the one before does. At most `ANSWERS` are kept; the oldest make room, and are counted.
-A new template that was called normal is known to the next model, and what was new about a session is then its shape,
-to the operator the same thing again. So "normal" also holds for the shapes that come with the alert: those that its
-session had there. It does for no other session with that template, and an answer to a shape itself goes before.
+**Answers.** The operator answers an alert with "normal" or "anomaly". The answer holds for the alert's cause (see
+`detection.causes.fingerprints`) until it is undone. Of several answers to one cause the last one holds; when it is
+undone, the one before it does. At most `ANSWERS` are kept; the oldest are dropped and counted. A new template that was
+answered "normal" is known to the next model; then a session with it is new by its shape, which to the operator is the
+same thing. So "normal" also holds for the shapes that the alert's session had at that point. It does not hold for other
+sessions with that template, and an answer to the shape itself takes precedence.
 
-**Admission.** After a deploy most sessions have a shape that was never seen, and they are not malicious. So a
-cause that `ADMITTED_SHARE` of the last `RING` sessions showed, 25 of 1,000, is admitted as normal. It counts where it
-shows, not where the session closes, since long sessions would keep a deploy alarming until their end; once a session;
-and it must come from `ADMITTED_KEYS` different session keys, so that one source does not admit itself by coming
-back (sessions without a key, windows of a stream, speak for themselves). A young stream needs the same 25
-sessions, not a share of the fewer it has seen. An answer "anomaly" forbids admission, and takes it back. At most
-`ADMITTED` causes are admitted; those admitted first make room, are counted, and are admitted again if they still are
-that frequent.
+**Admission.** After a deploy most sessions have a shape that was never seen before, and they are not malicious. So a
+cause that occurs in `ADMITTED_SHARE` of the last `RECENT_SESSIONS` sessions, 25 of 1,000, is admitted as normal. It
+counts from the line where it occurs, not from the end of the session, or long sessions would raise alerts about a
+deploy until they end. It counts once a session, and must come from `ADMITTED_KEYS` different session keys, so that one
+client cannot admit itself by repetition (sessions without a key, windows of a stream, count one each). A young stream
+needs the same 25 sessions, not a share of the fewer that it has had. An answer "anomaly" forbids admission, and
+revokes it. At most `ADMITTED` causes are admitted; the oldest are dropped and counted, and are admitted again if they
+are still frequent.
 
-Where nothing more is to be learned (`admits` is false) there are answers only.
+While nothing more is learned from the stream (`admits` is false) only answers have effect.
 
-Rules and the behaviour of sources are never reported here: being frequent makes a shape usual, it does not make an
+Causes of rules and of clients' behaviour are never admitted: being frequent makes a shape usual, it does not make an
 attack harmless.
 
 State:
 
     answers              uint8 [b]     JSON: a list of `Answer`, oldest first
-    ring.cause           uint64 [r]    what the last sessions showed, oldest first; r <= LONGEST_RING
-    ring.place           int64 [r]     how many sessions had begun then
-    ring.key             uint64 [r]    a hash of the session's key, 0: it has none
+    ring.cause           uint64 [r]    causes in the last sessions, oldest first; r <= MOST_OCCURRENCES
+    ring.place           int64 [r]     the number of sessions that had begun when each occurred
+    ring.key             uint64 [r]    a hash of the session's key, 0 if it has none
     admitted             uint64 [a]    in the order of admission
     answers_dropped, admissions, admitted_dropped   int, since the state began
 """
@@ -45,18 +45,21 @@ from detection.rules.engine import Hits, RuleSet
 
 ANSWERS = 10_000
 ADMITTED = 4096
-RING = 1000
-LONGEST_RING = 8 * RING
+RECENT_SESSIONS = 1000
+MOST_OCCURRENCES = 8 * RECENT_SESSIONS
 ADMITTED_SHARE = 0.025
 ADMITTED_KEYS = 5
 NOTE_BYTES = 1000
 
-_NEEDED = round(RING * ADMITTED_SHARE)
+_NEEDED = round(RECENT_SESSIONS * ADMITTED_SHARE)
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the operator said of alert `alert` when the last line was `line`; `template` is what `cause` depends on, 0:
-    on none; `shapes` are causes that are as normal as it."""
+    """The operator's answer to the alert with the id `alert`, given when the last log line was `line`.
+
+    template  id of the template that `cause` depends on, 0 if on none
+    shapes    causes for which "normal" also holds
+    """
 
     alert: str
     cause: int
@@ -70,7 +73,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, frame: FeedbackFrame, line: int) -> "Answer":
-        """What `frame` says, which undoes nothing."""
+        """The answer in `frame`, which is not "undo"."""
         return cls(
             alert=frame.alert,
             cause=frame.cause,
@@ -84,7 +87,7 @@ class Answer(msgspec.Struct, frozen=True):
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """As the API gives it."""
+        """As in the API, JSON-ready."""
         return {
             "id": self.alert,
             "answer": "normal" if self.normal else "anomaly",
@@ -97,9 +100,9 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class KnownCauses:
-    """`answers_dropped` and `admitted_dropped` made room for others, `admissions` counts causes admitted.
+    """See the module. `answers_dropped`, `admitted_dropped` and `admissions` count since the state began.
 
-    `admits` is the settings' to say, and no part of the state.
+    `admits` follows from the settings and is not part of the state.
     """
 
     def __init__(self, answers: int = ANSWERS, admitted: int = ADMITTED) -> None:
@@ -110,13 +113,13 @@ class KnownCauses:
         self._cause, self._key = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)
         self._place = np.zeros(0, dtype=np.int64)
         self._admitted: dict[int, None] = {}  # in the order of admission
-        self._settle()
+        self._apply_answers()
 
     # --- answers ------------------------------------------------------------------------------------
 
     def answer(self, answer: Answer) -> None:
-        """Take effect at once, `what` and `note` clipped. Another answer to the same alert replaces the one before, and
-        is the last."""
+        """Add an answer, with `what` and `note` clipped; it has effect at once. It replaces an earlier answer to the
+        same alert, and is the last one."""
         self._answers.pop(answer.alert, None)
         self._answers[answer.alert] = msgspec.structs.replace(
             answer, what=clipped(answer.what), note=clipped(answer.note, NOTE_BYTES)
@@ -124,30 +127,31 @@ class KnownCauses:
         if len(self._answers) > self._capacity[0]:
             del self._answers[next(iter(self._answers))]
             self.answers_dropped += 1
-        self._settle()
+        self._apply_answers()
 
     def undo(self, alert_id: str) -> bool:
-        """As if it had not been answered; False when it was not. What was admitted meanwhile stays admitted."""
+        """Remove the answer to an alert; False if there is none. Causes admitted meanwhile stay admitted."""
         found = self._answers.pop(alert_id, None) is not None
-        self._settle()
+        self._apply_answers()
         return found
 
     def answers(self) -> list[Answer]:
-        """Oldest first."""
+        """All answers, oldest first."""
         return list(self._answers.values())
 
     @property
     def templates(self) -> NDArray[np.int32]:
-        """What the answers depend on, each once, those of the last answers first."""
+        """The templates that answers depend on, int32, each once, those of the latest answers first."""
         return self._templates
 
     # --- admission ----------------------------------------------------------------------------------
 
     def seen(self, causes: NDArray[np.uint64], places: NDArray[np.int64], keys: NDArray[np.uint64]) -> set[int]:
-        """Sessions showed `causes` [m] for the first time, in this order, when `places` [m] (non-decreasing) had begun.
+        """Note that `causes` [m] occurred, in this order, each for the first time in its session; admit frequent ones.
 
-        `keys` [m] are hashes of the sessions' keys, 0 where they have none. The causes admitted at once, of which
-        nothing was known before: nobody can have been told of them.
+        `places` [m] (non-decreasing) are the numbers of sessions that had begun by then; `keys` [m] are hashes of the
+        sessions' keys, 0 where they have none. Returns the causes that were admitted in the same call in which they
+        first occurred: there was never an alert about them.
         """
         at_once: set[int] = set()
         if not len(causes) or not self.admits:
@@ -156,7 +160,7 @@ class KnownCauses:
         self._cause = np.concatenate((self._cause, causes))
         self._place = np.concatenate((self._place, places))
         self._key = np.concatenate((self._key, keys))
-        recent = np.flatnonzero(self._place > places[-1] - RING)[-LONGEST_RING:]
+        recent = np.flatnonzero(self._place > places[-1] - RECENT_SESSIONS)[-MOST_OCCURRENCES:]
         admissions = self.admissions
         among = np.isin(self._cause[recent], new)
         found, counts = np.unique(self._cause[recent][among], return_counts=True)
@@ -188,7 +192,7 @@ class KnownCauses:
     # --- questions ----------------------------------------------------------------------------------
 
     def read_only(self) -> "KnownCauses":
-        """The same as of now, to which one may report what one likes: it stays as it is."""
+        """A copy for queries: `seen` does not change it."""
         frozen = copy(self)
         frozen.admits = False
         return frozen
@@ -198,11 +202,12 @@ class KnownCauses:
         return len(self._sorted_normal) > 0
 
     def normal(self, causes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Which of `causes` [m] are normal, by an answer or by admission."""
+        """Which of `causes` [m] are normal, by an answer or by admission: bool [m]."""
         return _among(causes, self._sorted_normal)
 
     def without_normal(self, rules: RuleSet, hits: Hits, templates: NDArray[np.int32]) -> Hits:
-        """`hits` but those on lines that are normal: by their surest rule and their template, of `templates` [n]."""
+        """`hits` without those on lines whose cause (`hit_causes`) is normal; `templates` [n] are those of all
+        lines."""
         if not len(hits.lines) or not self.any_normal:
             return hits
         lines, causes = hit_causes(rules, hits, templates)
@@ -210,22 +215,22 @@ class KnownCauses:
         return Hits(hits.lines[kept], hits.rules[kept])
 
     def bad(self, causes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Which of `causes` [m] the operator called an anomaly."""
+        """Which of `causes` [m] the operator answered with "anomaly": bool [m]."""
         return _among(causes, self._sorted_bad)
 
-    def _settle(self) -> None:
-        """Let the answers there are take effect."""
+    def _apply_answers(self) -> None:
+        """Derive everything that follows from the answers."""
         last = {answer.cause: answer.normal for answer in self._answers.values() if answer.cause}
-        said = {cause for cause, normal in last.items() if normal}
-        self._bad = last.keys() - said
-        alike = {shape for a in self._answers.values() if a.normal and a.cause in said for shape in a.shapes}
-        self._normal = said | (alike - self._bad)
+        normal = {cause for cause, is_normal in last.items() if is_normal}
+        self._bad = last.keys() - normal
+        alike = {shape for a in self._answers.values() if a.normal and a.cause in normal for shape in a.shapes}
+        self._normal = normal | (alike - self._bad)
         for cause in self._bad & self._admitted.keys():
             del self._admitted[cause]
         latest_first = dict.fromkeys(answer.template for answer in reversed(self._answers.values()) if answer.template)
         self._templates = np.array(list(latest_first), dtype=np.int32)
         texts = msgspec.json.encode(self.answers())
-        self._encoded = np.frombuffer(texts, dtype=np.uint8)  # once an answer, not once a snapshot
+        self._encoded = np.frombuffer(texts, dtype=np.uint8)  # encoded once an answer, not once a snapshot
         self._sort()
 
     def _sort(self) -> None:
@@ -246,7 +251,8 @@ class KnownCauses:
 
     @classmethod
     def load(cls, columns: Columns, answers: int = ANSWERS, admitted: int = ADMITTED) -> "KnownCauses":
-        """Raises `msgspec.DecodeError` (a ValueError) when the answers are no list of answers."""
+        """The inverse of `export`. Raises `msgspec.DecodeError` (a ValueError) if `answers` is not a list of
+        answers."""
         known = cls(answers, admitted)
         texts = array(columns, "answers").tobytes()
         known._answers = {answer.alert: answer for answer in msgspec.json.decode(texts, type=list[Answer])}
@@ -256,7 +262,7 @@ class KnownCauses:
         known._admitted = dict.fromkeys(array(columns, "admitted").tolist())
         for name in _COUNTERS:
             setattr(known, name, scalar(columns, name, int))
-        known._settle()
+        known._apply_answers()
         return known
 
 

@@ -1,4 +1,4 @@
-"""Scans over many short runs that lie one after another in a column; offsets [S+1] mark the runs."""
+"""Segmented scans: a column holds S runs one after another, run s being rows offsets[s]:offsets[s+1] (int64 [S+1])."""
 
 from typing import TypeVar
 
@@ -10,17 +10,17 @@ _Number = TypeVar("_Number", np.int64, np.float64)
 
 
 def repeat_per_row(offsets: Offsets) -> NDArray[np.int64]:
-    """For each row the index of its run: int64 [rows]."""
+    """The index of each row's run: int64 [rows]."""
     return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
 
 
 def rank_in_run(offsets: Offsets) -> NDArray[np.int64]:
-    """For each row its place in its run, from 0."""
+    """The position of each row in its run, from 0: int64 [rows]."""
     return np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
 
 
 def running_max(values: NDArray[_Number], offsets: Offsets) -> NDArray[_Number]:
-    """The largest value of the run up to and including each row (doubling: log2 of the longest run passes)."""
+    """The maximum of the run up to and including each row, in log2(longest run) passes."""
     result = values.copy()
     if not len(result):
         return result
@@ -35,7 +35,7 @@ def running_max(values: NDArray[_Number], offsets: Offsets) -> NDArray[_Number]:
 
 
 def running_sum(values: NDArray[np.int64], offsets: Offsets) -> NDArray[np.int64]:
-    """The sum of the run up to and including each row; exact, so a run may be cut anywhere and carried on."""
+    """The sum of the run up to and including each row. It is exact, so a run can be split anywhere and continued."""
     if not len(values):
         return values.copy()
     sums = np.cumsum(values)
@@ -45,7 +45,7 @@ def running_sum(values: NDArray[np.int64], offsets: Offsets) -> NDArray[np.int64
 
 
 def running_or(values: NDArray[np.uint64], offsets: Offsets) -> NDArray[np.uint64]:
-    """The union of the run's bits up to and including each row, by doubling (Hillis and Steele, 1986)."""
+    """The bitwise OR of the run up to and including each row, by doubling (Hillis and Steele, 1986)."""
     result, rank = values.copy(), rank_in_run(offsets)
     rows, step = np.flatnonzero(rank >= 1), 1
     while len(rows):
@@ -56,7 +56,7 @@ def running_or(values: NDArray[np.uint64], offsets: Offsets) -> NDArray[np.uint6
 
 
 def first_true(marks: NDArray[np.bool_], offsets: Offsets) -> NDArray[np.bool_]:
-    """`marks` with only the first True of each run left."""
+    """`marks` (bool [rows]) with all but the first True of each run cleared."""
     rows = np.flatnonzero(marks)
     result = np.zeros(len(marks), dtype=np.bool_)
     runs = repeat_per_row(offsets)[rows]

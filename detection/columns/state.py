@@ -1,8 +1,8 @@
-"""The state as plain columns: what `Detector.export` gives, snapshots hold and the digest covers.
+"""The state as plain columns: what `Detector.export` returns, snapshots store and the digest covers.
 
-A state is a flat mapping from dotted names ("sessions.last_time") to numpy arrays and scalars. Parts of
-the detector export their own columns and are joined under a prefix. Arrays are C-contiguous, little
-endian, and of a fixed-size dtype (never object).
+A state is a flat mapping from dotted names ("sessions.last_time") to numpy arrays and scalars. Each part of the
+detector exports its own columns; in the state their names have the part's name as a prefix. Arrays are C-contiguous,
+little endian, and of a fixed-size dtype (never object).
 """
 
 import hashlib
@@ -26,21 +26,21 @@ Self = TypeVar("Self", bound="Scalars")
 
 
 class OtherVersionError(Exception):
-    """Sound, but exported by another version of the program, and not to be brought to this one. The message says why,
-    `advice` what to do where nothing else can be done."""
+    """The columns are intact, but another version of the program exported them, and they cannot be upgraded to this
+    one. The message says why; `advice` says what the operator can do."""
 
     advice = "use the vigild that wrote it, or another state directory"
 
 
 class NewerVersionError(OtherVersionError):
-    """A later version of the program exported it: it is to be left as it is."""
+    """A later version of the program exported the columns: leave the file as it is."""
 
     advice = "use a newer vigild"
 
 
 @contextmanager
 def of_this_version() -> Iterator[None]:
-    """Loading what is sound: where it cannot be taken for what this version exports, raises OtherVersionError."""
+    """Load intact columns in this context: a LookupError, TypeError or ValueError becomes an OtherVersionError."""
     try:
         yield
     except (LookupError, TypeError, ValueError) as exc:
@@ -48,7 +48,7 @@ def of_this_version() -> Iterator[None]:
 
 
 def layouts(state: Columns) -> dict[str, str]:
-    """The `layout` of each part; that of the columns under no prefix is the "detector"'s."""
+    """The `layout` of each part by its prefix; columns without a prefix are the part "detector"."""
     parts: defaultdict[str, State] = defaultdict(dict)
     for name, value in state.items():
         prefix, dot, rest = name.partition(".")
@@ -57,8 +57,11 @@ def layouts(state: Columns) -> dict[str, str]:
 
 
 def layout(columns: Columns) -> str:
-    """A short digest of which columns there are: their names, and of what kind they are. Nothing that a stream has a
-    say in, or a sound state would be refused: how many rows, how wide a forest's trees, how long a text."""
+    """A short hash (8 hexadecimal digits) of the names and kinds of `columns`.
+
+    It leaves out whatever depends on the stream, or an intact state would be refused: the number of rows, the size of
+    a forest's trees, the length of a text.
+    """
     return hashlib.sha256(repr(sorted((name, *_kind(columns[name])) for name in columns)).encode()).hexdigest()[:8]
 
 
@@ -69,7 +72,7 @@ def _kind(value: Value) -> tuple[str, int]:
 
 
 def array(columns: Columns, name: str) -> NDArray[Any]:
-    """The array called `name`. Raises KeyError where there is none, TypeError where it is a scalar."""
+    """The array called `name`. Raises KeyError if there is none, TypeError if it is a scalar."""
     value = columns[name]
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name} is to be an array, not {type(value).__name__}")
@@ -77,8 +80,8 @@ def array(columns: Columns, name: str) -> NDArray[Any]:
 
 
 def scalar(columns: Columns, name: str, kind: type[Kind]) -> Kind:
-    """The scalar called `name`: an int is a float, too. Raises KeyError where there is none, TypeError where it is
-    not of this kind."""
+    """The scalar called `name`; an int counts as a float, too. Raises KeyError if there is none, TypeError if it is of
+    another kind."""
     value = columns[name]
     if isinstance(value, kind):
         return value
@@ -88,17 +91,18 @@ def scalar(columns: Columns, name: str, kind: type[Kind]) -> Kind:
 
 
 def decoded(columns: Columns, name: str, kind: type[Decoded]) -> Decoded:
-    """What the column called `name` holds as JSON. Raises as `scalar` does, and `msgspec.DecodeError`, a ValueError."""
+    """The value that the column called `name` holds as JSON. Raises KeyError and TypeError as `scalar` does, and
+    `msgspec.DecodeError` (a ValueError) if the JSON is not of this kind."""
     return msgspec.json.decode(scalar(columns, name, bytes), type=kind)
 
 
 def arrays(columns: Columns) -> dict[str, NDArray[Any]]:
-    """All of `columns`, which are arrays; else raises TypeError."""
+    """All of `columns`. Raises TypeError if one of them is a scalar."""
     return {name: array(columns, name) for name in columns}
 
 
 def scalars(columns: Columns) -> dict[str, Any]:
-    """All of `columns`, which are scalars, for a dataclass of them; else raises TypeError."""
+    """All of `columns`, as arguments for a dataclass. Raises TypeError if one of them is an array."""
     for name, value in columns.items():
         if isinstance(value, np.ndarray):
             raise TypeError(f"{name} is to be a scalar, not an array")
@@ -106,7 +110,7 @@ def scalars(columns: Columns) -> dict[str, Any]:
 
 
 class Scalars:
-    """What a dataclass inherits that is a part of the state, a column a field, and holds nothing but scalars."""
+    """Base of a dataclass that is a part of the state and holds scalars only, one column for each field."""
 
     __slots__ = ()
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -116,17 +120,17 @@ class Scalars:
 
     @classmethod
     def load(cls: type[Self], columns: Columns) -> Self:
-        """Raises TypeError where a column is an array, or is of no field."""
+        """The inverse of `export`. Raises TypeError if a column is an array, is missing or has no field."""
         return cls(**scalars(columns))
 
 
-def joined(prefix: str, columns: Columns) -> State:
-    """`columns` with every name put under `prefix`."""
+def prefixed(prefix: str, columns: Columns) -> State:
+    """`columns` with `prefix` and a dot before every name."""
     return {f"{prefix}.{name}": value for name, value in columns.items()}
 
 
-def part(prefix: str, state: Columns) -> State:
-    """The inverse of `joined`: the columns under `prefix`, without it."""
+def columns_under(prefix: str, state: Columns) -> State:
+    """The inverse of `prefixed`: the columns whose names begin with `prefix` and a dot, without these."""
     dotted = prefix + "."
     return {name[len(dotted) :]: value for name, value in state.items() if name.startswith(dotted)}
 

@@ -1,19 +1,19 @@
-"""The layouts that states and models have had, by number, and what brings one to the next.
+"""The numbered layouts that states and models have had, and the steps that upgrade one to the next.
 
-A layout is which columns there are, by part (`state.layouts`). Every released one has a number, which is in the
-column "format". Whoever reads a state or a model goes through `STATES.upgraded` or `MODELS.upgraded`: an older one
-is brought to today's columns step by step, a newer one is refused, and so is one whose columns are not those of its
-number (it is damaged, or was written between two releases). States of every number can be brought to today's; a
-model need not be: `daemon.startup.replay` sets one that cannot aside, and it is trained again.
+A layout is the set of columns of each part (`state.layouts`). Every released layout has a number, which is stored in
+the column "format". All readers of states and models go through `STATES.upgraded` or `MODELS.upgraded`: older columns
+are upgraded step by step; newer ones are refused, and so are columns that do not match their number (they are damaged,
+or were written between two releases). A state of any number can be upgraded. A model need not be: a model that cannot
+is set aside by `daemon.startup.replay` and trained again.
 
 To change columns after a release (tests/detection/test_layout.py says what is missing, and the digests):
-1. Add `LAYOUTS[n + 1]`: `LAYOUTS[n]` with what changed. A number that was released is never edited.
-2. Add the step `UPGRADES[n]`. It gets the columns of format n and returns those of n + 1 (the column "format" is seen
-   to). It is a pure function: no clock, no I/O, no change to an array it was given, and nothing of today's `Detector`
-   in it, which will change again. Its docstring says what becomes of every column that is not the same afterwards.
+1. Add `LAYOUTS[n + 1]`: `LAYOUTS[n]` with the changes. A released layout is never edited.
+2. Add the step `UPGRADES[n]`. It gets the columns of format n and returns those of n + 1 (except for "format", which
+   `upgraded` sets). It is a pure function: no clock, no I/O, no change to an array it was given. It uses nothing of
+   today's `Detector`, which will change again. Its docstring says what becomes of every column that changes.
 3. Add the digest that the golden states have now to "upgraded" in tests/golden/*.json, and when the layout is
    released its own golden state (tests/golden/make.py).
-What a column holds as JSON (settings, generations) has no number: fields are added, with a default, and stay.
+JSON inside a column (settings, generations) has no number: fields are added with a default and never removed.
 
 UPGRADES
     1 -> 2  members that are withdrawn
@@ -31,10 +31,10 @@ from detection.columns.state import (
     NewerVersionError,
     OtherVersionError,
     State,
+    columns_under,
     layout,
     layouts,
     of_this_version,
-    part,
 )
 
 Step = Callable[[State], State]
@@ -70,8 +70,8 @@ def _with_withdrawn_members(state: State) -> State:
 
 UPGRADES: dict[int, Step] = {1: _with_withdrawn_members}
 
-# Of `model.to_columns`: each member's arrays (none: "4f53cda1") and the anchor, of which a model has some; the state's
-# templates; "ensemble", which has only calibration scores; and the columns under no prefix are the "model"'s.
+# Of `model.to_columns`: the arrays of each member and of the anchor, where the model has them ("4f53cda1": no arrays);
+# the templates, as in a state; "ensemble", which has calibration scores only; "model": the columns without a prefix.
 MODEL_LAYOUTS: dict[int, Mapping[str, str]] = {
     1: {
         "model": "724332c5",
@@ -91,8 +91,13 @@ MODEL_UPGRADES: dict[int, Step] = {}
 
 @dataclass(frozen=True)
 class Versions:
-    """The numbered layouts of one kind of columns. `parts` gives the layout of each part of some columns; `optional`
-    are the parts that may be absent."""
+    """The numbered layouts of states or of models.
+
+    kind      for messages: "the state" or "the model"
+    layouts   the layout of each part, by format number; steps: the step from each format to the next
+    parts     a function that returns the layout of each part of some columns
+    optional  the parts that may be absent
+    """
 
     kind: str
     layouts: Mapping[int, Mapping[str, str]]
@@ -102,14 +107,14 @@ class Versions:
 
     @property
     def newest(self) -> int:
-        """The number of what this program writes."""
+        """The format that this program writes."""
         return max(self.layouts)
 
     def upgraded(self, columns: Columns) -> State:
-        """`columns` as this program keeps them; an array that no step is about is the same one, not a copy.
+        """`columns` in the newest format. Arrays that no step changes are the same objects, not copies.
 
-        Raises NewerVersionError when a later version of the program wrote them, OtherVersionError when they cannot
-        be brought to this one.
+        Raises NewerVersionError if a later version of the program wrote them, OtherVersionError if they cannot be
+        upgraded.
         """
         number = columns.get("format", 1)  # models of format 1 do not say so
         if not isinstance(number, int):
@@ -129,7 +134,7 @@ class Versions:
         return state
 
     def differing(self, columns: Columns, number: int) -> list[str]:
-        """The parts of `columns` that are not as in layout `number`, by name."""
+        """The names of the parts of `columns` that differ from layout `number`."""
         expected, found = self.layouts.get(number, {}), self.parts(columns)
         names = (expected.keys() - self.optional) | found.keys()
         return sorted(name for name in names if expected.get(name) != found.get(name))
@@ -141,15 +146,15 @@ class Versions:
 
 
 def model_layouts(columns: Columns) -> dict[str, str]:
-    """The layout of each part of a model; a member that has only calibration scores has a part without arrays."""
+    """The layout of each part of a model. A member with calibration scores but no arrays is a part without columns."""
     names = {name for name in columns if "." not in name and name != "format"}
     found = {"model": layout({name: columns[name] for name in names})}
-    arrays: dict[str, State] = {name: {} for name in part("rings", columns)}
-    for name, array in part("parts", columns).items():
+    arrays: dict[str, State] = {name: {} for name in columns_under("rings", columns)}
+    for name, array in columns_under("parts", columns).items():
         member, _, column = name.partition("/")
         arrays.setdefault(member, {})[column] = array
     found |= {member: layout(each) for member, each in arrays.items()}
-    return {**found, "templates": layout(part("templates", columns))}
+    return {**found, "templates": layout(columns_under("templates", columns))}
 
 
 STATES = Versions("the state", LAYOUTS, UPGRADES, layouts, optional=frozenset({"vouching"}))

@@ -1,1 +1,1 @@
-"""What the next model learns from, when it is trained, and whether it may take the place of the last one."""
+"""Training: which sessions a model learns from, when it is trained, and whether it replaces the model in force."""

@@ -1,4 +1,4 @@
-"""What of the history is not to be learned from: what the operator, or the detector itself, says of each session."""
+"""Which sessions of the history are not learned from, because of the operator's answers or the detector's verdicts."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,9 @@ Bools = NDArray[np.bool_]
 
 
 def bad_and_flagged(sessions: ClosedSessions, known: KnownCauses) -> tuple[Bools, Bools]:
-    """Sessions never to be learned from, and those that were found strange and that nobody has called normal since.
+    """The sessions that are never learned from, and those that were flagged and are not normal now: bool [S] each.
 
-    bool [S] each. A session whose shape at its end is normal now was strange on the way to it only.
+    A session whose final shape is normal now counts as normal: it was unusual only on its way there.
     """
     bad = sessions.tainted | known.bad(sessions.causes) | _with_a_bad_template(sessions, known)
     normal = known.normal(sessions.causes)
@@ -24,9 +24,9 @@ def bad_and_flagged(sessions: ClosedSessions, known: KnownCauses) -> tuple[Bools
 
 
 def _with_a_bad_template(sessions: ClosedSessions, known: KnownCauses) -> Bools:
-    """Which have a template that was new once, and was called an anomaly then or since: bool [S].
+    """Which sessions have a template whose cause NEW was answered "anomaly": bool [S].
 
-    Flagged for it or not: by the time of the answer it may have been admitted, and learned.
+    Whether or not they were flagged for it: by the time of the answer the template may have been admitted and learned.
     """
     templates = np.unique(sessions.tokens)
     bad = np.isin(sessions.tokens, templates[known.bad(new_causes(templates))])
@@ -35,14 +35,14 @@ def _with_a_bad_template(sessions: ClosedSessions, known: KnownCauses) -> Bools:
 
 
 def _final_shapes(sessions: ClosedSessions) -> NDArray[np.uint64]:
-    """The cause that each session's shape was when it was over: uint64 [S]."""
+    """The cause of each session's shape at its end: uint64 [S]."""
     none = np.zeros((len(sessions.starts), COUNT_BUCKETS), dtype=np.uint8)
     counts = counted(none, sessions.tokens, repeat_per_row(sessions.offsets))
     return shape_causes(counts, np.ones(len(counts), dtype=np.bool_))
 
 
 def _by_value_or_source(sessions: ClosedSessions) -> Bools:
-    """Which were flagged for odd values or for what their source does, so that no shape makes them normal: bool [S]."""
+    """Which were flagged for unusual values or for their client's behaviour, which no shape makes normal: bool [S]."""
     session = repeat_per_row(sessions.offsets)
     by_value = session[value_causes(sessions.tokens) == sessions.causes[session]]
     found: Bools = np.bincount(by_value, minlength=len(sessions.starts)) > 0

@@ -1,8 +1,11 @@
-"""What the next model will be trained on: the last lines and session ends, in one ring of columns.
+"""The history from which the next training set is taken: the last lines and session ends, in a ring buffer of columns.
 
-A row is a line (its template, time and flags) or the end of a session. Rows of one session share a
-serial; `closed_sessions` gathers them back into sessions. A session whose beginning has left the ring,
-or that is still open, is not learned from: half a session would teach that sessions begin in the middle.
+A row is a line (its template, time and flags) or the end of a session. Rows of one session have the same serial;
+`closed_sessions` gathers them into sessions. A session whose beginning has been overwritten, or that is still open, is
+not learned from: half a session would teach that sessions begin in the middle.
+
+State: the columns of `_COLUMNS`, in the order of the buffer's slots; `written`, the number of rows since the state
+began (row n is in slot n modulo ROWS); `mark`, the row from which on sessions that close are fresh.
 """
 
 from typing import Any
@@ -18,12 +21,12 @@ from detection.models.training_set import ClosedSessions
 ROWS = 1 << 18
 
 BEGINS = 1  # first line of its session
-STARTS = 2  # ... and nothing of the same key came just before: the session truly starts here
+STARTS = 2  # ... and no line of the same key came just before: the session really starts here
 ERROR = 4
 TAINTED = 8  # a rule matched the line
 ENDS = 16  # closing row: the session ended by silence
 SPLITS = 32  # closing row: the session was cut because it was long
-FLAGGED = 64  # closing row: the members found the session strange
+FLAGGED = 64  # closing row: the ensemble flagged the session
 VOUCHED = 128  # closing row: the operator says that the session is normal
 
 _CLOSING = ENDS | SPLITS
@@ -34,8 +37,8 @@ _COLUMNS = {
     "templates": np.int32,
     "times": np.float64,
     "flags": np.uint8,
-    **dict.fromkeys(ONLINE_NAMES, np.float32),  # what each online member said of the line
-    "about": np.uint64,  # closing rows: the cause; the rows before them: a hash of the session's key
+    **dict.fromkeys(ONLINE_NAMES, np.float32),  # each online member's score of the line
+    "about": np.uint64,  # of closing rows the cause, of lines a hash of the session's key
 }
 
 
@@ -44,7 +47,7 @@ class History:
         self._column: dict[str, NDArray[Any]] = {name: np.zeros(ROWS, dtype=dtype) for name, dtype in _COLUMNS.items()}
         self._written = 0
         self._mark = 0
-        self.closed = 0  # session ends in the ring
+        self.closed = 0  # session ends in the buffer
 
     def append(
         self,
@@ -55,10 +58,10 @@ class History:
         online: NDArray[np.float64],
         keys: NDArray[np.uint64],
     ) -> None:
-        """Add lines in the order in which they came; columns [n], `online` [n, K], n <= ROWS; `keys` are hashes of
-        session keys."""
-        said = dict(zip(ONLINE_NAMES, online.T, strict=True))
-        self._add(serials=serials, templates=templates, times=times, flags=flags, **said, about=keys)
+        """Add n <= ROWS lines in the order of their arrival. `online` [n, K] are the online members' scores, `keys`
+        hashes of session keys."""
+        scores = dict(zip(ONLINE_NAMES, online.T, strict=True))
+        self._add(serials=serials, templates=templates, times=times, flags=flags, **scores, about=keys)
 
     def close(
         self,
@@ -67,7 +70,7 @@ class History:
         flags: NDArray[np.uint8],
         causes: NDArray[np.uint64],
     ) -> None:
-        """Sessions end; all columns [m], m <= ROWS."""
+        """Add the ends of m <= ROWS sessions; `causes` are 0 for sessions that were not flagged."""
         nothing = dict.fromkeys(ONLINE_NAMES, np.zeros(len(serials)))
         templates = np.full(len(serials), CLOSING, dtype=np.int32)
         self._add(serials=serials, templates=templates, times=times, flags=flags, **nothing, about=causes)
@@ -82,15 +85,15 @@ class History:
         self._written += count
 
     def set_mark(self) -> None:
-        """Sessions that close from now on are fresh."""
+        """Make sessions that close from now on fresh."""
         self._mark = self._written
 
     def __len__(self) -> int:
         return min(self._written, ROWS)
 
     def closed_sessions(self) -> ClosedSessions:
-        """The whole sessions in the ring, ordered by serial; costs some tens of milliseconds. They are fresh when they
-        closed after the mark."""
+        """The complete sessions in the buffer, ordered by serial; fresh are those that closed after the mark. Takes
+        some tens of milliseconds."""
         held = len(self)
         order = np.arange(self._written - held, self._written) % ROWS
         number = np.arange(self._written - held, self._written)

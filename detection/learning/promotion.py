@@ -1,8 +1,8 @@
 """Whether a newly trained model may take the place of the one in force, and how far it may move the thresholds.
 
-The challenger must not be worse than the champion at what came since (both judge sessions that they have not learned
-from), nor at the *anchor*: sessions that were set aside at the first full generation and are handed on unchanged, so
-that no chain of small steps leads away from what was normal then.
+The new model (the *challenger*) must not be worse than the model in force (the *champion*) on new sessions, which
+neither has learned from, nor on the *anchor*: sessions reserved at the first full generation and passed on unchanged,
+so that no chain of small steps leads away from what was normal then.
 """
 
 import math
@@ -22,25 +22,27 @@ from detection.models.training_set import ClosedSessions, TrainingSet
 
 ANCHOR_SESSIONS = 256
 ANCHOR_LINES = 8192
-WORSE_ALLOWED = 1.01  # of the champion's mean surprise at what is new: less cannot be told from chance
+WORSE_ALLOWED = 1.01  # times the champion's mean surprise on new sessions: less could be chance
 ANCHOR_WORSE_ALLOWED = 1.15
-LARGEST_SHARE_MOVED = 0.9  # of sessions to templates that the champion does not know, as far as that excuses anything
+LARGEST_SHARE_MOVED = 0.9  # of sessions with templates that the champion does not know: the most that excuses anything
 LARGEST_MOVE = 0.25  # of a threshold of the combined statistic, by one promotion
 
 
 class RefusedError(Exception):
-    """The new model is worse than the one in force; the message says at what."""
+    """The new model is worse than the one in force; the message says on which sessions."""
 
 
 def refuse_worse(challenger: Model, champion: Model, view: View, surprises: Floats, fresh: Bools) -> None:
-    """Raise RefusedError when the challenger is worse. `surprises` float64 [R]: what its cross-fits' transformers say
-    of the sessions in `view`, of which the champion has not seen the `fresh` ones (bool [S]).
+    """Raise RefusedError if the challenger is worse.
 
-    Compared is how surprising sessions are, in rows of templates that the champion knows: to it all others are one, and
-    so less of a surprise. Where those make their way into a share of the sessions, that share of the probability is
-    theirs, and nobody can give it to what was there before: -ln(1 - share) nats a session are no fault of the
-    challenger. Sessions of a kind count by the root of their number, as they do in learning: the model that has seen
-    more of what is rare would be the worse one of two by what is common alone.
+    `surprises` float64 [R] are those of the challenger's cross-fitted transformers on the rows of `view`. The champion
+    has not seen the `fresh` sessions (bool [S]).
+
+    Models are compared by the mean surprise of sessions, in rows of templates that the champion knows: all others are
+    one token to it, and so surprise it less. If such templates now occur in a share of the sessions, the challenger
+    must give them that share of the probability: -ln(1 - share) nats a session are not its fault. Sessions of a kind
+    weigh by the square root of their number, as in training: otherwise a model that learned more of what is rare would
+    be the worse one for its small loss on what is frequent.
     """
     weights, known, room = _weights(view, fresh), _known_to(champion, view), 0.0
     if weights.any():
@@ -76,22 +78,22 @@ def _any(rows: Bools, view: View) -> Bools:
 
 
 def _mean(surprises: Floats, rows: Bools, view: View, weights: Floats) -> float:
-    """The weighted mean over sessions of what is surprising in their `rows`, in nats."""
+    """The weighted mean over sessions of the summed surprises of their `rows`, in nats."""
     each = np.add.reduceat(np.where(rows, surprises, 0.0), view.offsets[:-1])
     return float((weights * each).sum() / weights.sum())
 
 
 def bounded(scores: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`scores` with no quantile further than LARGEST_MOVE from that of `before`: float64 [n] ascending."""
+    """`scores` (ascending) with no quantile further than LARGEST_MOVE from that of `before`: float64 [n] ascending."""
     if not len(before):
         return scores
-    # By Hazen's rule, by which as many scores are their own quantiles, the largest included.
+    # By Hazen's rule n scores are their own quantiles at these n levels, the largest included.
     same = np.quantile(before, (np.arange(len(scores)) + 0.5) / len(scores), method="hazen")
     return np.clip(scores, same * (1.0 - LARGEST_MOVE), same * (1.0 + LARGEST_MOVE))
 
 
 def anchor_of(previous: Model | None, data: TrainingSet) -> dict[str, NDArray[Any]]:
-    """The anchor that `previous` has, else one of the first sessions of `data`."""
+    """The anchor of `previous` if it has one, otherwise the first sessions of `data`."""
     if previous is not None and "anchor" in previous.parts:
         return dict(previous.parts["anchor"])
     some = (np.arange(len(data.starts)) < ANCHOR_SESSIONS) & (data.offsets[1:] <= ANCHOR_LINES)
@@ -100,7 +102,7 @@ def anchor_of(previous: Model | None, data: TrainingSet) -> dict[str, NDArray[An
 
 
 def _known_to(model: Model, view: View) -> Bools:
-    """The rows that are ends of sessions, or of templates in the model's vocabulary: bool [R]."""
+    """Which rows are ends of sessions, or lines of templates in the model's vocabulary: bool [R]."""
     known: Bools = np.isin(view.templates, model.vocabulary) | (view.templates == CLOSING)
     return known
 

@@ -1,11 +1,12 @@
-"""When the next model is to be trained, and why.
+"""When the next training is due.
 
-Counted in lines there were to learn from (`learned`): those of the stream and those vouched for. The quick members are
-due at `early_lines` and whenever the lines have doubled, all of them at `warmup_lines` and then every `retrain_lines`;
-at once when a vouched file has ended; and soon when something has been admitted that the model in force does not know.
+The schedule counts lines to learn from (`learned`), those of the stream and vouched ones. A training of the early
+members is due at `early_lines` and whenever the lines have doubled; one of all members at `warmup_lines`, and then
+every `retrain_lines`. A training is due at once when a vouched file has ended, and soon after the admission of a cause
+that the model in force does not know.
 
-With `retrain_lines` 0 nothing more is learned from the stream once a full model has been in force, and nothing is
-admitted; a vouched file still is what the operator wants learned, beside what that model was.
+With `retrain_lines` 0 nothing more is learned from the stream, and nothing admitted, once a full model has been in
+force. A vouched file is still learned from, in addition to what that model learned from.
 """
 
 from dataclasses import dataclass
@@ -14,13 +15,17 @@ from detection.columns.state import Scalars
 from detection.frames import TrainingCutoff
 from detection.settings import LearningSettings
 
-REFRESH_LINES = 1000  # between two trainings because something new was admitted
+REFRESH_LINES = 1000  # at least, between the last training and one because of an admission
 
 
 @dataclass(frozen=True, slots=True)
 class LearnedSoFar:
-    """`learned` lines there were to learn from; `admissions` counts causes admitted; a model is in force, of all
-    members; a vouched file is on its way."""
+    """The facts that the schedule depends on.
+
+    learned     lines to learn from so far; `admissions`: causes admitted so far
+    has_model   a model is in force; `complete`: it has the members that need the whole warm-up
+    uploading   a vouched file has begun and not ended
+    """
 
     learned: int
     admissions: int
@@ -31,9 +36,8 @@ class LearnedSoFar:
 
 @dataclass(slots=True)
 class Schedule(Scalars):
-    """trained_at     how much had been learned when the last training set was taken
-    admissions_at  how many causes had been admitted then
-    vouched_at     seq at which a vouched file ended that is to be learned from now, 0: there is none
+    """trained_at     `learned` when the last training set was taken; `admissions_at`: `admissions` at that time
+    vouched_at     seq at which a vouched file ended that no model has learned from yet, 0 if there is none
     fulfilled      a model of all members has been in force
     """
 
@@ -43,36 +47,34 @@ class Schedule(Scalars):
     fulfilled: bool = False
 
     def trained(self, cutoff: TrainingCutoff, learned: int) -> None:
-        """A training that knew the stream up to `cutoff` is over: count from there to the next one.
-
-        What came while the model was trained is still to be learned from.
-        """
+        """A training is over whose set was taken at `cutoff`: count from there to the next one, so that lines that came
+        during the training count."""
         self.trained_at, self.admissions_at = min(cutoff.learned, learned), cutoff.admissions
         if self.vouched_at <= cutoff.seq:
             self.vouched_at = 0
 
     def closed(self, learning: LearningSettings) -> bool:
-        """What is normal was learned once, and the settings say that it stays so. The operator is still heard."""
+        """Whether learning from the stream has ended: `retrain_lines` is 0, and a full model has been in force."""
         return learning.retrain_lines == 0 and self.fulfilled
 
     def urgent(self, learning: LearningSettings, now: LearnedSoFar) -> bool:
-        """Something has been called normal that the model in force does not know: by the operator, or by the stream."""
+        """Whether a training is due that does not wait for `retrain_seconds`: after a vouched file, or an admission."""
         admitted = now.has_model and now.admissions > self.admissions_at and not self.closed(learning)
         return self.vouched_at > 0 or (admitted and now.learned - self.trained_at >= REFRESH_LINES)
 
     def due(self, learning: LearningSettings, now: LearnedSoFar) -> bool:
-        """Time for the quick members, for all of them for the first time, or for all of them again."""
+        """Whether a training is due, for any of the reasons in the module's text."""
         if self.urgent(learning, now):
             return True
         if now.uploading:
-            return False  # more is on its way, and there is a better moment than in the middle of it
+            return False  # a training is due anyway when the file has ended
         if self.closed(learning):
             return not now.has_model
-        # With nothing to come after it, a first full model that was refused or lost is tried again like the first.
+        # If nothing is to follow it, a first full model that was refused or lost is due again after another warm-up.
         again = now.learned - self.trained_at >= (learning.retrain_lines or learning.warmup_lines)
         if now.complete:
             return again
         if now.learned < learning.warmup_lines:
             return 0 < learning.early_lines <= now.learned and now.learned >= 2 * self.trained_at
-        # `trained_at` reaches the warm-up when a first full model was refused or lost: then as after any other.
+        # `trained_at` is past the warm-up if the first full model was refused or lost; then the usual interval holds.
         return self.trained_at < learning.warmup_lines or not now.has_model or again

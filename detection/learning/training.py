@@ -1,11 +1,11 @@
 """One training run: sessions in, a model generation out.
 
 Every member is fitted on the sessions that may be learned from, and *cross-fitted* for its calibration: each session
-is scored by a fit that did not see it, so that the calibration scores are what unseen normal sessions come to, from
-all of the data. Before the first full model the sessions that the quick members find strangest are left out of every
-fit: what happened before the daemon came is not known to be clean. A member that cannot be fitted (a library that does
-not work on this machine) is left out of the model, which says so; but never one that the model in force has. The same
-data, seed and versions give the same model, bit for bit.
+is scored by a fit that did not see it, so that all of the data gives calibration scores of unseen normal sessions.
+Before the first full model the sessions that the early members find most unusual are left out of every fit, because the
+first lines are not known to be clean. A member that cannot be fitted (a library that does not work on this machine) is
+left out of the model, which says so; but if the model in force has it, the training fails. The same data, seed and
+versions give the same model, bit for bit.
 """
 
 import math
@@ -21,10 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from detection.columns.runs import repeat_per_row
-from detection.columns.state import Columns, State, joined, part
+from detection.columns.state import Columns, State, columns_under, prefixed
 from detection.learning.promotion import anchor_of, bounded, refuse_worse
-from detection.members.member import FitData, FittedMember, Member
-from detection.members.member import Progress as Fitting
+from detection.members.member import FitData, FitProgress, FittedMember, Member
 from detection.members.registry import FITTED, MEMBERS, NAMES, OFTEN_SILENT, ONLINE_NAMES
 from detection.members.transformer.scoring import LARGEST_VOCABULARY
 from detection.members.view import Bools, Floats, Standing, View, whole_sessions
@@ -34,11 +33,11 @@ from detection.scoring.calibration import CalibrationScores, combined
 from detection.scoring.ensemble import p_of, shares
 
 FEWEST_SESSIONS = 20
-FEWEST_TO_CALIBRATE = 200  # sessions in which a member spoke that is often silent
+FEWEST_TO_CALIBRATE = 200  # sessions with a score above 0 of a member that is often silent
 TRIMMED_SHARE = 0.05
-SUSPECT_LEVELS = 5.0  # times the level of a flag: from there on sessions are counted before they calibrate anything
+SUSPECT_LEVELS = 5.0  # times alpha: of sessions with a lower p-value only as many calibrate as were to be expected
 LARGEST_SHARE = 0.05  # of the sessions learned from, of one key
-MANY_KEYS = 20  # from this many on one key's templates need a second one to be known
+MANY_KEYS = 20  # from this many keys on, a template needs a second key to be known
 STEPS_REPORTED = 20
 
 
@@ -46,12 +45,12 @@ M = TypeVar("M", bound=Member)
 
 
 class TrainingError(Exception):
-    """The data do not suffice for a model; the message says what is missing."""
+    """The data is not sufficient for a model; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`fraction` of the whole run is done, in [0, 1]; `loss` is the transformer's last, in nats a token."""
+    """`fraction` of the whole run that is done, in [0, 1]; `loss` is the transformer's last one, in nats a token."""
 
     stage: str
     epoch: int
@@ -61,34 +60,34 @@ class Progress:
 
 
 class Notebook(Protocol):
-    """Where a run notes how far it is, so that another one on the same data need not begin at its beginning.
+    """Where a run saves partial results, so that another run on the same data can resume from the last one.
 
-    found  what the last note of such a run said, by the same program and versions; {} when there is none
+    found  the last partial result of such a run, by the same program and versions; {} if there is none
     """
 
     @property
     def found(self) -> Columns: ...
 
     def note(self, fraction: float, state: Callable[[], State]) -> None:
-        """Offered often: the notebook may take a note or not; `state` is called at once, or not at all."""
+        """Called often. The notebook may save the partial result or not: `state` is called at once or not at all."""
 
 
 class NoNotebook:
-    """A run that begins at its beginning, and would again."""
+    """Saves nothing: the run starts from the beginning."""
 
     def __init__(self) -> None:
         self.found: Columns = {}
 
     def note(self, fraction: float, state: Callable[[], State]) -> None:
-        """Nothing is kept."""
+        """Discards the partial result."""
 
 
 def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: Notebook | None = None) -> Model:
-    """The model that `data` teaches. Takes seconds for a small model and about a minute of one core for a full one.
+    """Train a model on `data`. Takes seconds for a small model and about a minute of one core for a full one.
 
-    What `notebook` holds of an interrupted run on the same data is not done again; the model is the same to the bit.
-    Raises TrainingError, and `promotion.RefusedError` when what came out is worse than the model in force. Sets torch
-    to one thread for the whole process: the thread count changes the weights.
+    A run that was interrupted is resumed from `notebook`; the model is the same, bit for bit. Raises TrainingError if
+    there is no model, `promotion.RefusedError` if it is worse than the model in force. Sets torch to one thread for the
+    whole process, because the number of threads changes the weights.
     """
     torch.set_num_threads(1)
     report = _Report(progress, data.full)
@@ -112,7 +111,7 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
         vocabulary = _vocabulary(pool.only(learned))
         run = _Run(pool, view, vocabulary, report, fits)
     members = [
-        member for member in MEMBERS if (data.full or _is_early(member)) and _has_enough_to_say(member, view, learned)
+        member for member in MEMBERS if (data.full or _is_early(member)) and _has_enough_scores(member, view, learned)
     ]
     standing = run.cross_fitted(members, learned)
     for member in fits.fitted(members):
@@ -139,7 +138,7 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
     previous = data.previous
     if data.full:
         if previous is not None and _has_transformer(previous):
-            refuse_worse(model, previous, view, run.said["transformer"], pool.fresh)
+            refuse_worse(model, previous, view, run.scores["transformer"], pool.fresh)
             calibration["ensemble"] = bounded(calibration["ensemble"], previous.calibration["ensemble"])
         parts["anchor"] = anchor_of(previous, pool.only(learned))
     progress(Progress("done", STEPS_REPORTED, STEPS_REPORTED, report.loss, 1.0))
@@ -147,7 +146,7 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
 
 
 def _meta(data: TrainingSet, loss: float, fitted: int, failed: Mapping[str, str]) -> dict[str, int | float | str]:
-    """What a model says of its making; nobody judges by it."""
+    """The facts about the run in `Model.meta`; verdicts do not depend on them."""
     return {
         "seed": data.seed,
         "torch": str(torch.__version__),
@@ -163,7 +162,8 @@ def _meta(data: TrainingSet, loss: float, fitted: int, failed: Mapping[str, str]
 
 
 def _refuse_without(failed: Mapping[str, str], members: Sequence[type[Member]], previous: Model | None) -> None:
-    """Raise TrainingError when the model would be none without the members that failed, or less than there is."""
+    """Raise TrainingError if no fitted member is left without the failed ones, or if the model in force has one of
+    them."""
     for name, reason in failed.items():
         if previous is not None and name in previous.calibration:
             raise TrainingError(f"{name} could not be fitted, and the model in force has it: {reason}")
@@ -172,7 +172,7 @@ def _refuse_without(failed: Mapping[str, str], members: Sequence[type[Member]], 
 
 
 class _Report:
-    """Where the run stands. The transformer takes nearly all of the time of a full run."""
+    """Reports the progress of the run. The transformer takes nearly all of the time of a full run."""
 
     def __init__(self, progress: Callable[[Progress], None], full: bool) -> None:
         self.loss = 0.0
@@ -182,10 +182,10 @@ class _Report:
         self.fraction = 0.0
 
     def part(self, member: type[FittedMember], share: float) -> None:
-        """The next fit takes `share` of all the fits of `member`."""
+        """The next fit is `share` of the work of all fits of `member`."""
         self._begin, self._share = self._begin + self._share, share * (0.9 if member.name == "transformer" else 0.005)
 
-    def inside(self, stage: str) -> Fitting:
+    def inside(self, stage: str) -> FitProgress:
         def fit(fraction: float, loss: float | None = None) -> None:
             self.loss = self.loss if loss is None else loss
             self(stage, min(self._begin + fraction * self._share, 0.97))
@@ -198,12 +198,15 @@ class _Report:
 
 
 class _Fits:
-    """The fits of one run in their order, which the data decide: those that an interrupted run finished are not done
-    again, and the one it was at goes on where it was noted.
+    """The fits of one run. Their order follows from the data, so a resumed run skips the finished ones and continues
+    the interrupted one.
 
-    A note is "loss", the last one reported; under "done.<member>:<n>" the part that a member's n-th fit came to; under
-    "begun.<member>:<n>" what the one under way gave to `FitData.keep`; under "failed" why a member could not be fitted,
-    which then holds for the whole of the run, for the fits after it did without it.
+    The columns of a partial result:
+
+        loss                 the last loss reported
+        done.<member>:<n>.*  the result of the member's n-th fit
+        begun.<member>:<n>.* the partial result that the current fit passed to `FitData.keep`
+        failed.<member>      why it could not be fitted; it stays out for the whole run, as later fits did without it
     """
 
     def __init__(self, notebook: Notebook, report: _Report) -> None:
@@ -211,7 +214,7 @@ class _Fits:
         self._found = notebook.found
         self._done: State = {}
         self._counts: Counter[str] = Counter()
-        self.failed: dict[str, str] = {name: str(why) for name, why in part("failed", self._found).items()}
+        self.failed: dict[str, str] = {name: str(why) for name, why in columns_under("failed", self._found).items()}
         loss = self._found.get("loss")
         report.loss = loss if isinstance(loss, float) else 0.0
 
@@ -221,7 +224,7 @@ class _Fits:
 
     @contextmanager
     def may_fail(self, member: type[Member]) -> Iterator[None]:
-        """What raises in here costs the run `member`."""
+        """If this context raises, the run continues without `member`."""
         try:
             yield
         except Exception as exc:  # whatever it is, it concerns one member of several
@@ -232,15 +235,15 @@ class _Fits:
         name = f"{member.name}:{self._counts[member.name]}"
         done, begun = f"done.{name}", f"begun.{name}"
         self._counts[member.name] += 1
-        fitted: Any = part(done, self._found)
+        fitted: Any = columns_under(done, self._found)
         found = bool(fitted)
         if not found:
 
             def keep(state: Callable[[], Columns]) -> None:
-                self._note(lambda: joined(begun, state()))
+                self._note(lambda: prefixed(begun, state()))
 
-            fitted = member.fit(replace(fit_data, begun=part(begun, self._found) or None, keep=keep))
-        self._done |= joined(done, fitted)
+            fitted = member.fit(replace(fit_data, begun=columns_under(begun, self._found) or None, keep=keep))
+        self._done |= prefixed(done, fitted)
         if not found:
             self._note(dict)
         return dict(fitted)
@@ -248,7 +251,7 @@ class _Fits:
     def _note(self, more: Callable[[], State]) -> None:
         self._notebook.note(
             self._report.fraction,
-            lambda: {"loss": self._report.loss, **joined("failed", self.failed), **self._done, **more()},
+            lambda: {"loss": self._report.loss, **prefixed("failed", self.failed), **self._done, **more()},
         )
 
 
@@ -264,22 +267,23 @@ class _Run:
         self._fits = fits or _Fits(NoNotebook(), report)
         self._pool, self._view, self._vocabulary, self._report = pool, view, vocabulary, report
         self._row_session = repeat_per_row(view.offsets)
-        self.said: dict[str, Floats] = {}  # what each member said, cross-fitted, by row
+        self.scores: dict[str, Floats] = {}  # the cross-fitted scores of each member, float64 [R]
         self.parts: dict[str, dict[str, NDArray[Any]]] = {}  # of members that were fitted once
 
     def cross_fitted(self, members: Sequence[type[Member]], learned: Bools) -> Standing:
-        """Every session of the pool as `members` see it that did not learn from it (nor from any but `learned`)."""
+        """The cross-fitted scores of `members` on every session of the pool; they learn from `learned` (bool [S])
+        only."""
         standing = Standing(self._view, NAMES)
         for member in self._fits.fitted(members):
             with self._fits.may_fail(member):
                 scores = self._cross_fitted(member, learned, standing)
                 standing.put(member.name, scores)
-                self.said[member.name] = scores
+                self.scores[member.name] = scores
         return standing
 
     def _cross_fitted(self, member: type[Member], learned: Bools, standing: Standing) -> Floats:
         if not issubclass(member, FittedMember):
-            return _said_online(member, self._view)
+            return _online_scores(member, self._view)
         if member.folds == 1:
             return self._out_of_bag(member, learned, standing)
         return self._by_folds(member, learned, standing)
@@ -338,18 +342,18 @@ def _mixed(count: int, seed: int) -> NDArray[np.uint64]:
 
 
 def _folds(sessions: int, folds: int, seed: int) -> NDArray[np.int64]:
-    """Each session's fold, by the seed; folds differ by one session at most."""
+    """Each session's fold, drawn with the seed: int64 [S]; sizes of folds differ by at most one."""
     fold = np.empty(sessions, dtype=np.int64)
     fold[np.argsort(_mixed(sessions, seed), kind="stable")] = np.arange(sessions) % folds
     return fold
 
 
 def _within_share(data: TrainingSet) -> Bools:
-    """The sessions that stay when no key has more than LARGEST_SHARE of them: of a larger one the latest go.
+    """Which sessions stay so that no key has more than LARGEST_SHARE of them: bool [S]; of a larger key the latest go.
 
-    With too few keys for that (a stream without keys has one a connection), and of keys that are not alike, all stay.
-    An attacker who sends much of the traffic cannot make most of what is learned (Kloft and Laskov, 2010, bound the
-    gain by the share).
+    All stay if there are too few keys for that (a stream without keys has one a connection), or if keys are not alike.
+    So an attacker who sends much of the traffic cannot dominate what is learned (Kloft and Laskov, 2010, bound the gain
+    by the share).
     """
     _, where, counts = np.unique(data.keys, return_inverse=True, return_counts=True)
     if len(counts) < MANY_KEYS:
@@ -365,11 +369,11 @@ def _within_share(data: TrainingSet) -> Bools:
 
 
 def _vocabulary(data: TrainingSet) -> NDArray[np.int32]:
-    """The most frequent templates, ascending.
+    """The ids of the most frequent templates, int32 [V] ascending, at most LARGEST_VOCABULARY.
 
-    Those that came once stay out: their share of the lines is the Good-Turing estimate of how likely the
-    next line is to show something new, and as UNSEEN they teach just that. Where there are many keys, and they are
-    alike, so do those that only one of them ever sent: one source does not decide what is known.
+    Templates that occurred once are left out: their share of the lines is the Good-Turing estimate of the probability
+    that the next line is new, and as UNSEEN they teach that probability. If there are many keys, and they are alike,
+    templates that only one key sent are left out, too: one client does not decide what is known.
     """
     templates = _Templates.of(data)
     enough = templates.lines > 1
@@ -385,11 +389,11 @@ def _vocabulary(data: TrainingSet) -> NDArray[np.int32]:
 
 @dataclass(frozen=True)
 class _Templates:
-    """Which templates a set has and who sends them; columns [V], ascending by id.
+    """The templates of a set with their numbers of lines and of keys (`senders`); columns [V], ascending by id.
 
-    `keys_alike` says of a template's family whether one key stands for another there: most keys mostly send templates
-    that others send, too. Clients, requests and pods are alike. The programs of a host are not: each has templates of
-    its own, and that no other one sends them says nothing against them. Each key has one vote, however much it sends.
+    `keys_alike`: in the template's family, most keys mostly send templates that other keys send, too. Clients, requests
+    and pods are alike. The programs of a host are not: each has templates of its own, which are no less normal because
+    no other program sends them. Each key has one vote, however much it sends.
     """
 
     ids: NDArray[np.int32]
@@ -413,14 +417,14 @@ class _Templates:
 
 
 def _families(data: TrainingSet, ids: NDArray[np.int32]) -> NDArray[np.int64]:
-    """The family of each template (see `detection.templates.table`); of one that was evicted since, the first."""
+    """The family of each template (see `detection.templates.table`): int64 [V]; 0 for one that was evicted since."""
     table: Any = data.templates
     at = np.minimum(np.searchsorted(table["id"], ids), len(table["id"]) - 1)
     return np.where(table["id"][at] == ids, table["family"][at], 0).astype(np.int64)
 
 
 def _strangest(standing: Standing, view: View, members: Sequence[type[Member]], candidates: Bools) -> Bools:
-    """The TRIMMED_SHARE of `candidates` (bool [S]) that `members` find strangest; ties by place."""
+    """The TRIMMED_SHARE of `candidates` (bool [S]) that `members` find most unusual, the first of equals: bool [S]."""
     columns = [standing.column[member.name] for member in members]
     reached = standing.reached[view.final_rows()][:, columns]
     p = np.stack([CalibrationScores(np.sort(column)).p(column) for column in reached.T], axis=1)
@@ -433,11 +437,12 @@ def _strangest(standing: Standing, view: View, members: Sequence[type[Member]], 
 def _calibration_scores(
     reached: Floats, members: Sequence[type[Member]], pool: TrainingSet
 ) -> dict[str, NDArray[np.float64]]:
-    """What sessions come to that were not learned from: by member, and combined as a verdict combines them.
+    """The calibration scores of each member, and of the combined statistic as "ensemble".
 
-    Not of survivors only: of the flagged sessions as many come in as the level they were flagged at would flag
-    without cause, those that now look least strange. Else every generation would take the highest for the whole.
-    Nor of all survivors: what was not quite strange enough to be flagged would hide the next one of its kind.
+    `reached` float64 [S, M] are the cross-fitted running maxima at the end of the sessions. The sessions that were not
+    flagged do not suffice: of the flagged ones as many are added as alpha would flag by chance, the least unusual ones;
+    otherwise every generation would cut off the highest scores of the last. Nor are all of them used: sessions that
+    were almost flagged would hide the next anomaly of their kind.
     """
     names = [member.name for member in members]
     reached = reached[:, [NAMES.index(name) for name in names]]
@@ -466,34 +471,34 @@ def _calibration_scores(
 
 
 def _calibration_scores_of(member: str, scores: Floats) -> NDArray[np.float64]:
-    """`scores` ascending; of a member that mostly has nothing to say only what it said."""
+    """`scores` ascending; of a member that is often silent only those above 0."""
     return np.sort(scores[scores > 0.0] if member in OFTEN_SILENT else scores)
 
 
 def _is_early(member: type[Member]) -> bool:
-    """Whether a model of the first few thousand lines has it: an online member needs no fit."""
+    """Whether a model of the first few thousand lines has it. An online member needs no fit."""
     return member.early if issubclass(member, FittedMember) else True
 
 
-def _said_online(member: type[Member], view: View) -> Floats:
-    """What an online member said of each row: float64 [R]."""
-    said: Floats = view.online[:, ONLINE_NAMES.index(member.name)]
-    return said
+def _online_scores(member: type[Member], view: View) -> Floats:
+    """The scores of an online member: float64 [R]."""
+    scores: Floats = view.online[:, ONLINE_NAMES.index(member.name)]
+    return scores
 
 
-def _has_enough_to_say(member: type[Member], view: View, learned: Bools) -> bool:
-    """Whether a member that is often silent spoke in enough sessions to be calibrated."""
+def _has_enough_scores(member: type[Member], view: View, learned: Bools) -> bool:
+    """Whether a member has enough scores to be calibrated; one that is often silent may not."""
     if member.name not in OFTEN_SILENT:
         return True
-    said = _said_online(member, view)
-    return int(np.count_nonzero(np.maximum.reduceat(said, view.offsets[:-1])[learned])) >= FEWEST_TO_CALIBRATE
+    scores = _online_scores(member, view)
+    return int(np.count_nonzero(np.maximum.reduceat(scores, view.offsets[:-1])[learned])) >= FEWEST_TO_CALIBRATE
 
 
 def _beyond_expected(strangeness: Floats, pool: TrainingSet, calibration: Bools) -> Bools:
-    """The strangest sessions since the last model, as far as there are more of them than before it: bool [S].
+    """The most unusual sessions since the last model that exceed the number expected from those before it: bool [S].
 
-    Anomalies of a kind that is a little too common to be flagged would otherwise make themselves normal. Normal traffic
-    that has become stranger pays for it with a threshold that follows more slowly; what is vouched for does not.
+    Anomalies of a kind slightly too common to be flagged would otherwise make themselves normal. The price is that
+    thresholds follow slowly when normal traffic becomes more unusual; vouched sessions are exempt.
     """
     since = calibration & pool.fresh & ~pool.vouched
     before = calibration & ~pool.fresh
@@ -508,10 +513,10 @@ def _beyond_expected(strangeness: Floats, pool: TrainingSet, calibration: Bools)
 
 
 def _without_cause(strangeness: Floats, pool: TrainingSet) -> Bools:
-    """Of the flagged sessions as many as were to be expected without cause, the least strange ones: bool [S].
+    """As many flagged sessions as alpha flags by chance, the least unusual ones: bool [S].
 
-    One of each cause at most: false alarms have as many causes as there are, an attack has one. Else a campaign would
-    be the highest calibration scores by itself, and never be found again.
+    At most one of each cause: false alarms have many causes, an attack has one. Otherwise a campaign would make up the
+    highest calibration scores, and would never be found again.
     """
     flagged = np.flatnonzero(pool.flagged)
     flagged = flagged[np.argsort(strangeness[flagged], kind="stable")]

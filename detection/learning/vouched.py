@@ -1,8 +1,8 @@
-"""Lines that the operator vouches for: learned from, and nothing else.
+"""Vouched lines: lines that the operator says are clean. They are learned from and count for nothing else.
 
-They have a clock, open sessions and counters of their own, so that a file of last month does not close today's
-sessions. What they share with the stream is what they are there for: templates, online members that do not go by the
-clock, and the history that the next model is trained on. They exist from the first vouched line to the end of the file.
+They have a log clock, open sessions and counters of their own, so that a file of last month does not close today's
+sessions. With the stream they share what is learned: templates, online members that do not depend on the clock, and the
+history from which the next model is trained. The clock, sessions and counters are discarded when the file ends.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.causes.known import KnownCauses
-from detection.columns.state import Columns, State, joined, part, scalar
+from detection.columns.state import Columns, State, columns_under, prefixed, scalar
 from detection.learning.history import VOUCHED, History
 from detection.members.online import OnlineMembers
 from detection.scoring.batch import Batch
@@ -23,7 +23,7 @@ from detection.sessions.table import SessionTable, cut
 from detection.settings import SessionSettings
 
 CAPACITY = 1 << 14
-_FIRST_SERIAL = -(1 << 62)  # apart from those of the stream's sessions
+_FIRST_SERIAL = -(1 << 62)  # distinct from serials of the stream's sessions
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -31,7 +31,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Taught:
-    """What learns from vouched lines, and how they are cut into sessions."""
+    """The parts of the state that vouched lines are added to, and the settings by which they are cut into sessions."""
 
     history: History
     known: KnownCauses
@@ -39,14 +39,14 @@ class Taught:
 
 
 class VouchedLines:
-    """A part of the state: the vouched file that is on its way, if one is."""
+    """A part of the state: the vouched file that has begun and not ended, if there is one."""
 
     def __init__(self) -> None:
         self.file: VouchedFile | None = None
 
     def open_file(self, line: int, begun: int) -> "VouchedFile":
-        """The file that lines came of when the stream was at `line`: a new one if there is none. `begun` is how many
-        vouched sessions there were, so that serials are never given twice."""
+        """The current file, a new one if there is none; its lines come when the stream is at `line`. `begun` is the
+        number of vouched sessions so far, so that serials are never reused."""
         if self.file is None:
             self.file = VouchedFile(begun)
         self.file.at_line = line
@@ -63,7 +63,7 @@ class VouchedLines:
 
 
 class VouchedFile:
-    """`before`: how many vouched sessions there were before it."""
+    """`before`: the number of vouched sessions before this file."""
 
     def __init__(self, before: int) -> None:
         self.living = LivingSources()
@@ -75,11 +75,12 @@ class VouchedFile:
 
     @property
     def begun(self) -> int:
-        """Vouched sessions so far, those before included."""
+        """The number of vouched sessions so far, including those before this file."""
         return self.sessions.next_serial - _FIRST_SERIAL
 
     def advance(self, times: Floats, received: float) -> Floats:
-        """The file's clock at each of its next lines, which have these `times` (nan: none)."""
+        """Advance the file's log clock by lines with these `times` (NaN: none); returns the clock at each: float64
+        [n]."""
         before = self.clock.now
         clock = self.clock.advance(times, received)
         if clock[0] < before:
@@ -87,13 +88,13 @@ class VouchedFile:
         return clock
 
     def learn(self, lines: Batch, keys: Sequence[bytes], windowed: Sequence[bool], times: Floats, into: Taught) -> None:
-        """Put these lines, and the sessions that close with them, into the history. The table's longest silent sessions
-        make room, and are not learned from."""
+        """Add these lines, and the sessions that close with them, to the history. If the table is full, the sessions
+        that have been silent longest are evicted and not learned from."""
         self.sessions.evict(self.sessions.crowded_out_by(keys))
         self._judge(lines, self.sessions.slots_for(keys, windowed), np.fmin(times, lines.clock), into)
 
     def end(self, into: Taught) -> None:
-        """Close the sessions that are open; windows are no sessions of anybody, and are left out."""
+        """Close all open sessions except windows, which are no real sessions."""
         ending = self.sessions.all_open()
         ending = ending[~self.sessions.column["windowed"][ending]]
         self._judge(Batch.empty(1), np.zeros(0, dtype=np.int64), np.zeros(0), into, ending)
@@ -114,18 +115,18 @@ class VouchedFile:
     def export(self) -> State:
         return {
             "at_line": self.at_line,
-            **joined("living", self.living.export()),
-            **joined("clock", self.clock.export()),
-            **joined("sessions", self.sessions.export()),
-            **joined("online", self.online.export()),
+            **prefixed("living", self.living.export()),
+            **prefixed("clock", self.clock.export()),
+            **prefixed("sessions", self.sessions.export()),
+            **prefixed("online", self.online.export()),
         }
 
     @classmethod
     def load(cls, columns: Columns) -> "VouchedFile":
         file = cls(0)
         file.at_line = scalar(columns, "at_line", int)
-        file.living = LivingSources.load(part("living", columns))
-        file.clock = LogClock.load(part("clock", columns))
-        file.sessions = SessionTable.load(part("sessions", columns), CAPACITY)
-        file.online = OnlineMembers.load(part("online", columns))
+        file.living = LivingSources.load(columns_under("living", columns))
+        file.clock = LogClock.load(columns_under("clock", columns))
+        file.sessions = SessionTable.load(columns_under("sessions", columns), CAPACITY)
+        file.online = OnlineMembers.load(columns_under("online", columns))
         return file

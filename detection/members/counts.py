@@ -1,11 +1,11 @@
-"""How far the template counts of a finished session are from those of any session known to be normal.
+"""The member `counts`: the distance of a finished session's template counts from those of the nearest normal session.
 
-The distance of two count vectors is Bray and Curtis's: sum |a - b| / sum (a + b), in [0, 1]; a session's is that to
-the nearest reference (Du and Li's and later benchmarks' "event count vector" baselines compare the same vectors).
-References are the vectors that came at least twice; a session that holds templates which were admitted after the
-references were made is not compared. Vectors have 64 buckets, by template id modulo 64.
+The distance of two count vectors is Bray and Curtis's: sum |a - b| / sum (a + b), in [0, 1]. A session's score is its
+distance to the nearest reference (the "event count vector" baselines of Du and Li and of later benchmarks compare the
+same vectors). References are the vectors that occurred at least twice. A session with templates that were admitted
+after the references were made is not compared. Vectors have 64 buckets, by template id modulo 64.
 
-Part: `vectors` uint8 [n, 64], the commonest first, at most MOST_REFERENCES.
+Its part of a model: `vectors` uint8 [n, 64], the most frequent first, at most MOST_REFERENCES.
 """
 
 from typing import Any, ClassVar
@@ -37,7 +37,7 @@ class Counts(FittedMember):
         self._known = np.zeros(_MEMO)
 
     def score(self, view: View, standing: Standing) -> Floats:
-        """The distance at the last row of a complete session, 0 elsewhere."""
+        """The distance at the last row of each complete session, 0 elsewhere: float64 [R]."""
         scores = np.zeros(len(view))
         last = view.final_rows()
         vectors = view.counts[view.complete & (np.diff(view.offsets) > 0)]
@@ -46,7 +46,8 @@ class Counts(FittedMember):
         return scores
 
     def distances(self, vectors: NDArray[np.uint8]) -> Floats:
-        """Of each vector uint8 [n, 64], none all zeros, to the nearest reference: float64 [n]; 1 without any."""
+        """The distance of each vector (uint8 [n, 64], none all zeros) to the nearest reference: float64 [n]; 1 without
+        references."""
         keys = np.ascontiguousarray(vectors).view(np.uint64)
         hashes = folded(mixed(keys).sum(axis=1))
         place, known = self._places.find(keys, hashes)

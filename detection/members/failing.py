@@ -1,18 +1,18 @@
-"""Members that raise: the error says which, so that the others can go on without it.
+"""Members that raise: the error names the member, so that the others can continue without it.
 
-A member may fail for reasons that are neither the lines' nor the model's: a library that cannot run on this machine,
-memory that is not to be had. Whatever is asked of a member is asked in `blamed_on`.
+A member may fail for reasons that have nothing to do with the lines or the model: a library that cannot run on this
+machine, a lack of memory. Every call of a member is made inside `blamed_on`.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-LONGEST_REASON = 300  # characters: it is journaled, and shown
+LONGEST_REASON = 300  # characters: it is journaled and displayed
 
 
 class MemberError(Exception):
-    """`member` raised; what it raised is the cause."""
+    """The member called `member` raised `__cause__`."""
 
     def __init__(self, member: str) -> None:
         super().__init__(f"{member} failed")
@@ -26,7 +26,7 @@ class MemberError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """A member of the model in force that failed: it does not judge from frame `seq` on."""
+    """A member that failed and does not judge from frame `seq` on."""
 
     member: str
     seq: int
@@ -35,7 +35,7 @@ class Withdrawn:
 
 @contextmanager
 def blamed_on(member: str) -> Iterator[None]:
-    """Whatever is raised in here is a `MemberError` of `member`, unless it is one already."""
+    """An exception inside this context becomes a `MemberError` that names `member`, unless it is one already."""
     try:
         yield
     except MemberError:
@@ -45,6 +45,6 @@ def blamed_on(member: str) -> Iterator[None]:
 
 
 def in_a_line(exc: BaseException) -> str:
-    """The kind of `exc` and what it says, in one line of bounded length."""
+    """The type and message of `exc` in one line of at most LONGEST_REASON characters."""
     said = " ".join(str(exc).split())
     return f"{type(exc).__name__}: {said}"[:LONGEST_REASON] if said else type(exc).__name__

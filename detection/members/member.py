@@ -1,8 +1,8 @@
 """The two interfaces of the ensemble's members.
 
-A *fitted* member is fitted on sessions in the trainer's process, and scores the rows of a `View` with what came of it.
-An *online* member is part of the detector's state: it scores the lines of the stream as they come and learns from them,
-whether or not there is a model. What it says of a line is remembered with the line, so that a model can calibrate it.
+A *fitted* member is fitted on sessions in the trainer's process; in the daemon it scores the rows of a `View` with the
+arrays of that fit. An *online* member is part of the detector's state: it scores the lines of the stream as they come
+and learns from them, with or without a model. Its scores are stored with the lines, so that a model can calibrate it.
 """
 
 from abc import ABC, abstractmethod
@@ -23,28 +23,32 @@ Read = TypeVar("Read")
 Cause = Literal["shape", "value", "source"]
 
 
-class Progress(Protocol):
-    """Told how much of a fit is done, in [0, 1], and the loss in nats a token, where there is one."""
+class FitProgress(Protocol):
+    """Reports the fraction of a fit that is done, in [0, 1], and the loss in nats a token, where there is one."""
 
     def __call__(self, fraction: float, loss: float | None = None) -> None: ...
 
 
 def keep_nothing(state: Callable[[], Columns]) -> None:
-    """Of a fit that cannot be interrupted there is nothing to keep."""
+    """The default of `FitData.keep`: partial results are discarded."""
 
 
 @dataclass(frozen=True)
 class FitData:
     """What a member is fitted on.
 
-    data        sessions to learn from; vocabulary int32 [V] ascending: the templates that have a token of their own
-    standing    of the rows of `data`, with what the members before this one in the registry say of sessions they
-                were not fitted on (None for the first ones, which do not look at it)
-    previous    this member's part of the model in force, and its vocabulary, when there is one to begin with
-    lines       how many there are in all, of which a fit for calibration gets a part: it shall learn for as long as the
-                fit on all of them, for a model that learned for less time is less sure, and its scores are lower
-    begun       what an interrupted fit on the same data gave to `keep` last; going on from it gives the same bits.
-                A fit that takes long calls `keep` now and then; `state` is called at once, or not at all
+    data        sessions to learn from
+    vocabulary  int32 [V] ascending: the templates that have a token of their own
+    standing    of the rows of `data`, with the cross-fitted scores of the members before this one in the registry; None
+                for members that do not look at others
+    previous    this member's part of the model in force and the vocabulary of that model; None if there is none
+    lines       of the whole training set. A fit for calibration gets a part of it, and takes as many steps as the fit
+                on all of it: a model that was trained for fewer steps is less confident, and its scores are lower
+    progress    to be called now and then by a long fit
+    begun       the partial result that an interrupted fit on the same data passed to `keep` last; resuming from it
+                gives the same bits
+    keep        to be called now and then by a long fit, with a function that returns its partial result; that function
+                is called at once or not at all
     """
 
     data: TrainingSet
@@ -52,7 +56,7 @@ class FitData:
     standing: Standing | None
     previous: tuple[Part, NDArray[np.int32]] | None
     lines: int
-    progress: Progress
+    progress: FitProgress
     begun: Columns | None = None
     keep: Callable[[Callable[[], Columns]], None] = keep_nothing
 
@@ -60,12 +64,12 @@ class FitData:
 class Member(ABC):
     """What the registry knows of a member of either kind.
 
-    name          names it: in verdicts, in a model, and in the state
-    family        members that judge the same evidence are one family: together they count as much as any other family
-    often_silent  it scores 0 where there is nothing to judge: it is calibrated among the times it spoke
-    in_nats       its scores are by themselves -ln of a probability under what is usual: no p is below exp(-score)
-    cause         what an alert is about where this member is the surest: the shape of the session, the values of the
-                  line, or the client that it names
+    name          its name in verdicts, models and states
+    family        members that judge the same evidence are one family; every family has the same weight
+    often_silent  it scores 0 where there is nothing to judge; its calibration scores are only those above 0
+    in_nats       its scores are -ln of a probability of normal behaviour; its p-value is never below exp(-score)
+    cause         what an alert is about if this member has the lowest p-value: the shape of the session, the values in
+                  the line, or the client that the line names
     """
 
     name: ClassVar[str]
@@ -78,11 +82,11 @@ class Member(ABC):
 class FittedMember(Member):
     """A member, ready to score with one model generation.
 
-    folds     how many fits on parts of the data the trainer makes, so that each session is scored by one that did
-              not see it; 1 where one fit consists of many on parts, and `fit` gives along, as `held_out` float64 [R],
-              what those say of each row that did not see its session
-    early     it can be fitted on the first few thousand lines; others are fitted when the warm-up is complete
-    looks_at  members before this one whose running maxima it judges by: without one of them it does not judge either
+    folds     the number of cross-fits: each session is scored by a fit that did not see it. 1 if one fit consists of
+              many on parts of the data; `fit` then also returns `held_out` float64 [R], the scores of each row by those
+              that did not see its session
+    early     it can be fitted on the first few thousand lines; the others are fitted when the warm-up is complete
+    looks_at  members before this one whose running maxima are its input; without one of them it does not judge either
     """
 
     folds: ClassVar[int]
@@ -91,34 +95,37 @@ class FittedMember(Member):
 
     @abstractmethod
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
-        """Of the part of a model that `fit` gave, and the model's vocabulary."""
+        """From the arrays that `fit` returned, and the model's vocabulary int32 [V]."""
 
     @abstractmethod
     def score(self, view: View, standing: Standing) -> Floats:
-        """How strange each row is: float64 [R], >= 0. `standing` holds the members before this one."""
+        """How unusual each row is: float64 [R], >= 0. `standing` has the scores of the members before this one."""
 
     @classmethod
     @abstractmethod
     def fit(cls, fit_data: FitData) -> dict[str, NDArray[Any]]:
-        """The part of a new model; deterministic. Runs in the trainer's process only."""
+        """This member's arrays of a new model; deterministic. Runs in the trainer's process only."""
 
 
 class Predictor(FittedMember):
-    """A fitted member that also says what was to be expected instead. The last one in the registry is asked."""
+    """A fitted member that also predicts the next template. Explanations use the last one in the registry."""
 
     @abstractmethod
     def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
-        """P of each token after `context` (template ids; it `starts` where the session began): float64 [FIRST + V]."""
+        """The probability of each token after `context` (template ids int32 [n]): float64 [FIRST + V].
+
+        `starts`: the context begins where the session began.
+        """
 
 
 class OnlineMember(Member, Generic[Read]):
-    """A member whose knowledge is part of the state. Made without arguments it knows nothing.
+    """A member whose knowledge is part of the state. Constructed without arguments it knows nothing.
 
-    Of a frame's lines it is asked, in this order: once `read`; then `observe` of some lines after the others, and
-    perhaps `explain` of those; and when all of them are judged `learn`. `score` may be asked at any time.
+    For the lines of a frame its methods are called in this order: `read` once; `observe` for one slice of lines after
+    another, each perhaps followed by `explain`; `learn` once all lines are judged. `score` may be called at any time.
 
-    by_time  what it knows hangs on the log clock. Vouched lines have a clock of their own, so they teach one of its
-             own; what else a member learns from them, it learns for the stream as well
+    by_time  its knowledge depends on the log clock. Vouched lines have a clock of their own, and teach an instance of
+             their own; a member that is not `by_time` learns from them for the stream, too
     """
 
     by_time: ClassVar[bool] = False
@@ -128,34 +135,38 @@ class OnlineMember(Member, Generic[Read]):
 
     @abstractmethod
     def read(self, lines: ParsedLines) -> Read:
-        """What it needs to know of these lines. Changes nothing."""
+        """What it needs of these lines, for the other methods. Changes nothing."""
 
     @abstractmethod
     def score(self, read: Read, rows: slice, clock: Floats) -> Floats:
-        """How strange each of the n lines `rows` would be as the next one: float64 [n], >= 0. Changes nothing.
+        """How unusual each of the n lines `rows` would be as the next line: float64 [n], >= 0. Changes nothing.
 
-        `clock` float64 [n] is the log clock at each, in seconds."""
+        `clock` float64 [n] is the log clock at each, in seconds.
+        """
 
     def observe(self, read: Read, rows: slice, clock: Floats) -> Floats:
-        """As `score`, of lines that do come, each after those before it: who counts what comes counts it in here.
-        How the stream is cut into calls changes no bit."""
+        """Score lines of the stream, each after those before it, and count them if the member counts lines.
+
+        Arguments and result are those of `score`. The result does not depend on how the stream is cut into calls.
+        """
         return self.score(read, rows, clock)
 
     @abstractmethod
     def learn(self, read: Read, clean: Bools) -> None:
-        """Learn from the lines that `clean` bool [lines] marks: no rule hit them, their sessions are not flagged."""
+        """Learn from the lines that `clean` (bool [lines]) marks: no rule hit them, and their sessions are not
+        flagged."""
 
     @abstractmethod
     def explain(self, read: Read | None, row: int, client: bytes, clock: float | None) -> dict[str, Any]:
-        """What it has to show of line number `row`, as fields of an explanation, for JSON; {} for nothing.
+        """Its fields of the explanation of line number `row`, JSON-ready; {} if it has nothing to show.
 
-        `read` is None where a session ended and there is no line. `client` acts there, b"" is nobody; at `clock`, by
-        default at its last line.
+        `read` is None at the end of a session, where there is no line. `client` is the client of the line or session,
+        b"" for none, at the time `clock` in seconds, by default that of its last line.
         """
 
     @property
     def evicted(self) -> int:
-        """How much it has forgotten to make room."""
+        """The number of entries that it has evicted."""
         return 0
 
     @abstractmethod
@@ -165,4 +176,4 @@ class OnlineMember(Member, Generic[Read]):
     @classmethod
     @abstractmethod
     def load(cls, columns: Columns) -> Self:
-        """The one that `export` was asked of. Raises KeyError, TypeError or ValueError for anything else."""
+        """The inverse of `export`. Raises KeyError, TypeError or ValueError if `columns` is not an export."""

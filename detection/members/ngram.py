@@ -1,19 +1,19 @@
-"""How unusual a template is after the two before it: an interpolated 3-gram model over templates.
+"""The member `ngram`: how unusual a template is after the two before it, by an interpolated 3-gram model.
 
-Orders 1 to 3 with Witten-Bell smoothing (Witten and Bell, 1991, their method C, interpolated): after a history h
-that was followed c(h) times by T(h) different templates,
+Orders 1 to 3 are interpolated with Witten-Bell smoothing (Witten and Bell, 1991, their method C). After a history h
+that was followed by c(h) templates, T(h) of them different,
 
     P(w | h) = (c(h, w) + T(h) P(w | h')) / (c(h) + T(h))        h' is h without its oldest template
 
-down to the uniform distribution. The end of a session is a token like any other; before its beginning stand START
-tokens, CONTINUED ones where it was cut. A 6-gram beside it, by its mean or by its worst, took from the ensemble more
-than it gave (measured: PR-AUC -.04 and -.05 on raw HDFS, -.01 on clean sessions).
+down to the uniform distribution. The end of a session is a token like any other. A session is preceded by START tokens,
+or by CONTINUED tokens if it was cut there. A 6-gram in addition, by its mean or by its largest score, made the ensemble
+worse (measured: PR-AUC -.04 and -.05 on raw HDFS, -.01 on clean sessions).
 
-A part holds, for each order k, the k-grams and their histories as sorted keys with counts. A token takes 10 bits,
-so three of them are one exact key:
+Its part of a model holds, for each order k, the k-grams and their histories as sorted keys with counts. A token takes
+10 bits, so three of them are one exact key:
 
     grams.k    uint64 [n] ascending    counts.k   int64 [n]
-    after.k    uint64 [m] ascending    total.k, kinds.k   int64 [m]     histories of k - 1 templates; k = 1: one, 0
+    after.k    uint64 [m] ascending    total.k, kinds.k   int64 [m]     c(h) and T(h) of each history of k - 1 templates
 """
 
 from typing import Any, ClassVar
@@ -36,7 +36,7 @@ Keys = NDArray[np.uint64]
 
 
 class NgramModel:
-    """The probability of every row of a view. Not for two threads at once: the memo is filled while scoring."""
+    """The probability of every row of a view. Not thread-safe: scoring fills the memo."""
 
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
         self._vocabulary = vocabulary
@@ -51,7 +51,7 @@ class NgramModel:
     def nats(self, view: View) -> Floats:
         """-ln P of each row: float64 [R].
 
-        Muted rows and the one after each are 0: what follows a template that nobody knew then is not known either.
+        Muted rows and the row after each are 0: what follows a template that the model does not know is unknown, too.
         """
         found = self._of(row_keys(view, self._vocabulary))
         found[view.muted_rows() | view.behind_muted_rows()] = 0.0
@@ -97,7 +97,7 @@ class NgramModel:
 
 
 class Ngram(Predictor):
-    """The largest surprise in the session, its end included."""
+    """Scores each row by its surprise, in nats; the session's running maximum includes its end."""
 
     name: ClassVar[str] = "ngram"
     folds: ClassVar[int] = 5
@@ -111,7 +111,7 @@ class Ngram(Predictor):
         return self._model.nats(view)
 
     def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
-        """P of each token after `context` (template ids), float64 [FIRST + V]."""
+        """As `Predictor.likely`."""
         return self._model.likely(context, starts)
 
     @classmethod
@@ -120,7 +120,7 @@ class Ngram(Predictor):
 
 
 def row_keys(view: View, vocabulary: NDArray[np.int32]) -> Keys:
-    """For each row the three tokens that end with it as one key, the last in the lowest bits: uint64 [R]."""
+    """The three tokens up to and including each row as one key, the last in the lowest bits: uint64 [R]."""
     tokens = tokenised(view.tokens, vocabulary).astype(np.uint64)
     piece, place = repeat_per_row(view.offsets), view.token_places()
     own = np.full(len(piece), END, dtype=np.uint64)
@@ -138,7 +138,7 @@ def row_keys(view: View, vocabulary: NDArray[np.int32]) -> Keys:
 
 
 def fitted(data: TrainingSet, vocabulary: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
-    """The part that counting `data` gives."""
+    """The arrays (see the module) that counting the rows of `data` gives."""
     keys = row_keys(whole_sessions(data, 0), vocabulary)
     part: dict[str, NDArray[Any]] = {}
     for k in range(1, ORDERS + 1):

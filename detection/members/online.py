@@ -1,6 +1,6 @@
-"""The online members together: what is asked of all of them is asked here, and nowhere of one by name.
+"""The online members as one: every call goes to all of them in a loop; nothing else calls a member by its name.
 
-A member that raises is a `MemberError` that names it.
+If a member raises, the error is a `MemberError` that names it.
 """
 
 from collections.abc import Collection, Mapping
@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from detection.columns.state import Columns, State, joined, part
+from detection.columns.state import Columns, State, columns_under, prefixed
 from detection.members.failing import blamed_on
 from detection.members.member import OnlineMember
 from detection.members.parsed_lines import ParsedLines
@@ -17,7 +17,7 @@ from detection.members.view import Bools, Floats
 
 Read = Mapping[str, Any]  # what each member read of some lines, by its name
 
-# Prefixes of columns, and what they are called in states: these had their names before members had one interface.
+# Prefixes of columns, and their names in states, which are older than the common interface of members.
 _IN_STATES = {
     "online.values.lines": "counters.value_lines",
     "online.values.": "values.",
@@ -27,27 +27,29 @@ _IN_STATES = {
 
 
 class OnlineMembers:
-    """Some or all online members. Columns of scores are those of all (K, in the order of the registry)."""
+    """Some or all online members. Scores always have K columns, one for every online member of the registry, in
+    order."""
 
     def __init__(self, members: Mapping[str, OnlineMember[Any]] | None = None) -> None:
         """These members, by name; by default all of them, which know nothing yet."""
         self._members = {member.name: member() for member in ONLINE} if members is None else dict(members)
 
     def without(self, out: Collection[str]) -> "OnlineMembers":
-        """The same members, but those named in `out`."""
+        """These members without those named in `out`; they are shared, not copied."""
         return OnlineMembers({name: member for name, member in self._members.items() if name not in out})
 
     @classmethod
     def by_time(cls) -> Self:
-        """Those that go by the log clock, and know nothing yet."""
+        """New ones of those members that depend on the log clock."""
         return cls({member.name: member() for member in ONLINE if member.by_time})
 
     def with_those_of(self, others: "OnlineMembers") -> "OnlineMembers":
-        """These members, and the `others` in place of those of the same names."""
+        """These members, with `others` replacing those of the same names."""
         return OnlineMembers(self._members | others._members)
 
     def read(self, lines: ParsedLines) -> Read:
-        """What these members read of the lines. Who has read nothing of them is not asked about them."""
+        """`OnlineMember.read` of each of these members. Later calls about these lines go only to members in the
+        result."""
         read: dict[str, Any] = {}
         for name, member in self._members.items():
             with blamed_on(name):
@@ -55,7 +57,7 @@ class OnlineMembers:
         return read
 
     def score(self, read: Read, rows: slice, clock: Floats) -> Floats:
-        """As `OnlineMember.score`, of all members: float64 [n, K]; 0 of who has read nothing."""
+        """`OnlineMember.score` of the members in `read`, float64 [n, K]; columns of the others are 0."""
         scores = np.zeros((len(clock), len(ONLINE_NAMES)))
         for name, mine in read.items():
             with blamed_on(name):
@@ -63,7 +65,7 @@ class OnlineMembers:
         return scores
 
     def observe(self, read: Read, rows: slice, clock: Floats) -> Floats:
-        """As `OnlineMember.observe`, likewise."""
+        """`OnlineMember.observe` of the members in `read`, float64 [n, K]; columns of the others are 0."""
         scores = np.zeros((len(clock), len(ONLINE_NAMES)))
         for name, mine in read.items():
             with blamed_on(name):
@@ -71,13 +73,13 @@ class OnlineMembers:
         return scores
 
     def learn(self, read: Read, clean: Bools) -> None:
-        """As `OnlineMember.learn`."""
+        """`OnlineMember.learn` of the members in `read`."""
         for name, mine in read.items():
             with blamed_on(name):
                 self._members[name].learn(mine, clean)
 
     def explain(self, read: Read, row: int, client: bytes, clock: float | None = None) -> dict[str, Any]:
-        """As `OnlineMember.explain`, of these members. `read` is {} where there is no line."""
+        """The fields of `OnlineMember.explain` of all these members. `read` is {} where there is no line."""
         found: dict[str, Any] = {}
         for name, member in self._members.items():
             with blamed_on(name):
@@ -86,25 +88,25 @@ class OnlineMembers:
 
     @property
     def evicted(self) -> int:
-        """How much these members have forgotten to make room."""
+        """The number of entries that these members have evicted."""
         return sum(member.evicted for member in self._members.values())
 
     def export(self) -> State:
-        """A copy of all they know, as columns "<name>.<column>"."""
+        """A copy of the members' state, as columns "<name>.<column>"."""
         state: State = {}
         for name, member in self._members.items():
-            state |= joined(name, member.export())
+            state |= prefixed(name, member.export())
         return state
 
     @classmethod
     def load(cls, columns: Columns) -> Self:
-        """The members that `export` was asked of."""
-        each = {member: part(member.name, columns) for member in ONLINE}
+        """The inverse of `export`."""
+        each = {member: columns_under(member.name, columns) for member in ONLINE}
         return cls({member.name: member.load(mine) for member, mine in each.items() if mine})
 
 
 def as_in_states(columns: Columns) -> State:
-    """`columns` of all parts under the names that states have them by."""
+    """`columns` of all parts, renamed as in states."""
     return _renamed(columns, _IN_STATES)
 
 

@@ -1,4 +1,4 @@
-"""What online members see of lines: their fields, and what was found in them."""
+"""The input of online members: parsed lines with their template ids and rule hits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +12,11 @@ from detection.rules.engine import Hits
 
 @dataclass(frozen=True, slots=True)
 class LinesOfAKind:
-    """Lines that one format fits: `at` int64 [m] ascending says which, `fields` are theirs; `web` bool [m] says which
-    are HTTP requests, and `targets` is what rules look at of each."""
+    """The m lines of one format.
+
+    at       int64 [m] ascending: their indices among all lines; `fields` are theirs
+    targets  the part of each that rules are matched against; `web` bool [m]: it is an HTTP request
+    """
 
     at: NDArray[np.int64]
     fields: Fields
@@ -23,8 +26,14 @@ class LinesOfAKind:
 
 @dataclass(frozen=True, slots=True)
 class ParsedLines:
-    """What n lines say: template ids int32 [n], the rules' hits, and of each line the target and the agent that rules
-    were matched against, and the client that it names, b"" for none."""
+    """n lines, parsed.
+
+    ids         int32 [n]: template ids
+    hits        of rules
+    kinds       the lines by format
+    matched_in  the target and the user agent of each line, which rules were matched against
+    origins     the client that each line names, b"" for none
+    """
 
     ids: NDArray[np.int32]
     hits: Hits

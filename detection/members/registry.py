@@ -1,7 +1,7 @@
 """All members. To add one of either kind, write its file and add its line here; the rest follows.
 
-Members are asked in the order of `MEMBERS`, and may look at those before them: fitted members that are there early,
-online members, fitted members that need the whole warm-up. It is the order of columns in states, too.
+Members score in the order of `MEMBERS`, and may use the scores of those before them: first the early fitted members,
+then the online ones, then the fitted ones that need the whole warm-up. It is also the order of columns in states.
 """
 
 from typing import Any

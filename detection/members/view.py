@@ -1,8 +1,8 @@
-"""What members see: a batch of rows, piece by piece, and what each piece's session brings along.
+"""The input of fitted members: a batch of rows, grouped by session, with what each session carries from earlier rows.
 
 A *row* is a line, or the closing of a session by silence. A *piece* is the part of one session that lies in
-the batch. The trainer builds the same view of whole sessions that the scorer builds of pieces, so a member
-meets in service what it was fitted and calibrated on.
+the batch. The trainer builds a view of whole sessions as the scorer builds one of pieces, so members score in
+service the same kind of rows that they were fitted and calibrated on.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,11 +27,13 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Carry:
-    """What each of S sessions brings along from earlier rows; all zero for a new one. M members.
+    """What each of S sessions carries over from earlier rows; all zero for a new session.
 
-    lines, errors int64 [S]; muted int64 [S]: lines of templates that were admitted after the model in force was made;
-    shape uint64 [S]: map of hashed templates; began float64 [S]: time of the first line in seconds; reached float64
-    [S, M]: what each member has come to.
+    lines    int64 [S]; errors int64 [S]: lines that report an error
+    muted    int64 [S]: lines of templates that were admitted after the model in force was made
+    shape    uint64 [S]: a bitmap of hashed templates
+    began    float64 [S]: time of the first line in seconds
+    reached  float64 [S, M]: the running maximum of each of M members
     """
 
     lines: Ints
@@ -43,13 +45,13 @@ class Carry:
 
     @staticmethod
     def new(sessions: int, members: int) -> "Carry":
-        """The carry of `sessions` sessions that have no line yet."""
+        """That of sessions without a line."""
         whole, real, wide = np.zeros(sessions, np.int64), np.zeros(sessions), np.zeros((sessions, members))
         return Carry(whole, whole, whole, np.zeros(sessions, np.uint64), real, wide)
 
     @staticmethod
     def brought(column: Callable[[str], NDArray[Any]], began: Floats) -> "Carry":
-        """The carry whose columns `column` gives by name, but for `began`."""
+        """From the columns that `column` returns by name, and `began`."""
         names = ("lines", "muted", "errors", "reached")
         return Carry(**{name: column(name) for name in names}, shape=column("shape").astype(np.uint64), began=began)
 
@@ -59,14 +61,14 @@ class View:
     """R rows of P pieces: piece i is rows offsets[i]:offsets[i+1].
 
     tokens      int32 [T] template ids, piece by piece: up to 63 lines of context and then the new lines
-    token_offsets int64 [P+1] over `tokens`; held int64 [P]: how many of a piece's tokens are context
-    starts      bool [P]: `tokens` begins where the session truly began; ends: the last row is its closing
+    token_offsets int64 [P+1] over `tokens`; held int64 [P]: the number of a piece's tokens that are context
+    starts      bool [P]: the piece's tokens begin where the session really began; ends: the last row is its closing
     complete    bool [P]: the session is over after this piece, by silence or because it was cut
     offsets     int64 [P+1] over rows; templates int32 [R], CLOSING on closing rows; errors bool [R]
     times       float64 [R], non-decreasing in a piece; a closing row has that of the session's last line
     muted       bool [T]: tokens of templates that were admitted as normal since the model was made
-    online      float64 [R, K]: what each online member said of the line, 0 on closing rows
-    counts      uint8 [P, 64]: how often each template (by id modulo 64) came in the whole session, through this piece
+    online      float64 [R, K]: the score of the line by each online member, 0 on closing rows
+    counts      uint8 [P, 64]: the lines of each template (by id modulo 64) in the session up to the end of this piece
     """
 
     tokens: NDArray[np.int32]
@@ -88,16 +90,16 @@ class View:
         return len(self.templates)
 
     def token_places(self) -> Ints:
-        """For each row its place in `tokens`; one behind the piece's last token on a closing row."""
+        """The index of each row in `tokens`, int64 [R]; on a closing row one after the piece's last token."""
         first = self.token_offsets[:-1] + self.held
         return first[repeat_per_row(self.offsets)] + rank_in_run(self.offsets)
 
     def muted_rows(self) -> Bools:
-        """Lines of muted templates: bool [R]."""
+        """Which rows are lines of muted templates: bool [R]."""
         return self._muted_at(self.token_places(), self.templates != CLOSING)
 
     def behind_muted_rows(self) -> Bools:
-        """Rows right behind a line of a muted template, in this piece or in its context: bool [R]."""
+        """Which rows directly follow a line of a muted template, in this piece or in its context: bool [R]."""
         before = self.token_places() - 1
         return self._muted_at(before, before >= self.token_offsets[:-1][repeat_per_row(self.offsets)])
 
@@ -108,17 +110,19 @@ class View:
         return result
 
     def final_rows(self) -> Ints:
-        """The last row of each complete piece that has rows."""
+        """The last row of each complete piece that has rows: int64."""
         return (self.offsets[1:] - 1)[self.complete & (np.diff(self.offsets) > 0)]
 
 
 class Standing:
-    """How the sessions of a view stand after each of its rows, member by member as they are put in.
+    """The state of each row's session after that row. Members' scores are added one after another with `put`.
 
-    `column` says which of M columns is a member's.
-    reached float64 [R, M]: the session's running maximum of the member's scores. The rest are columns [R] of the
-    session: log_length (ln(1 + lines)), distinct (occupied bits of 64, so it saturates), error_share, rate (ln(1 +
-    lines/s)). Any cut of a session into batches gives the same bits.
+    reached      float64 [R, M]: the session's running maximum of each member's scores; `column` maps names to columns
+    log_length   float64 [R]: ln(1 + lines); rate float64 [R]: ln(1 + lines a second)
+    distinct     float64 [R]: occupied bits of 64 in the bitmap of templates, so it saturates
+    error_share  float64 [R]; muted int64 [R]: lines of muted templates
+
+    All of it is the same to the bit however sessions are cut into batches.
     """
 
     def __init__(self, view: View, names: Sequence[str]) -> None:
@@ -128,7 +132,7 @@ class Standing:
         is_line = view.templates != CLOSING
 
         began = carry.began.copy()
-        # A session begins with its first row here unless it has lines already.
+        # A session without earlier lines begins with its first row here.
         fresh = (carry.lines == 0) & (sizes > 0)
         began[fresh] = view.times[offsets[:-1][fresh]]
         bit = np.uint64(1) << ((view.templates.astype(np.uint64) * _SPREAD) >> np.uint64(58))
@@ -147,20 +151,20 @@ class Standing:
         self._lines, self._failed, self._shape, self._began = lines, failed, shape, began
 
     def put(self, name: str, scores: Floats) -> None:
-        """`scores` float64 [R], >= 0: what the member says of each row."""
+        """Add the scores of a member: float64 [R], >= 0."""
         member = self.column[name]
         before = self._view.carry.reached[:, member][self._piece]
         self.reached[:, member] = np.maximum(running_max(scores, self._view.offsets), before)
 
     def only(self, rows: Bools | Ints) -> "Standing":
-        """A copy of the columns of these rows (bool [R], or their numbers), to look at and not to be put into."""
+        """A copy with only these rows (bool [R] or indices), for reading: `put` does not work on it."""
         chosen = copy(self)
         for name in ("reached", "log_length", "distinct", "error_share", "rate", "muted"):
             setattr(chosen, name, getattr(self, name)[rows])
         return chosen
 
     def after(self) -> Carry:
-        """What the sessions carry on from here."""
+        """What the sessions carry over to the next batch."""
         carry = self._view.carry
         return Carry(
             lines=self._after(self._lines, carry.lines),
@@ -178,7 +182,7 @@ class Standing:
         return result
 
     def _sums(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Running sums within pieces. `values` add up without rounding, so a difference of sums is the sum."""
+        """Running sums within pieces. `values` are integers, so the difference of two sums is exact."""
         if not len(values):
             return values
         sums = np.cumsum(values)
@@ -187,7 +191,8 @@ class Standing:
 
 
 def counted(before: NDArray[np.uint8], tokens: NDArray[np.int32], piece: Ints) -> NDArray[np.uint8]:
-    """`before` uint8 [P, 64] with the templates `tokens` [n] of pieces `piece` [n] counted in; stops at 255."""
+    """`before` uint8 [P, 64] plus the counts of the templates `tokens` [n] of the pieces `piece` [n], at most 255
+    each."""
     pieces = len(before)
     place = piece * COUNT_BUCKETS + tokens.astype(np.int64) % COUNT_BUCKETS
     new = np.bincount(place, minlength=pieces * COUNT_BUCKETS).reshape(pieces, COUNT_BUCKETS)
@@ -196,12 +201,12 @@ def counted(before: NDArray[np.uint8], tokens: NDArray[np.int32], piece: Ints) -
 
 
 def whole_sessions(data: ClosedSessions, members: int) -> View:
-    """Whole sessions as the scorer would meet them in one piece each."""
+    """The view that the scorer would build of `data` if each session were one piece."""
     sessions, sizes = len(data.starts), np.diff(data.offsets)
     offsets = np.concatenate(([0], np.cumsum(sizes + data.ends))).astype(np.int64)
     session, rank = repeat_per_row(offsets), rank_in_run(offsets)
     closing = rank == sizes[session]
-    # A closing row is at the time of the last line: it says nothing new about the rate.
+    # A closing row has the time of the last line, so it does not change the rate.
     source = data.offsets[:-1][session] + rank - closing
     none = np.zeros((sessions, COUNT_BUCKETS), dtype=np.uint8)
     return View(

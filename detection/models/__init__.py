@@ -1,1 +1,1 @@
-"""Model generations: what one training run learned from, what it produced, what became of it."""
+"""Model generations: the training set of a run, the model that it produced, and whether it took effect."""

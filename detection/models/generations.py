@@ -1,7 +1,7 @@
-"""The generations of models: which took effect, which were refused and why. Facts for the operator.
+"""The list of model generations for the operator: which took effect, which were refused and why.
 
-State: `entries`, a uint8 column of JSON (a list of `Generation`, oldest first, at most `KEPT`), and `refused`, how
-many were since the state began.
+State: `entries`, a uint8 column of JSON (a list of `Generation`, oldest first, at most `KEPT`), and `refused`, the
+number of refusals since the state began.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ KEPT = 64
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """`line` is the last line when it took effect, for the last time, or was refused; `reason` is why it was."""
+    """`line` is the last log line when it was refused or last took effect; `reason` is why it was refused."""
 
     generation: int
     name: str
@@ -28,10 +28,10 @@ class Generation(msgspec.Struct, frozen=True):
 class Generations:
     def __init__(self) -> None:
         self.refused = 0
-        self._entries: dict[str, Generation] = {}  # by file name, in the order of what was last said of it
+        self._entries: dict[str, Generation] = {}  # by file name, the one that changed last at the end
 
     def took_effect(self, generation: int, name: str, line: int, members: tuple[str, ...]) -> None:
-        """Also when it is an old one that takes effect again."""
+        """Note that it took effect, also if it is an earlier one that takes effect again."""
         self._add(Generation(generation, name, line, members))
 
     def was_refused(self, generation: int, name: str, line: int, reason: str) -> None:
@@ -40,12 +40,13 @@ class Generations:
 
     @property
     def refusal(self) -> str:
-        """Why the last model that came does not take effect, "" when it does."""
+        """Why the last model was refused, "" if it took effect."""
         last = next(reversed(self._entries.values()), None)
         return "" if last is None else last.reason or ""
 
     def listing(self, in_force: str) -> list[dict[str, Any]]:
-        """Newest generation first; `in_force` is the name of the file that is, "" when none is."""
+        """JSON-ready, newest generation first; `in_force` is the file name of the model in force, "" if there is
+        none."""
         entries = sorted(self._entries.values(), key=lambda entry: (entry.generation, entry.name), reverse=True)
         return [
             {**msgspec.structs.asdict(entry), "members": list(entry.members), "in_force": entry.name == in_force}
@@ -64,7 +65,8 @@ class Generations:
 
     @classmethod
     def load(cls, columns: Columns) -> "Generations":
-        """Raises `msgspec.DecodeError` (a ValueError) when the entries are none."""
+        """The inverse of `export`. Raises `msgspec.DecodeError` (a ValueError) if `entries` is not a list of
+        generations."""
         generations = cls()
         texts = array(columns, "entries").tobytes()
         generations._entries = {entry.name: entry for entry in msgspec.json.decode(texts, type=list[Generation])}

@@ -1,7 +1,7 @@
 """A model generation: everything one training run produced, as immutable arrays.
 
-It holds no torch and no scikit-learn object: every member's part is numpy arrays, so that persistence can write
-them, a hash can name them, and scoring can be rebuilt from them.
+It holds no objects of torch or scikit-learn: each member's part is numpy arrays, which persistence can write, a hash
+can identify, and scoring can be rebuilt from.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import State, Value, array, arrays, joined, part, scalars
+from detection.columns.state import State, Value, array, arrays, columns_under, prefixed, scalars
 from detection.columns.upgrades import MODELS
 
 UNFITTED = "unfitted"  # prefix in `meta`: why a member could not be fitted, by its name
@@ -19,15 +19,15 @@ UNFITTED = "unfitted"  # prefix in `meta`: why a member could not be fitted, by 
 
 @dataclass(frozen=True)
 class Model:
-    """`generation` counts from 1. `line` is the last log line that was in the training buffer.
+    """`generation` counts from 1; `line` is the last log line when its training set was taken.
 
     vocabulary   int32 [V], ascending: the template ids that have a token of their own; token = FIRST + index
-    parts        each member's arrays, by `Member.part`; and "anchor": sessions that a later generation must not
-                 judge worse than this one does (`detection.learning.promotion`)
+    parts        the arrays that `FittedMember.fit` returned, by member name; and "anchor": sessions that a later
+                 generation must not judge worse than this one does (`detection.learning.promotion`)
     templates    `TemplateTable.export()` at training time: a model without its state can still be used
-    calibration  float64 [n] ascending, by member name: what clean sessions came to at their maximum, by a fit
-                 that did not learn from them; and "ensemble" for the combined statistic. A member without any is not
-                 part of this generation
+    calibration  calibration scores by member name, float64 [n] ascending: the maxima of clean sessions by a fit that
+                 had not seen them; and "ensemble" for the combined statistic. A member without any is not part of this
+                 generation
     meta         scalars: seed, torch version, threads, epochs, losses, sessions, seconds...
     """
 
@@ -41,13 +41,13 @@ class Model:
 
     @property
     def complete(self) -> bool:
-        """Whether it has the members that learn from the whole warm-up; they may be withdrawn."""
+        """Whether it has the members that learn from the whole warm-up (even if they have been withdrawn since)."""
         return "transformer" in self.calibration
 
     @property
     def unfitted(self) -> dict[str, str]:
-        """The members that could not be fitted, and why: this generation is without them."""
-        return {name: str(why) for name, why in part(UNFITTED, self.meta).items()}
+        """The members that this generation lacks because they could not be fitted, each with the reason."""
+        return {name: str(why) for name, why in columns_under(UNFITTED, self.meta).items()}
 
 
 def to_columns(model: Model) -> State:
@@ -57,19 +57,19 @@ def to_columns(model: Model) -> State:
         "generation": model.generation,
         "line": model.line,
         "vocabulary": model.vocabulary,
-        **joined(
+        **prefixed(
             "parts", {f"{name}/{column}": array for name, each in model.parts.items() for column, array in each.items()}
         ),
-        **joined("templates", model.templates),
-        **joined("rings", model.calibration),
-        **joined("meta", model.meta),
+        **prefixed("templates", model.templates),
+        **prefixed("rings", model.calibration),
+        **prefixed("meta", model.meta),
     }
 
 
 def from_columns(columns: Mapping[str, Value]) -> Model:
-    """The model that `to_columns` gave `columns` of, also that of an older version of the program.
+    """The inverse of `to_columns`, also for columns of older versions of the program.
 
-    Raises KeyError or TypeError when they are nothing of the kind, NewerVersionError and OtherVersionError as
+    Raises KeyError or TypeError if `columns` is not a model, NewerVersionError and OtherVersionError as
     `Versions.upgraded` does.
     """
     generation, line = columns["generation"], columns["line"]
@@ -77,7 +77,7 @@ def from_columns(columns: Mapping[str, Value]) -> Model:
         raise TypeError("a model's generation and line are integers")
     columns = MODELS.upgraded(columns)
     parts: dict[str, dict[str, NDArray[Any]]] = {}
-    for name, values in arrays(part("parts", columns)).items():
+    for name, values in arrays(columns_under("parts", columns)).items():
         member, _, column = name.partition("/")
         parts.setdefault(member, {})[column] = values
     return Model(
@@ -85,7 +85,7 @@ def from_columns(columns: Mapping[str, Value]) -> Model:
         line=line,
         vocabulary=array(columns, "vocabulary"),
         parts=parts,
-        templates=part("templates", columns),
-        calibration=arrays(part("rings", columns)),
-        meta=scalars(part("meta", columns)),
+        templates=columns_under("templates", columns),
+        calibration=arrays(columns_under("rings", columns)),
+        meta=scalars(columns_under("meta", columns)),
     )

@@ -1,4 +1,4 @@
-"""What a training run learns from: recent sessions as columns, handed to the trainer's process in a file."""
+"""The training set: recent sessions as columns, passed to the trainer's process in a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, OtherVersionError, State, Value, array, joined, part, scalar
+from detection.columns.state import Columns, OtherVersionError, State, Value, array, columns_under, prefixed, scalar
 from detection.columns.upgrades import STATES
 from detection.frames import TrainingCutoff
 from detection.models.model import Model
@@ -32,15 +32,15 @@ class ClosedSessions:
     """T lines of S sessions; session s is tokens[offsets[s]:offsets[s+1]].
 
     tokens      int32 [T] template ids; errors bool [T]; times float64 [T] seconds
-    online      float32 [T, K]: what each online member said of each line; `online_members` are their K names
+    online      float32 [T, K]: the score of each line by each online member; `online_members` are their K names
     offsets     int64 [S+1]
-    starts      bool [S]: begins where the session truly began; ends: the session ended there
+    starts      bool [S]: the first line is where the session really began; ends bool [S]: it ended by silence
     tainted     bool [S]: a rule matched in it
-    flagged     bool [S]: the members found it strange
+    flagged     bool [S]: the ensemble flagged it
     vouched     bool [S]: the operator says it is normal
-    fresh       bool [S]: it ended after the model in force was made
-    keys        uint64 [S]: a hash of the session's key; causes uint64 [S]: what it was flagged for (`causes`), 0: it
-                was not
+    fresh       bool [S]: it ended after the training set of the model in force was taken
+    keys        uint64 [S]: a hash of the session's key
+    causes      uint64 [S]: the cause for which it was flagged (`detection.causes`), 0 if it was not
     """
 
     tokens: NDArray[np.int32]
@@ -59,7 +59,7 @@ class ClosedSessions:
     online_members: tuple[str, ...]
 
     def only(self, sessions: NDArray[np.bool_]) -> Self:
-        """The same without sessions that are not marked (bool [S])."""
+        """A copy with only the marked `sessions` (bool [S])."""
         sizes = np.diff(self.offsets)
         rows = np.repeat(sessions, sizes)
         return replace(
@@ -72,15 +72,15 @@ class ClosedSessions:
 
 @dataclass(frozen=True)
 class TrainingSet(ClosedSessions):
-    """Sessions to learn from: `tainted` are also those that the operator called an anomaly, which are never learned
-    from; `flagged` are not those that somebody has called normal since.
+    """The sessions of a training run. Here `tainted` includes sessions that the operator answered `anomaly`, which are
+    never learned from, and `flagged` excludes those whose cause has become normal since.
 
-    generation  the one the model will have; `line` the last log line of the set; `seed` of all randomness
-    full        fit every member; else only those that learn from a few thousand lines
-    alpha       the level at which sessions were flagged, 0 when none could be
-    templates   `TemplateTable.export()`, passed through into the model
-    previous    the model in force, to go on from; None at the first time
-    studied     for the frame of the model, when it is there; the trainer is not told
+    generation  of the model to be trained; `line` the last log line of the set; `seed` of all randomness
+    full        fit every member; otherwise only those that can learn from a few thousand lines
+    alpha       the level at which sessions were flagged, 0 if none could be
+    templates   `TemplateTable.export()`, which goes into the model unchanged
+    previous    the model in force, with which the training begins; None for the first one
+    studied     the training cutoff for the model's frame; not in the columns, so the trainer does not see it
     """
 
     generation: int
@@ -93,23 +93,23 @@ class TrainingSet(ClosedSessions):
     studied: TrainingCutoff = field(default_factory=TrainingCutoff)
 
     def to_columns(self) -> State:
-        """The set as flat columns for a file, where each online member has a column of its name."""
+        """The set as flat columns for a file. The scores of each online member are a column with its name."""
         scalars = ("generation", "line", "seed", "full", "alpha")
         per_line = [name for name in _PER_LINE if name != "online"]
         return {
             "format": STATES.newest,  # for the columns of the state that are in it
             **{name: getattr(self, name) for name in (*scalars, "offsets", *per_line, *_PER_SESSION)},
             **dict(zip(self.online_members, np.ascontiguousarray(self.online.T), strict=True)),
-            **joined("templates", self.templates),
-            **(joined("previous", model_to_columns(self.previous)) if self.previous is not None else {}),
+            **prefixed("templates", self.templates),
+            **(prefixed("previous", model_to_columns(self.previous)) if self.previous is not None else {}),
         }
 
 
 def from_columns(columns: Columns, online_members: tuple[str, ...]) -> TrainingSet:
-    """The set that `TrainingSet.to_columns` was asked of, where these are the online members.
+    """The inverse of `TrainingSet.to_columns`, where `online_members` are the names of the online members.
 
-    Raises KeyError, TypeError or ValueError when `columns` is nothing of the kind, and OtherVersionError when another
-    version exported it: a training begins anew then, its set is not brought along.
+    Raises KeyError, TypeError or ValueError if `columns` is not a training set, OtherVersionError if another version
+    exported it: training sets are not upgraded, the training starts over.
     """
     if columns["format"] != STATES.newest:
         raise OtherVersionError(
@@ -130,7 +130,7 @@ def from_columns(columns: Columns, online_members: tuple[str, ...]) -> TrainingS
     for name, length in {**dict.fromkeys(per_line, lines), **dict.fromkeys(_PER_SESSION, sessions)}.items():
         if len(lists[name]) != length:
             raise ValueError(f"training set: {name} holds {len(lists[name])}, not {length}")
-    previous = part("previous", columns)
+    previous = columns_under("previous", columns)
     return TrainingSet(
         generation=scalar(columns, "generation", int),
         line=scalar(columns, "line", int),
@@ -140,6 +140,6 @@ def from_columns(columns: Columns, online_members: tuple[str, ...]) -> TrainingS
         online=np.stack([lists.pop(name) for name in online_members], axis=1),
         **lists,
         online_members=online_members,
-        templates=part("templates", columns),
+        templates=columns_under("templates", columns),
         previous=model_from_columns(previous) if previous else None,
     )

@@ -1,18 +1,18 @@
-"""Masks: what of a log line is a value, as opposed to the words of the program that wrote it.
+"""Masks replace the values in a log line by `<*>` and leave the words of the program that wrote it.
 
-A value is written `<*>`. A message is masked in two steps, so that the common line costs little.
-`skeletons` works on a whole batch and shortens every word (a run of ASCII letters and digits) with a digit:
+A message is masked in two steps, so that the common line costs little. `skeletons` works on a whole batch and
+shortens every word (a run of ASCII letters and digits) that contains a digit:
 
     hexadecimal digits only            0              4096  1f  f3d4d4ef
     starts with a digit                0              0x1f  10ms  64K  3com
     otherwise, letters up to a digit   letters + 0    jk2 -> jk0   U01 -> U0   ssh2 -> ssh0
 
-A real stream has few skeletons, so what follows is remembered by skeleton: `message_tokens` masks dates,
+A real stream has few skeletons, so the second step is cached by skeleton: `message_tokens` masks dates,
 values of `key=value`, chains of numbers (addresses with ports, times, versions, UUIDs), paths and URLs.
-A request has its own rules (`request_tokens`): the status code stays, names of files and folders stay.
+Requests have rules of their own (`request_tokens`): the status code and the names of files and folders stay.
 
-All of it is a function of the bytes alone and linear in them: only the first `MAX_BYTES` of a content
-and its first `MAX_TOKENS` words or `MAX_SEGMENTS` folders count.
+The result depends on the bytes alone and takes linear time. Only the first `MAX_BYTES` of a content and its first
+`MAX_TOKENS` words or `MAX_SEGMENTS` path segments count.
 """
 
 import re
@@ -37,7 +37,7 @@ _WORD[list(b"abcdefABCDEF")] = True
 
 
 def skeletons(contents: Sequence[bytes]) -> list[bytes]:
-    """One skeleton for each content, in order, of its first `MAX_BYTES`; control bytes become spaces."""
+    """The skeleton of the first `MAX_BYTES` of each content, in order; control bytes become spaces."""
     if not contents:
         return []
     joined = b"\n".join([content[:MAX_BYTES].translate(_CLEAN) for content in contents])
@@ -53,7 +53,7 @@ def skeletons(contents: Sequence[bytes]) -> list[bytes]:
     starts, ends, first = starts[held], ends[held], first[held]
     beyond_hex = np.concatenate(([0], np.cumsum(_BEYOND_HEX[data], dtype=np.int32)))
     zero = np.where(beyond_hex[starts] == beyond_hex[ends], starts, first)
-    # What lies between a word's zero and its end goes: +1 opens such a stretch, -1 closes it.
+    # The bytes between a word's zero and its end are removed: +1 opens such a stretch, -1 closes it.
     depth = np.zeros(len(data) + 1, np.int8)
     depth[zero + 1] = 1
     depth[ends] -= 1
@@ -71,16 +71,16 @@ _DATE = re.compile(
 )
 # Groups of hexadecimal digits, of which some may be letters only: MAC and IPv6 addresses, UUIDs.
 _GROUPS = re.compile(rb"\b(?:(?:0|[A-Fa-f]{1,8})[:-]{1,2}){4,7}(?:0|[A-Fa-f]{1,12})\b")
-# `key=value`: the value goes, up to what closes it.
+# `key=value`: the value, up to a delimiter.
 _ASSIGNED = re.compile(rb"(?<=[\w)\]])=[^\s,;=()\[\]{}<>&\"']+")
-# What begins with a number, with its sign and all that hangs on: 0.0.0.0:0, 0-0-0.dsl.example, 0%.
+# A number with its sign and everything joined to it by punctuation: 0.0.0.0:0, 0-0-0.dsl.example, 0%.
 _CHAIN = re.compile(rb"(?:(?<![A-Za-z0-9.)])[-+])?0(?>(?:[.:/,@_-]0|[._-]\w+)*)%?")
-# Absolute paths and URLs, numbers in them already masked.
+# Absolute paths and URLs; numbers in them are masked already.
 _PATH = re.compile(rb"(?<![\w.>*)/~%@$+:<-])(?:[a-z]{1,12}:/)?/[\w.~%@$+:*<>/-]*+")
 
 
 def message_tokens(skeleton: bytes) -> list[bytes]:
-    """The words of a message, values masked; at most `MAX_TOKENS`, none for a blank line."""
+    """The words of a message with its values masked; at most `MAX_TOKENS`, none for a blank line."""
     masked = skeleton
     if b"0" in masked:
         masked = _GROUPS.sub(b"0", _DATE.sub(b"0", masked))
@@ -100,9 +100,9 @@ _IDENTIFIER = re.compile(rb"\d[A-Za-z]|%")
 
 
 def request_tokens(content: bytes) -> list[bytes]:
-    """Of `METHOD path STATUS`: the status, the method and the path's segments, values masked.
+    """The tokens of `METHOD path STATUS`: the status, the method and the path's segments with their values masked.
 
-    Whatever is missing is an empty token; beyond `MAX_SEGMENTS` one `<*>` stands for the rest.
+    A missing field is an empty token; one `<*>` stands for all segments beyond `MAX_SEGMENTS`.
     """
     method, _, rest = content.translate(_CLEAN).partition(b" ")
     path, _, status = rest.rpartition(b" ")
@@ -114,7 +114,7 @@ def request_tokens(content: bytes) -> list[bytes]:
 
 
 def _segment(segment: bytes) -> bytes:
-    """A file or folder name without its numbers; `<*>` and the extension if the rest is no name either."""
+    """A file or folder name with its numbers masked; only `<*>` and the extension if the rest is no name either."""
     if segment.isalpha() and len(segment) <= 24:
         return segment
     suffix = extension(segment)
@@ -126,12 +126,12 @@ def _segment(segment: bytes) -> bytes:
 
 
 def extension(segment: bytes) -> bytes:
-    """`.png` of `logo.png`, with the dot; nothing where there is none."""
+    """The extension with its dot, `.png` of `logo.png`; b"" if there is none."""
     found = _EXTENSION.search(segment[-6:])
     return found[0] if found else b""
 
 
 def _is_slug(name: bytes, suffix: bytes) -> bool:
-    # A title in a path has four words or more; scripts and styles are called that way too, so they stay.
+    # The title of an article in a path has four words or more. So have names of scripts and styles, which stay.
     words = 1 + name.count(b"-") + name.count(b"_") + name.count(b"+")
     return words >= 4 and suffix in (b"", b".html", b".htm", b".php") and len(name) >= 16

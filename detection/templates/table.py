@@ -1,35 +1,38 @@
-"""Templates: which event of the program a line is an instance of, as a small number that lasts for ever.
+"""The template miner: gives each line the id of its template, the event of the program of which it is an instance.
 
-Drain (He, Zhu, Zheng, Lyu: "Drain: an online log parsing approach with fixed depth tree", ICWS 2017) over
-masked tokens (`detection.templates.masks`), with three changes. The tree also branches on the last word, because
-that is where messages say how it ended. Learned wildcards do not count as agreement, so a template cannot
-erode: three quarters of its words are those of the line that made it. And requests take the tree alone:
-one level a path segment, a template a leaf.
+    >>> table = TemplateTable()
+    >>> table.assign("text", [b"worker 7 started", b"worker 12 started", b"worker 12 exited with 1"])
+    array([1, 1, 2], dtype=int32)
+    >>> table.text(1), table.text(2)
+    ('worker <*> started', 'worker <*> exited with <*>')
 
-A node has a bounded number of children; what comes later takes the child `<*>`, or `<*>.php` for a file.
-A leaf has a bounded number of templates; what comes later and is like none of them takes the leaf's
-*rest*, a template of wildcards. So a flood of random lines soon finds only templates that are there.
+The method is Drain (He, Zhu, Zheng, Lyu: "Drain: an online log parsing approach with fixed depth tree", ICWS 2017)
+over masked tokens (`masks`), with three changes. The tree also branches on the last word, because messages often
+end with the outcome. Learned wildcards do not count as equal, so a template cannot erode: three quarters of its words
+are those of the line that made it. And requests use the tree alone: one level a path segment, one template a leaf.
 
-Ids count up from 1 in the order of learning and are never used again. Id 0, `<other>`, is for the day when
-there are no more ids. When the table is full, an eighth of it goes: the least recently used of those that
-are not among the more frequent half. Counts and last uses are exact as of that line, so the state does not
-depend on how lines were cut into batches. Memos make it fast; they are never part of the state and cannot
-change a result: an entry holds the version of the leaf it was found in, and every change of a leaf is a
-new version.
+A node has a bounded number of children; later keys take the child `<*>`, or `<*>.php` for a file. A leaf has a bounded
+number of templates; later lines that are like none of them take the leaf's *rest*, a template of wildcards. So a flood
+of random lines soon creates no more templates.
 
-`pinned` templates stay: what the operator said of them holds for their ids, and learned again they would have
-others. They fill at most half of the table, the first named before the last, and the half that is more frequent
-is that of the others.
+Ids count up from 1 in the order of creation and are never reused. Id 0, `<other>`, is given when all ids are used up.
+When the table is full, an eighth of it is evicted: the least recently used of the less frequent half. Counts and last
+uses are exact as of that line, so the state does not depend on how lines were cut into batches. Memos make it fast.
+They are not part of the state and cannot change a result: an entry holds the version of the leaf that it was found in,
+and every change of a leaf increments its version.
 
-State, a row a template, ascending by id, row 0 being `<other>` (k = rows):
+`pinned` templates are not evicted: the operator's answers hold for their ids, and a template that is created again gets
+a new id. At most half of the table is pinned, the first ones named; the less frequent half is that of the others.
+
+State, one row a template, ascending by id, row 0 being `<other>` (k rows):
 
     id        int32 [k]
     family    uint8 [k]   index in `detection.templates.tree.FAMILIES`
-    wild      uint8 [k]   bit i: the i-th level of the tree was left through the child `<*>`
-    rest      bool  [k]   this template is the rest of its leaf
-    count     int64 [k]   lines assigned
-    used      int64 [k]   ordinal (from 1) of the last line assigned, 0 for never
-    tokens    uint8 [b]   the tokens, separated by a space within and by a newline between templates
+    wild      uint8 [k]   bit i: its path through the tree takes the child `<*>` at level i
+    rest      bool  [k]   whether it is the rest of its leaf
+    count     int64 [k]   lines assigned to it
+    used      int64 [k]   ordinal (from 1) of the last line assigned to it, 0 for none
+    tokens    uint8 [b]   tokens separated by spaces, templates by newlines
     capacity, created, evicted, lines   int
 """
 
@@ -49,11 +52,11 @@ MAX_ID = 2**31 - 1
 
 _D = TypeVar("_D", bound=np.generic)
 
-_SIMILAR = 0.75
-_LEAF_TEMPLATES = 32
+_SIMILARITY_THRESHOLD = 0.75  # Drain's: the share of equal tokens from which a line belongs to a template
+_LEAF_TEMPLATES = 32  # without the rest
 
 _MEMO_BYTES = 1 << 20
-_MEMO_ENTRY_BYTES = 200  # about what an entry weighs beside its key and tokens
+_MEMO_ENTRY_BYTES = 200  # about what an entry takes besides its key and tokens
 
 
 class _Template:
@@ -66,8 +69,8 @@ class _Template:
         self.rest = rest
 
 
-class _Known:
-    """A memo's entry: as of `version`, `leaf` takes `tokens` to be an instance of the template in `row`."""
+class _MemoEntry:
+    """An entry of a memo: at `version` of `leaf`, `tokens` are an instance of the template in `row`."""
 
     __slots__ = ("leaf", "row", "tokens", "version")
 
@@ -79,21 +82,21 @@ class _Known:
 
 
 class _Memo:
-    """Two generations of at most `_MEMO_BYTES` of keys each; what is asked for becomes young."""
+    """A cache of two generations with at most `_MEMO_BYTES` of keys each; an entry that is used becomes young."""
 
     def __init__(self) -> None:
-        self.young: dict[bytes, _Known] = {}
-        self._old: dict[bytes, _Known] = {}
+        self.young: dict[bytes, _MemoEntry] = {}
+        self._old: dict[bytes, _MemoEntry] = {}
         self._bytes = 0
 
-    def recall(self, key: bytes) -> _Known | None:
-        """For keys that are not in `young`."""
+    def recall(self, key: bytes) -> _MemoEntry | None:
+        """The entry of a key that is not in `young`; None if it is not in the old generation either."""
         known = self._old.get(key)
         if known is not None:
             self.put(key, known)
         return known
 
-    def put(self, key: bytes, known: _Known) -> None:
+    def put(self, key: bytes, known: _MemoEntry) -> None:
         self._bytes += len(key) + _MEMO_ENTRY_BYTES
         if self._bytes > _MEMO_BYTES:
             self._old, self.young = self.young, {}
@@ -102,10 +105,11 @@ class _Memo:
 
 
 class TemplateTable:
-    """At most `capacity` templates besides `<other>`; raises ValueError for a capacity below 1.
+    """At most `capacity` templates besides `<other>`. Raises ValueError for a capacity below 1.
 
-    `created` and `evicted` count templates since the beginning and are part of the state. `pinned` int32 [p], ids, the
-    most important first and each once, is the caller's to say and no part of it; those that are gone count for nothing.
+    capacity, created, evicted   part of the state; the last two count templates since the state began
+    pinned                       int32 [p], set by the caller and not part of the state: ids of templates to keep, each
+                                 once, the most important first; ids of evicted templates have no effect
     """
 
     def __init__(self, capacity: int = 8192) -> None:
@@ -120,24 +124,24 @@ class TemplateTable:
         self._id = np.zeros(capacity + 1, np.int32)
         self._count = np.zeros(capacity + 1, np.int64)
         self._used = np.zeros(capacity + 1, np.int64)
-        self._plant()
+        self._build_tree()
 
     def __len__(self) -> int:
-        """Live templates; `<other>` is not counted."""
+        """The number of live templates, without `<other>`."""
         return len(self._templates) - 1
 
     def __contains__(self, template_id: int) -> bool:
-        """Whether a line can be of it: `<other>` and the live templates."""
+        """Whether a line can have this id: `<other>` and the live templates."""
         return self._row(template_id) is not None
 
     def assign(self, family: str, contents: Sequence[bytes]) -> NDArray[np.int32]:
-        """Learn `contents` in order; the template id of each.
+        """Learn `contents` in order, and return the template id of each: int32 [n].
 
-        `family` "access" takes `METHOD path STATUS` (the path without its query), "text" takes messages.
-        Contents may be any bytes. Raises ValueError for another family.
+        The family "access" takes `METHOD path STATUS` (the path without its query), "text" takes messages. Contents may
+        be any bytes. Raises ValueError for another family.
         """
         kind = _family_index(family)
-        settled: list[NDArray[np.int32]] = []
+        counted: list[NDArray[np.int32]] = []
         rows: list[int] = []
         memo = self._memos[kind]
         for key in _keys(kind, contents):
@@ -146,8 +150,8 @@ class TemplateTable:
                 tokens = _tokens(kind, key) if known is None else known.tokens
                 leaf, row = self._find(kind, tokens)
                 if row < 0 and self._is_full():
-                    # Rows are about to move: the lines so far count under their present ones.
-                    settled.append(self._settle(rows))
+                    # Eviction moves rows: count the lines so far under their present rows.
+                    counted.append(self._count_lines(rows))
                     rows = []
                     self._evict()
                     memo = self._memos[kind]
@@ -155,14 +159,14 @@ class TemplateTable:
                 known = self._learn(kind, tokens, leaf, row)
                 memo.put(key, known)
             rows.append(known.row)
-        settled.append(self._settle(rows))
-        return np.concatenate(settled)
+        counted.append(self._count_lines(rows))
+        return np.concatenate(counted)
 
     def match(self, family: str, contents: Sequence[bytes]) -> NDArray[np.int32]:
-        """The ids that `assign` would give to each of `contents` alone, -1 for a new one (it would get
-        `created` + 1); learns nothing.
+        """The id that `assign` would give to each of `contents` alone, without learning: int32 [n].
 
-        -1 also where `assign` would first make room, whatever it then finds.
+        -1 stands for a new template (its id would be `created` + 1), and also where `assign` would first evict, whether
+        or not it would then find a template. Raises ValueError as `assign` does.
         """
         kind = _family_index(family)
         memo = self._memos[kind]
@@ -179,9 +183,9 @@ class TemplateTable:
         return np.where(found < 0, np.int32(new), self._id[found])
 
     def text(self, template_id: int) -> str:
-        """The template as printable text, with `<*>` for values.
+        """The template as printable text with `<*>` for values; `<other>` for id 0, `<evicted>` for an evicted one.
 
-        `<other>` for id 0, `<evicted>` for a template that is gone. Raises KeyError for an id never given.
+        Raises KeyError for an id that was never given.
         """
         if not 0 <= template_id <= self.created:
             raise KeyError(f"no template has had the id {template_id}")
@@ -197,7 +201,7 @@ class TemplateTable:
         return _printable(b" ".join(template.tokens))
 
     def export(self) -> State:
-        """The state as columns of its own (see the module), which later calls do not change."""
+        """A copy of the state as columns (see the module)."""
         k = len(self._templates)
         tokens = b"\n".join([b" ".join(template.tokens) for template in self._templates])
         return {
@@ -216,9 +220,9 @@ class TemplateTable:
 
     @classmethod
     def load(cls, columns: Mapping[str, Value]) -> "TemplateTable":
-        """The table that `export` was asked of; it goes on exactly as that one would.
+        """The inverse of `export`: the table continues exactly as the exported one would.
 
-        Raises KeyError, TypeError or ValueError when `columns` is not what `export` gave.
+        Raises KeyError, TypeError or ValueError if `export` cannot have returned `columns`.
         """
         table = cls(_integer(columns, "capacity"))
         table.created = _integer(columns, "created")
@@ -238,7 +242,7 @@ class TemplateTable:
             _Template(kind, line.split(b" ") if kind == ACCESS else line.split(), bits, is_rest)
             for line, kind, bits, is_rest in zip(lines, family.tolist(), wild.tolist(), rest.tolist(), strict=True)
         ]
-        table._plant()
+        table._build_tree()
         return table
 
     def _row(self, template_id: int) -> int | None:
@@ -247,7 +251,7 @@ class TemplateTable:
         return row if row < len(live) and live[row] == template_id else None
 
     def _find(self, kind: int, tokens: list[bytes]) -> tuple[Node | None, int]:
-        """The leaf for `tokens`, None where there is none yet, and the row in it, -1 for a new template."""
+        """The leaf for `tokens`, None if there is none yet, and the template's row, -1 if it would be a new one."""
         node = self._roots[kind]
         for key, fan in levels(kind, tokens):
             child = node.children.get(key) or node.children.get(branch(kind, node, key, fan))
@@ -259,10 +263,13 @@ class TemplateTable:
         return node, self._most_similar(node, tokens)
 
     def _most_similar(self, leaf: Node, tokens: list[bytes]) -> int:
-        """Drain's similarity: the share of equal tokens; of equals the more general, then the older."""
+        """The row of the most similar template by Drain's measure, the share of equal tokens; -1 for none.
+
+        Of equally similar ones the more general is taken, then the older.
+        """
         equal = [sum(map(operator.eq, others, tokens)) for others in leaf.tokens]
         most = max(equal, default=-1)
-        if most >= _SIMILAR * len(tokens):
+        if most >= _SIMILARITY_THRESHOLD * len(tokens):
             nearest = [i for i, n in enumerate(equal) if n == most]
             return leaf.rows[max(nearest, key=lambda i: leaf.tokens[i].count(WILD))]
         return leaf.rest if len(leaf.rows) >= _LEAF_TEMPLATES else -1
@@ -270,8 +277,8 @@ class TemplateTable:
     def _is_full(self) -> bool:
         return len(self) == self.capacity and self.created < MAX_ID
 
-    def _learn(self, kind: int, tokens: list[bytes], leaf: Node | None, row: int) -> _Known:
-        """What `_find` said of `tokens` takes effect."""
+    def _learn(self, kind: int, tokens: list[bytes], leaf: Node | None, row: int) -> _MemoEntry:
+        """Learn one line of `tokens` for which `_find` returned `leaf` and `row`."""
         if leaf is None or row < 0:
             return self._create(kind, tokens)
         template = self._templates[row]
@@ -279,16 +286,16 @@ class TemplateTable:
             merged = [a if a == b else WILD for a, b in zip(template.tokens, tokens, strict=True)]
             if merged != template.tokens:
                 template.tokens[:] = merged
-                # For these tokens it stays the first choice: no less similar, and more general than it was.
+                # It remains the first choice for these tokens: no less similar, and more general than before.
                 leaf.version += 1
-        return _Known(tokens, leaf, row)
+        return _MemoEntry(tokens, leaf, row)
 
-    def _create(self, kind: int, tokens: list[bytes]) -> _Known:
+    def _create(self, kind: int, tokens: list[bytes]) -> _MemoEntry:
         if self.created == MAX_ID:
-            known = _Known(tokens, Node(), OTHER)
-            known.version = -1  # never current: a template may yet become general enough for this line
+            known = _MemoEntry(tokens, Node(), OTHER)
+            known.version = -1  # never current: a template may still become general enough for this line
             return known
-        leaf, wild, path = self._grow(kind, tokens)
+        leaf, wild, path = self._make_leaf(kind, tokens)
         rest = kind == TEXT and len(leaf.rows) >= _LEAF_TEMPLATES
         template = _Template(kind, list(tokens), wild, rest)
         if kind == ACCESS:
@@ -301,12 +308,12 @@ class TemplateTable:
         self._templates.append(template)
         self.created += 1
         self._id[row] = self.created
-        self._hang(leaf, row)
+        self._add_to_leaf(leaf, row)
         leaf.version += 1
-        return _Known(tokens, leaf, row)
+        return _MemoEntry(tokens, leaf, row)
 
-    def _grow(self, kind: int, tokens: list[bytes]) -> tuple[Node, int, list[bytes]]:
-        """The leaf for `tokens`, made where it is missing; the bits of the levels without room; the keys."""
+    def _make_leaf(self, kind: int, tokens: list[bytes]) -> tuple[Node, int, list[bytes]]:
+        """The leaf for `tokens`, created if missing; the bits of the levels that have no room; the keys of its path."""
         node, wild, path = self._roots[kind], 0, []
         for level, (key, fan) in enumerate(levels(kind, tokens)):
             taken = branch(kind, node, key, fan)
@@ -315,37 +322,37 @@ class TemplateTable:
             node = node.children.setdefault(taken, Node())
         return node, wild if kind == TEXT else 0, path
 
-    def _hang(self, leaf: Node, row: int) -> None:
+    def _add_to_leaf(self, leaf: Node, row: int) -> None:
         if self._templates[row].rest:
             leaf.rest = row
         else:
             leaf.rows.append(row)
             leaf.tokens.append(self._templates[row].tokens)
 
-    def _plant(self) -> None:
-        """Build the tree from the templates, with cold memos: after a load and after an eviction."""
+    def _build_tree(self) -> None:
+        """Build the tree from the templates and empty the memos: after a load and after an eviction."""
         self._roots = [Node() for _ in FAMILIES]
         self._memos = [_Memo() for _ in FAMILIES]
         for row, template in enumerate(self._templates[1:], 1):
             node = self._roots[template.family]
             for level, (key, _) in enumerate(levels(template.family, template.tokens)):
                 node = node.children.setdefault(WILD if template.wild >> level & 1 else key, Node())
-            self._hang(node, row)
+            self._add_to_leaf(node, row)
 
-    def _settle(self, rows: list[int]) -> NDArray[np.int32]:
-        """Count the lines assigned to `rows`, the latest ones, in order; their ids."""
+    def _count_lines(self, rows: list[int]) -> NDArray[np.int32]:
+        """Count the last lines, which were assigned to `rows` in this order; returns their ids."""
         at = np.array(rows, np.intp)
         self._count += np.bincount(at, minlength=len(self._count))
-        # Of equal rows the last assignment stays.
+        # Where a row occurs twice, the last assignment holds.
         self._used[at] = np.arange(self._lines + 1, self._lines + 1 + len(at))
         self._lines += len(at)
         return self._id[at]
 
     def _evict(self) -> None:
         n = len(self)
-        loose = self._loose()
-        by_count = loose[np.lexsort((self._used[loose], self._count[loose]))]
-        rare = by_count[: len(loose) - len(loose) // 2]
+        evictable = self._evictable()
+        by_count = evictable[np.lexsort((self._used[evictable], self._count[evictable]))]
+        rare = by_count[: len(evictable) - len(evictable) // 2]
         oldest = rare[np.argsort(self._used[rare])][: max(1, self.capacity // 8)]
         keep = np.ones(n + 1, np.bool_)
         keep[oldest] = False
@@ -355,16 +362,16 @@ class TemplateTable:
             column[k:] = 0
         self._templates = [template for template, stays in zip(self._templates, keep, strict=True) if stays]
         self.evicted += len(oldest)
-        self._plant()
+        self._build_tree()
 
-    def _loose(self) -> NDArray[np.intp]:
-        """The rows that may be evicted: at least half of them."""
+    def _evictable(self) -> NDArray[np.intp]:
+        """The rows that may be evicted: at least half of the table."""
         live = self._id[: len(self._templates)]
         at = np.searchsorted(live[:-1], self.pinned)
         pinned = at[live[at] == self.pinned][: self.capacity // 2]
-        loose = np.ones(len(live), np.bool_)
-        loose[OTHER] = loose[pinned] = False
-        return np.flatnonzero(loose)
+        evictable = np.ones(len(live), np.bool_)
+        evictable[OTHER] = evictable[pinned] = False
+        return np.flatnonzero(evictable)
 
 
 def _family_index(family: str) -> int:
@@ -374,7 +381,7 @@ def _family_index(family: str) -> int:
 
 
 def _keys(kind: int, contents: Sequence[bytes]) -> Sequence[bytes]:
-    """What the tokens of each content are a function of, and memos remember by."""
+    """The key of each content in a memo; its tokens depend on nothing else."""
     return contents if kind == ACCESS else skeletons(contents)
 
 

@@ -1,10 +1,10 @@
-"""The tree in which templates hang: by which words a line finds the few templates it is compared with.
+"""The parse tree: a path from the root, one key a level, leads a line to the leaf with the few templates it may match.
 
     access   status / method / one level a path segment
-    text     number of words / first word / second word / last word       a word with a mask counts as `<*>`
+    text     number of words / first word / second word / last word       a word with a mask in it counts as `<*>`
 
-What has no child of its own and no room to make one takes the child `<*>`; in a path, as long as there is
-room for kinds of files, `<*>.png`. The tree is no state: it follows from the live templates.
+A key without a child, in a node without room for another, takes the child `<*>`; in a path, while there is room for
+kinds of files, `<*>.png`. The tree is not part of the state: it is rebuilt from the live templates.
 """
 
 from detection.templates.masks import MAX_TOKENS, WILD, extension
@@ -16,14 +16,17 @@ ACCESS, TEXT = range(len(FAMILIES))
 _WORDS = (MAX_TOKENS + 1, 100, 100, 4)  # number of words, first, second and last word
 _STATUSES, _METHODS = 32, 16
 _FOLDERS = (1, 32, 8, 6)  # before the first slash lies an empty segment
-_FOLDERS_REFUSED = (1, 16, 1, 0)  # whoever asks for what is not there may ask for anything
+_FOLDERS_REFUSED = (1, 16, 1, 0)  # a client that requests what does not exist may request anything
 _FILE_KINDS = 3  # children `<*>.png` beyond these
 
 
 class Node:
-    """A node of the tree. `rows` are those of its templates, ascending, except for `rest` (-1 for none).
+    """A node of the tree; leaves have templates.
 
-    `tokens` are the very lists of the templates in `rows`.
+    rows     the rows of its templates in the table, ascending, without `rest`
+    tokens   the token lists of the templates in `rows`: the same objects, not copies
+    rest     the row of its template of wildcards, -1 for none
+    version  changes whenever the leaf does
     """
 
     __slots__ = ("children", "rest", "rows", "tokens", "version")
@@ -37,7 +40,7 @@ class Node:
 
 
 def levels(kind: int, tokens: list[bytes]) -> list[tuple[bytes, int]]:
-    """The keys of `tokens` from the root to their leaf, and how many children each level may have."""
+    """The keys of `tokens` from the root to their leaf, each with the number of children that its parent may have."""
     if kind == ACCESS:
         folders = _FOLDERS if tokens[0][:1] == b"2" or tokens[0] == b"304" else _FOLDERS_REFUSED
         fans = (_STATUSES, _METHODS, *folders)
@@ -48,7 +51,7 @@ def levels(kind: int, tokens: list[bytes]) -> list[tuple[bytes, int]]:
 
 
 def branch(kind: int, node: Node, key: bytes, fan: int) -> bytes:
-    """The child of `node` that `key` takes: its own while there is room for it."""
+    """The key of the child of `node` that `key` takes: its own while the node has fewer than `fan` children."""
     if key in node.children or len(node.children) < fan:
         return key
     if kind == ACCESS:

@@ -1,18 +1,16 @@
-"""Why: for a row of a view, what each member said, what was expected instead, and what stands out.
+"""Explanations: why a row was judged as it was. The fields, in this order:
 
-members    [{name, score, p, threshold}]              every member that judges, the most sure first; beyond
-                                                      `threshold` it alone would flag, None: it never would
-expected   [{template_id, template, p}]               the three likeliest instead of the row, with their probability
-found      {template_id, template, p}                 ... and the row's own; none, and null, where neither the
-                                                      transformer nor the 3-gram judges
-features   [{name, value, usual, high}]               beyond what 99 % of normal sessions come to
-value      {text, start, end, characters, score}      the line's oddest parameter value, if it has any
+members    [{name, score, p, threshold}]              every member that judges, the lowest p-value first; a score above
+                                                      `threshold` suffices to flag, None: no score does
+expected   [{template_id, template, p}]               the three most probable templates here; [] if no predictor judges
+found      {template_id, template, p}                 the row's own template; p is null if no predictor judges
+features   [{name, value, usual, high}]               features that exceed those of 99 % of normal sessions
+value      {text, start, end, characters, score}      the line's most unusual parameter value, if it has any
 rules      [{name, severity, field, ...}]             where rules matched the line (`evidence_shown`)
-source     [{name, value, usual, nats}]               the counters of the line's source, the strangest first
+source     [{name, value, usual, nats}]               the counters of the line's client, the most unusual first
 lines      [{line, text, odd}]                        the session's last ten lines
 
-From `value` on they are added by the caller: `value` and `source` are what online members have to show, of whom each
-may add a field. They are shown in this order.
+The caller adds the fields from `value` on. `value` and `source` come from online members, each of which may add fields.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,13 +28,13 @@ _FIELDS = ("members", "expected", "found", "features", "value", "rules", "source
 
 
 def in_order(explanation: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields in the order above, others last. `source` is there even if nothing counts sources."""
+    """`explanation` with its fields in the order above, others last; `source` is [] if no member gave it."""
     found = {"source": [], **explanation}
     return {name: found[name] for name in (*_FIELDS, *(name for name in found if name not in _FIELDS)) if name in found}
 
 
 def evidence_shown(evidence: Evidence) -> dict[str, Any]:
-    """Where a rule matched, for JSON."""
+    """Where a rule matched, JSON-ready."""
     shown = ("field", "start", "end", "text", "before", "after")
     return {
         "name": evidence.rule.name,
@@ -54,7 +52,7 @@ def explained(
     alpha: float,
     text_of: Callable[[int], str],
 ) -> dict[str, Any]:
-    """Why the session of `row` stands as it does there; `text_of` gives a template's text by its id."""
+    """The fields `members` to `features` for `row`, JSON-ready; `text_of` returns the text of a template id."""
     members = [
         {
             "name": name,

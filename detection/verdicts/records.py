@@ -25,8 +25,8 @@ from detection.verdicts.incidents import Grouped
 class Rows:
     """Verdicts of one batch; [n] lines in order, then [m] closings, ordered by line and then by `k`.
 
-    `k` is 0 for a line and counts the sessions closed at that line from 1. Scores and p-values are the
-    session's running ones: what it has come to, at that line. NaN p-values: that member is not ready.
+    `k` is 0 for a line and counts the sessions closed at that line from 1. Scores are the session's running maxima
+    at that line, and p-values are of these. A NaN p-value means that the member does not judge.
     """
 
     line: NDArray[np.int64]
@@ -46,7 +46,7 @@ class Rows:
     shapes: NDArray[np.uint64]  # [n + m, 2] of a session with a new template, its own: see `attribution.Reasons`
     reached: NDArray[np.float64]  # [n + m, M]
     member_ps: NDArray[np.float64]  # [n + m, M]
-    texts: list[bytes]  # of lines, then of the oddest line of each session closed
+    texts: list[bytes]  # of lines, then of the most unusual line of each session closed
     hits: Hits
     rules: tuple[Rule, ...]
     templates: Mapping[int, str]
@@ -61,11 +61,11 @@ class Rows:
         return np.lexsort((self.k, self.line))
 
     def matched(self, row: int) -> list[Rule]:
-        """The rules that hit the line of a row, the surest first."""
+        """The rules that hit the line of a row, highest confidence first."""
         return [self.rules[rule] for rule in self.hit_by(row)]
 
     def hit_by(self, row: int) -> list[int]:
-        """As `matched`, their numbers."""
+        """The numbers of the rules that hit the line of a row, highest confidence first."""
         if self.k[row]:
             return []
         low, high = np.searchsorted(self.hits.lines, [row, row + 1])
@@ -73,7 +73,7 @@ class Rows:
         return sorted(found, key=lambda rule: -self.rules[rule].confidence)
 
     def cause_template(self, row: int) -> int | None:
-        """The template whose id the cause of a flagged row hangs on; of a shape that of its line, one of several."""
+        """The template that the cause of a flagged row depends on; for a shape the one of its line, one of several."""
         about = int(self.about[row])
         return about if about >= 0 and self.kind[row] != SOURCE else None
 
@@ -203,7 +203,7 @@ class Alerted:
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """What applying frame `seq` said. `line` is the last line through it, `lines` how many lines it held."""
+    """The verdicts of frame `seq`. `line` is the last line up to and including it, `lines` the number of its lines."""
 
     seq: int
     line: int
@@ -228,7 +228,7 @@ class Verdicts:
 
 
 def shown_key(key: bytes) -> str:
-    """A session's key as its user knows it (the table marks kinds of keys by their first byte)."""
+    """A session's key without its first byte, with which the session table marks kinds of keys."""
     return shown(key[1:])
 
 

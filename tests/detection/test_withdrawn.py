@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from detection.columns.state import State, digest, part
+from detection.columns.state import State, columns_under, digest
 from detection.detector import Detector
 from detection.frames import Frame, LinesFrame, ModelFrame, ReturnedFrame, Segment, Sequenced, TickFrame
 from detection.members.counts import Counts
@@ -92,7 +92,7 @@ def test_open_sessions_carry_of_it_what_they_carry_of_one_that_is_not_ready(jour
 
 
 def sessions(journal: Journal) -> dict[str, NDArray[Any]]:
-    columns = part("sessions", journal.detector.export())
+    columns = columns_under("sessions", journal.detector.export())
     return {name: column for name, column in columns.items() if isinstance(column, np.ndarray)}
 
 

@@ -1,4 +1,4 @@
-"""A row in numbers: what the Isolation Forest judges by, and what can stand out in an explanation."""
+"""The features of a row: the input of the Isolation Forest, and those that explanations compare with usual values."""
 
 import numpy as np
 
@@ -10,12 +10,12 @@ FEATURES = (*_REACHED, "log_length", "distinct", "error_share", "rate")
 
 
 def judged(standing: Standing) -> Floats:
-    """What the forest sees of each row: float64 [R, 3]."""
+    """The input of the forest for each row: float64 [R, 3], the running maxima of JUDGED."""
     return np.stack([standing.reached[:, standing.column[name]] for name in JUDGED], axis=1)
 
 
 def features(standing: Standing) -> Floats:
-    """What can stand out in a row, for explanations: float64 [R, len(FEATURES)]."""
+    """The features that explanations show: float64 [R, len(FEATURES)]."""
     reached = [standing.reached[:, standing.column[name]] for name in _REACHED]
     plain = [standing.log_length, standing.distinct, standing.error_share, standing.rate]
     return np.stack([*reached, *plain], axis=1)

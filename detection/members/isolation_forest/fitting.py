@@ -1,4 +1,4 @@
-"""Fitting the Isolation Forest with scikit-learn, and its trees as flat arrays."""
+"""Fitting the Isolation Forest with scikit-learn, and converting its trees to flat arrays."""
 
 import math
 from typing import Any
@@ -14,17 +14,19 @@ from detection.members.member import FitData
 from detection.members.view import whole_sessions
 
 TREES = 100
-MOST_SAMPLES = 2048  # a tree; and no more than a quarter of all rows, so that most trees have not seen a session
+MOST_SAMPLES = 2048  # a tree; and at most a quarter of all rows, so that most trees have not seen a given session
 
 
 def fit_forest(fit_data: FitData) -> dict[str, NDArray[Any]]:
-    """Two rows of every session: its last, and one at random, since open sessions are scored as well.
+    """The forest's columns (see `scoring`), `held_out` and `usual`.
 
-    Without the second, every session is strange while it is short, and the running maximum says nothing.
-    `held_out` float64 [R] is what the trees say of each row that did not see its session (out of bag; Breiman, 2001).
-    Other forests, fitted on halves, would not do for calibration: how high the score is of all that lies beyond what a
-    forest was fitted on differs by more from forest to forest than the highest scores do within one.
-    `usual` float64 [F, 3] goes along: the 5 %, 50 % and 99 % quantiles of the features at the end of sessions.
+    It is fitted on two rows of every session: the last one and a random one, since open sessions are scored, too.
+    Without the random one every session would be unusual while it is short, and its running maximum would mean nothing.
+
+    held_out  float64 [R]: the score of each row by the trees that did not see its session (out of bag; Breiman, 2001).
+              Forests fitted on parts of the data would not do for calibration: scores of rows far from everything a
+              forest was fitted on differ more between forests than the highest scores within one forest do.
+    usual     float64 [F, 3]: the 5 %, 50 % and 99 % quantiles of FEATURES at the end of sessions, for explanations
     """
     assert fit_data.standing is not None
     offsets, seed = whole_sessions(fit_data.data, 0).offsets, fit_data.data.seed & 0xFFFFFFFF
@@ -38,7 +40,7 @@ def fit_forest(fit_data: FitData) -> dict[str, NDArray[Any]]:
     unseen = np.ones((len(sizes), TREES), dtype=np.bool_)
     for tree, sampled in enumerate(forest.estimators_samples_):
         unseen[sampled % len(sizes), tree] = False
-    unseen[~unseen.any(axis=1)] = True  # in a handful of sessions one may be in every sample
+    unseen[~unseen.any(axis=1)] = True  # of very few sessions one may be in every sample
     held_out = Forest(columns).scores(found, unseen[repeat_per_row(offsets)])
     usual = np.quantile(features(fit_data.standing)[offsets[1:] - 1], [0.05, 0.5, 0.99], axis=0).T
     return {**columns, "usual": np.ascontiguousarray(usual), "held_out": held_out}
@@ -52,7 +54,7 @@ def forest_columns(forest: IsolationForest) -> dict[str, NDArray[np.generic]]:
     threshold = np.full(feature.shape, np.inf, dtype=np.float32)
     path = np.zeros((len(trees), 1 << depth))
     for row, tree in enumerate(trees):
-        waiting = [(0, 0, 0)]  # scikit-learn's node, its level, its place in the level
+        waiting = [(0, 0, 0)]  # scikit-learn's node, its level, its position in the level
         while waiting:
             node, level, place = waiting.pop()
             if tree.children_left[node] < 0:

@@ -23,10 +23,10 @@ _ROWS_AT_ONCE = 256  # 256 rows of 100 trees: what a level touches stays in the 
 
 
 class Forest:
-    """Immutable once built; scores depend on nothing but the row."""
+    """Immutable. The score of a row does not depend on other rows."""
 
     def __init__(self, columns: Mapping[str, NDArray[np.generic]]) -> None:
-        """Raises KeyError when a column is missing and ValueError when their shapes do not fit."""
+        """Raises KeyError if a column is missing, ValueError if their shapes do not match."""
         feature, threshold, path = columns["feature"], columns["threshold"], columns["path"]
         self._trees, leaves = path.shape
         self._depth = leaves.bit_length() - 1
@@ -40,21 +40,21 @@ class Forest:
         self._features = [feature[:, level].astype(np.intp).reshape(-1) for level in levels]
         self._thresholds = [threshold[:, level].astype(np.float32).reshape(-1) for level in levels]
 
-    def scores(self, features: NDArray[np.float64], asked: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
-        """How isolated each row of `features` [n, F] is: float64 [n] within (0, 1), larger is stranger.
+    def scores(self, features: NDArray[np.float64], selected: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+        """The anomaly score of each row of `features` float64 [n, F]: float64 [n] in (0, 1), higher is more unusual.
 
-        Equal to scikit-learn's `-IsolationForest.score_samples` to 1e-12. With `asked` bool [n, T] only those trees
-        are asked about a row, one at least.
+        Equal to scikit-learn's `-IsolationForest.score_samples` to 1e-12. `selected` bool [n, T] are the trees to use,
+        at least one for each row; by default all.
         """
         values = np.ascontiguousarray(features, dtype=np.float32)
         paths = np.empty(len(values))
         for start in range(0, len(values), _ROWS_AT_ONCE):
             some = slice(start, start + _ROWS_AT_ONCE)
             by_tree = self._paths(values[some])
-            if asked is None:
+            if selected is None:
                 paths[some] = by_tree.sum(axis=1)
             else:
-                paths[some] = (by_tree * asked[some]).sum(axis=1) * (self._trees / asked[some].sum(axis=1))
+                paths[some] = (by_tree * selected[some]).sum(axis=1) * (self._trees / selected[some].sum(axis=1))
         scores: NDArray[np.float64] = np.exp2(-paths / self._scale)
         return scores
 

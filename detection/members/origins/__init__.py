@@ -1,1 +1,1 @@
-"""What each client did lately, counted over log time; scans, floods and brute force show here."""
+"""The activity of each client, counted over log time: detects scans, floods and brute force."""

@@ -1,17 +1,17 @@
-"""What is usual for a source of this stream: how high its counters get, learned from the sources themselves.
+"""The usual activity of clients in this stream: how high their counters get. (The member calls clients sources.)
 
-A count becomes a *bin*. When a source's half-hour is over (for the counter of a day: its day), the highest bin it
-reached of each counter is one sample. The k-th sample of a source weighs 1/k^2: the background is the sources', not
-the lines', a flood is a sample or two however long it is, and a machine that calls every minute does not drown the
-rest. What one source alone reached is not believed, or a flood would excuse itself after its first half-hour: the
-weight that one can ever give is taken off the top. Beyond the *top* that is left follows a power law, so that more is
-stranger:
+A count becomes a *bin*. When a source's half-hour ends (for the daily counter: its day), the highest bin of each
+counter is one sample. The k-th sample of a source has weight 1/k^2, so the background is that of the sources, not of
+the lines: a flood is a sample or two however long it lasts, and a machine that calls every minute does not dominate.
+Bins that only one source reached do not count, or a flood would become usual after its first half-hour: the total
+weight that one source can give is subtracted from the top. Beyond the *top* bin that is left a power law continues, so
+that higher bins are more unusual:
 
     r(bin)      weight of samples in this bin or higher, less pi^2/6
     nats(bin) = -ln ((r(bin) + exp(-(bin - top)/2)) / (r(0) + 1))        exp(0) up to the top
 
-times weight / (weight + 8), for who has seen few sources knows little. Weights are whole numbers of 1/65536, so
-any order of adding gives the same bits.
+times weight / (weight + 8), because few samples prove little. Weights are multiples of 1/65536, so sums do not depend
+on their order.
 """
 
 from typing import Any
@@ -42,16 +42,16 @@ _DISTINCT = 64.0 * -np.log(np.maximum(1.0 - np.arange(65) / 64.0, 1 / 128)) + 0.
 class Background:
     """A histogram over bins for each counter, in units of 1/65536 sample.
 
-    `nats` float64 [counters, bins] is how strange a bin is, non-decreasing along the bins; `share` the usual share
-    of failures, the mean over samples.
+    nats   float64 [counters, bins]: how unusual each bin is, non-decreasing along the bins
+    share  the usual share of failures: the mean over samples
     """
 
     _UNIT = 1 << 16
-    _FULL = 1 << 14  # samples; then all are halved, and what is older fades
+    _FULL = 1 << 14  # samples; then all are halved, so that old ones fade
     _TAIL = 0.5  # nats a bin beyond the top: two nats an octave
     _SHARE_UNIT = 1 << 10
     _FEW = 8.0  # samples
-    _LONE = np.pi**2 / 6  # samples: all that one source can ever give
+    _LONE = np.pi**2 / 6  # samples: the total weight that one source can give
     _SHARE_PRIOR = 0.2  # of failures, worth as many samples
 
     def __init__(self) -> None:
@@ -61,10 +61,10 @@ class Background:
         self._prepare()
 
     def sample(self, peak: NDArray[Any], given: NDArray[Any], failures: NDArray[Any], lines: NDArray[Any]) -> None:
-        """Remember the half-hours of m sources until `take_up`.
+        """Add the half-hours of m sources; they count from the next `take_up` on.
 
-        `peak` [m, DAY] the highest bins of all counters but that of the day, `given` [m] how many half-hours the
-        source gave before, `failures` of `lines` [m] in this one.
+        `peak` [m, DAY] are the highest bins of all counters but the daily one, `given` [m] the number of samples that
+        the source gave before; `failures` of its `lines` [m] in this half-hour failed.
         """
         weight = self._add(slice(0, DAY), peak, given)
         share = self._SHARE_UNIT * failures.astype(np.int64) // np.maximum(lines.astype(np.int64), 1)
@@ -72,7 +72,8 @@ class Background:
         self._shares[3] += int(weight.sum())
 
     def sample_days(self, peak: NDArray[Any], given: NDArray[Any]) -> None:
-        """The same of the days of m sources: `peak` [m] the highest bin, `given` [m] how many days came before."""
+        """Add the days of m sources: `peak` [m] is the highest bin, `given` [m] the number of days that they gave
+        before."""
         self._add(slice(DAY, DAY + 1), peak[:, None], given)
 
     def _add(self, counters: slice, peak: NDArray[Any], given: NDArray[Any]) -> NDArray[np.int64]:
@@ -83,7 +84,7 @@ class Background:
         return weight
 
     def take_up(self) -> None:
-        """Let the samples since the last time count."""
+        """Let the samples count that were added since the last call."""
         if not self._pending.any():
             return
         self._counts += self._pending
@@ -107,7 +108,7 @@ class Background:
         self.share = float((mean + self._SHARE_PRIOR * self._FEW) / (weights + self._FEW))
 
     def usual(self) -> list[float]:
-        """By counter, what 99 % of samples do not exceed; of the share of failures, the mean."""
+        """The usual value of each counter: the 99 % quantile of samples; of the share of failures, the mean."""
         counts = np.cumsum(self._counts, axis=1)
         usual = [bin_value(int(np.searchsorted(each, 0.99 * each[-1]))) for each in counts]
         usual[SHARE] = self.share
@@ -127,13 +128,13 @@ class Background:
 
 
 def distinct(seen: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """About how many different things a map of 64 hashed ones stands for."""
+    """The estimated number of distinct items in each bitmap of 64 hashed ones: float64 (linear counting)."""
     about: NDArray[np.float64] = _DISTINCT[np.bitwise_count(seen)]
     return about
 
 
 def count_bin(counts: NDArray[Any]) -> Bins:
-    """The bin of each count >= 0."""
+    """The bin of each count >= 0: int64."""
     return np.minimum(np.searchsorted(_EDGES, counts, side="right") - 1, BINS - 1)
 
 
@@ -143,9 +144,9 @@ def bin_value(bin_: int) -> float:
 
 
 def share_bin(share: NDArray[np.float64], lines: NDArray[np.int64], usual: float) -> Bins:
-    """The bin, in quarters of a nat, of a `share` of failures among `lines` where `usual` is the usual share.
+    """The bin, in quarters of a nat, of each `share` of failures among `lines` where `usual` is the usual share.
 
-    n KL(share || usual), the Chernoff bound of the binomial tail; 0 where the share is not above the usual one.
+    n KL(share || usual), the Chernoff bound of the binomial tail; 0 if the share is not above the usual one.
     """
     failed, passed = np.maximum(share, 1e-12), np.maximum(1.0 - share, 1e-12)
     nats = lines * (share * np.log(failed / usual) + (1.0 - share) * np.log(passed / (1.0 - usual)))

@@ -1,34 +1,34 @@
-"""What each source did lately, counted over log time: makes scans, floods and brute force visible.
+"""The activity of each source, counted over log time: detects scans, floods and brute force.
 
-A rule sees one line of a scan; the counts of the address behind it see all of it. A source is whoever a line
-belongs to (a client's address; `source_lines.sources_of`). Of each one we count lines, failures and distinct
-resources asked for, in the running minute and in the half-hour, how far its failures exceed the usual share, and what
-that comes to in a day:
+A rule sees one line of a scan; counts by address see all of it. A *source* is here the client that a line names
+(`lines.sources_of`). For each source we count lines, failures and distinct requested resources in a sliding minute and
+in the half-hour, and the failures beyond the usual share in the half-hour and in the day:
 
-    minute      what is in it so far + what was in the one before * what is left of it, as rate limiters count;
+    minute      the count in this minute + the count in the last one * the rest of this one, as rate limiters do;
                 distinct resources over both
     half-hour   from one full half-hour of the clock to the next
-    day         from midnight to midnight, UTC: only failures, as far as there are more than the usual share of lines
-    distinct    by the occupied bits of a map of 64 hashed resources
+    day         from midnight to midnight, UTC: only the failures beyond the usual share of lines
+    distinct    estimated from a bitmap of 64 hashed resources
 
-`background` says how strange each counter's value is among the sources of this stream. Of that we take off what
-the source's own past explains, the same of its *record*, times k/(k+12) after k half-hours of past: a proxy, a
-crawler or a backup is in the end only busy beyond its own past, but nobody is excused by the half-hour
-before. The record sinks by a bin every eighth half-hour. It does not explain the share of failures, or who turns
-bad slowly would be excused by how bad he was yesterday: many failures may be a proxy's way, most of its lines
-failing is not.
+`background` says how unusual each counter's value is among the sources of this stream, in nats. What the source's own
+past explains is subtracted: the nats of its *record* (its highest bin so far), times k/(k+12) after k half-hours. So a
+proxy, a crawler or a backup becomes unusual only beyond its own past, and one half-hour of an attack does not excuse
+the next. The record sinks by a bin every eighth half-hour. It does not explain the share of failures, or a source that
+turns bad slowly would be excused by its own yesterday: a proxy may have many failures, but most of its lines succeed.
 
-Nor does it explain the day, which finds who never does much in any half-hour and never stops. A day once strange
-stays so until midnight, and would make each further session of its source strange: so it counts only at the line
-where it has grown by half an octave. Then
+Nor does it explain the day, which finds a source that does little in each half-hour but never stops. Once unusual, a
+day stays so until midnight, which would make each further session of the source unusual; so it counts only at a line
+at which it has grown by half an octave. Then
 
-    score = strangest of the four counters of failures + half the strangest of the four of lines and resources
+    score = highest of the four counters of failures + half the highest of the four of lines and resources
 
-Failures count in full and being busy by half, as busy clients are many; the two add, as a busy client seldom fails
-and one that fails is seldom busy. The score is large where an attack is, and 0 for the usual; it is no probability.
+Failures have full weight and activity half, because busy clients are many. The two are added, because a busy client
+seldom fails and a failing one is seldom busy. The score is 0 for usual activity; it is not a log probability.
 
-Counts are integers, and the background takes up samples only after every 1,024th line of the stream, where the
-sources silent the longest make room, too. So no bit of a score depends on how the stream was cut into batches.
+Counts are integers, and samples enter the background only after every 1,024th line of the stream, when the sources
+that have been silent longest are evicted, too. So a score does not depend on how the stream was cut into batches.
+
+State: a column for each of `_COLUMNS`, one row a source, the longest silent first; `background.*`; `line`, `evicted`.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, array, joined, part, scalar
+from detection.columns.state import Columns, State, array, columns_under, prefixed, scalar
 from detection.members.origins.background import COUNTERS, DAY, SHARE, Background
 from detection.members.origins.counting import (
     DAY_MINUTES,
@@ -83,8 +83,8 @@ _COLUMNS: dict[str, tuple[str, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Standout:
-    """One counter of a source: its value, what all but 1 % of sources' half-hours stay below (of the share of
-    failures: the mean), and how strange it is, the source's own past considered."""
+    """One counter of a source: its value; what all but 1 % of samples stay below (of the share of failures: the mean);
+    and how unusual the value is in nats, less what the source's own past explains."""
 
     name: str
     value: float
@@ -93,7 +93,7 @@ class Standout:
 
 
 class SourceCounters:
-    """The counters of the last sources, at most 16,384, and what is usual. Not safe to share between threads."""
+    """The counters of the most recent sources, at most 16,384, and their background. Not thread-safe."""
 
     def __init__(self) -> None:
         self._column = _rows(CAPACITY)
@@ -113,10 +113,10 @@ class SourceCounters:
         failures: NDArray[np.bool_],
         resources: NDArray[np.uint64],
     ) -> NDArray[np.float64]:
-        """How strange each of n lines' source is after it, in nats, float64 [n]; 0.0 where the source is b"".
+        """Count n lines. Returns the score of each line's source after it: float64 [n]; 0.0 where the source is b"".
 
-        `clock` is the log clock at each line, in seconds; `failures` whether it is one; `resources` a hash of what
-        was asked for. A clock that goes back is survived: it begins a new minute.
+        `clock` is the log clock at each line, in seconds; `failures` are the lines that report one; `resources` are
+        hashes of the requested resources. If the clock goes back, a new minute begins.
         """
         n = len(sources)
         nats = np.zeros(n)
@@ -133,7 +133,7 @@ class SourceCounters:
             self._line += stop - start
             start = stop
             if self._line % BLOCK_LINES == 0:
-                self._turn(int(lines.minute[stop - 1]))
+                self._end_block(int(lines.minute[stop - 1]))
         return nats
 
     def peek(
@@ -143,18 +143,18 @@ class SourceCounters:
         failures: NDArray[np.bool_],
         resources: NDArray[np.uint64],
     ) -> NDArray[np.float64]:
-        """What `observe` would say of each of these n lines, alone, as the next one: float64 [n]. Changes nothing."""
+        """The score that `observe` would give each of n lines as the next line: float64 [n]. Changes nothing."""
         nats = np.zeros(len(sources))
         named = [i for i, source in enumerate(sources) if source]
         if named:
             lines = Lines.of(clock, failures, resources)[np.array(named)]
-            nats[named] = _together(self._news(self._each_alone([sources[i] for i in named], lines)))
+            nats[named] = _combined(self._news(self._each_alone([sources[i] for i in named], lines)))
         return nats
 
     def explain(self, source: bytes, clock: float | None = None) -> list[Standout]:
-        """How `source` stands at `clock`, by default in the minute of its last line; its strangest counter first.
+        """The counters of `source` at `clock`, by default in the minute of its last line; the most unusual first.
 
-        Nothing of one that is not in the table.
+        Empty if the source is not in the table.
         """
         slot = self._slots.get(_bounded(source))
         if slot is None:
@@ -185,7 +185,7 @@ class SourceCounters:
         return slot
 
     def _count(self, slots: NDArray[np.int64], lines: Lines, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Count lines that lie in order of their slots, and say how strange each leaves its source: float64 [n]."""
+        """Count lines, which are sorted by slot, and return the score of each line's source after it: float64 [n]."""
         first = np.flatnonzero(np.concatenate(([True], slots[1:] != slots[:-1])))
         offsets = np.append(first, len(slots))
         slot = slots[first]
@@ -196,10 +196,10 @@ class SourceCounters:
         self._column["last_line"][slot] = numbers[offsets[1:] - 1]
         self._background.sample(*counted.closed)
         self._background.sample_days(*counted.closed_days)
-        return _together(self._news(counted))
+        return _combined(self._news(counted))
 
     def _each_alone(self, sources: Sequence[bytes], lines: Lines) -> Counted:
-        """What each line would do to its source as the next one, from nothing where the source is not known."""
+        """Each line counted alone on top of its source's counters, or of zeros if it is not in the table."""
         slots = np.array([self._slots.get(_bounded(source), -1) for source in sources], dtype=np.int64)
         held = {name: column[slots] for name, column in self._column.items()}
         unknown = slots < 0
@@ -209,7 +209,7 @@ class SourceCounters:
         return count(held, np.arange(len(sources) + 1), lines, self._background.share)
 
     def _nats(self, counted: Counted) -> NDArray[np.float64]:
-        """How strange each counter is after each line, the source's own past considered: float64 [n, counters]."""
+        """How unusual each counter is after each line, less what the past explains: float64 [n, counters], in nats."""
         nats, counter = self._background.nats, np.arange(len(COUNTERS))
         beyond: NDArray[np.float64] = nats[counter, counted.bins]
         trust = (counted.given / (counted.given + _TRUST_SAMPLES))[:, None]
@@ -218,13 +218,13 @@ class SourceCounters:
         return beyond
 
     def _news(self, counted: Counted) -> NDArray[np.float64]:
-        """The same, but that a day counts only where it comes to more: float64 [n, counters]."""
+        """The same, but the day counts only at lines at which it has grown: float64 [n, counters]."""
         nats = self._nats(counted)
         nats[~counted.raised, DAY] = 0.0
         return nats
 
-    def _turn(self, minute: int) -> None:
-        """At the end of a block: close the half-hours and days that are over, make room, let the samples count."""
+    def _end_block(self, minute: int) -> None:
+        """End a block of lines: close the half-hours and days that are over, evict sources, let the samples count."""
         column = self._column
         over = (column["long_lines"] > 0) & (column["minute"] // MINUTES != minute // MINUTES)
         self._close(np.flatnonzero(over))
@@ -236,7 +236,7 @@ class SourceCounters:
         self._background.take_up()
 
     def _close(self, slots: NDArray[np.int64]) -> None:
-        """Take what these sources did in their half-hour as a sample, and begin another."""
+        """Take the half-hours of these sources as samples, and begin new ones."""
         column = self._column
         peak, given = column["peak"][slots], column["given"][slots].astype(np.int64)
         self._background.sample(peak, given, column["long_failures"][slots], column["long_lines"][slots])
@@ -255,7 +255,7 @@ class SourceCounters:
             column[name][slots] = 0
 
     def _evict(self, how_many: int) -> None:
-        """Forget the `how_many` sources silent the longest; what they did of late is a sample, too."""
+        """Evict the `how_many` sources that have been silent longest, after taking their open half-hours as samples."""
         silent = self._used()[:how_many]
         self._close(silent[self._column["long_lines"][silent] > 0])
         self._close_days(silent[self._column["day_lines"][silent] > 0])
@@ -276,7 +276,7 @@ class SourceCounters:
         slots = self._used()
         state: State = {name: np.take(column, slots, axis=0) for name, column in self._column.items()}
         state["line"], state["evicted"] = self._line, self.evicted
-        return {**state, **joined("background", self._background.export())}
+        return {**state, **prefixed("background", self._background.export())}
 
     @classmethod
     def load(cls, columns: Columns) -> "SourceCounters":
@@ -286,14 +286,14 @@ class SourceCounters:
             column[:held] = columns[name]
         loaded._slots = {key: slot for slot, key in enumerate(loaded._column["key"][:held].tolist())}
         loaded._free = list(range(CAPACITY - 1, held - 1, -1))
-        loaded._background = Background.load(part("background", dict(columns)))
+        loaded._background = Background.load(columns_under("background", dict(columns)))
         loaded._line = scalar(columns, "line", int)
         loaded.evicted = scalar(columns, "evicted", int)
         return loaded
 
 
-def _together(nats: NDArray[np.float64]) -> NDArray[np.float64]:
-    """One number a row of [n, counters]: failing in full and being busy by half."""
+def _combined(nats: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The score of each row of [n, counters], float64 [n]: failures with full weight, activity with half."""
     together: NDArray[np.float64] = nats[:, _FAILING].max(axis=1) + _BUSY_WEIGHT * nats[:, _BUSY].max(axis=1)
     return together
 
@@ -305,7 +305,7 @@ def _rows(rows: int) -> Rows:
 
 
 def _bounded(source: bytes) -> bytes:
-    """`source` as it fits the fixed-width column; a long one is its hash."""
+    """`source` as it fits the fixed-width column; a long one is replaced by its hash."""
     if len(source) <= KEY_BYTES and b"\0" not in source:
         return source
     return hashlib.blake2b(source, digest_size=KEY_BYTES // 2).hexdigest().encode()

@@ -1,6 +1,6 @@
-"""Lines counted on top of what is held of their sources, all of a batch at once. `sources` says what is counted.
+"""Counting the lines of a batch on top of their sources' counters, all at once; `counters` explains the counters.
 
-Everything is whole numbers, so a source's lines may be cut into batches anywhere.
+All counts are integers, so a source's lines may be cut into batches anywhere.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from detection.members.origins.background import COUNTERS, DAY, SHARE, Bins, cou
 MINUTE_SECONDS = 60.0
 MINUTES = 30  # in the long window
 DAY_MINUTES = 24 * 60
-NEWS_BINS = 2  # of a day are news, half an octave; with one, 1.4 times as many harmless sessions were flagged
+NEWS_BINS = 2  # growth of a day that counts, half an octave; with one, 1.4 times as many harmless sessions were flagged
 LONGEST_PAST = (1 << 16) - 1  # half-hours
-_HALF_HOURS_A_BIN = 8  # a record that is not reached sinks by an octave in 16 hours of being active
+_HALF_HOURS_A_BIN = 8  # a record that is not reached again sinks by an octave in 16 hours of activity
 _MOST = 2**31 - 1
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # Knuth's multiplicative hash: the high bits mix all the others
 
@@ -49,7 +49,7 @@ class Lines:
 
     @classmethod
     def silence(cls, clock: float) -> "Lines":
-        """A row that shows how the counters stand at `clock`, and counts nothing."""
+        """One row that counts nothing, to read the counters at `clock`."""
         line = cls.of(np.array([clock]), np.zeros(1, dtype=np.bool_), np.zeros(1, dtype=np.uint64))
         return cls(line.minute, line.passed, line.failed, line.failed, np.zeros(1, dtype=np.uint64))
 
@@ -63,7 +63,7 @@ class Counted:
 
     values: NDArray[np.float64]  # [n, counters] after each line
     bins: Bins  # [n, counters] of these values
-    raised: NDArray[np.bool_]  # [n] whether this line brought the day half an octave higher than it was
+    raised: NDArray[np.bool_]  # [n] whether the day grew by half an octave at this line
     record: Bins  # [n, DAY] of the line's source, before the half-hour of the line
     given: Ints  # [n] how many half-hours that past has
     after: Rows  # [U] the columns that change
@@ -91,7 +91,7 @@ def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counte
 
     The fourth line closes the first half-hour: one sample of three lines and a failure, and `after` has one `given`.
     """
-    # What is held stands as one more row in front of a source's lines, so that a minute or a half-hour that goes on
+    # The counters held are one more row, the head, before a source's lines: so a minute or a half-hour that continues
     # is a run like any other.
     units, n = len(offsets) - 1, len(lines.minute)
     head, end = offsets[:-1] + np.arange(units), offsets[1:] + np.arange(units)
@@ -191,12 +191,12 @@ def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counte
 def _pasts(
     held: Rows, bins: Bins, lines: Ints, long: Ints, is_head: NDArray[np.bool_]
 ) -> tuple[Bins, Bins, Ints, NDArray[np.bool_], Ints]:
-    """Of each half-hour of each source: its highest bins, the source's record and number of samples before it, and
-    whether it is over and is a sample. And which one is the newest of each source."""
-    of_source, brought, given, closed = _over(held["given"], lines, long, is_head)
+    """For each half-hour of each source: its highest bins; the source's record and number of samples before it; whether
+    it is over and a sample. And the index of the newest half-hour of each source."""
+    of_source, before, given, closed = _over(held["given"], lines, long, is_head)
     peak = np.maximum.reduceat(bins, long[:-1], axis=0)
     # record_j = max(record_0, max over i < j of peak_i + sunk_i+1) - sunk_j
-    base = sunk(brought)
+    base = sunk(before)
     raised = np.zeros(peak.shape)
     raised[1:] = np.where(closed[:-1, None], peak[:-1] + (sunk(given[:-1] + 1) - base[:-1])[:, None], 0)
     raised[of_source[:-1]] = held["record"]
@@ -207,27 +207,27 @@ def _pasts(
 def _over(
     held: NDArray[Any], lines: Ints, runs: Ints, is_head: NDArray[np.bool_]
 ) -> tuple[Ints, Ints, Ints, NDArray[np.bool_]]:
-    """Which half-hours, or days, are over, and how many each source gave before.
+    """Which half-hours, or days (the `runs`), are over, and how many samples each source gave before each.
 
-    `held` [U] how many it gave by now, `lines` counted by row. Offsets of the sources' `runs`; by run what its source
-    gave by now and what it gave before the run, and whether the run is over. The last one of a source is open; an empty
-    one counts for nothing.
+    `held` [U] are the samples that each source has given, `lines` the running counts by row. Returns the offsets of the
+    sources in the runs, int64 [U+1]; and for each run the samples given before the batch, those given before the run,
+    and whether it is over. The last run of a source is open; an empty run is not a sample.
     """
     of_source = np.append(np.flatnonzero(is_head[runs[:-1]]), len(runs) - 1)
     closed = lines[runs[1:] - 1] > 0
     closed[of_source[1:] - 1] = False
     so_far = running_sum(closed.astype(np.int64), of_source) - closed
-    brought = held.astype(np.int64)[repeat_per_row(of_source)]
-    return of_source, brought, np.minimum(brought + so_far, LONGEST_PAST), closed
+    before = held.astype(np.int64)[repeat_per_row(of_source)]
+    return of_source, before, np.minimum(before + so_far, LONGEST_PAST), closed
 
 
 def sunk(given: Ints) -> Ints:
-    """By how many bins a source's record has sunk by the time it gave so many half-hours."""
+    """The number of bins by which a source's record has sunk after it gave so many half-hours."""
     return np.minimum(given, LONGEST_PAST) // _HALF_HOURS_A_BIN
 
 
 def _runs(values: Ints, is_head: NDArray[np.bool_]) -> Ints:
-    """Offsets of the runs of equal values; a run does not reach over a head."""
+    """Offsets of the runs of equal values; a head begins a new run."""
     begins = is_head.copy()
     begins[1:] |= values[1:] != values[:-1]
     return np.append(np.flatnonzero(begins), len(values))

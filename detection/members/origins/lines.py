@@ -1,4 +1,4 @@
-"""Which client a line names, whether it is a failure, and which resource was asked for: what `sources` counts."""
+"""What the member `sources` counts in a line: the client that it names, failures, and the requested resource."""
 
 import re
 import zlib
@@ -21,7 +21,7 @@ _PAM = re.compile(rb"\brhost=")
 _IPV6_BYTES = 35  # seven groups and colons may stand before a "::"
 _ADDRESS = re.compile(rb"(?:::ffff:)?(?:(?:\d{1,3}\.){3}\d{1,3}|(?=[^:]*:[^:]*:)[0-9a-fA-F:.]{2,45})")
 
-# "0 failed" and "failures=0" report that nothing did.
+# "0 failed" and "failures=0" report that nothing failed.
 _FAILURE = re.compile(
     rb"(?<!\b0 )(?<!\bno )(?<![a-z])(?:fail(?:ed|ures?|s)?|invalid|denied|refused|rejected|illegal|unauthori[sz]ed"
     rb"|forbidden|not allowed|unknown user|user unknown|(?:bad|wrong|incorrect) password)(?![a-z]|[=:]\s?0\b)"
@@ -30,14 +30,14 @@ _HINTS = (
     *(b"fail", b"invalid", b"denied", b"refused", b"rejected", b"illegal", b"unauthori", b"forbidden"),
     *(b"not allowed", b"unknown user", b"user unknown", b"d password", b"g password", b"t password"),
 )
-_REQUEST = re.compile(rb"[A-Z]{3,10} \S+ (?:\d{3}|-)")  # its status says it, whatever its path does
+_REQUEST = re.compile(rb"[A-Z]{3,10} \S+ (?:\d{3}|-)")  # its status decides, whatever its path says
 
 
 def sources_of(fields: Fields) -> list[bytes]:
-    """For each line whom it is from: the client's address, else the first one in the message, else b"".
+    """The client of each line, b"" if it names none.
 
-    An access line's is the key that its format suggests. So is that of a request inside another format. In other
-    text it is the first IPv4 or IPv6 address, or the `rhost=` that PAM writes.
+    For an access line, and for a request inside another format, it is the key of the line's format. In other text it is
+    the first IPv4 or IPv6 address, or the `rhost=` that PAM writes.
     """
     if fields.family == "access":
         return fields.keys
@@ -53,7 +53,7 @@ def sources_of(fields: Fields) -> list[bytes]:
 
 
 def failures_of(fields: Fields) -> NDArray[np.bool_]:
-    """bool [n]: `fields.errors`, and in text also where a word says that something was refused or failed."""
+    """Which lines report a failure, bool [n]: `fields.errors`, and text with a word for refusal or failure."""
     if fields.family == "access":
         return fields.errors
     found = fields.errors.copy()
@@ -75,14 +75,15 @@ def failures_of(fields: Fields) -> NDArray[np.bool_]:
 
 
 def resources_of(contents: Sequence[bytes]) -> NDArray[np.uint64]:
-    """A hash of each line's contents, uint64 [n]; the same in every process."""
+    """The CRC-32 of each line's contents: uint64 [n]."""
     return np.fromiter(map(zlib.crc32, contents), dtype=np.uint64, count=len(contents))
 
 
 def _likely(contents: Sequence[bytes]) -> list[tuple[int, int]]:
-    """The rows that may hold an address, and where in the row to begin to look for it.
+    """The rows that may contain an address, each with the position from which to search.
 
-    Three dots or four colons close together, "::" or PAM's word; told from all rows at once, as most have none.
+    Signs are three dots or four colons close together, "::", or PAM's word. All rows are searched at once, as most have
+    none of these.
     """
     if not contents:
         return []
@@ -104,7 +105,7 @@ def _likely(contents: Sequence[bytes]) -> list[tuple[int, int]]:
 
 
 def _crowded(at: NDArray[np.int64], many: int, apart: int) -> NDArray[np.int64]:
-    """Those of the positions `at` after which `many - 1` more follow, each at most `apart` on."""
+    """Those of the positions `at` that `many - 1` others follow, each at most `apart` after the last."""
     near = np.diff(at) <= apart
     if len(near) < many - 1:
         return at[:0]

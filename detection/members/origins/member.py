@@ -1,7 +1,7 @@
-"""The member `sources`: what one client does over time (see `counters` beside it).
+"""The member `sources`: the activity of one client over time (see `counters` beside it).
 
-Every line is counted as it is scored, clean or not: a flood that was not counted would never show. What is usual it
-learns from all clients, each of which counts for little (`background`), so there is nothing to learn afterwards.
+Every line is counted when it is scored, clean or not: an uncounted flood would not be found. Usual activity is learned
+from all clients, each with little weight (`background`), so there is nothing to learn afterwards.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from detection.members.view import Bools, Floats
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Of each line the client, whether it is a failure, and a hash of what was asked for."""
+    """The client of each line, whether the line reports a failure, and a hash of the requested resource."""
 
     clients: Sequence[bytes]
     failures: Bools
@@ -57,10 +57,10 @@ class Origins(OnlineMember[Read]):
         return self._counters.observe(read.clients[rows], clock, read.failures[rows], read.resources[rows])
 
     def learn(self, read: Read, clean: Bools) -> None:
-        """Nothing that was not counted already."""
+        """Does nothing: `observe` has counted the lines."""
 
     def explain(self, read: Read | None, row: int, client: bytes, clock: float | None) -> dict[str, Any]:
-        """source: [{name, value, usual, nats}], the client's counters, the strangest first; as they are by now."""
+        """The field `source`: [{name, value, usual, nats}], the client's present counters, the most unusual first."""
         return {
             "source": [
                 {"name": counter.name, "value": counter.value, "usual": counter.usual, "nats": counter.nats}

@@ -1,1 +1,1 @@
-"""Parameter values that are spelled as no value before them: what a value is and the model of them, and the member."""
+"""Web parameter values of unusual spelling: the member, and its character model."""

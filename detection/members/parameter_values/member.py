@@ -1,6 +1,7 @@
-"""The member `values`: how oddly the parameter values of a request are spelled (see `model` beside it).
+"""The member `values`: how unusual the spelling of a request's parameter values is (see `model` beside it).
 
-It learns from the values of clean lines, and judges once FEWEST_LINES lines had values: all are odd at first.
+It learns from the values of clean lines. It scores lines only once FEWEST_LINES lines had values, since every value is
+unusual at first.
 """
 
 from collections.abc import Iterator
@@ -47,7 +48,8 @@ class ParameterValues(OnlineMember[Read]):
             self._lines += len(np.unique(values.lines))
 
     def explain(self, read: Read | None, row: int, client: bytes, clock: float | None) -> dict[str, Any]:
-        """value: {text, start, end, characters, score}, the line's oddest one, where it is strange."""
+        """The field `value`: {text, start, end, characters, score}, the most unusual value of the line and where in
+        it."""
         if read is None or self._lines < FEWEST_LINES:
             return {}
         for _, values in _among(read, slice(row, row + 1)):
@@ -75,7 +77,7 @@ class ParameterValues(OnlineMember[Read]):
 
 
 def _among(read: Read, rows: slice) -> Iterator[tuple[NDArray[np.int64], Values]]:
-    """Those of the lines that lie in `rows`, and their values."""
+    """The lines within `rows`, and their values."""
     for at, values in read:
         low, high = np.searchsorted(at, [rows.start, rows.stop]).tolist()
         if low < high:

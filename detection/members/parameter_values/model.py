@@ -1,21 +1,23 @@
-"""Web parameter values that are spelled as no value before them: a 3-gram model of characters, by classes.
+"""The spelling of web parameter values: a 3-gram model of characters, by classes.
 
-A value is what a target says after `name=`, or the whole of a part of the query that has no name; decoded
-twice, since a payload often is, with `+` for a space. A name that holds more than names do is part of its value
-(`?' or 1=1`, `?a[$ne]=1`). A segment of the path is a value, too, if it holds any byte but the unreserved ones of
-RFC 3986: a quarter of a real scanner's injections were in paths. Such segments are rare and mixed, so they are a
-kind with counts of its own: beside a site's many queries all of them would look strange, and hide what is.
+A value is the text after `name=` in the query of a target, or a part of the query without a name. It is decoded twice,
+since payloads often are encoded twice, and `+` is a space. A name with other characters than names have is part of the
+value (`?' or 1=1`, `?a[$ne]=1`). A segment of the path is a value, too, if it has any byte but the unreserved ones of
+RFC 3986: a quarter of a real scanner's injections were in paths. Such segments are rare and mixed, so they are a kind
+with counts of its own: compared with a site's many query values all of them would look unusual, attacks or not.
 
-Letters are one class and digits another, other ASCII stays as it is: 40 classes in all, so that a table is 256 KB
-and knows a site's values after some hundred of them. A character's surprise is -ln P(class | the two before it),
-the edge of the value being a class too, interpolated over orders 3-2-1-uniform as Witten and Bell do (1991, their
-method C; see Chen and Goodman, 1998) but from the square roots of counts: one value that comes ten thousand times
-is no proof against others (Rennie et al., 2003, damp repeated words likewise). The score of a value is the mean of
-its `WORST` worst surprises, in nats: a payload is strange in a few places only, which a mean over all of it would
-hide. Before anything is learned every surprise is ln 40.
+Letters are one class, digits another, and every other ASCII character is its own: 40 classes in all, so that a table is
+256 KB and represents a site's values after some hundred of them. A character's surprise is -ln P(class | the two before
+it), the edge of the value being a class, too. P is interpolated over orders 3-2-1-uniform as by Witten and Bell (1991,
+their method C; see Chen and Goodman, 1998), but from the square roots of counts: one value that occurs ten thousand
+times is no evidence against others (Rennie et al., 2003, damp repeated words likewise). The score of a value is the
+mean of its `WORST` largest surprises, in nats: a payload is unusual in a few places only, which a mean over the whole
+value would hide. Before anything is learned every surprise is ln 40.
 
-Surprises are whole multiples of 2^-20 nats, so sums of them are exact: a score depends on the value and the counts
-alone. Counts are halved when a kind's total passes `HALVED_ABOVE`; what does not come again fades.
+Surprises are multiples of 2^-20 nats, so sums of them are exact: a score depends on the value and the counts alone.
+Counts are halved when a kind's total exceeds `HALVED_ABOVE`, so old values fade.
+
+State: `counts` int32 [2, 40, 40, 40] (kind, two classes of context, class).
 """
 
 from collections.abc import Sequence
@@ -78,7 +80,7 @@ _FRAME = 3  # two edges before a value, the second order's context; one class af
 
 @dataclass(frozen=True)
 class Values:
-    """The v values of a batch of lines, in order of lines and then as they stand there; none is empty.
+    """The v values of a batch of lines, in the order of lines and of their positions in the line; none is empty.
 
     Value i is at offsets[i]:offsets[i+1] (int64 [v+1]) of both flat columns, with two places before it and one after
     it: `codes` uint8, the classes, EDGE and EDGE and then EDGE or CUT there; `text` uint8, its bytes, 0 there.
@@ -92,7 +94,7 @@ class Values:
     kinds: NDArray[np.uint8]
 
     def of_lines(self, start: int, stop: int) -> "Values":
-        """Those of the lines `start` to `stop`, which then count from 0."""
+        """Those of the lines start..stop - 1, which are then numbered from 0."""
         if start == 0 and (not len(self.lines) or self.lines[-1] < stop):
             return self
         first, last = np.searchsorted(self.lines, [start, stop]).tolist()
@@ -109,9 +111,10 @@ class Values:
 
 @dataclass(frozen=True)
 class Strangest:
-    """The value that gave a line its score: its bytes (decoded) and kind, and where it is strange.
+    """The value with the highest score in a line: its decoded bytes, its kind, and where it is unusual.
 
-    `places`: of its worst characters, ascending; len(value) is its end. value[start:end] holds them all.
+    `places` are those of its most surprising characters, ascending; len(value) stands for its end. value[start:end] has
+    them all.
     """
 
     value: bytes
@@ -133,11 +136,11 @@ class Strangest:
 
 
 def values_of(targets: Sequence[bytes], web: NDArray[np.bool_]) -> Values:
-    """The values of those targets that `web` (bool [n]) says are requests; any bytes will do.
+    """The values of those `targets` that are requests (`web`, bool [n]). Targets may be any bytes.
 
-    Takes memory in proportion to the first `TARGET_BYTES` of the targets that have values, and time likewise.
+    Time and memory are linear in the first `TARGET_BYTES` of each target that has values.
     """
-    # One pass of C over each target: what is left has a query or an odd segment.
+    # One pass in C over each target: those with bytes left have a query or an unusual segment.
     lines = [line for line, target in enumerate(targets) if target.translate(None, _PLAIN_PATH) and web[line]]
     if not lines:
         nothing = np.zeros(0, np.int64)
@@ -171,7 +174,7 @@ _Ints = NDArray[np.int64]
 
 
 def _parts(data: NDArray[np.uint8], ends: _Ints) -> tuple[_Ints, _Ints, _Ints, NDArray[np.bool_]]:
-    """Starts and stops of all that may be a value, its row and whether it is in the query.
+    """Starts, stops and rows of everything that may be a value, and whether it is in the query.
 
     `ends` are those of the rows. `+` in a query becomes a space, in place.
     """
@@ -200,9 +203,9 @@ def _before(marks: NDArray[np.bool_]) -> NDArray[np.int32]:
 
 
 def _unescaped(data: NDArray[np.uint8], places: tuple[_Ints, ...]) -> tuple[NDArray[np.uint8], tuple[_Ints, ...]]:
-    """`data` with every `%41` decoded once, and where in it `places` (none inside an escape) are now.
+    """`data` with every escape such as `%41` decoded once, and the new positions of `places`, none in an escape.
 
-    What divides values is no hexadecimal digit, so no escape reaches from one value into the next.
+    Separators of values are not hexadecimal digits, so no escape reaches from one value into the next.
     """
     escapes = np.flatnonzero(data[:-2] == ord("%"))
     high, low = _HEX[data[escapes + 1]], _HEX[data[escapes + 2]]
@@ -237,24 +240,24 @@ _SHAPE = (_KINDS, CLASSES, CLASSES, CLASSES)
 
 
 class ValueModel:
-    """Counts of 3-grams, one table for each kind of value: 512,000 bytes of state, whatever is learned."""
+    """Counts of 3-grams, one table for each kind of value: always 512,000 bytes of state."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(_SHAPE, np.int32)
         self._totals = np.zeros(_KINDS, np.int64)
-        # Surprises follow from the counts; they are worked out when asked for.
+        # Surprises follow from the counts; they are computed when needed.
         self._nats = np.zeros(_SHAPE, np.int32)
         self._known = np.zeros(_KINDS * CLASSES**2, np.bool_)
         self._lower: NDArray[np.float64] | None = None
 
     def scores(self, values: Values, lines: int) -> NDArray[np.float64]:
-        """For each of `lines` lines the largest score of its values, float64 in nats; 0.0 for one without values."""
+        """The highest score of the values of each line, in nats: float64 [lines]; 0.0 for a line without values."""
         scores = np.zeros(lines)
         np.maximum.at(scores, values.lines, self._value_scores(values))
         return scores
 
     def learn(self, values: Values, keep: NDArray[np.bool_]) -> None:
-        """Add the values of the lines that `keep` (bool [lines]) marks; in which order they come changes nothing."""
+        """Learn the values of the lines that `keep` (bool [lines]) marks. Their order does not matter."""
         counted = np.repeat(keep[values.lines], np.diff(values.offsets)) & _is_scored(values)
         grams, times = np.unique(_grams(values)[counted], return_counts=True)
         if not len(grams):
@@ -269,7 +272,7 @@ class ValueModel:
         self._lower = None
 
     def explain(self, values: Values, line: int) -> Strangest | None:
-        """The value with the largest score of `line`, the first of equals; None for a line without values."""
+        """The value of `line` with the highest score, the first of equals; None for a line without values."""
         mine = np.flatnonzero(values.lines == line)
         if not len(mine):
             return None
@@ -287,7 +290,7 @@ class ValueModel:
 
     @classmethod
     def load(cls, columns: Columns) -> "ValueModel":
-        """The model that `export` was asked of. Raises KeyError, TypeError or ValueError for anything else."""
+        """The inverse of `export`. Raises KeyError, TypeError or ValueError if `columns` is not an export."""
         counts: object = columns["counts"]
         if not isinstance(counts, np.ndarray) or counts.dtype != np.int32 or counts.shape != _SHAPE:
             raise TypeError(f"counts of a value model are int32 {_SHAPE}")
@@ -300,17 +303,17 @@ class ValueModel:
 
     def _value_scores(self, values: Values) -> NDArray[np.float64]:
         sizes = np.diff(values.offsets)
-        # Sorted by value, then by surprise: the worst of each value come last in its own stretch.
+        # Sorted by value, then by surprise: the largest of each value come last.
         keys = repeat_per_row(values.offsets) << 32 | self._surprises(values)
         keys.sort()
-        # The first of them is an edge before the value and has none: where a value is short, it adds nothing.
+        # A value's first key is an edge with a surprise of 0, so it adds nothing where a value is short.
         last = np.maximum(values.offsets[1:, None] - np.arange(1, WORST + 1), values.offsets[:-1, None])
         worst = keys[last]
         sums = (worst & 0xFFFFFFFF).sum(axis=1)
         return np.asarray(sums / (np.minimum(sizes - 2, WORST) * _GRAIN), np.float64)
 
     def _surprises(self, values: Values) -> NDArray[np.int32]:
-        """Of each place in `values.codes`, in grains; 0 at the edges before values."""
+        """The surprise at each place in `values.codes`, in units of 2^-20 nats: int32; 0 at the edges before values."""
         grams = _grams(values)
         self._look_up(grams // CLASSES)
         nats = self._nats.reshape(-1)[grams]
@@ -318,7 +321,7 @@ class ValueModel:
         return nats
 
     def _look_up(self, contexts: NDArray[np.int32]) -> None:
-        """See to it that `_nats` holds for these pairs of classes before a class: a small batch needs few of them."""
+        """Fill `_nats` for these contexts (pairs of classes) where it is not; a small batch needs few of them."""
         wanted = np.zeros(len(self._known), np.bool_)
         wanted[contexts] = True
         rows = np.flatnonzero(wanted & ~self._known)
@@ -334,15 +337,15 @@ class ValueModel:
 
 
 def _interpolated(counts: NDArray[np.integer], lower: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Witten and Bell's estimate for counts [..., 40] over that of the order below; the latter where no count is."""
-    damped = np.rint(np.sqrt(counts) * _GRAIN) / _GRAIN  # whole grains, so that no order of adding them matters
+    """Witten and Bell's estimate from counts [..., 40] and the estimate of the order below; the latter if all are 0."""
+    damped = np.rint(np.sqrt(counts) * _GRAIN) / _GRAIN  # multiples of 2^-20: sums do not depend on their order
     types = np.maximum((counts > 0).sum(axis=-1, keepdims=True), 1)
     p: NDArray[np.float64] = (damped + types * lower) / (damped.sum(axis=-1, keepdims=True) + types)
     return p
 
 
 def _grams(values: Values) -> NDArray[np.int32]:
-    """For each place which cell of the counts is that of its class after the two before it; 0 for the first two."""
+    """The flat index in the counts of each place's class after the two before it: int32; 0 for the first two places."""
     codes = values.codes.astype(np.int32)
     grams = np.zeros(len(codes), np.int32)
     grams[2:] = (codes[:-2] * CLASSES + codes[1:-1]) * CLASSES + codes[2:]

@@ -1,4 +1,12 @@
-"""Fitting the transformer: next-template loss, the end of sessions included, by AdamW over unique windows."""
+"""Fitting the transformer: next-template cross-entropy, the end of sessions included, with AdamW over unique windows.
+
+The partial result of an interrupted fit (`FitData.keep`), as columns:
+
+    steps                   int, steps taken
+    weights.<name>          float32, as the result of the fit
+    exp_avg.<name>, exp_avg_sq.<name>   float32, AdamW's moments of each weight
+    rng.state, rng.inc, rng.has_uint32, rng.uinteger   the state of the random generator (PCG64)
+"""
 
 import math
 from functools import partial
@@ -10,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detection.columns.state import Columns, State, joined, part
+from detection.columns.state import Columns, State, columns_under, prefixed
 from detection.members.member import FitData, Part
 from detection.members.transformer.network import hidden, initial, logits
 from detection.members.transformer.scoring import CONTEXT, FIRST, UNSEEN, Plan, tokenised
@@ -19,23 +27,24 @@ from detection.models.training_set import TrainingSet
 STEP_TOKENS = 2048
 LINES_PER_STEP = 60
 FEWEST_STEPS, MOST_STEPS = 200, 500
-FINE_TUNING = 0.5  # of the steps, at a third of the rate, when there are weights to go on from
-REPORTS = 20  # in a run
+FINE_TUNING = 0.5  # of the steps, at a third of the rate, when a fit begins with earlier weights
+REPORTS = 20  # a fit
 PEAK_RATE, FINE_RATE = 3e-3, 1e-3
 WARMUP_SHARE = 0.05
 WEIGHT_DECAY = 0.01
 LARGEST_GRADIENT = 1.0
-HIDDEN_SHARE = 0.03  # of the inputs are shown as UNSEEN, so that a new template does not upset what follows it
+HIDDEN_SHARE = 0.03  # of the inputs become UNSEEN, so that a new template does not upset later predictions
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
-_DRAWN, _HALF_DRAWN = ("state", "inc"), ("has_uint32", "uinteger")  # of PCG64, and of what 32 bits it drew
+_DRAWN, _HALF_DRAWN = ("state", "inc"), ("has_uint32", "uinteger")  # of PCG64, and of its spare 32 bits
 _TOKEN_ROWS = ("embedding", "output.weight", "output.bias")
 
 
 def fit_transformer(fit_data: FitData) -> dict[str, NDArray[Any]]:
-    """Weights by name. Takes tens of seconds of one core; sets torch to one thread: the count changes the weights.
+    """The fitted weights by name (`network.initial`), float32. Takes tens of seconds of one core.
 
-    Without a previous part they are drawn by the seed. With one, learning goes on from it: every second batch is of
-    sessions from before it (replay), so that what is rare now is not forgotten.
+    Sets torch to one thread, because the number of threads changes the weights. Without a previous part the initial
+    weights are drawn with the seed. With one, training continues from its weights, and every second batch is of
+    sessions that were there before it (experience replay), so that what is rare now is not forgotten.
     """
     torch.set_num_threads(1)
     data, seed = fit_data.data, fit_data.data.seed & 0xFFFFFFFF
@@ -76,23 +85,23 @@ def fit_transformer(fit_data: FitData) -> dict[str, NDArray[Any]]:
 def _interrupted(
     steps: int, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer, rng: np.random.Generator
 ) -> State:
-    """All that the steps to come depend on, after `steps` of them."""
+    """The partial result after `steps` steps: everything that the remaining steps depend on."""
     state, drawn = optimizer.state, rng.bit_generator.state
     return {
         "steps": steps,
-        **joined("weights", {name: tensor.detach().numpy() for name, tensor in weights.items()}),
+        **prefixed("weights", {name: tensor.detach().numpy() for name, tensor in weights.items()}),
         **{
             f"{moment}.{name}": state[tensor][moment].numpy() for name, tensor in weights.items() for moment in _MOMENTS
         },
-        **joined("rng", {name: drawn["state"][name] for name in _DRAWN}),
-        **joined("rng", {name: drawn[name] for name in _HALF_DRAWN}),
+        **prefixed("rng", {name: drawn["state"][name] for name in _DRAWN}),
+        **prefixed("rng", {name: drawn[name] for name in _HALF_DRAWN}),
     }
 
 
 def _go_on(
     begun: Columns, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer, rng: np.random.Generator
 ) -> int:
-    """Put optimizer and generator where `_interrupted` found them; returns how many steps have been made."""
+    """Restore optimizer and generator from the result of `_interrupted`; returns the number of steps taken."""
     steps = begun["steps"]
     assert isinstance(steps, int)
     moments = {moment: _tensors(moment, begun) for moment in _MOMENTS}
@@ -101,7 +110,7 @@ def _go_on(
             "step": torch.tensor(float(steps)),
             **{moment: moments[moment][name] for moment in _MOMENTS},
         }
-    drawn: Any = part("rng", begun)
+    drawn: Any = columns_under("rng", begun)
     rng.bit_generator.state = {
         **rng.bit_generator.state,
         "state": {name: drawn[name] for name in _DRAWN},
@@ -111,22 +120,23 @@ def _go_on(
 
 
 def _tensors(prefix: str, columns: Columns) -> dict[str, Tensor]:
-    """Those under `prefix`, in memory of torch's own: aligned like the ones that an uninterrupted fit computes with."""
-    arrays: Any = part(prefix, columns)
+    """The arrays under `prefix`, copied to memory allocated by torch: aligned as in a fit that was not interrupted."""
+    arrays: Any = columns_under(prefix, columns)
     return {name: torch.tensor(array) for name, array in arrays.items()}
 
 
 def _carried_over(
     fresh: dict[str, Tensor], previous: Part, old: NDArray[np.int32], vocabulary: NDArray[np.int32]
 ) -> dict[str, Tensor]:
-    """The previous weights for another vocabulary: a template that has no token yet begins as UNSEEN left off."""
+    """The previous weights for the new vocabulary. The weights of a template without a token begin as those of
+    UNSEEN."""
     weights = {name: torch.from_numpy(np.array(array)) for name, array in previous.items()}
     place = np.minimum(np.searchsorted(old, vocabulary), max(len(old) - 1, 0))
     known = old[place] == vocabulary if len(old) else np.zeros(len(vocabulary), dtype=np.bool_)
     rows = np.concatenate((np.arange(FIRST), np.where(known, place + FIRST, UNSEEN)))
     for name in _TOKEN_ROWS:
         weights[name] = weights[name][torch.from_numpy(rows)].clone()
-    # Rows that were all UNSEEN's would stay each other's twins.
+    # Identical rows would get identical gradients and stay identical.
     new = torch.from_numpy(np.flatnonzero(~known) + FIRST)
     weights["embedding"][new] += fresh["embedding"][new] * 0.1
     return weights
@@ -135,8 +145,7 @@ def _carried_over(
 class _Sampler:
     """Draws batches of about STEP_TOKENS tokens, each of windows of one padded length.
 
-    Unique windows are drawn with weight sqrt(count): by count alone the commonest session would be most of what is
-    seen.
+    Unique windows are drawn with weight sqrt(count): with weight count most would be of the most frequent session.
     """
 
     _LENGTHS = (8, 16, 32, CONTEXT - 1)
@@ -157,33 +166,34 @@ class _Sampler:
             below = length
             if fits.any():
                 self._buckets.append((length, rows[fits], size[fits], np.cumsum(weight[fits])))
-                # Long windows come fewer to a batch, so their batches must come more often.
+                # A batch has fewer long windows than short ones, so batches of long windows must be drawn more often.
                 shares.append(weight[fits].sum() * length)
         self._shares = np.cumsum(shares)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs int64 [rows, length]; the flat positions asked, int64 [n]; their targets, int64 [n]."""
+        """Inputs int64 [rows, length]; the flattened positions to predict, int64 [n]; their targets, int64 [n]."""
         length, rows, size, weights = self._buckets[_drawn(self._rng, self._shares, 1)[0]]
         chosen = _drawn(self._rng, weights, STEP_TOKENS // length)
         picked = rows[chosen].astype(np.int64)
         inputs, targets = picked[:, :length], picked[:, 1 : length + 1]
-        asked = np.flatnonzero(np.arange(1, length + 1) < size[chosen][:, None])
-        answers = targets.reshape(-1)[asked]
+        wanted = np.flatnonzero(np.arange(1, length + 1) < size[chosen][:, None])
+        answers = targets.reshape(-1)[wanted]
         hidden_away = (self._rng.random(inputs.shape) < HIDDEN_SHARE) & (inputs >= FIRST)
         inputs = np.where(hidden_away, UNSEEN, inputs)
-        return torch.from_numpy(inputs), torch.from_numpy(asked), torch.from_numpy(answers)
+        return torch.from_numpy(inputs), torch.from_numpy(wanted), torch.from_numpy(answers)
 
 
 def _drawn(rng: np.random.Generator, cumulative: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """`count` indices drawn with the weights whose running sum is `cumulative`."""
+    """`count` indices, drawn with the weights whose running sums are `cumulative`: int64 [count]."""
     places: NDArray[np.int64] = np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right")
     return np.minimum(places, len(cumulative) - 1)
 
 
-def _loss(weights: dict[str, Tensor], inputs: Tensor, asked: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits(weights, hidden(weights, inputs).flatten(0, 1)[asked]), targets)
+def _loss(weights: dict[str, Tensor], inputs: Tensor, wanted: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits(weights, hidden(weights, inputs).flatten(0, 1)[wanted]), targets)
 
 
 def _schedule(done: float) -> float:
-    """The share of the peak rate after the share `done` of all steps: a warm-up, then a cosine to zero."""
+    """The learning rate as a share of its peak, after the share `done` of all steps: a warm-up, then a cosine to
+    zero."""
     return min(done / WARMUP_SHARE + 0.02, 1.0) * 0.5 * (1.0 + math.cos(math.pi * done))

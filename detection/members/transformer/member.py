@@ -1,4 +1,4 @@
-"""The largest surprise of the causal transformer in the session, its end included (see `scoring` beside it)."""
+"""The member `transformer`: the surprise of each next template, the session's end included (see `scoring`)."""
 
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ class Transformer(Predictor):
         return surprise
 
     def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
-        """P of each token after `context` (template ids): float64 [FIRST + V]."""
+        """As `Predictor.likely`."""
         return self.sequence.likely(context, starts)
 
     @classmethod

@@ -1,17 +1,16 @@
 """The transformer's arithmetic: pure functions of weights and tokens, shared by scoring and training.
 
-Pre-norm, causal, `LAYERS` layers of width `WIDTH` with `HEADS` heads and a GELU feed-forward part, learned
-positions, an output layer of its own. There is no module object: weights are a mapping from name to float32
-tensor, so a model file holds plain arrays and building a scorer draws no random number.
+A causal pre-norm transformer (Vaswani et al., 2017; Xiong et al., 2020): `LAYERS` layers of width `WIDTH` with `HEADS`
+heads and a GELU feed-forward part, learned positions, untied output weights. There is no module object: weights are a
+mapping from names to float32 tensors, so a model file holds plain arrays and building a scorer draws no random number.
 
-There are two ways through it. Training reads whole rows (`hidden`). Scoring walks along a row in blocks of
-`BLOCK` positions (`advance`), with the keys and values of the blocks before in a memory, so that a session
-which grows by a line pays for one block and not for its past.
+There are two ways to compute it. Training evaluates whole rows (`hidden`). Scoring advances along a row in blocks of
+`BLOCK` positions (`advance`) and keeps the keys and values of the blocks before, so the cost of one more line in a
+session is one block, not the whole session.
 
-Bits. Scoring relies on this (and tests it): with one thread, what `advance` gives for a row depends neither on
-the other rows nor on what follows in the row. Every matrix product has a multiple of 16 rows, where the bits
-of a row are the same, and attention always meets a block in the same shape: 16 queries, the keys up to
-the block's end.
+Exact bits. Scoring relies on this (and tests it): with one thread, the result of `advance` for a row depends neither on
+the other rows nor on later positions of the row. Every matrix product has a multiple of 16 rows, at which the bits of a
+row are always the same, and attention always has the same shape: 16 queries and the keys up to the block's end.
 """
 
 import math
@@ -32,7 +31,7 @@ Weights = Mapping[str, Tensor]
 
 
 def initial(vocabulary: int, seed: int) -> dict[str, Tensor]:
-    """Fresh weights for `vocabulary` tokens, the same for the same `seed`; global randomness is untouched."""
+    """Initial weights for `vocabulary` tokens, the same for the same `seed`; torch's global generator is not used."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(rows: int, columns: int, deviation: float) -> Tensor:
@@ -46,7 +45,7 @@ def initial(vocabulary: int, seed: int) -> dict[str, Tensor]:
         "output.weight": normal(vocabulary, WIDTH, 0.02),
         "output.bias": torch.zeros(vocabulary),
     }
-    # The last matrix of each branch starts smaller, so that the depth does not inflate the sum of branches.
+    # The last matrix of each residual branch starts smaller, so that the sum of the branches does not grow with depth.
     into, back = WIDTH**-0.5, WIDTH**-0.5 / math.sqrt(2 * LAYERS)
     for layer in range(LAYERS):
         shapes = {"qkv": (3 * WIDTH, WIDTH, into), "mix": (WIDTH, WIDTH, back)}
@@ -61,9 +60,9 @@ def initial(vocabulary: int, seed: int) -> dict[str, Tensor]:
 
 
 def hidden(weights: Weights, tokens: Tensor) -> Tensor:
-    """What the network makes of `tokens` (int64 [rows, length], length <= 64): float32 [rows, length, 64].
+    """The hidden states of `tokens` (int64 [rows, length], length <= POSITIONS): float32 [rows, length, WIDTH].
 
-    Position i has seen tokens 0..i of its row.
+    Position i depends on tokens 0..i of its row.
     """
     x = _embedded(weights, tokens, 0)
     mask = _causal(0, tokens.shape[1])
@@ -74,17 +73,20 @@ def hidden(weights: Weights, tokens: Tensor) -> Tensor:
 
 
 def new_pages(count: int) -> Tensor:
-    """Room for the keys and values of `count` blocks: float32 [LAYERS, count, BLOCK, 128], keys before values."""
+    """Memory for the keys and values of `count` blocks: float32 [LAYERS, count, BLOCK, 2 * WIDTH], keys before
+    values."""
     return torch.zeros(LAYERS, count, BLOCK, 2 * WIDTH)
 
 
-def advance(weights: Weights, tokens: Tensor, pages: Tensor, table: Tensor, asked: Tensor) -> Tensor:
-    """As `hidden`, for one block of every row, given the blocks before it.
+def advance(weights: Weights, tokens: Tensor, pages: Tensor, table: Tensor, wanted: Tensor) -> Tensor:
+    """The hidden states of the positions `wanted` in a block of every row, given those before it: float32 [n, WIDTH].
 
-    `tokens` int64 [rows, BLOCK] are the block's; `table` int64 [rows, blocks so far] names the `pages` of each
-    row's blocks up to this one, whose own page is written. `asked` int64 [n] says which positions of the
-    flattened block are wanted: float32 [n, 64]. Cheapest when the rows asked about come first. For equal bits
-    rows * BLOCK and n must be multiples of 16.
+    tokens  int64 [rows, BLOCK]: those of the block
+    pages   from `new_pages`; the page of this block is written
+    table   int64 [rows, blocks so far]: the page of each of the row's blocks up to this one
+    wanted  int64 [n]: positions in the flattened block; it is fastest if rows with wanted positions come first
+
+    For exact bits rows * BLOCK and n must be multiples of 16.
     """
     rows, blocks = table.shape
     end = blocks * BLOCK
@@ -94,18 +96,18 @@ def advance(weights: Weights, tokens: Tensor, pages: Tensor, table: Tensor, aske
         queries, fresh = _projected(weights, layer, x)
         pages[layer].index_copy_(0, table[:, -1], fresh)
         if layer == LAYERS - 1:
-            # Nobody attends to what is above the last keys and values: from here on only those asked count.
-            rows = int(asked.max()) // BLOCK + 1 if len(asked) else 0
+            # Nothing attends to the last layer's output: from here on only the wanted positions are computed.
+            rows = int(wanted.max()) // BLOCK + 1 if len(wanted) else 0
         memory = pages[layer].index_select(0, table[:rows].flatten()).view(rows, end, 2 * WIDTH)
         heads = _attended(queries[:rows], memory, mask)
         if layer == LAYERS - 1:
-            x, heads = x.flatten(0, 1)[asked], heads.flatten(0, 1)[asked]
+            x, heads = x.flatten(0, 1)[wanted], heads.flatten(0, 1)[wanted]
         x = _fed(weights, layer, x + _mixed(weights, layer, heads))
     return _norm(weights, "norm", x)
 
 
 def logits(weights: Weights, states: Tensor) -> Tensor:
-    """What comes next, before normalisation, for `states` (float32 [n, 64]): float32 [n, vocabulary]."""
+    """The logits of the next token after each of `states` (float32 [n, WIDTH]): float32 [n, vocabulary]."""
     return _linear(weights, "output", states)
 
 
@@ -114,14 +116,14 @@ def _embedded(weights: Weights, tokens: Tensor, begin: int) -> Tensor:
 
 
 def _causal(begin: int, end: int) -> Tensor:
-    """Which of the keys 0..end - 1 the queries begin..end - 1 may see."""
+    """Which of the keys 0..end - 1 the queries begin..end - 1 may attend to: bool [end - begin, end]."""
     return torch.ones(end - begin, end, dtype=torch.bool).tril(begin)
 
 
 def _projected(weights: Weights, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
     """Queries [rows, length, 64], and keys and values side by side [rows, length, 128]."""
     projected = _linear(weights, f"{layer}.qkv", _norm(weights, f"{layer}.attend", x))
-    # Pieces of one split: their gradients are joined by one copy, those of slices by sums over zeros.
+    # A split and not slices: backward concatenates the gradients once, instead of adding tensors padded with zeros.
     queries, memory = torch.split(projected, [WIDTH, 2 * WIDTH], dim=-1)
     return queries, memory
 
@@ -139,7 +141,7 @@ def _mixed(weights: Weights, layer: int, heads: Tensor) -> Tensor:
 
 
 def _fed(weights: Weights, layer: int, x: Tensor) -> Tensor:
-    """`x` and what the feed-forward part makes of it."""
+    """The feed-forward part with its residual connection."""
     h = F.gelu(_linear(weights, f"{layer}.up", _norm(weights, f"{layer}.feed", x)))
     return x + _linear(weights, f"{layer}.down", h)
 

@@ -1,15 +1,13 @@
-"""How surprising each template is after those before it in its session: the causal transformer's scoring.
+"""Scoring with the causal transformer: the surprise of each template after those before it in its session.
 
-A session is a sequence of templates, and optionally its end. The network reads *windows* of it: a marker
-(START where the session truly begins, CONTINUED elsewhere) and up to 63 templates. Windows begin at 0, 32,
-64...; token number n of a session is predicted in the window that begins at `window_start(n)`, where it has
-at least 31 templates before it (or all there are). So prefixes recur, and one causal pass over a window
-scores all its new positions.
+A session is a sequence of templates, optionally with its end. The network reads it in *windows*: a marker (START
+where the session really begins, CONTINUED elsewhere) and up to 63 templates. Windows begin at 0, 32, 64...; token
+number n of a session is predicted in the window that begins at `window_start(n)`, where at least 31 templates (or all
+there are) precede it. So prefixes recur, and one causal pass over a window scores all its new positions.
 
-Two memos spare work: surprises of whole windows, for the short ones that keep coming, and the keys and values
-of blocks of 16 tokens, for the windows that grow. They are invisible (see `network` beside this, on bits): a
-surprise depends on the model, the window up to the token and the token, never on what else was asked, in
-which batch, or before.
+Two memos save work: one of the surprises of whole windows, for short windows that recur, and one of the keys and
+values of blocks of 16 tokens, for windows that grow. They cannot change a result (see "Exact bits" in `network`): a
+surprise depends on the model, the window up to the token and the token, not on the batch or on earlier calls.
 """
 
 from collections.abc import Mapping
@@ -38,7 +36,7 @@ _WALKED_AT_ONCE = 192  # more keys and values fall out of the second-level cache
 _ANSWERS_AT_ONCE = 1024
 _MEMO_WINDOWS = 1 << 15
 
-# A window and the range asked for, as 64-bit words of four tokens. No key is all zeros: `size` is at least 2.
+# A window and the wanted range, as 64-bit words of four tokens. No key is all zeros: `size` is at least 2.
 _WINDOW_WORDS = (CONTEXT + 4) // 4
 _BLOCK_WORDS = BLOCK // 4
 _BLOCKS = CONTEXT // BLOCK
@@ -46,7 +44,7 @@ _FULL_BLOCKS = _BLOCKS - 1  # the last one never is: the 64th entry is only pred
 
 
 def window_start(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where the window begins that predicts token number `counts` (from 0) of a session."""
+    """The start of the window that predicts token number `counts` (int64, from 0) of a session: int64."""
     return np.where(counts < CONTEXT - 1, 0, ((counts - CONTEXT + 1) // STRIDE + 1) * STRIDE)
 
 
@@ -56,8 +54,8 @@ class Windows:
 
     rows   int16 [n, 64]: marker, templates, and as the last entry the last token to predict (END included);
            zeros after it. Entry i + 1 is predicted from entries 0..i.
-    first  int64 [n]: the first entry asked for, counted from 1
-    size   int64 [n]: entries in the row; those asked for are first..size - 1
+    first  int64 [n]: the first entry to predict, counted from 1
+    size   int64 [n]: entries in the row; those to predict are first..size - 1
     """
 
     rows: NDArray[np.int16]
@@ -68,12 +66,13 @@ class Windows:
         return len(self.rows)
 
     def only(self, chosen: NDArray[np.int64]) -> "Windows":
-        """The windows whose numbers are `chosen`, in that order."""
+        """The windows with the indices `chosen`, in that order."""
         return Windows(self.rows[chosen], self.first[chosen], self.size[chosen])
 
 
 class Plan:
-    """Which windows score which positions of segments; for the arguments see `SequenceModel.surprises`."""
+    """The windows that together score the new positions of segments; for the arguments see
+    `SequenceModel.surprises`."""
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class Plan:
         ends: NDArray[np.bool_],
     ) -> None:
         self._tokens = tokens
-        # The last position asked for; END sits just behind the segment's templates.
+        # The last position to predict; END follows the segment's last template.
         last = np.diff(offsets) - 1 + ends
         first_window = window_start(known)
         count = np.where(last >= known, (window_start(last) - first_window) // STRIDE + 1, 0)
@@ -92,7 +91,7 @@ class Plan:
         ordinal = np.arange(len(segment)) - np.repeat(np.cumsum(count) - count, count)
         begin = first_window[segment] + ordinal * STRIDE
         self._marker = np.where((begin == 0) & starts[segment], START, CONTINUED).astype(np.int16)
-        # A later window takes over where the one before it is full: at its entry number STRIDE.
+        # A later window begins to predict where the one before it is full: at its entry number STRIDE.
         self.first = np.where(ordinal == 0, known[segment] - begin, STRIDE - 1) + 1
         self.size = np.where(ordinal == count[segment] - 1, last[segment] - begin, CONTEXT - 2) + 2
         self._place = offsets[:-1][segment] + begin
@@ -102,7 +101,7 @@ class Plan:
         return len(self.size)
 
     def windows(self, start: int, stop: int) -> Windows:
-        """Windows start..stop - 1."""
+        """The windows start..stop - 1."""
         size, marker = self.size[start:stop], self._marker[start:stop]
         place = self._place[start:stop, None] + np.arange(CONTEXT - 1)
         rows = np.zeros((len(size), CONTEXT), dtype=np.int16)
@@ -115,10 +114,10 @@ class Plan:
 
 
 class SequenceModel:
-    """Scores with one model generation. Not for two threads at once: the memos are filled while scoring.
+    """Scores with one model generation. Not thread-safe: scoring fills the memos. Sets torch to one thread.
 
-    `blocks` (a power of two) says how many blocks of 16 tokens are remembered, 16 KB each and taken at once. It
-    decides how fast long sessions are scored (4096 suffice for about 2000 at a time), never what comes out.
+    `blocks` (a power of two) is the number of blocks of 16 tokens in the memo, 16 KB each, allocated at once. It
+    decides how fast long sessions are scored (4096 suffice for about 2000 at a time) and does not change any score.
     """
 
     def __init__(
@@ -130,7 +129,7 @@ class SequenceModel:
         self._windows = Places(_MEMO_WINDOWS, _WINDOW_WORDS)
         self._values = np.zeros((_MEMO_WINDOWS, CONTEXT), dtype=np.float32)
         self._blocks = Places(blocks, _FULL_BLOCKS * _BLOCK_WORDS)
-        # A page for each block that is remembered, and behind them for each of the windows being walked.
+        # A page for each block in the memo, followed by those of the windows that are being computed.
         self._pages = new_pages(blocks + _WALKED_AT_ONCE * _BLOCKS)
         self._walked_pages = np.arange(blocks, self._pages.shape[1]).reshape(-1, _BLOCKS)
 
@@ -146,8 +145,8 @@ class SequenceModel:
 
         Segment s is tokens[offsets[s]:offsets[s+1]] (template ids): a session's current window followed by
         its new templates. The first known[s] <= 63 of them are context only. `starts` marks segments that
-        begin where their session begins. Where `ends` is set, the surprise of the session ending there
-        follows the last template's. Templates outside the vocabulary all count as one, UNSEEN.
+        begin where their session begins. Where `ends` is set, the surprise of the session's end follows that of
+        the last template. All templates outside the vocabulary are the token UNSEEN.
         """
         plan = Plan(tokenised(tokens, self._vocabulary), offsets, known, starts, ends)
         parts = [np.empty(0, np.float32)]
@@ -156,10 +155,7 @@ class SequenceModel:
         return np.concatenate(parts)
 
     def likely(self, context: NDArray[np.int32], starts: bool) -> NDArray[np.float64]:
-        """P of every token after `context` (template ids of a session, or of the end of one): float64 [tokens].
-
-        `starts`: the context begins where the session begins.
-        """
+        """As `Predictor.likely`; `context` may be the last templates of a session only."""
         begin = int(window_start(np.array([len(context)]))[0])
         tokens = tokenised(context[begin:], self._vocabulary) if len(context) > begin else np.zeros(0, np.int16)
         marker = START if starts and begin == 0 else CONTINUED
@@ -170,7 +166,7 @@ class SequenceModel:
         return p.numpy()
 
     def _scored(self, windows: Windows) -> NDArray[np.float32]:
-        """Surprises of the entries asked for, row by row."""
+        """Surprises of the entries to predict, row by row: float32."""
         keys = _keys(windows)
         hashes = folded(mixed(keys).sum(axis=1))
         place, found = self._windows.find(keys, hashes)
@@ -187,7 +183,7 @@ class SequenceModel:
         return values[(entry >= windows.first[:, None]) & (entry < windows.size[:, None])]
 
     def _computed(self, windows: Windows) -> NDArray[np.float32]:
-        """Surprises by entry - 1: float32 [n, 64], of no meaning where not asked for."""
+        """Surprises by entry - 1: float32 [n, 64], undefined for entries that are not to be predicted."""
         values = np.zeros((len(windows), CONTEXT), dtype=np.float32)
         order = np.argsort(windows.size, kind="stable")
         for start in range(0, len(order), _WALKED_AT_ONCE):
@@ -196,10 +192,10 @@ class SequenceModel:
         return values
 
     def _walked(self, windows: Windows) -> NDArray[np.float32]:
-        """As `_computed`, all windows side by side."""
+        """As `_computed`, for at most _WALKED_AT_ONCE windows."""
         keys, hashes = _prefixes(windows.rows)
         place, known = self._blocks.find(keys, hashes)
-        # A walk begins at the first block asked for, or where the blocks before it are not all known.
+        # A window is computed from the first block with an entry to predict, or from the first one not in the memo.
         begin = np.minimum(np.cumprod(known, axis=1).sum(axis=1), (windows.first - 1) // BLOCK)
         number = np.arange(_FULL_BLOCKS)
         behind = number < begin[:, None]
@@ -207,9 +203,9 @@ class SequenceModel:
         table[:, :-1][behind] = place[behind]
         values = np.zeros((len(windows), CONTEXT), dtype=np.float32)
         with torch.inference_mode():
-            states, asked = self._states(windows, begin, table)
-            values.reshape(-1)[asked] = self._nats(states, windows.rows.reshape(-1)[asked + 1])
-            # New are the full blocks walked through; a block is full if an entry follows it, the last being no input.
+            states, positions = self._states(windows, begin, table)
+            values.reshape(-1)[positions] = self._nats(states, windows.rows.reshape(-1)[positions + 1])
+            # Store the full blocks that were computed. A block is full if an entry follows it.
             new = ~behind & ((number + 1) * BLOCK < windows.size[:, None])
             claimed, chosen = self._blocks.claim(keys[new], hashes[new])
             source = table[:, :-1][new][chosen]
@@ -219,16 +215,16 @@ class SequenceModel:
     def _states(
         self, windows: Windows, begin: NDArray[np.int64], table: NDArray[np.int64]
     ) -> tuple[Tensor, NDArray[np.int64]]:
-        """What the network makes of the positions asked for, walking each window from its block `begin`.
+        """The hidden states of the wanted positions, computing each window from its block `begin`.
 
-        Float32 [m, 64], and which positions these are of the flattened rows, int64 [m]. Some come twice.
+        Float32 [m, 64], and these positions in the flattened rows, int64 [m]; some occur twice.
         """
         last = (windows.size - 2) // BLOCK
-        states, asked = [], []
+        states, positions = [], []
         for block in range(_BLOCKS):
             position = np.arange(block * BLOCK, (block + 1) * BLOCK)
             rows = np.flatnonzero((begin <= block) & (block <= last))
-            # Blocks that are only context behind those with positions asked for.
+            # Rows whose block is only context come after those with wanted positions.
             rows = rows[np.argsort(windows.first[rows] - 1 > position[-1], kind="stable")]
             if not len(rows):
                 continue
@@ -243,11 +239,11 @@ class SequenceModel:
                     torch.from_numpy(places),
                 )
             )
-            asked.append(rows[places // BLOCK] * CONTEXT + position[places % BLOCK])
-        return torch.cat(states), np.concatenate(asked)
+            positions.append(rows[places // BLOCK] * CONTEXT + position[places % BLOCK])
+        return torch.cat(states), np.concatenate(positions)
 
     def _nats(self, states: Tensor, target: NDArray[np.int16]) -> NDArray[np.float32]:
-        """-ln p of each target."""
+        """-ln p of each target, >= 0: float32 [n]."""
         nats = np.empty(len(target), dtype=np.float32)
         for start in range(0, len(target), _ANSWERS_AT_ONCE):
             some = slice(start, start + _ANSWERS_AT_ONCE)
@@ -257,7 +253,7 @@ class SequenceModel:
 
 
 def tokenised(templates: NDArray[np.int32], vocabulary: NDArray[np.int32]) -> NDArray[np.int16]:
-    """Tokens for template ids; `vocabulary` ascending and not empty."""
+    """The token of each template id, int16; `vocabulary` is ascending and not empty."""
     place = np.minimum(np.searchsorted(vocabulary, templates), len(vocabulary) - 1)
     return np.where(vocabulary[place] == templates, place + FIRST, UNSEEN).astype(np.int16)
 
@@ -271,9 +267,9 @@ def _keys(windows: Windows) -> Keys:
 
 
 def _prefixes(rows: NDArray[np.int16]) -> tuple[Keys, Keys]:
-    """Keys [n, 3, words] of what rows hold up to the end of each block, and their hashes [n, 3].
+    """The keys [n, 3, words] of the prefixes of rows up to the end of each block, and their hashes [n, 3].
 
-    The rest of a key is zeros, which no full block holds behind the marker.
+    The rest of a key is zeros, which do not occur in a full block after the marker.
     """
     words = np.ascontiguousarray(rows[:, : _FULL_BLOCKS * BLOCK]).view(np.uint64)
     sums = mixed(words).reshape(len(rows), _FULL_BLOCKS, _BLOCK_WORDS).sum(axis=2).cumsum(axis=1)
@@ -284,7 +280,7 @@ _UP_TO_BLOCK = np.repeat(np.tri(_FULL_BLOCKS, dtype=np.uint64), _BLOCK_WORDS, ax
 
 
 def _distinct(keys: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """One row for each different key, and for each row which of those it is."""
+    """One row of each distinct key, and the index of each row's key among these."""
     _, alone, where = np.unique(hashes, return_index=True, return_inverse=True)
     if (keys[alone[where]] != keys).any():  # two different keys with one hash: let each row stand for itself
         return np.arange(len(keys)), np.arange(len(keys))
@@ -292,5 +288,5 @@ def _distinct(keys: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> tuple[NDA
 
 
 def _filled_up(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`numbers`, repeated from the start up to a multiple of _ROWS_MULTIPLE."""
+    """`numbers`, continued with its own beginning up to a multiple of _ROWS_MULTIPLE."""
     return np.resize(numbers, -(-len(numbers) // _ROWS_MULTIPLE) * _ROWS_MULTIPLE)

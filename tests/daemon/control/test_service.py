@@ -28,7 +28,7 @@ from daemon.control.train_from import ABANDONED_SECONDS, VouchedUploads
 from daemon.settings import Settings
 from daemon.startup.progress import ReplayProgress
 from daemon.startup.replay import Report
-from detection.columns.state import joined
+from detection.columns.state import prefixed
 from detection.detector import Detector
 from detection.frames import Sequenced, VouchedFrame, decode
 from detection.members.failing import Withdrawn
@@ -110,7 +110,7 @@ class Served:
             "generation": generation,
             "line": 10 * generation,
             "vocabulary": np.zeros(0, dtype=np.int32),
-            **joined("templates", TemplateTable().export()),
+            **prefixed("templates", TemplateTable().export()),
             **(more or {}),
         }
         file = self.store.adopt_model(self.store.training / write_model(self.store.training, columns).name)

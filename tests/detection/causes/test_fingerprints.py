@@ -101,7 +101,7 @@ def test_clipped_text_fits_its_column_and_comes_back_from_it(text: str, limit: i
     assert np.array([encoded], dtype=f"S{max(limit, 1)}")[0] == encoded
 
 
-def test_causes_are_told_in_words() -> None:
+def test_causes_are_described_in_words() -> None:
     assert causes.in_words(RULE, rule="sqli-union", template="GET /x 200") == "rule sqli-union on GET /x 200"
     assert causes.in_words(NEW, template="disk <*> full") == "new template: disk <*> full"
     assert causes.in_words(SHAPE) == "sessions like this one"

@@ -8,7 +8,15 @@ from numpy.typing import NDArray
 
 from detection.causes import known as module
 from detection.causes.fingerprints import NEW, SHAPE
-from detection.causes.known import ADMITTED_KEYS, ANSWERS, LONGEST_RING, NOTE_BYTES, RING, Answer, KnownCauses
+from detection.causes.known import (
+    ADMITTED_KEYS,
+    ANSWERS,
+    MOST_OCCURRENCES,
+    NOTE_BYTES,
+    RECENT_SESSIONS,
+    Answer,
+    KnownCauses,
+)
 from detection.columns.state import digest
 
 
@@ -157,7 +165,7 @@ def _many_answers(count: int) -> bytes:
 def test_a_cause_of_25_in_1000_sessions_is_admitted_and_of_fewer_is_not() -> None:
     known = KnownCauses()
     stream = Stream(known)
-    stream.show(*[0] * RING)
+    stream.show(*[0] * RECENT_SESSIONS)
     stream.show(*([7] + [0] * 41) * 40)  # one in 42: never more than 24 of 1,000
     assert standing(known, 7) == "-"
     stream.show(*([8] + [0] * 39) * 25)
@@ -231,7 +239,7 @@ def test_a_flood_of_causes_takes_bounded_room() -> None:
         numbers = np.arange(start, start + 4000, dtype=np.uint64)
         known.seen(numbers, np.full(4000, 1), numbers)
     state = known.export()
-    assert all(len(state[name]) == LONGEST_RING for name in ("ring.cause", "ring.place", "ring.key"))  # type: ignore[arg-type]
+    assert all(len(state[name]) == MOST_OCCURRENCES for name in ("ring.cause", "ring.place", "ring.key"))  # type: ignore[arg-type]
     assert known.admitted == 0
 
 
@@ -244,7 +252,7 @@ class Plain:
         self.admitted: list[int] = []
 
     def seen(self, cause: int, place: int, key: int, bad: set[int]) -> None:
-        self.ring = [each for each in (*self.ring, (cause, place, key)) if each[1] > place - RING]
+        self.ring = [each for each in (*self.ring, (cause, place, key)) if each[1] > place - RECENT_SESSIONS]
         keys = [k for c, _, k in self.ring if c == cause]
         of_many = len({k for k in keys if k}) + keys.count(0) >= ADMITTED_KEYS
         if len(keys) >= 25 and of_many and cause not in bad and cause not in self.admitted:
@@ -268,7 +276,7 @@ steps = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(steps, st.integers(1, 3))
-def test_it_knows_what_it_was_told_however_often_it_restarts(
+def test_known_causes_are_those_of_plain_lists_however_often_it_restarts(
     told: list[list[int] | tuple[str, int, str]], capacity: int
 ) -> None:
     straight, broken = (KnownCauses(admitted=capacity) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Places: what is found is exactly what was put there; what was pushed out is not found."""
+"""Places: a result that is found is the one that was stored for the key; a replaced one is not found."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -42,7 +42,7 @@ def test_a_key_that_is_found_has_its_own_value(
             held |= {int(at): numbers[number] for at, number in zip(claimed, chosen, strict=True)}
 
 
-def test_an_empty_table_knows_nothing() -> None:
+def test_nothing_is_found_in_an_empty_table() -> None:
     keys = _keys(list(range(41)))
     assert not Places(64, 3).find(keys, _hashes(keys))[1].any()
 

@@ -36,7 +36,7 @@ def versions(of: Columns) -> Versions:
     return replace(STATES, layouts=tables, steps={1: second, 2: third}, optional=frozenset())
 
 
-def test_every_older_layout_is_brought_to_the_newest_step_by_step() -> None:
+def test_every_older_layout_is_upgraded_to_the_newest_step_by_step() -> None:
     known = versions(OLD)
     today = known.upgraded(OLD)
     assert (today["format"], today["line"], today["later.members"]) == (3, 7, b"[]")
@@ -46,7 +46,7 @@ def test_every_older_layout_is_brought_to_the_newest_step_by_step() -> None:
     assert OLD.keys() == {"format", "line", "clock.now", "clock.times"} and OLD["format"] == 1  # untouched
 
 
-def test_a_newer_layout_is_refused_by_who_knows_fewer() -> None:
+def test_a_layout_newer_than_the_program_is_refused() -> None:
     known = versions(OLD)
     older = replace(known, layouts={1: known.layouts[1]}, steps={})
     with pytest.raises(NewerVersionError, match=r"^the state has format 3, this program knows formats up to 1$"):
@@ -63,13 +63,13 @@ def test_a_newer_layout_is_refused_by_who_knows_fewer() -> None:
         ({**OLD, "format": "1"}, "the state has format '1'"),
     ],
 )
-def test_what_has_not_the_columns_of_its_number_is_refused(columns: State, said: str) -> None:
+def test_columns_that_do_not_match_their_format_are_refused(columns: State, said: str) -> None:
     with pytest.raises(OtherVersionError, match=f"^{said}$") as refusal:
         versions(OLD).upgraded(columns)
     assert not isinstance(refusal.value, NewerVersionError)
 
 
-def test_a_step_that_is_missing_fails_or_does_not_keep_its_word_is_said() -> None:
+def test_a_step_that_is_missing_fails_or_returns_wrong_columns_is_reported() -> None:
     known = versions(OLD)
     with pytest.raises(OtherVersionError, match=r"^the state has format 1, and nothing brings format 2 to 3$"):
         replace(known, steps={1: second}).upgraded(OLD)
@@ -79,7 +79,7 @@ def test_a_step_that_is_missing_fails_or_does_not_keep_its_word_is_said() -> Non
         replace(known, steps={1: second, 2: lambda _: dict(OLD)}).upgraded(OLD)
 
 
-def test_a_real_state_comes_along_whole(lines: list[bytes]) -> None:
+def test_a_real_state_is_upgraded_completely(lines: list[bytes]) -> None:
     journal = started()
     journal.feed(lines[:300])
     state = journal.detector.export()

@@ -1,4 +1,4 @@
-"""What is kept to learn from: small examples, and any stream of sessions against lists."""
+"""The history: small examples, and any stream of sessions against plain lists."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_lines_that_came_mixed_are_gathered_by_session_in_the_order_in_which_tho
     assert found.causes.tolist() == [99, 0]
 
 
-def test_what_the_operator_vouched_for_is_marked_so() -> None:
+def test_vouched_sessions_are_marked() -> None:
     history = History()
     line(history, 1, 10, BEGINS | STARTS)
     close(history, 1, ENDS | VOUCHED)
@@ -83,19 +83,19 @@ def test_a_session_that_is_still_open_is_not_learned_from() -> None:
     assert history.closed == 1
 
 
-def test_a_session_that_closed_without_a_line_is_none() -> None:
+def test_a_session_that_closed_without_a_line_is_not_learned_from() -> None:
     history = History()
     close(history, 1)
     assert sessions_of(history.closed_sessions()) == []
 
 
-def test_nothing_was_there_to_learn_from() -> None:
+def test_an_empty_history_has_no_sessions() -> None:
     found = History().closed_sessions()
     assert len(found.tokens) == len(found.starts) == 0
     assert found.offsets.tolist() == [0]
 
 
-def test_fresh_is_what_closed_after_the_mark_whenever_it_began() -> None:
+def test_sessions_are_fresh_that_closed_after_the_mark_whenever_they_began() -> None:
     history = History()
     line(history, 1, 10, BEGINS | STARTS)
     line(history, 2, 20, BEGINS | STARTS)

@@ -128,30 +128,30 @@ def test_the_anchor_is_made_of_the_first_sessions_and_handed_on_unchanged(habitu
     assert len(long["tokens"]) == 9 * 900 <= ANCHOR_LINES
 
 
-rings_drawn = st.lists(st.floats(0.01, 50), min_size=1, max_size=80).map(lambda ring: np.sort(np.array(ring)))
+scores_drawn = st.lists(st.floats(0.01, 50), min_size=1, max_size=80).map(lambda scores: np.sort(np.array(scores)))
 
 
-@given(rings_drawn, rings_drawn)
-def test_no_threshold_moves_by_more_than_a_quarter(ring: Floats, before: Floats) -> None:
-    result = bounded(ring, before)
-    assert len(result) == len(ring) and (np.diff(result) >= 0).all()
-    places = (np.arange(len(ring)) + 0.5) / len(ring)
+@given(scores_drawn, scores_drawn)
+def test_no_threshold_moves_by_more_than_a_quarter(scores: Floats, before: Floats) -> None:
+    result = bounded(scores, before)
+    assert len(result) == len(scores) and (np.diff(result) >= 0).all()
+    places = (np.arange(len(scores)) + 0.5) / len(scores)
     ratio = result / np.quantile(before, places, method="hazen")
     assert (ratio >= 1 - LARGEST_MOVE - 1e-9).all() and (ratio <= 1 + LARGEST_MOVE + 1e-9).all()
     np.testing.assert_array_equal(bounded(before * 1.2, before), before * 1.2)
 
 
-def test_a_ring_like_the_one_before_is_left_as_it_is_and_a_first_one_too() -> None:
-    ring = np.linspace(1.0, 9.0, 500)
-    np.testing.assert_array_equal(bounded(ring * 1.1, ring), ring * 1.1)
-    np.testing.assert_array_equal(bounded(ring, np.zeros(0)), ring)
+def test_calibration_scores_like_the_ones_before_are_left_as_they_are_and_the_first_ones_too() -> None:
+    scores = np.linspace(1.0, 9.0, 500)
+    np.testing.assert_array_equal(bounded(scores * 1.1, scores), scores * 1.1)
+    np.testing.assert_array_equal(bounded(scores, np.zeros(0)), scores)
 
 
 @pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize(
     ("allowed", "said"), [("WORSE_ALLOWED", "at new sessions"), ("ANCHOR_WORSE_ALLOWED", "it forgot")]
 )
-def test_a_training_run_ends_with_the_refusal(
+def test_a_training_run_raises_the_refusal(
     habitual: Model, monkeypatch: pytest.MonkeyPatch, allowed: str, said: str
 ) -> None:
     monkeypatch.setattr(promotion, "WORSE_ALLOWED", 9.0)

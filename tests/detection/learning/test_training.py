@@ -23,7 +23,9 @@ def test_what_was_never_done_surprises_more_than_anything_habitual(habitual: Mod
     assert min(stops_early, out_of_order, new) > normal
 
 
-def test_rings_hold_one_ascending_score_a_session_for_each_member_and_all_together(habitual: Model) -> None:
+def test_calibration_scores_hold_one_ascending_score_a_session_for_each_member_and_all_together(
+    habitual: Model,
+) -> None:
     spoke = set(NAMES) - {"values"}  # there were none to judge
     assert set(habitual.calibration) == {*spoke, "ensemble"}
     for ring in habitual.calibration.values():
@@ -51,7 +53,7 @@ def test_the_same_data_and_seed_give_the_same_bits_and_another_seed_does_not() -
     assert digest(to_columns(trained(replace(data, seed=2)))) != once
 
 
-def test_sessions_a_rule_hit_in_teach_nothing() -> None:
+def test_sessions_in_which_a_rule_hit_are_not_learned_from() -> None:
     clean = habits(60, 1)
     data = stream([*clean, *([[66, 67, 68]] * 30)], full=False)
     assert np.isin([66, 67, 68], trained(data).vocabulary).all()
@@ -77,7 +79,7 @@ def test_one_template_alone_still_gives_a_model() -> None:
     assert unknown > known
 
 
-def test_too_little_to_learn_from_is_said() -> None:
+def test_too_little_to_learn_from_is_an_error_that_says_so() -> None:
     with pytest.raises(TrainingError, match="7 clean sessions are too few"):
         trained(stream(habits(7, 1)))
     with pytest.raises(TrainingError, match="came twice"):

@@ -1,4 +1,4 @@
-"""When the next training is due, where something came while the last one ran."""
+"""When the next training is due if something came while the last one ran."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A training that was interrupted anywhere, and gone on with, comes to the model of one that was not, bit for bit."""
+"""A training run that is interrupted anywhere and resumed gives the model of an uninterrupted one, bit for bit."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -111,7 +111,7 @@ def test_a_run_that_never_gets_far_comes_to_its_end_all_the_same(tmp_path: Path)
 
 
 @pytest.mark.parametrize("lacking", ["exp_avg.embedding", "exp_avg_sq.1.up.weight", "rng.state"])
-def test_without_any_part_of_what_is_noted_it_would_be_another_model(tmp_path: Path, lacking: str) -> None:
+def test_without_any_part_of_the_partial_result_it_would_be_another_model(tmp_path: Path, lacking: str) -> None:
     with pytest.raises(Interrupted):
         run(first(), Notes(tmp_path, patience=30))
     notes = Notes(tmp_path)

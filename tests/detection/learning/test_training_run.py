@@ -1,4 +1,4 @@
-"""What a training run learns from and what it leaves out: each protection, and what would happen without it."""
+"""What a training run learns from and leaves out: each protection, and what happens without it."""
 
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -125,12 +125,12 @@ def programs_of_a_host(family: int) -> TrainingSet:
     return replace(data, templates={**TEMPLATES, "family": np.full(100, family, np.uint8)})
 
 
-def test_of_programs_that_each_have_their_own_words_all_is_learned() -> None:
+def test_programs_with_templates_of_their_own_are_all_learned_from() -> None:
     model = trained(programs_of_a_host(1))
     assert len(model.vocabulary) == 60 and len(model.calibration["ensemble"]) == 300
 
 
-def test_clients_that_have_words_in_common_are_told_apart_from_them_by_the_family_of_their_lines() -> None:
+def test_whether_keys_are_alike_is_decided_for_each_family_of_templates() -> None:
     """The programs' lines come into one socket with those of clients, of which one has words of its own."""
     apart, hosts = stream([*habits(300, 1), *[[98, 99, 98, 99]] * 20]), programs_of_a_host(1)
     apart.keys[300:] = 7777
@@ -162,7 +162,7 @@ def flagged(alpha: float) -> TrainingSet:
     return data
 
 
-def test_flagged_sessions_are_not_learned_from_but_as_many_as_alpha_flags_without_cause_stay_in_the_rings() -> None:
+def test_flagged_sessions_are_not_learned_from_but_as_many_as_alpha_flags_by_chance_calibrate() -> None:
     survivors, calibrated = trained(flagged(0.0)), trained(flagged(0.01))
     assert not np.isin([66, 67], calibrated.vocabulary).any()
     assert len(survivors.calibration["ensemble"]) == 290, "survivors only: the highest of them would be the whole"
@@ -172,7 +172,7 @@ def test_flagged_sessions_are_not_learned_from_but_as_many_as_alpha_flags_withou
     assert calibrated.calibration["ngram"][-1] < worst, "the least strange come back, not the two at the end"
 
 
-def test_a_campaign_does_not_fill_the_top_of_the_rings_with_itself() -> None:
+def test_a_campaign_does_not_fill_the_top_of_the_calibration_scores_with_itself() -> None:
     data = stream([*habits(400, 1), *[[1, 66, 66, 4]] * 40], full=False, alpha=0.05)
     data.flagged[400:] = True
     of_many_causes = trained(data)
@@ -232,7 +232,9 @@ def test_values_are_judged_from_when_they_were_seen_often_enough_and_among_the_t
     assert "values" not in trained(few).calibration
 
 
-def test_a_later_generation_goes_on_from_the_one_before(monkeypatch: pytest.MonkeyPatch, habitual: Model) -> None:
+def test_a_later_generation_continues_from_the_weights_of_the_last(
+    monkeypatch: pytest.MonkeyPatch, habitual: Model
+) -> None:
     monkeypatch.setattr(transformer, "FEWEST_STEPS", 1)
     monkeypatch.setattr(transformer, "LINES_PER_STEP", 10**9)
     data = stream([*habits(80, 2), *[[1, 6, 4]] * 20])
@@ -277,7 +279,7 @@ def test_a_later_generation_sees_old_sessions_as_often_as_new_ones(
 
 
 @pytest.mark.usefixtures("briefly")
-def test_one_like_the_one_before_takes_its_place_with_its_anchor(habitual: Model) -> None:
+def test_a_model_as_good_as_the_last_replaces_it_and_keeps_its_anchor(habitual: Model) -> None:
     data = stream(habits(100, 2), previous=habitual)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("detection.learning.promotion.WORSE_ALLOWED", 2.0)

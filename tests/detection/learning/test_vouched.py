@@ -1,4 +1,4 @@
-"""Lines that the operator vouches for teach, and do nothing else."""
+"""Vouched lines are learned from and have no other effect."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def test_vouched_lines_count_for_nothing_and_are_learned_from_when_the_file_ends
     assert len(train(data, progress=lambda step: None).calibration["ensemble"]) == 220
 
 
-def test_the_models_first_word_or_a_refusal_ends_the_need_to_train() -> None:
+def test_a_model_or_a_refusal_ends_the_need_to_train() -> None:
     journal = simple()
     vouch(journal, usual(200, 1))
     learn(journal)
@@ -94,7 +94,7 @@ def test_a_stream_beside_it_is_not_touched() -> None:
     ]
 
 
-def test_it_goes_on_where_it_was_when_it_was_exported_half_way_in_the_middle_of_a_line() -> None:
+def test_an_export_in_the_middle_of_a_vouched_line_continues_after_a_load() -> None:
     data = b"".join(each + b"\n" for each in usual(150, 1))
     half = len(data) // 2
     while data[half - 1 : half] == b"\n":

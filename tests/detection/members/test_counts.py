@@ -75,7 +75,7 @@ def padded(vectors: list[list[int]]) -> NDArray[np.uint8]:
 
 
 @given(vectors_drawn, vectors_drawn)
-def test_distances_are_those_of_a_plain_reading_whatever_was_asked_before(
+def test_distances_are_those_of_a_plain_implementation_whatever_the_memo_holds(
     references: list[list[int]], asked: list[list[int]]
 ) -> None:
     member = Counts({"vectors": padded(references)}, NOTHING)
@@ -86,7 +86,7 @@ def test_distances_are_those_of_a_plain_reading_whatever_was_asked_before(
         np.testing.assert_allclose(member.distances(padded(asked[::-1])), expected[::-1], rtol=1e-15)
 
 
-def test_a_memo_with_one_place_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memo_with_one_place_gives_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     asked = rng.integers(0, 9, (200, COUNT_BUCKETS)).astype(np.uint8)
     part = {"vectors": rng.integers(0, 9, (30, COUNT_BUCKETS)).astype(np.uint8)}

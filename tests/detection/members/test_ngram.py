@@ -87,7 +87,7 @@ def test_a_session_that_stops_in_the_middle_is_a_surprise_at_its_end() -> None:
     assert len(still_open) == 3, "an open one has no end to be judged by"
 
 
-def test_a_true_beginning_is_told_from_a_continuation() -> None:
+def test_a_real_beginning_is_distinguished_from_a_continuation() -> None:
     ngrams = model(habits(200, 1))
     begins, goes_on = (ngrams.nats(whole(sessions([2, 4], starts=starts)))[0] for starts in (True, False))
     assert begins > goes_on, "sessions begin with 1, always"
@@ -119,7 +119,7 @@ def test_bits_depend_neither_on_the_memo_nor_on_how_sessions_are_cut(asked: list
     np.testing.assert_array_equal(np.concatenate(joined), cold)
 
 
-def test_a_memo_with_one_place_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memo_with_one_place_gives_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     view = whole(sessions(*habits(50, 3)))
     expected = model(habits(60, 1)).nats(view)
     monkeypatch.setattr(module, "_MEMO", 1)

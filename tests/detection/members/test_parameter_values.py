@@ -221,7 +221,7 @@ def test_the_order_of_learning_changes_nothing(known: list[bytes], chance: objec
     assert digest(_taught(known).export()) == digest(_taught(shuffled).export()) == digest(one_by_one.export())
 
 
-def test_only_kept_lines_are_learned_and_scoring_learns_nothing() -> None:
+def test_only_marked_lines_are_learned_and_scoring_learns_nothing() -> None:
     targets = _query([b"anna", b"<script>", b"bert"])
     keep = np.array([True, False, True])
     model = ValueModel()
@@ -234,7 +234,7 @@ def test_only_kept_lines_are_learned_and_scoring_learns_nothing() -> None:
     assert digest(model.export()) == before
 
 
-def test_a_loaded_model_goes_on_as_the_one_that_was_exported() -> None:
+def test_a_loaded_model_continues_as_the_exported_one() -> None:
     model = _taught(_query([b"anna", b"x@y.org"] * 50))
     other = ValueModel.load(model.export())
     for each in (model, other):

@@ -72,6 +72,6 @@ def test_a_member_looks_at_those_before_it_only() -> None:
         assert set(looks_at) <= set(NAMES[: NAMES.index(name)])
 
 
-def test_what_classes_say_of_themselves_is_what_the_registry_says() -> None:
+def test_the_registry_agrees_with_the_attributes_of_the_classes() -> None:
     assert [*IN_NATS, *OFTEN_SILENT] == ["sources", "values"]
     assert LOOKS_AT == {"isolation_forest": ("transformer", "ngram", "counts")}

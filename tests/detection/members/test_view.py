@@ -40,7 +40,7 @@ def table(numbers: list[float]) -> NDArray[np.float64]:
 
 @given(drawn_sessions, scores_drawn)
 @settings(max_examples=40, deadline=None)
-def test_where_sessions_stand_is_what_a_plain_reading_says(drawn: list[Session], numbers: list[float]) -> None:
+def test_the_standing_of_sessions_is_that_of_a_plain_implementation(drawn: list[Session], numbers: list[float]) -> None:
     view, scores = whole(drawn, 2, MUTED), table(numbers)
     standing = said(view, np.arange(len(view)), scores)
     for s, session in enumerate(drawn):

@@ -1,3 +1,4 @@
+import doctest
 import random
 import time
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ from detection.templates.masks import message_tokens, request_tokens, skeletons
 from detection.templates.table import MAX_ID, OTHER, TemplateTable
 
 TRUTH = Path("../shared/data/templates2k")
+
+
+def test_the_example_in_the_documentation_is_true() -> None:
+    assert doctest.testmod(templates).attempted > 2
+    assert doctest.testmod(templates).failed == 0
 
 
 def masked(message: bytes) -> bytes:
@@ -139,7 +145,7 @@ def test_the_least_recently_used_of_the_rarer_half_goes_first() -> None:
     assert (len(table), table.created, table.evicted) == (4, 6, 2)
 
 
-def test_what_is_pinned_stays_though_it_is_rare_and_what_is_not_makes_room() -> None:
+def test_pinned_templates_stay_though_they_are_rare_and_others_are_evicted() -> None:
     table = TemplateTable(capacity=8)
     lines = [b" ".join([b"word"] * n) for n in range(1, 110)]
     table.assign("text", lines[:8])
@@ -162,7 +168,7 @@ def test_no_more_than_half_of_the_table_is_pinned_and_of_those_the_first_named()
 
 
 @pytest.mark.parametrize("capacity", range(1, 10))
-def test_there_is_room_to_be_made_however_much_is_pinned(capacity: int) -> None:
+def test_templates_can_be_evicted_however_many_are_pinned(capacity: int) -> None:
     table = TemplateTable(capacity)
     table.pinned = np.arange(1, 100, dtype=np.int32)
     table.assign("text", [b" ".join([b"word"] * n) for n in range(1, 60)])
@@ -183,7 +189,7 @@ def test_when_ids_run_out_lines_are_other() -> None:
     assert full.evicted == 0
 
 
-def test_without_ids_a_line_is_looked_for_again_each_time() -> None:
+def test_when_ids_have_run_out_a_line_is_looked_up_again_each_time() -> None:
     table = TemplateTable()
     table.assign("text", [b"open file a b x y w done"])
     full = TemplateTable.load({**table.export(), "created": MAX_ID, "id": np.array([0, MAX_ID], np.int32)})

@@ -1,4 +1,4 @@
-"""What the forest is shown of a session, and what it is fitted on."""
+"""The features of a session, and the rows that the forest is fitted on."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from tests.detection.streams import fit_data, habits, stream
 from tests.detection.views import Line, Session, whole
 
 
-def heard(sessions: list[Session]) -> Standing:
+def standing_of(sessions: list[Session]) -> Standing:
     """Every member says its number in `NAMES` of the first line and nothing of the others."""
     view = whole(sessions, len(NAMES))
     standing = Standing(view, NAMES)
@@ -29,14 +29,14 @@ def heard(sessions: list[Session]) -> Standing:
 
 def test_features_are_named_one_by_one_and_stand_in_that_order() -> None:
     lines = [Line(1, error=True), Line(2, gap=3.0), Line(1, gap=4.0)]
-    row = dict(zip(FEATURES, features(heard([Session(lines)]))[-1].tolist(), strict=True))
+    row = dict(zip(FEATURES, features(standing_of([Session(lines)]))[-1].tolist(), strict=True))
     for name in ("transformer", "ngram", "counts", "values", "sources"):
         assert row[name] == NAMES.index(name)
     assert row["log_length"] == np.log1p(3) and row["distinct"] == 2
     assert row["error_share"] == pytest.approx(1 / 3) and row["rate"] == pytest.approx(np.log1p(3 / 7))
 
 
-def test_what_is_usual_goes_along_by_feature() -> None:
+def test_usual_values_are_returned_for_each_feature() -> None:
     data = stream(habits(200, 1))
     standing = Standing(whole_sessions(data, len(NAMES)), NAMES)
     part = fit_forest(fit_data(data, standing))
@@ -62,7 +62,7 @@ def test_a_session_is_not_strange_because_it_is_still_short() -> None:
     assert strange < 0.1 < 0.2 < strange_to_other
 
 
-def test_asked_of_some_trees_a_forest_answers_as_if_it_had_no_others() -> None:
+def test_a_forest_scored_by_some_of_its_trees_scores_as_if_it_had_no_others() -> None:
     rng = np.random.default_rng(1)
     columns = forest_columns(SklearnForest(n_estimators=10, max_samples=64, random_state=1).fit(rng.random((200, 3))))
     rows, some = rng.random((50, 3)), np.array([1, 4, 7])

@@ -186,7 +186,7 @@ def on_the_clock(drawn: list[Line]) -> list[Line]:
 
 @given(drawn_lines, st.integers(1, 5))
 @settings(max_examples=150, deadline=None)
-def test_scores_are_those_of_a_plain_reading(drawn: list[Line], block: int) -> None:
+def test_scores_are_those_of_a_plain_implementation(drawn: list[Line], block: int) -> None:
     lines = on_the_clock(drawn)
     with small_table(block, capacity=2 * block + 3):
         plain = PlainCounters(block, 2 * block + 3)
@@ -194,7 +194,7 @@ def test_scores_are_those_of_a_plain_reading(drawn: list[Line], block: int) -> N
         assert observe(SourceCounters(), lines).tolist() == pytest.approx(expected, abs=1e-12)
 
 
-def test_scores_of_long_pasts_are_those_of_a_plain_reading() -> None:
+def test_scores_of_long_pasts_are_those_of_a_plain_implementation() -> None:
     drawn, clock, lines = random.Random(2), NOON, []
     for _ in range(1_500):
         clock += drawn.choice((0.0, 1.0, 30.0, 300.0))
@@ -281,7 +281,7 @@ def test_a_long_stream_in_batches_of_the_daemon_and_line_by_line_gives_the_same_
 
 @given(drawn_lines, st.integers(1, 5))
 @settings(max_examples=50, deadline=None)
-def test_a_question_is_answered_as_the_next_line_would_be_and_changes_nothing(drawn: list[Line], block: int) -> None:
+def test_peek_returns_what_observe_would_and_changes_nothing(drawn: list[Line], block: int) -> None:
     with small_table(block, capacity=2 * block + 4):
         counters, lines = SourceCounters(), on_the_clock(drawn)
         for number, line in enumerate(lines):
@@ -409,7 +409,7 @@ def slowly_turning_bad(usual: Usual) -> tuple[float, float]:
     return float(np.median(observe(counters, attack)[-1_200:])), highest
 
 
-def test_who_turns_bad_slowly_is_not_excused_by_how_bad_he_was_yesterday(
+def test_a_source_that_turns_bad_slowly_is_not_excused_by_its_yesterday(
     usual: Usual, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_the_end, highest = slowly_turning_bad(usual)
@@ -430,7 +430,7 @@ def failing_all_day(usual: Usual) -> tuple[NDArray[np.float64], float]:
     return observe(counters, failures).reshape(3, 24 * 60), highest
 
 
-def test_who_fails_all_day_stands_out_where_others_fail_as_much_for_a_while(
+def test_a_source_that_fails_all_day_stands_out_where_others_fail_as_much_for_a_while(
     usual: Usual, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     days, highest = failing_all_day(usual)
@@ -475,7 +475,7 @@ def test_a_backup_at_night_is_less_strange_every_night() -> None:
     assert highest[-1] < 0.4 * max(highest)
 
 
-def test_who_has_seen_no_source_says_nothing() -> None:
+def test_without_a_background_every_score_is_zero() -> None:
     assert observe(SourceCounters(), [(b"203.0.113.7", NOON, True, i) for i in range(1_000)]).max() == 0.0
 
 
@@ -491,7 +491,7 @@ def test_a_line_without_a_source_counts_for_nobody(usual: Usual) -> None:
 # --- hostile -----------------------------------------------------------------------------------------------------
 
 
-def test_many_sources_make_room_for_each_other_and_drive_out_nobody_who_goes_on() -> None:
+def test_many_sources_evict_each_other_but_no_source_that_stays_active() -> None:
     counters, n = SourceCounters(), 60_000
     lines = [(b"regular", NOON, False, 1) if i % 100 == 0 else (b"s%d" % i, NOON, i % 2 == 0, i) for i in range(n)]
     for start in range(0, n, 4096):
@@ -607,7 +607,7 @@ def test_lines_together_read_as_each_does_by_itself(messages: list[bytes]) -> No
     assert failures_of(together).tolist() == [bool(failures_of(text(message))[0]) for message in messages]
 
 
-def test_things_are_told_apart_by_their_contents_in_every_process() -> None:
+def test_resources_have_the_same_hashes_in_every_process() -> None:
     assert resources_of([b"GET / 200", b"GET /a 200", b"GET / 200"]).tolist() == [3496107569, 970098630, 3496107569]
 
 

@@ -1,4 +1,4 @@
-"""Scoring sequences: exact against a plain reading of the method, and the same bits however it is asked."""
+"""Scoring sequences: equal to a plain implementation, and the same bits for any batches and memos."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_windows_keep_at_least_31_templates_of_context_and_fit_the_network() -> 
     assert (window_start(counts[:63]) == 0).all()
 
 
-def test_surprises_are_those_of_a_plain_reading_token_by_token() -> None:
+def test_surprises_are_those_of_a_plain_implementation_token_by_token() -> None:
     asked = [(_tokens(n, n), 0, n % 2 == 0, n % 3 == 0) for n in (1, 5, 62, 63, 64, 95, 130)]
     expected = []
     weights = {name: torch.from_numpy(array) for name, array in WEIGHTS.items()}
@@ -164,7 +164,7 @@ def test_bits_do_not_depend_on_which_blocks_are_remembered(
         assert np.array_equal(np.concatenate(grown), whole)
 
 
-def test_sessions_that_begin_alike_share_their_blocks_and_go_on_apart() -> None:
+def test_sessions_that_begin_alike_share_their_first_blocks_only() -> None:
     common = _tokens(40, 5)
     tails = [_tokens(20, seed) for seed in (6, 7, 8)]
     scorer = _scorer(256)
@@ -191,7 +191,7 @@ def _walk(tokens: torch.Tensor, rows: list[int], asked: list[int], spread: int) 
         ]
 
 
-def test_a_walk_by_blocks_has_the_same_bits_for_any_rows_places_and_questions() -> None:
+def test_advancing_by_blocks_has_the_same_bits_for_any_rows_pages_and_wanted_positions() -> None:
     torch.set_num_threads(1)
     tokens = torch.from_numpy(np.random.default_rng(3).integers(0, FIRST + len(VOCABULARY), (130, 64)))
     whole = _walk(tokens, list(range(130)), list(range(130 * 16)), 1)
@@ -203,7 +203,7 @@ def test_a_walk_by_blocks_has_the_same_bits_for_any_rows_places_and_questions() 
         assert all(map(torch.equal, _walk(tokens, rows, chosen, 1), [states[chosen] for states in expected]))
 
 
-def test_a_walk_by_blocks_agrees_with_reading_whole_rows() -> None:
+def test_advancing_by_blocks_agrees_with_whole_rows() -> None:
     tokens = torch.from_numpy(np.random.default_rng(4).integers(0, FIRST + len(VOCABULARY), (3, 64)))
     weights = {name: torch.from_numpy(array) for name, array in WEIGHTS.items()}
     with torch.inference_mode():
