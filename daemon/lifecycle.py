@@ -49,7 +49,7 @@ from daemon.startup.recovery import (
     known_through,
     start_journal,
 )
-from daemon.startup.scan import Found, find
+from daemon.startup.scan import Found, check_snapshot, find
 from detection.frames import Sequenced, SettingsFrame
 from detection.settings import RuleText
 from persistence.directory import StoreError
@@ -96,7 +96,9 @@ def run(
     try:
         with ExitStack() as stack:
             inherited = inherit()
-            store = stack.enter_context(open_store(state_directory, keep=settings.checkpoint.keep))
+            store = stack.enter_context(
+                open_store(state_directory, keep=settings.checkpoint.keep, check=check_snapshot)
+            )
             runtime = runtime_directory()
             make_private(runtime)
             listeners = stack.enter_context(

@@ -249,10 +249,10 @@ def test_train_from_takes_no_archive_and_reads_utf_16(daemon: Vigild, tmp_path: 
     lines = [line.decode() for line in sample_lines()[:50]]
     before = daemon.status()["vouched"]["lines"]
     archive, packed, windows = tmp_path / "model.pt", tmp_path / "log.tar.gz", tmp_path / "log.txt"
-    with zipfile.ZipFile(archive, "w") as members:
-        members.writestr("data.pkl", "\n".join(lines))
-    with tarfile.open(packed, "w:gz") as members:
-        members.add(archive, "model.pt")
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("data.pkl", "\n".join(lines))
+    with tarfile.open(packed, "w:gz") as tarred:
+        tarred.add(archive, "model.pt")
     windows.write_text("\n".join(lines) + "\n", "utf-16")
     for source, what in ((archive, "a zip archive"), (packed, "a tar archive")):
         status, out, err = train_from(source)

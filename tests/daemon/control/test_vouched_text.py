@@ -10,7 +10,8 @@ import tarfile
 import zipfile
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from daemon.control import vouched_text
 from daemon.control.interface import ControlError
