@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from detection.causes.fingerprints import KINDS
 from detection.columns.state import Columns, Value
-from detection.learning.history import ROWS
 from detection.members.isolation_forest.features import JUDGED
 from detection.members.origins.background import BINS
 from detection.members.view import CLOSING
@@ -29,7 +28,9 @@ LARGEST = 1 << 62  # of counts and line numbers: so far away that nothing overfl
 LATEST = 1e15  # seconds, either way: no time that a line can hold comes near it
 LARGEST_SCORE = 1e30
 LARGEST_CAPACITY = 1 << 24
-VERDICTS = 3  # `scoring.outcomes`, whose imports are heavy
+# Of modules whose imports are heavy: a start checks a snapshot before it has time for torch.
+VERDICTS = 3  # `scoring.outcomes`
+HISTORY_ROWS = 1 << 18  # `learning.history`
 _FIRST_VOUCHED = -(1 << 62)
 
 
@@ -225,7 +226,7 @@ def _lengths(state: Columns) -> Iterator[tuple[str, int, int]]:
         bound = _bound(name)
         if (bound is not None and bound.rows and value.ndim) or column in _MORE_ROWS:
             yield name, len(value), rows.setdefault(part, len(value))
-    yield "history.serials", rows["history"], min(_number(state, "history.written"), ROWS)
+    yield "history.serials", rows["history"], min(_number(state, "history.written"), HISTORY_ROWS)
     yield "templates.id", rows["templates"], 1 + int(np.sum(state["templates.tokens"] == ord("\n")))
     for part in ("sources", "vouching.living"):
         if f"{part}.sizes" in state:

@@ -1,5 +1,7 @@
 """What a loaded state may hold: every column has a bound or needs none, and whatever breaks one is named."""
 
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -13,7 +15,9 @@ from detection.bounds import BOUNDS, DamagedError, check_model, check_state
 from detection.columns.state import State
 from detection.detector import Detector
 from detection.frames import VouchedFrame
+from detection.learning.history import ROWS
 from detection.models.model import Model, to_columns
+from detection.scoring.outcomes import ANOMALY, ATTACK, NORMAL, NOVEL
 from tests.detection.journal import RECEIVED, segment, started
 
 # Every value of theirs is one: truths, hashes and bit maps, keys, texts and raw bytes; counts of a small unsigned type.
@@ -76,6 +80,13 @@ def test_every_column_has_a_bound_or_needs_none(state: State) -> None:
     names = {name for name in state if bounds._bound(name) is None}
     assert {bounds._in_stream(name) for name in names} - set(bounds._JSON) == FREE
     assert BOUNDS.keys() <= state.keys(), "a bound of a column that there is not"
+
+
+@pytest.mark.slow
+def test_what_is_said_of_other_modules_is_true_and_none_of_them_is_heavy() -> None:
+    assert (bounds.HISTORY_ROWS, bounds.VERDICTS) == (ROWS, max(NORMAL, NOVEL, ANOMALY, ATTACK))
+    code = "import sys, daemon.lifecycle; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60.0).returncode == 0
 
 
 def test_nan_is_refused_but_in_the_columns_that_may_hold_it(state: State) -> None:
