@@ -49,7 +49,7 @@ from daemon.startup.recovery import (
     known_through,
     start_journal,
 )
-from daemon.startup.scan import Found, find
+from daemon.startup.scan import Found, check_snapshot, find
 from detection.frames import Sequenced, SettingsFrame
 from detection.settings import RuleText
 from persistence.directory import StoreError
@@ -92,11 +92,14 @@ def run(
     """Run until SIGTERM or SIGINT. Raises Failed; what is a fault of ours comes out as it is."""
     os.umask(0o077)
     keep_freed_buffers()
+    room_for_connections(MAX_CONNECTIONS)  # raises the soft limit, before files are opened
     notifier = Notifier.from_environment()
     try:
         with ExitStack() as stack:
             inherited = inherit()
-            store = stack.enter_context(open_store(state_directory, keep=settings.checkpoint.keep))
+            store = stack.enter_context(
+                open_store(state_directory, keep=settings.checkpoint.keep, check=check_snapshot)
+            )
             runtime = runtime_directory()
             make_private(runtime)
             listeners = stack.enter_context(
@@ -121,7 +124,12 @@ def _known(exc: BaseException) -> list[str]:
         parts = [_known(part) for part in exc.exceptions]
         return list(dict.fromkeys(message for part in parts for message in part)) if all(parts) else []
     expected = (StoreError, ListenError, JournalError, CheckpointError, OSError)
-    return [str(exc)] if isinstance(exc, expected) else []
+    if isinstance(exc, expected):
+        return [str(exc)]
+    if isinstance(exc, MemoryError | ImportError) or "can't start new thread" in str(exc):
+        what = " ".join(str(exc).split()) or type(exc).__name__
+        return [f"out of memory, threads or parts of the installation: {what}; see ulimit -a, and vigilctl doctor"]
+    return []
 
 
 class _Daemon:

@@ -58,6 +58,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     # all, for by default they would end us.
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    from daemon.host.limits import LimitError, refuse_small_limits
     from daemon.places import state_directory
     from daemon.settings import SettingsError, load, read_rules, read_token
 
@@ -69,7 +70,8 @@ def _main(arguments: Sequence[str] | None) -> int:
             return _check(settings, options.state_dir or state_directory())
         rules = read_rules(settings)
         token = read_token(settings)
-    except SettingsError as exc:
+        refuse_small_limits()
+    except (SettingsError, LimitError) as exc:
         return _failed(str(exc))
     from daemon.lifecycle import Failed, run
 

@@ -93,7 +93,7 @@ def load(path: Path | None, env: Mapping[str, str]) -> Settings:
         found = _find(path, env, instance)
         if found is None:
             return unset
-        text = found.read_text("utf-8")
+        text = _read_text(found)
     except (OSError, ValueError) as exc:
         raise SettingsError(_unreadable(exc, path or SYSTEM_DIRECTORY)) from exc
     return parse(text, found, unset)
@@ -143,8 +143,8 @@ def parse(text: str, path: Path, unset: Settings | None = None) -> Settings:
 def read_rules(settings: Settings) -> tuple[RuleText, ...]:
     """The built-in pack, then the files of `[rules] paths` in order.
 
-    A path is a file, a directory (its *.toml, by name) or a glob. Raises SettingsError for a missing file and for one
-    that cannot be read as text.
+    A path is a file, a directory (its *.toml, by name) or a glob. Raises SettingsError for a missing file, for one that
+    cannot be read as text, and for what is no regular file.
     """
     pack = importlib.resources.files("detection").joinpath("rulepack.toml").read_text("utf-8")
     texts = [RuleText("builtin", pack)]
@@ -153,7 +153,7 @@ def read_rules(settings: Settings) -> tuple[RuleText, ...]:
         try:
             for path in _rule_files(place, entry):
                 place = path
-                texts.append(RuleText(str(path), path.read_text("utf-8")))
+                texts.append(RuleText(str(path), _read_text(path)))
         except (OSError, ValueError) as exc:
             raise SettingsError(_unreadable(exc, place)) from exc
     return tuple(texts)
@@ -166,6 +166,13 @@ def _rule_files(path: Path, entry: str) -> list[Path]:
     if any(sign in entry for sign in "*?["):
         return sorted(Path(each) for each in glob(str(path), recursive=True))
     return [path]
+
+
+def _read_text(path: Path) -> str:
+    # Before it is opened: a FIFO would wait for its writer, and a device may never end.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("is not a regular file")
+    return path.read_text("utf-8")
 
 
 def _unreadable(exc: OSError | ValueError, path: Path | str) -> str:
@@ -284,8 +291,10 @@ def _check_key(key: str) -> None:
         return
     import re2
 
+    options = re2.Options()
+    options.log_errors = False  # else RE2 prints the error itself, beside ours
     try:
-        groups = re2.compile(key).groups
+        groups = re2.compile(key, options).groups
     except re2.error as exc:
         reason = exc.args[0] if exc.args else exc
         reason = reason.decode() if isinstance(reason, bytes) else reason

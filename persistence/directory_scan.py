@@ -5,7 +5,7 @@ anything is changed. `Losses` lists every fault found.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from persistence.model_file import ModelError, ModelFile
 from persistence.preamble import NewerFormatError, check_preamble
 from persistence.segment import Entry
 from persistence.snapshot import SnapshotError
+
+Snapshot = tuple[int, int, dict[str, Value]]  # its seq, line and columns
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Recovery:
     when entries after it are lost. `journal_missing`: there was a journal once, and no segment is left.
     """
 
-    snapshot: tuple[int, int, dict[str, Value]] | None
+    snapshot: Snapshot | None
     snapshot_name: str | None
     entries: Iterator[Entry]
     models: list[ModelFile]
@@ -64,8 +66,10 @@ class Recovery:
         return self.reader.last_line
 
 
-def scan_directory(directory: Path, disk: Disk, losses: Losses, *, was_journaled: bool) -> Recovery:
-    """Read `directory`, set damaged files aside, and add to `losses`. Blocking.
+def scan_directory(
+    directory: Path, disk: Disk, losses: Losses, read: Callable[[Path], Snapshot], *, was_journaled: bool
+) -> Recovery:
+    """Read `directory`, set damaged files aside, and add to `losses`. Blocking. `read` is as for `newest_snapshot`.
 
     Raises OSError when the disk fails, `NewerFormatError`; iterating the entries also raises `JournalError`.
     """
@@ -77,7 +81,7 @@ def scan_directory(directory: Path, disk: Disk, losses: Losses, *, was_journaled
             disk.unlink(path)
             losses.notes.append(f"{path.name}: removed, an unfinished write")
     positions = _snapshot_positions(directory, disk)
-    found = newest_snapshot(directory, disk, losses)
+    found = newest_snapshot(directory, disk, losses, read)
     models = _intact_models(directory, disk, losses)
     _, seq, line, _ = found if found is not None else ("", 0, 0, {})
     journal_missing = was_journaled and not segments(directory)
@@ -173,8 +177,12 @@ def _snapshot_positions(directory: Path, disk: Disk) -> list[tuple[int, int]]:
     return positions
 
 
-def newest_snapshot(directory: Path, disk: Disk, losses: Losses) -> tuple[str, int, int, dict[str, Value]] | None:
+def newest_snapshot(
+    directory: Path, disk: Disk, losses: Losses, read: Callable[[Path], Snapshot]
+) -> tuple[str, int, int, dict[str, Value]] | None:
     """The name, seq, line and columns of the newest intact snapshot; damaged ones are set aside. None without one.
+
+    `read` gives seq, line and columns of one; it raises SnapshotError for a damaged one, and OSError.
 
     A snapshot that cannot be read now stays as it is. An older one takes its place if the journal reaches back to
     that, so that nothing is lost; otherwise raises UnreadableError.
@@ -182,7 +190,7 @@ def newest_snapshot(directory: Path, disk: Disk, losses: Losses) -> tuple[str, i
     unreadable: list[UnreadableError] = []
     for named, path in snapshot_paths(directory):
         try:
-            seq, line, columns = snapshot.read_snapshot(path, disk=disk)
+            seq, line, columns = read(path)
             if seq != named:
                 raise SnapshotError(f"{path}: is of frame {seq}")
         except SnapshotError as exc:

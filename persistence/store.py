@@ -8,7 +8,7 @@
     frame-<seq>.bad          a frame that could not be applied
     alerts.jsonl, .mark      flagged records (persistence/jsonl.py), and the id of the last one
     verdicts.jsonl, .mark    every record, if the settings say so
-    *.bad                    set aside: damaged, or a model of a layout that this program cannot use
+    *.bad                    set aside: damaged, or holds what cannot be, or a model of a layout that is not ours
     *.tmp                    an unfinished write, removed at recovery
 
 At every instant the directory holds the last two intact snapshots and the journal back to the older of
@@ -21,7 +21,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,6 +33,7 @@ from persistence.directory import PIN_SUFFIX, SNAPSHOT, Lock, StoreError, open_d
 from persistence.directory_scan import (
     Losses,
     Recovery,
+    Snapshot,
     bare_reason,
     model_paths,
     newest_snapshot,
@@ -49,6 +50,8 @@ from persistence.snapshot import SnapshotError
 from persistence.training_files import open_training_directory
 
 MODELS_KEPT = 5
+
+Check = Callable[[int, int, Columns], None]
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,16 @@ class SnapshotInfo:
 
 
 @contextmanager
-def open_store(directory: Path, *, keep: int = 5, disk: Disk = REAL) -> Iterator["Store"]:
-    """Create, check and lock `directory`, and keep the last `keep` snapshots in it. Raises `StoreError`."""
+def open_store(directory: Path, *, keep: int = 5, check: Check | None = None, disk: Disk = REAL) -> Iterator["Store"]:
+    """Create, check and lock `directory`, and keep the last `keep` snapshots in it. Raises `StoreError`.
+
+    `check` is called with the seq, line and columns of each snapshot before it is used for the first time; a snapshot
+    for which it raises ValueError is damaged.
+    """
     if keep < 1:
         raise ValueError(f"keep {keep} snapshots: at least 1")
     with open_directory(directory) as lock:
-        store = Store(directory, keep, disk, lock)
+        store = Store(directory, keep, disk, lock, check)
         try:
             yield store
         finally:
@@ -85,12 +92,14 @@ def open_store(directory: Path, *, keep: int = 5, disk: Disk = REAL) -> Iterator
 class Store:
     """Opened by `open_store`. Call `recover` first, iterate its entries, then `start_journal`; then the rest."""
 
-    def __init__(self, directory: Path, keep: int, disk: Disk, lock: Lock) -> None:
+    def __init__(self, directory: Path, keep: int, disk: Disk, lock: Lock, check: Check | None = None) -> None:
         self.directory = directory
         self.training = directory / "training"
         self._keep = keep
         self._disk = disk
         self._lock = lock
+        self._check = check
+        self._sound: set[Path] = set()  # snapshots that `check` has found so
         self._journal: JournalWriter | None = None
         self._reader: JournalReader | None = None  # of the last `recover`
         # One list for the life of the process: a second recovery must not hide the faults that the first one found.
@@ -112,7 +121,13 @@ class Store:
         """
         self.close()
         try:
-            found = scan_directory(self.directory, self._disk, self._losses, was_journaled=self._lock.was_journaled)
+            found = scan_directory(
+                self.directory,
+                self._disk,
+                self._losses,
+                self._read_snapshot,
+                was_journaled=self._lock.was_journaled,
+            )
         except NewerFormatError as exc:
             raise StoreError(str(exc)) from exc
         except OSError as exc:
@@ -212,7 +227,7 @@ class Store:
         path = self._snapshot_path(name)
         with self._files:
             self._used[name] = max(self._last_seq(), self._used.get(name, 0))
-            seq, _, columns = snapshot.read_snapshot(path, disk=self._disk)
+            seq, _, columns = self._read_snapshot(path)
             header = snapshot.read_header(path, disk=self._disk)
         if f"{seq:020d}" not in name:
             raise SnapshotError(f"{path}: is of frame {seq}")
@@ -243,7 +258,7 @@ class Store:
         """
         with self._files:
             try:
-                found = newest_snapshot(self.directory, self._disk, self._losses)
+                found = newest_snapshot(self.directory, self._disk, self._losses, self._read_snapshot)
             except OSError as exc:
                 raise StoreError(f"{exc.filename or self.directory}: {exc.strerror}") from exc
             _, seq, line, columns = found if found is not None else ("", 0, 0, None)
@@ -307,7 +322,7 @@ class Store:
             raise
 
     def set_model_aside(self, name: str, reason: str) -> None:
-        """Set aside model file `name`, which is intact but of a layout that this program cannot use."""
+        """Set aside model file `name`, which is what was written, but of no use: of another layout, or no model."""
         set_aside(self.model_path(name), reason, self._disk, self._losses)
         self._intact_models.pop(name, None)
 
@@ -375,6 +390,17 @@ class Store:
             if path.name not in needed:
                 self._disk.unlink(path)
                 self._intact_models.pop(path.name, None)
+
+    def _read_snapshot(self, path: Path) -> Snapshot:
+        """Raises as `snapshot.read_snapshot` does; SnapshotError also for one that `check` refuses."""
+        seq, line, columns = snapshot.read_snapshot(path, disk=self._disk)
+        if self._check is not None and path not in self._sound:
+            try:
+                self._check(seq, line, columns)
+            except ValueError as exc:
+                raise SnapshotError(f"{path}: {exc}") from exc
+            self._sound.add(path)
+        return seq, line, columns
 
     def _set_aside(self, path: Path, reason: str) -> None:
         set_aside(path, reason, self._disk, self._losses)

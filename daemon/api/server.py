@@ -156,7 +156,12 @@ class _Application:
             await send({"type": "websocket.close", "code": 1000, "reason": None})
             return
         if scope["type"] == "http" and not scope["path"].startswith("/"):
-            await _refuse_target(send)  # "*" or a whole URL, on which the framework may trip
+            # "*" or a whole URL, on which the framework may trip
+            await _refuse(send, "bad_target", "the request target is not a path")
+            return
+        if scope["type"] == "http" and _LENGTHS <= {name for name, _ in scope["headers"]}:
+            # A proxy in front may have gone by the other one, and where the next request begins is anybody's guess.
+            await _refuse(send, "two_lengths", "a request has Content-Length or Transfer-Encoding, not both")
             return
 
         async def send_to_the_end(event: ASGISendEvent) -> None:
@@ -167,9 +172,15 @@ class _Application:
         await self._app(scope, receive, send_to_the_end)
 
 
-async def _refuse_target(send: ASGISendCallable) -> None:
-    body = b'{"error":{"code":"bad_target","message":"the request target is not a path"}}\n'
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+# RFC 9112, 6.3: with both of them a request may be an attempt at smuggling another one.
+_LENGTHS = frozenset({b"content-length", b"transfer-encoding"})
+
+
+async def _refuse(send: ASGISendCallable, code: str, message: str) -> None:
+    """Answer 400 and close the connection: what it holds beyond this request is not read."""
+    body = b'{"error":{"code":"%s","message":"%s"}}\n' % (code.encode(), message.encode())
+    length = str(len(body)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 400, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 

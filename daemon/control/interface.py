@@ -136,7 +136,7 @@ class Control(Protocol):
         """Learn from the next bytes of the vouched file `source`: {"lines", "rule_hits", "sessions"} they completed.
 
         Durable and applied when this returns. `last` ends the file. Sessions that a rule matched in are not learned
-        from. 409 while another file is under way.
+        from. 409 while another file is under way, 415 for what is not text.
         """
 
     async def anomalies(self, after: str | None, limit: int) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ what a chunk came to is the difference of the counts before and after. One that 
 
 import copy
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -17,6 +17,7 @@ import trio
 from actors.lines import Recognise, Source
 from actors.sequencer import FRAME_BYTES
 from daemon.control.interface import ControlError
+from daemon.control.vouched_text import VouchedText
 from detection.frames import Segment, VouchedFrame
 from detection.summary import Summary
 
@@ -32,6 +33,7 @@ class _Upload:
     name: str
     source: Source
     last_chunk: float  # on trio's clock
+    text: VouchedText = field(default_factory=VouchedText)
 
 
 class VouchedUploads:
@@ -54,19 +56,28 @@ class VouchedUploads:
     ) -> dict[str, Any]:
         """The next `data` of upload `name`, its end with `last`; what they came to, as `Control.train_from` has it.
 
-        Raises what `apply` raises, and `ControlError` 409 "busy" while another upload goes on. Cancelled, the chunk
-        has its place in the journal or is as if it never came.
+        Raises what `apply` raises, and `ControlError` 409 "busy" while another upload goes on, 415 "not_text" for a
+        chunk that is not text, of which nothing is taken. Cancelled, the chunk has its place in the journal or is as if
+        it never came.
         """
         async with self._turn:
             upload = await self._going_on(name, apply)
+            read = copy.deepcopy(upload.text)
+            try:
+                text = read.take(data, last)
+            except ControlError:
+                if not upload.source.begun:
+                    self._upload = None  # the next file need not wait for this one
+                raise
             before = after = summary()
-            for start in range(0, len(data), FRAME_BYTES):
+            for start in range(0, len(text), FRAME_BYTES):
                 advanced = copy.deepcopy(upload.source)
-                segment = advanced.feed(data[start : start + FRAME_BYTES])
+                segment = advanced.feed(text[start : start + FRAME_BYTES])
                 if segment is None:  # all of it is the rest of a line that is full already
                     upload.source = advanced
                 else:
                     after = await self._apply(upload, advanced, segment, False, apply)
+            upload.text = read
             if last:
                 after = await self._end(upload, apply) or after
         return {

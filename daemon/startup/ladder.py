@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 
 
 class ApplyError(Exception):
-    """`apply` raised on `entry`; the exception is the cause. `hopeless`: the entry cannot be decoded as a frame."""
+    """`apply` raised on `entry`; the exception is the cause. `hopeless`: the entry is no frame, or what
+    it names cannot be."""
 
     def __init__(self, entry: Entry, *, hopeless: bool = False) -> None:
         super().__init__(f"frame {entry.seq}")
@@ -109,7 +110,7 @@ class Ladder:
         self._unsettled.add(seq)
         out = self._withdrawn.get(seq, {})
         if error.hopeless:
-            self._skip(entry, cause)
+            self._skip(entry, reason)
         elif self._failures[seq] == 1 and (member is None or self._recovered[member] < PATIENCE):
             log.error("frame %d: %s; it is tried once more", seq, _describe(member, reason), exc_info=cause)
         elif member is not None and member not in out:
@@ -119,7 +120,7 @@ class Ladder:
             log.error("frame %d: %s; it is tried with rules alone", seq, _describe(member, reason))
             self._decide(seq, out | {name: reason for name in NAMES if name not in out})
         else:
-            self._skip(entry, cause)
+            self._skip(entry, reason, cause)
 
     def settle(self, entry: Entry) -> None:
         """The frame was applied or skipped as decided: journal the decision, before its verdicts leave."""
@@ -150,8 +151,8 @@ class Ladder:
         self.decided.add(seq)
         self._unjournaled.add(seq)
 
-    def _skip(self, entry: Entry, cause: BaseException) -> None:
-        log.error("frame %d cannot be applied; it is set aside and skipped", entry.seq, exc_info=cause)
+    def _skip(self, entry: Entry, reason: str, bug: BaseException | None = None) -> None:
+        log.error("frame %d cannot be applied, it is set aside and skipped: %s", entry.seq, reason, exc_info=bug)
         self._skipped.add(entry.seq)
         self.decided.add(entry.seq)
 

@@ -32,11 +32,12 @@ import numpy as np
 
 from daemon.startup.ladder import ApplyError, Ladder, Replay
 from daemon.startup.scan import Found
+from detection.bounds import DamagedError, check_model
 from detection.columns.state import Columns, NewerVersionError, OtherVersionError, State
 from detection.columns.upgrades import STATES
 from detection.detector import Detector
 from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, ReturnedFrame, Sequenced, decode
-from detection.models.model import Model, from_columns
+from detection.models.model import Model, from_columns, to_columns
 from detection.parts import model_in
 from detection.verdicts.records import Verdicts
 from persistence.directory import StoreError
@@ -153,14 +154,20 @@ def adopt_model(store: Store, name: str, sha256: str) -> Model:
 def load_model(store: Store, name: str, sha256: str | None) -> Model:
     """Load a model of the store. Blocking.
 
-    Raises ModelError when the file is missing, damaged or not a model, NewerFormatError and NewerVersionError when it
+    Raises ModelError when the file is missing, damaged or not a model (one whose columns hold what cannot be is set
+    aside), NewerFormatError and NewerVersionError when it
     is of a later version, OtherVersionError when it cannot be upgraded to this version, OSError."""
     columns = store.load_model(name, sha256)
     try:
         with _with_location(store.model_path(name)):
-            return from_columns(columns)
+            model = from_columns(columns)
+        check_model(to_columns(model))
     except (KeyError, TypeError) as exc:
         raise ModelError(f"{name}: is not a model generation: {exc}") from exc
+    except DamagedError as exc:
+        store.set_model_aside(name, str(exc))
+        raise ModelError(f"{name}: {exc}") from exc
+    return model
 
 
 def load_knowledge(store: Store, name: str, sha256: str | None = None) -> tuple[str, Knowledge]:
@@ -269,7 +276,13 @@ class Fold:
                 frame = decode(entry.payload)
             except ValueError as exc:
                 raise ApplyError(entry, hopeless=True) from exc
-            item = self._resolved(entry, frame)
+            try:
+                item = self._resolved(entry, frame)
+            except (OtherVersionError, NewerFormatError, OSError, StoreError, MemoryError):
+                raise  # not the frame's fault but that of the directory, the medium or the machine
+            except Exception as exc:
+                # It names what cannot be: a model by a path, or a state that no detector can hold.
+                raise ApplyError(entry, hopeless=True) from exc
         item = replace(item, without=without)
         try:
             return self.detector.apply(item)

@@ -9,14 +9,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from daemon.startup.progress import ReplayProgress
+from detection.bounds import DamagedError, check_state
 from detection.columns.state import Columns, OtherVersionError, columns_under, decoded, of_this_version
 from detection.columns.upgrades import STATES
-from detection.frames import LinesFrame, SettingsFrame, SkipFrame, WithdrawnFrame, decode
+from detection.frames import LinesFrame, ModelFrame, SettingsFrame, SkipFrame, WithdrawnFrame, decode
 from detection.sessions.connections import LivingSource, LivingSources
 from detection.settings import DetectionSettings, RuleText
 from persistence.directory import StoreError
 from persistence.directory_scan import Recovery
-from persistence.model_file import ModelFile
+from persistence.model_file import ModelFile, generation_of
 from persistence.preamble import NewerFormatError
 from persistence.segment import Entry
 from persistence.store import Store
@@ -79,6 +80,26 @@ def find(store: Store, last_line: int = 0) -> Found:
     except OtherVersionError as exc:
         where = store.directory / (recovery.snapshot_name or "")
         raise StoreError(f"{where}: {exc}; {exc.advice}") from exc
+
+
+def check_snapshot(seq: int, line: int, columns: Columns) -> None:
+    """What a snapshot holds, whose checksums are right, is a state. Raises DamagedError, a ValueError.
+
+    One of another version passes: whoever loads it says what is to be done.
+    """
+    try:
+        state = STATES.upgraded(columns)
+    except OtherVersionError:
+        return
+    check_state(state)
+    if (state["seq"], state["line"]) != (seq, line):
+        raise DamagedError(f"is not the state of frame {seq} and line {line}, as its header says")
+    try:
+        model = decoded(state, "model", ModelFrame).name
+        if model:
+            generation_of(model)
+    except ValueError as exc:
+        raise DamagedError(f"column model: {exc}") from exc
 
 
 def _found(recovery: Recovery, scan: "_Scan", last_line: int) -> Found:

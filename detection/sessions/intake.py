@@ -89,13 +89,15 @@ class KeyPattern:
     """
 
     def __init__(self, pattern: str) -> None:
+        options = re2.Options()
+        options.log_errors = False  # else RE2 prints the error itself, beside ours
         try:
-            self._search = re2.compile(pattern.encode()).search
-            groups = re2.compile(pattern.encode()).groups
+            compiled = re2.compile(pattern.encode(), options)
         except re2.error as exc:
             raise ValueError(f"session key {pattern!r}: {exc}") from exc
-        if groups != 1:
-            raise ValueError(f"session key {pattern!r}: wants exactly one group, has {groups}")
+        if compiled.groups != 1:
+            raise ValueError(f"session key {pattern!r}: wants exactly one group, has {compiled.groups}")
+        self._search = compiled.search
 
     def keys(self, lines: Sequence[bytes]) -> list[bytes]:
         """One key a line, b"" where the pattern does not match."""

@@ -6,8 +6,10 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -235,3 +237,29 @@ def test_a_vouched_file_is_learned_from_within_the_hour_after_a_training_and_the
         assert trained == [2, 1], "promoted or refused, it took place"
     finally:
         daemon.close()
+
+
+def test_train_from_takes_no_archive_and_reads_utf_16(daemon: Vigild, tmp_path: Path) -> None:
+    def train_from(source: Path) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "daemon.vigilctl", "--json", "train-from", "--no-wait", str(source)]
+        env = {**os.environ, "RUNTIME_DIRECTORY": str(daemon.runtime)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120.0, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    lines = [line.decode() for line in sample_lines()[:50]]
+    before = daemon.status()["vouched"]["lines"]
+    archive, packed, windows = tmp_path / "model.pt", tmp_path / "log.tar.gz", tmp_path / "log.txt"
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("data.pkl", "\n".join(lines))
+    with tarfile.open(packed, "w:gz") as tarred:
+        tarred.add(archive, "model.pt")
+    windows.write_text("\n".join(lines) + "\n", "utf-16")
+    for source, what in ((archive, "a zip archive"), (packed, "a tar archive")):
+        status, out, err = train_from(source)
+        assert status and not out and err.count("\n") == 1 and what in err, err
+    answer = daemon.api.post("/train-from?source=x&last=1", content=archive.read_bytes())
+    assert answer.status_code == 415 and answer.json()["error"]["code"] == "not_text"
+    assert daemon.status()["vouched"]["lines"] == before
+    status, out, err = train_from(windows)
+    assert (status, err, json.loads(out)["lines"]) == (0, "", 50)
+    assert "Traceback" not in daemon.log

@@ -103,3 +103,36 @@ def test_a_check_reads_settings_rules_and_token(place: Path) -> None:
     config.write_text('[admin]\ntoken_file = "/run/credentials/vigild-not-there.service/token"\n')
     status, said, _ = check(config, state)
     assert status == 0 and "only while the service runs" in said
+
+
+@pytest.mark.parametrize("kind", ["endless", "full", "fifo", "directory named like a file"])
+def test_a_check_refuses_rules_and_settings_that_are_no_regular_file_instead_of_waiting(
+    kind: str, tmp_path: Path
+) -> None:
+    path = {"endless": Path("/dev/zero"), "full": Path("/dev/full")}.get(kind, tmp_path / "rules" / "odd.toml")
+    (tmp_path / "rules").mkdir()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif not path.exists():
+        path.mkdir()
+    config = tmp_path / "vigild.toml"
+    config.write_text(f'[rules]\npaths = ["{path.parent if path.parent.name == "rules" else path}"]\n')
+    assert check(config, tmp_path / "none") == (1, "", f"vigild: {path}: is not a regular file\n")
+    assert check(path, tmp_path / "none") == (1, "", f"vigild: {path}: is not a regular file\n")
+
+
+def test_a_link_to_a_rules_file_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real.toml").write_text("")
+    (tmp_path / "link.toml").symlink_to("real.toml")
+    (tmp_path / "vigild.toml").write_text('[rules]\npaths = ["link.toml"]\n')
+    assert check(tmp_path / "vigild.toml", tmp_path / "none")[0] == 0
+
+
+def test_a_bad_session_key_prints_one_line(tmp_path: Path) -> None:
+    config = tmp_path / "vigild.toml"
+    config.write_text("[session]\nkey = '('\n")
+    status, _, said = check(config, tmp_path / "none")
+    assert status == 1 and said.count("\n") == 1 and "no regular expression that RE2 knows: missing )" in said
+    # The control: RE2 has a line of its own to say, on descriptor 2.
+    alone = [sys.executable, "-c", "import re2\ntry: re2.compile('(')\nexcept re2.error: pass"]
+    assert "missing )" in subprocess.run(alone, capture_output=True, text=True, timeout=60.0, check=True).stderr

@@ -165,6 +165,31 @@ async def test_a_connection_without_progress_in_a_request_is_ended(
             await read_to_end(stream)
 
 
+# By Transfer-Encoding the body ends at once and a second request follows; by Content-Length that is part of the body.
+SMUGGLING = (
+    b"POST /detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    + GET_HEALTH
+)
+
+
+async def test_a_request_with_two_lengths_is_refused_and_nothing_after_it_is_answered(tmp_path: Path) -> None:
+    async with serving(tmp_path) as it, await it.connect() as stream:
+        await stream.send_all(SMUGGLING)
+        answer = await read_to_end(stream)  # the connection is closed by us
+        assert answer.startswith(b"HTTP/1.1 400") and b'"two_lengths"' in answer
+        assert answer.count(b"HTTP/1.1 ") == 1
+
+
+async def test_without_that_check_the_second_request_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_LENGTHS", frozenset({b"never sent"}))
+    async with serving(tmp_path) as it, await it.connect() as stream:
+        await stream.send_all(SMUGGLING)
+        assert (await read_response(stream))[0] == 400  # no body
+        assert (await read_response(stream))[0] == 200
+
+
 async def test_connections_over_the_cap_wait_and_the_other_socket_is_not_locked_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -387,6 +387,20 @@ async def test_vouched_lines_arrive_whole_however_the_file_is_cut(tmp_path: Path
         assert await daemon.control.train_from("empty", b"", True) == {"lines": 0, "rule_hits": 0, "sessions": 0}
 
 
+async def test_of_a_file_that_is_not_text_nothing_is_learned_and_the_next_one_need_not_wait(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        async with refused(415, "not_text"):
+            await daemon.control.train_from("model.pt", b"PK\x03\x04\n\n\n", False)
+        assert await daemon.control.train_from("log", b"one\ntw", False) == {"lines": 1, "rule_hits": 0, "sessions": 0}
+        async with refused(415, "not_text"):
+            await daemon.control.train_from("log", bytes(100), False)
+        assert await daemon.control.train_from("log", b"o\n", True) == {"lines": 1, "rule_hits": 0, "sessions": 1}
+        windows = "drei\nvier\n".encode("utf-16")
+        for place in range(len(windows)):
+            await daemon.control.train_from("windows", windows[place : place + 1], place + 1 == len(windows))
+        assert daemon.detector.learned == [b"one", b"two", b"drei", b"vier"]
+
+
 async def test_lines_too_long_are_cut_as_those_of_a_connection(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon:
         for chunk in (b"x" * 40_000, b"x" * 40_000, b"x" * 40_000 + b"\nshort\n"):

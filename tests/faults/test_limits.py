@@ -1,0 +1,76 @@
+"""Too few descriptors and too little address space: refused in one sentence, or the daemon works."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.running import Vigild, sample_lines, vigild
+from daemon.host.limits import MIN_ADDRESS_SPACE, MIN_FILES
+from tests.faults.altered import alter
+
+UNCHECKED = "import daemon.host.limits\ndaemon.host.limits.refuse_small_limits = lambda: None\n"
+
+
+def limited(daemon: Vigild, *limits: str) -> Vigild:
+    daemon.command[:0] = ["prlimit", *limits, "--"]
+    return daemon
+
+
+def refusal(daemon: Vigild) -> str:
+    """All that it says before it ends."""
+    daemon.launch()
+    assert daemon.process is not None and daemon.process.wait(60.0) == 1
+    return daemon.log
+
+
+@pytest.mark.parametrize("files", [16, MIN_FILES - 1])
+def test_too_few_descriptors_are_refused_in_one_sentence(tmp_path: Path, files: int) -> None:
+    with vigild(tmp_path) as daemon:
+        said = refusal(limited(daemon, f"--nofile={files}:{files}"))
+    assert said.count("\n") == 1
+    assert said.startswith(f"vigild: only {files} files may be open, and at least {MIN_FILES} are needed: raise Limit")
+
+
+def test_with_the_fewest_that_are_allowed_it_works(tmp_path: Path) -> None:
+    with vigild(tmp_path) as daemon:
+        limited(daemon, f"--nofile={MIN_FILES}:{MIN_FILES}").start()
+        for _ in range(3):
+            daemon.send_lines(sample_lines()[:500])
+            daemon.post("/checkpoint")
+        daemon.applied(1500)
+        assert daemon.stop() == 0 and "Traceback" not in daemon.log
+
+
+def test_a_small_soft_limit_is_raised_at_the_start(tmp_path: Path) -> None:
+    with vigild(tmp_path) as daemon:
+        limited(daemon, "--nofile=40:4096").start()
+        assert daemon.process is not None
+        limits = Path(f"/proc/{daemon.process.pid}/limits").read_text()
+        found = re.search(r"Max open files +(\d+)", limits)
+        assert found and int(found[1]) == 1024 + 512
+
+
+def test_too_little_address_space_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with vigild(tmp_path) as daemon:
+        said = refusal(limited(daemon, f"--as={600 << 20}"))
+    assert said.count("\n") == 1 and "the address space is limited to 600 MiB, and at least 1,024 MiB" in said
+
+
+def test_with_the_least_address_space_that_is_allowed_it_works(tmp_path: Path) -> None:
+    with vigild(tmp_path) as daemon:
+        limited(daemon, f"--as={MIN_ADDRESS_SPACE}").start()
+        daemon.send_lines(sample_lines()[:500])
+        daemon.applied(500)
+        daemon.post("/checkpoint")
+        assert daemon.stop() == 0 and "Traceback" not in daemon.log
+
+
+def test_unchecked_the_start_fails_halfway_at_some_library(tmp_path: Path) -> None:
+    """The control; even so it ends by itself, and without a traceback."""
+    with vigild(tmp_path) as daemon:
+        alter(daemon, UNCHECKED)
+        limited(daemon, f"--as={600 << 20}")
+        said = refusal(daemon)
+    assert "listening on" in said and "out of memory, threads or parts of the installation: " in said
+    assert "Traceback" not in said
