@@ -3,8 +3,8 @@
 What is handed to the sequencer is journaled in order, no faster than scoring takes it. So what is under way is what
 the next one has to wait for, and is kept small as soon as several want to send: ROUND_BYTES, in equal shares for the
 users (peers) behind the connections. Within a peer's share the connection that was served least comes first; one that
-comes anew counts as served as much as the least of those that wait. So it is next, however many others flood. A
-connection alone takes large chunks.
+comes anew, or has wanted little for a while, counts as served a chunk less than those that have turns. So it is next,
+however many others flood. A connection alone takes large chunks.
 """
 
 import heapq
@@ -24,13 +24,13 @@ class Flow:
     """One connection: `served` bytes, by its peer's clock, and how many bytes of a chunk under way count."""
 
     peer: "_Peer"
-    served: int = 0
+    served: int
     under_way: int = 0
 
 
 @dataclass(eq=False, slots=True)
 class _Peer:
-    """`clock` is how much the connection that had the last turn had been served before it."""
+    """`clock` is the most that a connection had been served before its turn came."""
 
     uid: int
     flows: int = 0
@@ -50,7 +50,7 @@ class Turns:
         """A connection of the user `uid`, until `leave`."""
         peer = self._peers.setdefault(uid, _Peer(uid))
         peer.flows += 1
-        return Flow(peer)
+        return Flow(peer, peer.clock - SHARED_CHUNK_BYTES)
 
     def leave(self, flow: Flow) -> None:
         flow.peer.flows -= 1
@@ -60,7 +60,7 @@ class Turns:
     async def take(self, flow: Flow) -> int:
         """How many bytes of `flow` may be journaled now, when that is its turn; `over` ends it. Cancelled: no turn."""
         peer = flow.peer
-        ticket = (max(flow.served, peer.clock), next(self._tickets), flow, trio.Event())
+        ticket = (max(flow.served, peer.clock - SHARED_CHUNK_BYTES), next(self._tickets), flow, trio.Event())
         heapq.heappush(peer.waiting, ticket)
         self._active.add(peer)
         self._give(peer)
@@ -97,8 +97,9 @@ class Turns:
 
     def _give(self, peer: _Peer) -> None:
         while peer.waiting and (not peer.turns or peer.under_way < self._share()):
-            peer.clock, _, flow, event = heapq.heappop(peer.waiting)
-            flow.served = peer.clock
+            served, _, flow, event = heapq.heappop(peer.waiting)
+            flow.served = served
+            peer.clock = max(peer.clock, served)
             flow.under_way = self._chunk()
             peer.under_way += flow.under_way
             peer.turns += 1

@@ -2,8 +2,8 @@
 
 A connection costs little until the head of a request has come whole. Until then it waits in the hall, for HEAD_SECONDS
 at most; when the hall is full, the one that has been there for longest is closed for the next. With its head it gets
-one of MAX_CONNECTIONS places, and keeps it over its requests. When all are taken, one that the daemon waits for (for
-its next request, the rest of a body, or until it reads) is closed once that has lasted for PATIENCE_SECONDS; one that
+one of MAX_CONNECTIONS places, and keeps it over its requests. When all are taken, one is closed that is between two
+requests, or that the daemon has waited for (for the rest of a body, or until it reads) for PATIENCE_SECONDS. One that
 waits for the daemon never is.
 
 Each listening socket has a hall and places of its own: clients on TCP cannot lock out the Unix socket.
@@ -18,7 +18,7 @@ import trio
 from daemon.control.condition import AdminCounters
 
 MAX_CONNECTIONS = 64  # on each listening socket
-MAX_WAITING = 128  # on each, without a place
+MAX_WAITING = 96  # on each, without a place
 HEAD_SECONDS = 5.0  # from the connection to the end of its first request's head
 PATIENCE_SECONDS = 0.5
 SEND_SECONDS = 10.0  # one write to a client that does not read
@@ -39,8 +39,9 @@ class Connection(trio.abc.HalfCloseableStream):
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self._head = b""  # read and not given out yet
-        self._since: float | None = trio.current_time()  # the daemon waits for the client; None: the reverse
-        self._sending_since: float | None = None
+        self._until: float | None = None  # how long the daemon waits for the rest of a request, or for the next
+        self._sending_until: float | None = None
+        self._requests = 0
         self.socket = stream.socket
         self.broken = trio.Event()
         self.progress_time = trio.current_time()
@@ -49,16 +50,24 @@ class Connection(trio.abc.HalfCloseableStream):
     def unix(self) -> bool:
         return self.socket.family == socket.AF_UNIX
 
+    def asks(self) -> int:
+        """The head of a request has come. Returns its number, for `answered`."""
+        self._until = trio.current_time() + PATIENCE_SECONDS
+        self._requests += 1
+        return self._requests
+
     def answers(self) -> None:
-        """A request has come whole: the client waits for us, until `answered`."""
-        self._since = None
+        """The request has come whole: the client waits for us."""
+        self._until = None
 
-    def answered(self) -> None:
-        self._since = trio.current_time()
+    def answered(self, request: int) -> None:
+        """It is between two requests, unless the next one is there already."""
+        if request == self._requests:
+            self._until = trio.current_time()
 
-    def waits_since(self) -> float | None:
-        """Since when the daemon waits for this client; None when it does not."""
-        return self._since if self._sending_since is None else self._sending_since
+    def waits_until(self) -> float | None:
+        """How long the daemon waits for this client if others want its place; None when it is the client that waits."""
+        return self._until if self._sending_until is None else self._sending_until
 
     def give_way(self) -> None:
         # Closed as well, for cancelling alone would not reach a shielded write.
@@ -78,7 +87,7 @@ class Connection(trio.abc.HalfCloseableStream):
         return True
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        self._sending_since = trio.current_time()
+        self._sending_until = trio.current_time() + PATIENCE_SECONDS
         try:
             with trio.move_on_after(SEND_SECONDS):
                 await self._stream.send_all(data)
@@ -88,7 +97,7 @@ class Connection(trio.abc.HalfCloseableStream):
             self.broken.set()
             raise
         finally:
-            self._sending_since = None
+            self._sending_until = None
         # Later writes must fail at once, too: this one broke off in the middle.
         self.socket.close()
         self.broken.set()
@@ -177,22 +186,22 @@ class Room(trio.abc.Listener[Connection]):
             connection.broken.set()
 
     def _serve(self, connection: Connection) -> None:
-        connection.answered()
+        connection.asks()
         self._served.add(connection)
 
     def _make_way(self) -> float:
-        """Close those that the daemon has waited for too long, as many as wait for a place; when to try again."""
+        """Close those that are waited for too long, as many as wait for a place. Returns when to try again."""
         now = trio.current_time()
-        waiting = {each: since for each in self._served if (since := each.waits_since()) is not None}
+        waits = [(until, each) for each in self._served if (until := each.waits_until()) is not None]
         leaving = sum(each.broken.is_set() for each in self._served)
-        for connection in sorted(waiting, key=lambda each: waiting[each]):
-            if leaving >= len(self._queue) or now < waiting[connection] + PATIENCE_SECONDS:
+        for until, connection in sorted(waits, key=lambda wait: wait[0]):
+            if leaving >= len(self._queue) or now < until:
                 break
             if not connection.broken.is_set():
                 self._counters.gave_way += 1
                 connection.give_way()
                 leaving += 1
-        return now + PATIENCE_SECONDS
+        return now + PATIENCE_SECONDS / 5
 
     def _wake(self) -> None:
         self._moved.set()

@@ -177,10 +177,11 @@ class _Application:
             with trio.CancelScope(shield=last):  # bounded: see `Connection.send_all`
                 await send(event)
 
+        request = self._connection.asks()
         try:
             await self._app(scope, receive_and_note, send_to_the_end)
         finally:
-            self._connection.answered()
+            self._connection.answered(request)
 
 
 async def _refuse_target(send: ASGISendCallable) -> None:

@@ -232,9 +232,13 @@ async def test_clients_that_have_not_asked_take_no_places_and_would_without_the_
     monkeypatch.setattr(connections, "HEAD_SECONDS", 60.0)
     if not protected:
         monkeypatch.setattr(connections.Connection, "read_head", _said_all)
-        monkeypatch.setattr(connections, "PATIENCE_SECONDS", 60.0)
+        monkeypatch.setattr(connections.Room, "_make_way", nobody_gives_way)
     async with serving(tmp_path) as it, crowd(it, 10, first), await it.connect() as stream:
         assert await served(stream, 2.0) == protected
+
+
+def nobody_gives_way(room: connections.Room) -> float:
+    return trio.current_time() + 60.0
 
 
 @pytest.mark.parametrize("first", [HALF_A_BODY, GET_HEALTH])
@@ -245,7 +249,7 @@ async def test_places_of_clients_that_are_waited_for_go_to_others_and_would_not_
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
     monkeypatch.setattr(server, "IDLE_SECONDS", 60.0)
     if not protected:
-        monkeypatch.setattr(connections, "PATIENCE_SECONDS", 60.0)
+        monkeypatch.setattr(connections.Room, "_make_way", nobody_gives_way)
     async with serving(tmp_path) as it, crowd(it, 2, first), await it.connect() as stream:
         assert await served(stream, 3.0) == protected
         assert it.counters.gave_way == protected
