@@ -9,13 +9,16 @@ and spin. The half line is state of the source by then.
 Where a service manager keeps our connections (`actors/peek_mark.py`) they outlive us: nothing is reset or closed when
 we die or stop, and the process after us goes on where we were, under the same names of sources, every byte once.
 
-A connection has at most one chunk under way, so a fast client cannot starve a slow one. A client that resets,
-hangs or dies ends its own source only, and its unfinished line counts as a line.
+A connection has at most one chunk under way, and takes turns with the others (`actors/turns.py`), so fast clients
+cannot starve a slow one; neither can idle ones, for they give way (`actors/places.py`). Both go by the user at the
+other end (SO_PEERCRED). A client that resets, hangs or dies ends its own source only, and its unfinished line counts
+as a line.
 """
 
 import errno
 import logging
 import socket
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,15 +28,13 @@ import trio
 from actors.fd_store import StoredConnections
 from actors.lines import Recognise, Source
 from actors.peek_mark import Keeper, clear_mark, journaled_bytes, set_mark
-from actors.places import Places
+from actors.places import Place, Places, Said, Shortage
 from actors.sequencer import Chunk
+from actors.turns import Flow, Turns
 from detection.frames import Segment
 from detection.sessions.connections import LivingSource
 
-CHUNK_BYTES = 256 * 1024
 MAX_CONNECTIONS = 1024
-# Chunks between peeking and durable, over all connections: bounds what a thousand fast clients hold.
-MAX_CHUNKS_UNDER_WAY = 64
 ACCEPT_PAUSE_SECONDS = 0.1
 
 # Out of descriptors or memory: the connection stays in the backlog, so accepting at once would spin.
@@ -53,7 +54,8 @@ class Counters:
     `connections_resumed` came from an earlier process; `chunks_recognised` of them had a chunk under way that
     was found in the journal, so it was not read again.
     `connections_waiting` says whether others have to wait for a place; if so, the reason is beside it.
-    `connections_gave_way` had never sent anything, and were closed for those that waited.
+    `connections_gave_way` were idle or of the user with most connections, and were closed for those that waited;
+    `connections_refused` found too many waiting.
     """
 
     lines: int = 0
@@ -71,13 +73,14 @@ class Counters:
     connections_waiting: bool = False
     connections_waiting_reason: str | None = None
     connections_gave_way: int = 0
+    connections_refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class IngestSettings:
     """Sources are called "<salt>-<n>": `salt` must differ between starts. `kind` is the format of every line, or "auto"
-    for what `recognise` makes of a source's first lines. At `max_connections` a new one waits in the kernel's backlog,
-    and those that have sent nothing give way (`actors.places`)."""
+    for what `recognise` makes of a source's first lines. Beyond `max_connections` new ones wait until others
+    have ended or give way (`actors.places`)."""
 
     salt: str
     recognise: Recognise
@@ -142,7 +145,7 @@ class _Ingest:
         self._chunks = chunks
         self._settings = settings
         self._places = Places(settings.max_connections, self._on_waiting)
-        self._under_way = trio.CapacityLimiter(MAX_CHUNKS_UNDER_WAY)
+        self._turns = Turns()
         self._counters = counters
         self._lasting_reason = counters.exactly_once_reason
         self._stored = None if keeper is None else StoredConnections(keeper, self._on_unkept)
@@ -160,10 +163,11 @@ class _Ingest:
         with self._until_stop():
             await self._places.watch()
 
-    def _on_waiting(self, reason: str | None, gave_way: int) -> None:
+    def _on_waiting(self, shortage: Shortage) -> None:
         counters = self._counters
-        counters.connections_waiting, counters.connections_waiting_reason = reason is not None, reason
-        counters.connections_gave_way = gave_way
+        counters.connections_waiting = shortage.waiting is not None
+        counters.connections_waiting_reason = shortage.waiting
+        counters.connections_gave_way, counters.connections_refused = shortage.gave_way, shortage.refused
 
     def _on_unkept(self, connections: int) -> None:
         counters = self._counters
@@ -203,34 +207,46 @@ class _Ingest:
 
     async def resume(self, connection: socket.socket, name: str, before: LivingSource | None) -> None:
         """Go on with a connection that an earlier process had; `before` is where the journal leaves its source."""
-        with self._until_stop() as scope:
-            await self._places.take()
-        if scope.cancelled_caught:
-            return
-        self._counters.connections_open += 1
+        stream = trio.socket.from_stdlib_socket(connection)
+        place: Place | None = None
+        with self._until_stop():
+            said = Said.NOTHING if before is None else Said.LINES if before.lines else Said.BYTES
+            place = await self._places.take(stream, _peer(connection), said=said, may_refuse=False)
+        if place is None:
+            return  # it stays with the service manager
         self._counters.connections_resumed += 1
         journaled = journaled_bytes(connection, before)
         self._counters.chunks_recognised += journaled > 0
-        await self._serve(trio.socket.from_stdlib_socket(connection), self._source(name, before), journaled)
+        await self._serve(place, self._source(name, before), journaled)
 
     async def accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while not self._stopped:
             with self._until_stop() as scope:
-                # A place is taken when a connection comes, not before: connections that were kept for us need them.
                 await trio.lowlevel.wait_readable(listener)
-                await self._places.take()
             if scope.cancelled_caught:
                 return
             connection = await self._accepted(listener)
             if connection is None:
-                self._places.give_back()
                 continue
             self._counters.connections_total += 1
             name = f"{self._settings.salt}-{self._counters.connections_total}"
             if self._stored is not None:
                 self._stored.keep(name, connection.fileno())
-            self._counters.connections_open += 1
-            nursery.start_soon(self._serve, trio.socket.from_stdlib_socket(connection), self._source(name, None))
+            nursery.start_soon(self._come, connection, name)
+
+    async def _come(self, connection: socket.socket, name: str) -> None:
+        """Serve a new connection as soon as it has a place."""
+        with trio.socket.from_stdlib_socket(connection) as stream:
+            place: Place | None = None
+            with self._until_stop() as scope:
+                place = await self._places.take(stream, _peer(connection))
+            if place is not None:
+                await self._serve(place, self._source(name, None))
+                return
+            if self._stored is not None:
+                if not scope.cancelled_caught:
+                    self._stored.forget(name)
+                self._stored.closed(name)
 
     async def _accepted(self, listener: socket.socket) -> socket.socket | None:
         """The connection that waits, or None when there is none for us after all, or an error to live with."""
@@ -257,17 +273,18 @@ class _Ingest:
         settings = self._settings
         return Source(name, settings.kind, settings.recognise, settings.max_line_bytes, before)
 
-    async def _serve(self, connection: trio.socket.SocketType, source: Source, journaled: int = 0) -> None:
-        """Read `connection` from its byte `journaled` on to its end, or to ours."""
-        if not source.begun:
-            self._places.is_silent(connection)
+    async def _serve(self, place: Place, source: Source, journaled: int = 0) -> None:
+        """Read the connection from its byte `journaled` on to its end, or to ours."""
+        connection = place.connection
+        self._counters.connections_open += 1
+        flow = self._turns.join(place.uid)
         try:
             with connection:
                 await _consume(connection, journaled)
                 if self._stored is not None:
                     # Not before: killed in the middle, what is left of the mark says how many bytes are left.
                     clear_mark(connection)
-                if await self._read_all(connection, source):
+                if await self._read_all(place, source, flow):
                     # Durable before the close that tells the sender so.
                     await self._commit(source.finish())
                     if self._stored is not None:
@@ -277,34 +294,41 @@ class _Ingest:
                 if self._stored is not None:
                     self._stored.closed(source.name)
         finally:
+            self._turns.leave(flow)
             self._counters.connections_open -= 1
-            self._places.give_back(connection)
+            self._places.give_back(place)
 
-    async def _read_all(self, connection: trio.socket.SocketType, source: Source) -> bool:
+    async def _read_all(self, place: Place, source: Source, flow: Flow) -> bool:
         """True at the end of the source, False when we stop before."""
         while not self._stopped:
             with self._until_stop() as scope:
-                await trio.lowlevel.wait_readable(connection)
+                await trio.lowlevel.wait_readable(place.connection)
             if scope.cancelled_caught:
                 return False
-            async with self._under_way:
+            most = await self._turns.take(flow)
+            try:
                 if self._stopped:
                     return False
-                if not await self._take_chunk(connection, source):
+                if not await self._take_chunk(place, source, flow, most):
                     return True
+            finally:
+                self._turns.over(flow)
         return False
 
-    async def _take_chunk(self, connection: trio.socket.SocketType, source: Source) -> bool:
-        """Have what waits in `connection` made durable, and consume it; False when nothing will come."""
+    async def _take_chunk(self, place: Place, source: Source, flow: Flow, most: int) -> bool:
+        """Have at most `most` bytes of what waits made durable, and consume them; False when nothing will come."""
+        connection = place.connection
         try:
-            data = await connection.recv(CHUNK_BYTES, socket.MSG_PEEK)
+            data = await connection.recv(most, socket.MSG_PEEK)
             if not data:
                 return False
-            self._places.spoke(connection)
+            self._turns.took(flow, len(data))
             segment = source.feed(data)
             if self._stored is not None and segment is not None:
                 set_mark(connection, len(data), segment.parity)
-            await self._commit(segment)
+            with self._places.busy(place):
+                await self._commit(segment)
+            place.said = max(place.said, Said.LINES if segment is not None and segment.lines else Said.BYTES)
             self._counters.bytes += len(data)
             await _consume(connection, len(data))
             if self._stored is not None:
@@ -332,3 +356,10 @@ async def _consume(connection: trio.socket.SocketType, size: int) -> None:
     """Take `size` bytes, which are known to wait there."""
     while size:
         size -= len(await connection.recv(size))
+
+
+def _peer(connection: socket.socket) -> int:
+    """The user at the other end, as the kernel noted it when the connection was made."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    uid: int = struct.unpack("3i", credentials)[1]
+    return uid

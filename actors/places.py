@@ -1,100 +1,236 @@
-"""Places for connections: a limited number is served at a time, and others wait in the kernel's backlog.
+"""Places for connections: a limited number is served at a time, shared by the users (peers) behind them.
 
-The kernel says that a connection waits there, and not how many do. While one waits it is logged once, and a
-connection that has never sent a byte gives way, the oldest first and none before it was silent for SILENT_SECONDS.
-Nothing is lost by that: its receiving side is shut down, so that what its sender wrote before is read to the end like
-that of any other, and what it writes afterwards fails on its side.
+A connection that comes when all are taken waits at the door: accepted, so that its user is known, and not read. Then
+another gives way for it, if one may, of the user who has most places:
+
+- any of them, for a user with fewer places: shares become equal. First those that have sent nothing, then those that
+  have completed no line, and of those that are alike the one that has been idle for longest;
+- for that user's own newcomers one that is idle: for IDLE_SECONDS, or SILENT_SECONDS if it has completed no line.
+
+Nothing is lost by giving way: the receiving side is shut down, so that what the sender wrote before is read to the end
+like that of any other, and what it writes afterwards fails on its side. At the door there is room for a few. Beyond
+those one is refused, of the user with most places, first one that has sent nothing: it is closed unread, which resets
+it if it has sent something. So neither places nor door can be held against other users. While connections wait that is
+said, once.
 """
 
 import logging
 import select
 import socket
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import IntEnum
 
 import trio
 
 SILENT_SECONDS = 10.0
+IDLE_SECONDS = 60.0
 RECHECK_SECONDS = 1.0
 # Connections that come and go at the limit are one event and not many.
 CALM_SECONDS = 30.0
+# As many wait at the door as one in so many places.
+PLACES_TO_ONE_AT_THE_DOOR = 16
 
 log = logging.getLogger(__name__)
 
 
-class Places:
-    """`limit` of them. `on_change(waiting, gave_way)` is called when either changes: why connections have to wait, or
-    had to within the last CALM_SECONDS, else None; and how many were closed for others so far."""
+class Said(IntEnum):
+    NOTHING = 0
+    BYTES = 1
+    LINES = 2
 
-    def __init__(self, limit: int, on_change: Callable[[str | None, int], None]) -> None:
-        self._waiting: str | None = None
-        self._gave_way = 0
+
+@dataclass(eq=False, slots=True)
+class Place:
+    """A connection of the user `uid`, with a place or waiting for one. `since` is when it was last busy."""
+
+    connection: trio.socket.SocketType
+    uid: int
+    since: float
+    said: Said
+    busy: bool = False  # a chunk of it is under way
+    leaving: bool = False
+    refused: bool = False
+    admitted: bool = False
+    decided: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(slots=True)
+class Shortage:
+    """`waiting`: why connections have to wait, or had to within the last CALM_SECONDS, else None. Since the start so
+    many `gave_way` to others, and so many were `refused` at the door."""
+
+    waiting: str | None = None
+    gave_way: int = 0
+    refused: int = 0
+
+
+class Places:
+    """`limit` of them. `on_change` is called with what there is a shortage of, whenever that changes."""
+
+    def __init__(self, limit: int, on_change: Callable[[Shortage], None]) -> None:
         self._limit = limit
+        self._door_limit = max(1, limit // PLACES_TO_ONE_AT_THE_DOOR)
         self._on_change = on_change
-        self._free = trio.Semaphore(limit)
-        self._silent: dict[trio.socket.SocketType, float] = {}  # and since when, the oldest first
+        self._shortage = Shortage()
+        self._held: defaultdict[int, dict[Place, None]] = defaultdict(dict)  # by uid, the oldest first
+        self._taken = 0
+        self._door: dict[Place, None] = {}  # the oldest first
         self._calm = trio.CancelScope()
         self._crowded = trio.Event()
 
-    async def take(self) -> None:
-        """Return when there is a place, which is the caller's until `give_back`. Others may give way for it."""
+    async def take(
+        self, connection: trio.socket.SocketType, uid: int, *, said: Said = Said.NOTHING, may_refuse: bool = True
+    ) -> Place | None:
+        """Its place, when there is one, until `give_back`; None when it is refused, and to be closed. Others may give
+        way for it."""
+        place = Place(connection, uid, trio.current_time(), said)
+        if self._taken < self._limit and not self._door:
+            self._admit(place)
+            return place
+        self._door[place] = None
         try:
-            self._free.acquire_nowait()
-            return
-        except trio.WouldBlock:
-            let_go = False
-        while True:
-            self.short_of(f"all {self._limit:,} connections for log lines are taken, and others wait")
-            let_go = let_go or self.let_go()
-            with trio.move_on_after(RECHECK_SECONDS):
-                await self._free.acquire()
-                return
+            while not place.decided.is_set():
+                most = max(self._held, key=lambda each: len(self._held[each]))
+                self.short_of(
+                    f"all {self._limit:,} connections for log lines are taken, and others wait: user {most} has "
+                    f"{len(self._held[most]):,} of them"
+                )
+                self._make_way(place)
+                if may_refuse and len(self._door) > self._door_limit:
+                    self._refuse_one()
+                with trio.move_on_after(RECHECK_SECONDS):
+                    await place.decided.wait()
+        except BaseException:
+            self._door.pop(place, None)
+            if place.admitted:
+                self.give_back(place)
+            raise
+        return None if place.refused else place
 
-    def give_back(self, connection: trio.socket.SocketType | None = None) -> None:
-        """The place is free again; `connection`, which had it, is closed."""
-        if connection is not None:
-            self._silent.pop(connection, None)
-        self._free.release()
+    def give_back(self, place: Place) -> None:
+        """Its connection is closed."""
+        held = self._held[place.uid]
+        del held[place]
+        if not held:
+            del self._held[place.uid]
+        self._taken -= 1
+        if self._door:
+            # Of the user with fewest places; and a place is of no use yet to one that has sent nothing.
+            def worth(other: Place) -> tuple[bool, int]:
+                return not _readable(other.connection), len(self._held.get(other.uid, ()))
 
-    def is_silent(self, connection: trio.socket.SocketType) -> None:
-        """It has sent nothing yet."""
-        self._silent[connection] = trio.current_time()
+            first = min(self._door, key=worth)
+            del self._door[first]
+            self._admit(first)
 
-    def spoke(self, connection: trio.socket.SocketType) -> None:
-        self._silent.pop(connection, None)
+    @contextmanager
+    def busy(self, place: Place) -> Iterator[None]:
+        """A chunk of it is under way meanwhile."""
+        place.busy = True
+        try:
+            yield
+        finally:
+            place.busy = False
+            place.since = trio.current_time()
 
     def let_go(self) -> bool:
-        """End the connection that has been silent for longest; False when there is none to end."""
-        for connection, since in list(self._silent.items()):
-            if trio.current_time() < since + SILENT_SECONDS:
-                return False
-            del self._silent[connection]
-            if _readable(connection):
-                continue  # it has sent something, or ended: that is not read yet
-            connection.shutdown(socket.SHUT_RD)
-            self._gave_way += 1
-            self._on_change(self._waiting, self._gave_way)
-            return True
-        return False
+        """End the connection that has been idle for longest, of the user with most; False when none is idle."""
+        if not self._held:
+            return False
+        most = max(self._held, key=lambda uid: len(self._held[uid]))
+        return self._end(self._idle(most))
 
     def short_of(self, reason: str) -> None:
         """A connection has to wait, for `reason`."""
         self._calm.deadline = trio.current_time() + CALM_SECONDS
-        if self._waiting is None:
-            self._waiting = reason
-            self._on_change(reason, self._gave_way)
+        if self._shortage.waiting is None:
+            self._shortage.waiting = reason
+            self._on_change(self._shortage)
             self._crowded.set()
 
     async def watch(self) -> None:
         """Log when connections begin to wait, and when they no longer do. Until cancelled."""
+        shortage = self._shortage
         while True:
             await self._crowded.wait()
-            before = self._gave_way
-            log.warning("%s; those that have sent nothing for %d s give way", self._waiting, SILENT_SECONDS)
+            gave_way, refused = shortage.gave_way, shortage.refused
+            log.warning("%s; those that are idle give way", shortage.waiting)
             with self._calm:  # until none has had to wait for a while
                 await trio.sleep_forever()
-            self._crowded, self._waiting, self._calm = trio.Event(), None, trio.CancelScope()
-            self._on_change(None, self._gave_way)
-            log.info("connections wait no longer; %d that had sent nothing gave way", self._gave_way - before)
+            self._crowded, self._calm = trio.Event(), trio.CancelScope()
+            shortage.waiting = None
+            self._on_change(shortage)
+            log.info(
+                "connections wait no longer; %d gave way, %d were refused",
+                shortage.gave_way - gave_way,
+                shortage.refused - refused,
+            )
+
+    def _admit(self, place: Place) -> None:
+        place.admitted = True
+        place.since = trio.current_time()
+        self._held[place.uid][place] = None
+        self._taken += 1
+        place.decided.set()
+
+    def _make_way(self, newcomer: Place) -> None:
+        """Let one more go, unless as many are leaving as wait."""
+        most = max(self._held, key=lambda uid: len(self._held[uid]))
+        leaving = [place for held in self._held.values() for place in held if place.leaving]
+        if len(leaving) >= len(self._door):
+            return
+        # Those that leave soon do not count, or one newcomer after the other would push out too many.
+        of_most = [place for place in self._held[most] if not place.leaving]
+        fewer = len(self._held.get(newcomer.uid, ())) + 1 < len(of_most)
+        if newcomer.uid != most and fewer and _readable(newcomer.connection):
+            self._end(min(of_most, key=_worth))
+        else:
+            self._end(self._idle(most))
+
+    def _idle(self, uid: int) -> Place | None:
+        """The one of this user that gives way to those that come after it, if one may."""
+        now = trio.current_time()
+        idle = [
+            place
+            for place in self._held[uid]
+            if not place.leaving
+            and not place.busy
+            and now >= place.since + (IDLE_SECONDS if place.said is Said.LINES else SILENT_SECONDS)
+        ]
+        # One that is readable has sent something, or ended: that is not read yet.
+        return next((place for place in sorted(idle, key=_worth) if not _readable(place.connection)), None)
+
+    def _end(self, place: Place | None) -> bool:
+        if place is None:
+            return False
+        place.leaving = True
+        place.connection.shutdown(socket.SHUT_RD)
+        self._shortage.gave_way += 1
+        self._on_change(self._shortage)
+        return True
+
+    def _refuse_one(self) -> None:
+        def of_most(place: Place) -> int:
+            return -len(self._held.get(place.uid, ()))
+
+        door = sorted(self._door, key=of_most)
+        door = [place for place in door if of_most(place) == of_most(door[0])]
+        # One that has sent something has more to lose; of those it is the last that came.
+        silent = (place for place in door if not _readable(place.connection))
+        place = next(silent, door[-1])
+        del self._door[place]
+        place.refused = True
+        place.decided.set()
+        self._shortage.refused += 1
+        self._on_change(self._shortage)
+
+
+def _worth(place: Place) -> tuple[Said, float]:
+    """The lower, the sooner it gives way."""
+    return place.said, place.since
 
 
 def _readable(connection: trio.socket.SocketType) -> bool:

@@ -172,7 +172,8 @@ class _Daemon:
         async with trio.open_nursery() as outer:
             # A reload runs beside: it may have to wait (for the start, for a disk), and the next signal must not.
             await outer.start(run_signals, self._begin_stop, partial(outer.start_soon, self._reload))
-            await outer.start(partial(run_server, app, self._listeners.admin, self._stop.wait))
+            counters = self._condition.admin
+            await outer.start(partial(run_server, app, self._listeners.admin, self._stop.wait, counters=counters))
             outer.start_soon(self._keep_status)
             await self._work()
             outer.cancel_scope.cancel()

@@ -35,6 +35,7 @@ from persistence.directory import SNAPSHOT
 
 PREFIXES = ("", "/anomaly")
 BODY_SECONDS = 10  # a body that takes longer is refused with 408
+RETRY_SECONDS = 5  # after a 503
 MAX_ANOMALIES = 1000
 MAX_INCIDENTS = 4096
 GENERATION = re.compile(r"[1-9][0-9]{0,17}")
@@ -75,7 +76,7 @@ def _add_guards(app: QuartTrio, hosts: Collection[str], token: str | None) -> No
     @app.before_request
     async def guard() -> None:
         host = request.headers.get("Host")
-        over_unix = bool(request.scope.get("state", {}).get("unix", False))
+        over_unix = _over_unix()
         if not over_unix:
             check_host(host, hosts)
         check_origin(request.headers.get("Origin"), host, hosts)
@@ -88,10 +89,17 @@ def _add_guards(app: QuartTrio, hosts: Collection[str], token: str | None) -> No
         return response
 
 
+def _over_unix() -> bool:
+    """Whether the request came over the Unix socket."""
+    return bool(request.scope.get("state", {}).get("unix", False))
+
+
 def _add_errors(app: QuartTrio) -> None:
     @app.errorhandler(ControlError)
     async def refused(error: ControlError) -> Response:
         response = _error(error.status, error.code, error.message)
+        if error.status == 503:
+            response.headers["Retry-After"] = str(RETRY_SECONDS)
         if error.status == 401:
             response.headers["WWW-Authenticate"] = 'Basic realm="vigild", charset="UTF-8"'
         return response
@@ -157,7 +165,7 @@ def _add_queries(app: QuartTrio, control: Control) -> None:
     async def events() -> Response:
         everything = _flag("all")
         # A HEAD request has no body, so its stream would never be read or ended.
-        body = b"" if request.method == "HEAD" else streams.open(everything=everything)
+        body = b"" if request.method == "HEAD" else streams.open(everything=everything, unix=_over_unix())
         response = Response(body, content_type="text/event-stream")
         response.headers["X-Accel-Buffering"] = "no"  # a proxy in front must not wait for more
         # The framework would cut the stream after its RESPONSE_TIMEOUT.

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any
+from weakref import WeakSet
 
 import trio
 from quart.wrappers.response import ResponseBody
@@ -24,21 +25,21 @@ MAX_RECORDS_A_WRITE = 100
 
 
 class Streams:
-    """Opens event streams, at most `MAX_STREAMS` at once."""
+    """Opens event streams, at most `MAX_STREAMS` at once over TCP, and as many over the Unix socket."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
-        self._open: set[EventStream] = set()
+        # Weak: a response that is dropped before its body is entered was no stream.
+        self._open: dict[bool, WeakSet[EventStream]] = {True: WeakSet(), False: WeakSet()}
 
-    def open(self, *, everything: bool) -> "EventStream":
-        """Raises `ControlError` 503 when all streams are taken.
-
-        A stream counts from its first byte on, so a burst of requests may exceed the limit; the limit on
-        connections bounds that.
-        """
-        if len(self._open) >= MAX_STREAMS:
-            raise ControlError(503, "too_many_streams", f"all {MAX_STREAMS} event streams are taken")
-        return EventStream(self._open, self._control.events(everything=everything))
+    def open(self, *, everything: bool, unix: bool) -> "EventStream":
+        """Raises `ControlError` 503 when all streams are taken. The stream counts from now on."""
+        taken = self._open[unix]
+        if len(taken) >= MAX_STREAMS:
+            raise ControlError(503, "too_many_streams", f"all {MAX_STREAMS} event streams are taken; try again later")
+        stream = EventStream(taken, self._control.events(everything=everything))
+        taken.add(stream)
+        return stream
 
 
 class EventStream(ResponseBody):
@@ -48,7 +49,7 @@ class EventStream(ResponseBody):
 
     def __init__(
         self,
-        open_streams: set["EventStream"],
+        open_streams: "WeakSet[EventStream]",
         subscription: AbstractAsyncContextManager[trio.MemoryReceiveChannel[dict[str, Any]]],
     ) -> None:
         self._open_streams = open_streams
@@ -58,7 +59,6 @@ class EventStream(ResponseBody):
 
     async def __aenter__(self) -> "EventStream":
         self._records = await self._subscription.__aenter__()
-        self._open_streams.add(self)
         return self
 
     async def __aexit__(

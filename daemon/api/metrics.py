@@ -41,7 +41,19 @@ _COUNTERS = {  # name (the format adds _total): where in the status, help
     "vigild_records_lost": ("alarms.records_lost", "Alerts and verdicts that could not be written and are lost."),
     "vigild_connections_gave_way": (
         "ingest.connections_gave_way",
-        "Connections closed without having sent a byte, to make room for others.",
+        "Log connections closed because they were idle or their user had most, to make room for others.",
+    ),
+    "vigild_connections_refused": (
+        "ingest.connections_refused",
+        "Log connections refused because too many waited for a place already.",
+    ),
+    "vigild_admin_connections_gave_way": (
+        "admin.gave_way",
+        "Admin connections closed while the daemon waited for their clients, to make room for others.",
+    ),
+    "vigild_admin_connections_too_slow": (
+        "admin.too_slow",
+        "Admin connections closed because no whole request head came in time.",
     ),
     "vigild_accept_errors": ("ingest.accept_errors", "Attempts to accept a connection that failed."),
     "vigild_models_refused": ("training.refused", "Models that were trained and not promoted."),
@@ -57,6 +69,7 @@ _GAUGES = {
     "vigild_training_percent": ("training.percent", "Progress of the training under way, in percent."),
     "vigild_templates": ("vocabulary_size", "Templates known."),
     "vigild_connections": ("ingest.connections", "Open log connections."),
+    "vigild_admin_connections": ("admin.connections", "Open connections of the admin API."),
     "vigild_connections_waiting": (
         "ingest.connections_waiting",
         "1 while connections wait because all are taken. The kernel does not tell how many.",

@@ -6,15 +6,15 @@ its own `serve` has these gaps (hypercorn 0.18, quart-trio 0.12; pinned by tests
 - Finished connections stay open for ever. hypercorn signals the end to the application (http.disconnect)
   from inside the send of the last body part, *before* it closes the connection or arms its idle timer.
   quart-trio then cancels its nursery, and with it that send. `_Application` shields it.
-- A client that stops reading blocks the stop for ever: hypercorn shields its socket writes. `_Connection`
+- A client that stops reading blocks the stop for ever: hypercorn shields its socket writes. `Connection`
   gives every write a deadline, and at the stop, sockets still open after the grace are closed.
 - A connection whose client hung up between requests is kept until its idle timer runs out. `_Protocol`
   stops the timer, so that such connections do not use up the limit below.
 - An upgrade to HTTP/2 with bad settings never ends. `_Protocol` speaks HTTP/1 only.
-- Connections are not limited. `_Listener` stops accepting at its limit; the rest wait in the kernel's
-  backlog. Each socket has a limit of its own, so that clients on TCP cannot lock out the Unix socket.
+- Connections are not limited, and one that sends nothing counts as much as any. `daemon/api/connections.py` sees to
+  who is served.
 - A client that pipelines requests and leaves is never noticed: the failed write of a response ends the request,
-  but the reader goes on waiting for the end of that response, with the idle timer stopped. `_Connection` sets
+  but the reader goes on waiting for the end of that response, with the idle timer stopped. `Connection` sets
   `broken`, and `_serve_connection` then ends the connection's tasks.
 - Nothing bounds how long a connection may go without a byte in either direction while a request is under way.
   `_serve_connection` does: after `STALL_SECONDS` it ends.
@@ -31,9 +31,9 @@ from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
-    AppWrapper,
     ASGIFramework,
     ASGIReceiveCallable,
+    ASGIReceiveEvent,
     ASGISendCallable,
     ASGISendEvent,
     ConnectionState,
@@ -42,9 +42,10 @@ from hypercorn.typing import (
 )
 from hypercorn.utils import wrap_app
 
-MAX_CONNECTIONS = 64  # on each listening socket
-IDLE_SECONDS = 5.0  # a connection without a request, or between two
-SEND_SECONDS = 10.0  # one write to a client that does not read
+from daemon.api.connections import Connection, Room
+from daemon.control.condition import AdminCounters
+
+IDLE_SECONDS = 5.0  # a connection between two requests, and to the end of the next one's head
 STALL_SECONDS = 300.0  # without a byte read or written; event streams write more often, and answers take less
 GRACE_SECONDS = 1.0  # for requests under way at the stop
 
@@ -56,6 +57,7 @@ async def run_server(
     sockets: Sequence[socket.socket],
     shutdown: Callable[[], Awaitable[None]],
     *,
+    counters: AdminCounters | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` until `shutdown` returns, then give requests under way `GRACE_SECONDS` and cut the rest.
@@ -65,28 +67,29 @@ async def run_server(
     `scope["state"]["unix"]` whether it came over a Unix socket.
     """
     context = WorkerContext(None)
-    wrapped = wrap_app(_Application(app), 0, "asgi")
     config = _config()
-    still_open: set[_Connection] = set()
+    still_open: set[Connection] = set()
+    listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
+    rooms = [Room(listener, counters or AdminCounters()) for listener in listeners]
 
     async with trio.open_nursery() as reaper:
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
-                serve = partial(_serve_connection, wrapped, config, context, still_open)
-                for sock in sockets:
-                    listener = _Listener(trio.SocketListener(trio.socket.from_stdlib_socket(sock)))
-                    accept = partial(trio.serve_listeners, serve, [listener], handler_nursery=connections)
-                    accepting.start_soon(accept)
+                for room in rooms:
+                    serve = partial(_serve_connection, app, config, context, still_open, room)
+                    accepting.start_soon(partial(trio.serve_listeners, serve, [room], handler_nursery=connections))
                 task_status.started()
                 await shutdown()
                 accepting.cancel_scope.cancel()
+            for room in rooms:
+                room.close_hall()
             await context.terminated.set()
             # `connections` closes before `reaper` does; cancelling it after that is harmless.
             reaper.start_soon(_cut_after_grace, still_open, connections)  # noqa: ASYNC111
         reaper.cancel_scope.cancel()
 
 
-async def _cut_after_grace(still_open: set["_Connection"], connections: trio.Nursery) -> None:
+async def _cut_after_grace(still_open: set[Connection], connections: trio.Nursery) -> None:
     await trio.sleep(GRACE_SECONDS)
     for connection in still_open:
         connection.socket.close()  # cancelling alone would not reach a shielded write
@@ -94,19 +97,22 @@ async def _cut_after_grace(still_open: set["_Connection"], connections: trio.Nur
 
 
 async def _serve_connection(
-    app: AppWrapper,
+    app: ASGIFramework,
     config: Config,
     context: WorkerContext,
-    still_open: set["_Connection"],
-    connection: "_Connection",
+    still_open: set[Connection],
+    room: Room,
+    connection: Connection,
 ) -> None:
     still_open.add(connection)
-    state = ConnectionState(LifespanState({"unix": connection.socket.family == socket.AF_UNIX}))
+    state = ConnectionState(LifespanState({"unix": connection.unix}))
+    wrapped = wrap_app(_Application(app, connection), 0, "asgi")
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_when_stuck, connection, nursery.cancel_scope)
-            # hypercorn's annotation is an SSL stream; it uses only what `_Connection` has.
-            await _Protocol(app, config, context, state, connection)  # type: ignore[arg-type]
+            if await room.admit(connection):
+                # hypercorn's annotation is an SSL stream; it uses only what `Connection` has.
+                await _Protocol(wrapped, config, context, state, connection)  # type: ignore[arg-type]
             nursery.cancel_scope.cancel()
     except* Exception as group:
         # One client's protocol error ends that connection, not the daemon. Cancelled is not caught.
@@ -115,10 +121,10 @@ async def _serve_connection(
     finally:
         still_open.discard(connection)
         connection.socket.close()
-        connection.release()
+        room.leave(connection)
 
 
-async def _end_when_stuck(connection: "_Connection", scope: trio.CancelScope) -> None:
+async def _end_when_stuck(connection: Connection, scope: trio.CancelScope) -> None:
     """Cancel `scope` once the connection is broken or has made no progress for `STALL_SECONDS`."""
     while not connection.broken.is_set():
         deadline = connection.progress_time + STALL_SECONDS
@@ -146,10 +152,11 @@ def _config() -> Config:
 
 
 class _Application:
-    """The ASGI application with the send of the last body part shielded; websockets are refused."""
+    """The ASGI application of one connection, with the send of the last body part shielded; websockets are refused."""
 
-    def __init__(self, app: ASGIFramework) -> None:
+    def __init__(self, app: ASGIFramework, connection: Connection) -> None:
         self._app = app
+        self._connection = connection
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] == "websocket":
@@ -164,12 +171,22 @@ class _Application:
             await _refuse(send, "two_lengths", "a request has Content-Length or Transfer-Encoding, not both")
             return
 
+        async def receive_and_note() -> ASGIReceiveEvent:
+            event = await receive()
+            if event["type"] == "http.request" and not event.get("more_body", False):
+                self._connection.answers()
+            return event
+
         async def send_to_the_end(event: ASGISendEvent) -> None:
             last = event["type"] == "http.response.body" and not event.get("more_body", False)
-            with trio.CancelScope(shield=last):  # bounded: see `_Connection.send_all`
+            with trio.CancelScope(shield=last):  # bounded: see `Connection.send_all`
                 await send(event)
 
-        await self._app(scope, receive, send_to_the_end)
+        request = self._connection.asks()
+        try:
+            await self._app(scope, receive_and_note, send_to_the_end)
+        finally:
+            self._connection.answered(request)
 
 
 # RFC 9112, 6.3: with both of them a request may be an attempt at smuggling another one.
@@ -195,65 +212,3 @@ class _Protocol(TCPServer):
         self.protocol.protocol._check_protocol = stay_with_http_1  # type: ignore[union-attr, method-assign]
         await super()._read_data()
         await self.idle_task.stop()
-
-
-class _Listener(trio.abc.Listener["_Connection"]):
-    """Accepts while fewer than `MAX_CONNECTIONS` of its connections are open."""
-
-    def __init__(self, listener: trio.SocketListener) -> None:
-        self._listener = listener
-        self._slots = trio.Semaphore(MAX_CONNECTIONS)
-
-    async def accept(self) -> "_Connection":
-        await self._slots.acquire()
-        try:
-            return _Connection(await self._listener.accept(), self._slots.release)
-        except BaseException:
-            self._slots.release()
-            raise
-
-    async def aclose(self) -> None:
-        await self._listener.aclose()
-
-
-class _Connection(trio.abc.HalfCloseableStream):
-    """A socket stream on which one write takes at most `SEND_SECONDS`. `release` returns its place in the limit.
-
-    `broken` is set when a write has failed, so that nothing more can be sent. `progress_time` is when a byte was last
-    read or written, by trio's clock.
-    """
-
-    def __init__(self, stream: trio.SocketStream, release: Callable[[], None]) -> None:
-        self._stream = stream
-        self.socket = stream.socket
-        self.release = release
-        self.broken = trio.Event()
-        self.progress_time = trio.current_time()
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        try:
-            with trio.move_on_after(SEND_SECONDS):
-                await self._stream.send_all(data)
-                self.progress_time = trio.current_time()
-                return
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self.broken.set()
-            raise
-        # Later writes must fail at once, too: this one broke off in the middle.
-        self.socket.close()
-        self.broken.set()
-        raise trio.BrokenResourceError("the client does not read")
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        data = await self._stream.receive_some(max_bytes)
-        self.progress_time = trio.current_time()
-        return data
-
-    async def send_eof(self) -> None:
-        await self._stream.send_eof()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()

@@ -45,6 +45,16 @@ class Running:
     recovered_line: int
 
 
+@dataclass(slots=True)
+class AdminCounters:
+    """The admin API's sockets: how many `connections` are open; since the start so many `gave_way` to others, and were
+    `too_slow` to send the head of a request."""
+
+    connections: int = 0
+    gave_way: int = 0
+    too_slow: int = 0
+
+
 class Condition:
     """`now` is the wall clock in seconds since the epoch. What becomes known in the course of a start is set from
     outside: first `sequencer` (from then on lines are journaled), then `reading` (how far the state goes, and how much
@@ -57,6 +67,7 @@ class Condition:
         self.running: Running | None = None
         self.started = trio.Event()
         self.stopping = False
+        self.admin = AdminCounters()
         self.withdrawals: set[Withdrawn] = set()  # since the start
 
     async def count_withdrawals(self, running: Running) -> None:

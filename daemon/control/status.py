@@ -30,6 +30,7 @@ def whole_status(
         "places": dict(places),
         "seq": summary.seq if reading is None else max(summary.seq, reading.seq),
         "process": _process(),
+        "admin": asdict(condition.admin),
     }
     running = condition.running
     if running is None:

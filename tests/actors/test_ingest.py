@@ -5,7 +5,7 @@ import os
 import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -15,10 +15,11 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from actors.ingest import ACCEPT_PAUSE_SECONDS, CHUNK_BYTES, Counters, IngestSettings, Inherited, run_ingest
+from actors.ingest import ACCEPT_PAUSE_SECONDS, Counters, IngestSettings, Inherited, run_ingest
 from actors.peek_mark import SO_PEEK_OFF, Keeper, marks_work, set_mark
-from actors.places import CALM_SECONDS, SILENT_SECONDS
+from actors.places import CALM_SECONDS, IDLE_SECONDS, SILENT_SECONDS
 from actors.sequencer import Chunk
+from actors.turns import CHUNK_BYTES
 from detection.frames import Segment
 from detection.sessions.connections import LivingSource, LivingSources
 
@@ -255,10 +256,14 @@ async def test_who_never_spoke_gives_way_the_oldest_first_and_who_has_to_wait_is
             await silent[0].send_all(b"too late\n")
         await silent[1].send_all(b"in time\n")
         assert (await ingest.commit()).data == b"in time\n"
+        await speaker.send_all(b", and its end\n")
+        assert (await ingest.commit()).data == b", and its end\n"
         await trio.sleep(CALM_SECONDS + 1.0)
         assert not counters.connections_waiting and counters.connections_waiting_reason is None
-        last = await ingest.connect()  # nobody is silent now: it waits
-        await trio.sleep(3 * SILENT_SECONDS)
+        await speaker.send_all(b"still here\n")
+        assert (await ingest.commit()).data == b"still here\n"
+        last = await ingest.connect()  # all have sent a line, and none has been idle for long: it waits
+        await trio.sleep(IDLE_SECONDS - CALM_SECONDS - 5.0)
         assert counters.connections_open == 3 and counters.connections_gave_way == 1 and counters.connections_waiting
         await speaker.aclose()
         assert (await ingest.commit()).last
@@ -276,6 +281,7 @@ async def test_what_one_that_gives_way_says_at_that_very_moment_counts(
         silent = await ingest.connect()
 
         def has_said_nothing(connection: object) -> bool:
+            monkeypatch.undo()
             silent.socket._sock.send(b"just in time\n")  # type: ignore[attr-defined]
             return False
 
@@ -286,6 +292,95 @@ async def test_what_one_that_gives_way_says_at_that_very_moment_counts(
         assert await silent.receive_some(1) == b"", "a clean end: all it sent is durable"
         await silent.aclose()
         await newcomer.aclose()
+
+
+async def test_a_connection_that_sent_one_byte_and_idles_gives_way_too(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with ingesting(tmp_path, max_connections=2) as ingest:
+        idle = [await ingest.connect() for _ in range(2)]
+        for stream in idle:
+            await stream.send_all(b"x")
+            assert (await ingest.commit()).data == b"x"
+        async with await ingest.connect() as newcomer:
+            await newcomer.send_all(b"at last\n")
+            with trio.fail_after(SILENT_SECONDS + 2.0):
+                assert [(await ingest.commit()).lines for _ in range(2)] == [1, 1], "its half a line, and the other's"
+            assert ingest.counters.connections_gave_way == 1
+        for stream in idle:
+            await stream.aclose()
+
+
+@asynccontextmanager
+async def places_of(ingest: Ingest, monkeypatch: pytest.MonkeyPatch, uid: int, places: int) -> AsyncIterator[None]:
+    """Taken by connections of that user, each of which has just sent a line."""
+    monkeypatch.setattr("actors.ingest._peer", lambda connection: uid)
+    streams = [await ingest.connect() for _ in range(places)]
+    for stream in streams:
+        await stream.send_all(b"busy\n")
+        assert (await ingest.commit()).data == b"busy\n"
+    yield
+    for stream in streams:
+        await stream.aclose()
+
+
+async def test_users_share_the_places_equally_however_busy_the_one_is_that_came_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    async with ingesting(tmp_path, max_connections=4) as ingest, places_of(ingest, monkeypatch, 1000, 4):
+        monkeypatch.setattr("actors.ingest._peer", lambda connection: 1001)
+        others: list[trio.SocketStream] = []
+        segments: list[Segment] = []
+        async with trio.open_nursery() as nursery:
+            await nursery.start(ingest.commit_all, segments)
+            for _ in range(3):
+                others.append(await ingest.connect())
+                await others[-1].send_all(b"of another\n")
+                await trio.sleep(2.0)
+            assert [each.data for each in segments if each.data] == [b"of another\n"] * 2, "half of the places"
+            assert ingest.counters.connections_gave_way == 2 and ingest.counters.connections_waiting
+            for stream in others:
+                await stream.aclose()
+            await until(lambda: sum(each.lines for each in segments) == 3)
+            nursery.cancel_scope.cancel()
+
+
+async def test_among_connections_of_one_user_the_busy_ones_keep_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """The control of the test above: it is the other user that makes them give way."""
+    async with ingesting(tmp_path, max_connections=4) as ingest, places_of(ingest, monkeypatch, 1000, 4):
+        async with await ingest.connect() as other:
+            await other.send_all(b"of the same\n")
+            await trio.sleep(2.0)
+            assert ingest.counters.connections_gave_way == 0 and ingest.counters.connections_waiting
+
+
+async def test_who_fills_the_door_is_refused_and_others_come_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    async with ingesting(tmp_path, max_connections=2) as ingest, places_of(ingest, monkeypatch, 1000, 2):
+        crowd = [await ingest.connect() for _ in range(20)]
+        for stream in crowd:
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(b"let me in\n")
+        await until(lambda: ingest.counters.connections_refused == 19)  # at the door is room for one
+        monkeypatch.setattr("actors.ingest._peer", lambda connection: 1001)
+        async with await ingest.connect() as other:
+            await other.send_all(b"of another\n")
+            await other.send_eof()
+            segments: list[Segment] = []
+            async with trio.open_nursery() as nursery:
+                await nursery.start(ingest.commit_all, segments)
+                with trio.fail_after(2.0):
+                    assert await other.receive_some(1) == b""
+                nursery.cancel_scope.cancel()
+        assert b"of another\n" in {each.data for each in segments}
+        with pytest.raises(trio.BrokenResourceError):
+            await crowd[0].receive_some(1)  # reset, as what it sent was not read
+            await crowd[-1].receive_some(1)
+        for stream in crowd:
+            await stream.aclose()
 
 
 async def test_out_of_descriptors_accepting_pauses_and_goes_on(

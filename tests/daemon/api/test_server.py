@@ -5,7 +5,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import pytest
 import trio
 import trio.testing
 
-from daemon.api import events, server
-from daemon.api.app import create_app
+from daemon.api import connections, events, server
+from daemon.api.app import BODY_SECONDS, create_app
+from daemon.control.condition import AdminCounters
 from tests.daemon.fake_control import FakeControl, record
 
 GET_HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -28,6 +29,7 @@ class Serving:
     path: Path
     stop: trio.Event
     stopped: trio.Event
+    counters: AdminCounters = field(default_factory=AdminCounters)
 
     async def connect(self) -> trio.SocketStream:
         return await trio.open_tcp_stream("127.0.0.1", self.port)
@@ -45,7 +47,7 @@ async def serving(tmp_path: Path, token: str | None = None) -> AsyncIterator[Ser
     app = create_app(control, hosts=(), token=token)
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
-        await server.run_server(app, [tcp, unix], it.stop.wait, task_status=task_status)
+        await server.run_server(app, [tcp, unix], it.stop.wait, counters=it.counters, task_status=task_status)
         it.stopped.set()
 
     with trio.fail_after(30):
@@ -96,7 +98,7 @@ async def test_without_the_shield_finished_connections_stay_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control of the two tests above: if this fails, hypercorn was fixed and the shield can go."""
-    monkeypatch.setattr(server, "_Application", lambda app: app)
+    monkeypatch.setattr(server, "_Application", lambda app, connection: app)
     async with serving(tmp_path) as it, await it.connect() as stream:
         await stream.send_all(GET_HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         with trio.move_on_after(1) as waited:
@@ -126,7 +128,7 @@ async def leave_pipelining(it: Serving, times: int) -> None:
 async def test_clients_that_pipeline_requests_and_leave_free_their_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
     async with serving(tmp_path) as it:
         await leave_pipelining(it, 12)
         async with await it.connect() as stream:
@@ -144,7 +146,7 @@ async def test_without_a_watch_on_broken_connections_those_clients_keep_their_pl
     async def never(connection: object, scope: trio.CancelScope) -> None:
         await trio.sleep_forever()
 
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
     monkeypatch.setattr(server, "_end_when_stuck", never)
     async with serving(tmp_path) as it:
         await leave_pipelining(it, 12)
@@ -190,24 +192,171 @@ async def test_without_that_check_the_second_request_is_answered(
         assert (await read_response(stream))[0] == 200
 
 
+POST_CHECKPOINT = b"POST /checkpoint HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+
+
+async def served(stream: trio.SocketStream, seconds: float) -> bool:
+    """Whether a request is answered within that time."""
+    with trio.move_on_after(seconds):
+        await stream.send_all(GET_HEALTH)
+        assert (await read_response(stream))[0] == 200
+        return True
+    return False
+
+
 async def test_connections_over_the_cap_wait_and_the_other_socket_is_not_locked_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
-    monkeypatch.setattr(server, "IDLE_SECONDS", 60)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
     async with serving(tmp_path) as it:
-        first, second, third = [await it.connect() for _ in range(3)]
-        await third.send_all(GET_HEALTH)
-        with trio.move_on_after(0.5) as waited:
-            await read_response(third)
-        assert waited.cancelled_caught
+        it.control.checkpoint_may_finish = trio.Event()
+        first, second = [await it.connect() for _ in range(2)]
+        for stream in (first, second):
+            await stream.send_all(POST_CHECKPOINT)
+            await trio.testing.wait_all_tasks_blocked()
+        third = await it.connect()
+        assert not await served(third, 2 * connections.PATIENCE_SECONDS), "nobody gives way who waits for the daemon"
         async with await trio.open_unix_socket(it.path) as unix:
-            await unix.send_all(GET_HEALTH)
-            assert (await read_response(unix))[0] == 200
+            assert await served(unix, 5)
         await first.aclose()
         assert (await read_response(third))[0] == 200
         await second.aclose()
         await third.aclose()
+
+
+async def _said_all(connection: connections.Connection) -> bool:
+    return True
+
+
+@asynccontextmanager
+async def crowd(it: Serving, number: int, first: bytes) -> AsyncIterator[list[trio.SocketStream]]:
+    """So many clients that send `first` and nothing more."""
+    streams = [await it.connect() for _ in range(number)]
+    for stream in streams:
+        try:
+            await stream.send_all(first)
+        except trio.BrokenResourceError:
+            continue  # it gave way already
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    yield streams
+    for stream in streams:
+        await stream.aclose()
+
+
+HALF_A_HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: "
+HALF_A_BODY = b"POST /detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+
+
+@pytest.mark.parametrize("first", [b"", HALF_A_HEAD])
+@pytest.mark.parametrize("protected", [True, False])
+async def test_clients_that_have_not_asked_take_no_places_and_would_without_the_hall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bytes, protected: bool
+) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(connections, "MAX_WAITING", 4)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 60.0)
+    if not protected:
+        monkeypatch.setattr(connections.Connection, "read_head", _said_all)
+        monkeypatch.setattr(connections.Room, "_make_way", nobody_gives_way)
+    async with serving(tmp_path) as it, crowd(it, 10, first), await it.connect() as stream:
+        assert await served(stream, 2.0) == protected
+
+
+def nobody_gives_way(room: connections.Room) -> float:
+    return trio.current_time() + 60.0
+
+
+@pytest.mark.parametrize("first", [HALF_A_BODY, GET_HEALTH])
+@pytest.mark.parametrize("protected", [True, False])
+async def test_places_of_clients_that_are_waited_for_go_to_others_and_would_not_without_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bytes, protected: bool
+) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(server, "IDLE_SECONDS", 60.0)
+    if not protected:
+        monkeypatch.setattr(connections.Room, "_make_way", nobody_gives_way)
+    async with serving(tmp_path) as it, crowd(it, 2, first), await it.connect() as stream:
+        assert await served(stream, 3.0) == protected
+        assert it.counters.gave_way == protected
+
+
+async def test_the_oldest_in_a_full_hall_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_WAITING", 2)
+    async with serving(tmp_path) as it, crowd(it, 3, b"") as streams:
+        with trio.fail_after(2):
+            assert await read_to_end(streams[0]) == b""
+        assert it.counters == AdminCounters(connections=2, gave_way=1)
+        assert await served(streams[1], 2) and await served(streams[2], 2)
+
+
+@pytest.mark.parametrize("first", [b"", HALF_A_HEAD])
+async def test_a_head_has_a_deadline(tmp_path: Path, autojump_clock: trio.testing.MockClock, first: bytes) -> None:
+    async with serving(tmp_path) as it, crowd(it, 1, first) as [stream]:
+        before = trio.current_time()
+        assert await read_to_end(stream) == b""
+        assert trio.current_time() - before == pytest.approx(connections.HEAD_SECONDS, abs=0.1)
+        assert it.counters.too_slow == 1
+
+
+async def test_bytes_that_drip_do_not_move_the_deadline_of_a_head(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with serving(tmp_path) as it, crowd(it, 1, HALF_A_HEAD) as [stream]:
+        before = trio.current_time()
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(b"a")
+                await trio.sleep(0.5)
+        assert trio.current_time() - before <= connections.HEAD_SECONDS + 1.0
+
+
+async def test_a_body_has_a_deadline(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    async with serving(tmp_path) as it, crowd(it, 1, HALF_A_BODY) as [stream]:
+        before = trio.current_time()
+        assert (await read_response(stream))[0] == 408
+        assert trio.current_time() - before == pytest.approx(BODY_SECONDS, abs=0.1)
+
+
+async def test_a_head_in_pieces_is_answered(tmp_path: Path) -> None:
+    async with serving(tmp_path) as it, await it.connect() as stream:
+        for byte in GET_HEALTH[:-1]:
+            await stream.send_all(bytes([byte]))
+        assert await served_by(stream, GET_HEALTH[-1:])
+
+
+async def served_by(stream: trio.SocketStream, rest: bytes) -> bool:
+    await stream.send_all(rest)
+    return (await read_response(stream))[0] == 200
+
+
+async def test_those_in_the_hall_do_not_hold_up_the_stop(tmp_path: Path) -> None:
+    async with serving(tmp_path) as it, crowd(it, 3, b""):
+        it.stop.set()
+        with trio.fail_after(server.GRACE_SECONDS / 2):
+            await it.stopped.wait()
+
+
+@pytest.mark.parametrize("protected", [True, False])
+async def test_streams_that_are_asked_for_at_once_leave_places_and_would_not_without_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protected: bool
+) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(events, "MAX_STREAMS", 3 if protected else 1000)
+    async with serving(tmp_path) as it, crowd(it, 20, GET_EVENTS), await it.connect() as stream:
+        assert await served(stream, 3.0) == protected
+        if protected:
+            assert it.control.streams == 3
+
+
+async def test_streams_over_tcp_leave_those_of_the_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MAX_STREAMS", 1)
+    async with serving(tmp_path) as it, crowd(it, 1, GET_EVENTS), await it.connect() as other:
+        await other.send_all(GET_EVENTS)
+        answer = await other.receive_some()
+        assert answer.startswith(b"HTTP/1.1 503") and b"retry-after: 5\r\n" in answer.lower()
+        async with await trio.open_unix_socket(it.path) as unix:
+            await unix.send_all(GET_EVENTS)
+            assert (await unix.receive_some()).startswith(b"HTTP/1.1 200")
 
 
 async def test_any_host_and_no_token_over_the_unix_socket_but_not_over_tcp(tmp_path: Path) -> None:
@@ -301,7 +450,7 @@ async def test_a_client_that_does_not_read_cannot_hold_up_the_stop(tmp_path: Pat
 
 
 async def test_a_client_that_does_not_read_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "SEND_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "SEND_SECONDS", 0.3)
     async with serving(tmp_path) as it:
         stream = await _leaves_a_stream_unread(it)
         with trio.fail_after(3):
