@@ -249,7 +249,13 @@ class Checkpoints:
             async with self._scoring.exporting() as (summary, columns):
                 await self._alerts.sync_through(summary.seq)
                 info, sha = await trio.to_thread.run_sync(
-                    self._write, summary.seq, summary.line, columns, extra, limiter=self._limiter, abandon_on_cancel=True
+                    self._write,
+                    summary.seq,
+                    summary.line,
+                    columns,
+                    extra,
+                    limiter=self._limiter,
+                    abandon_on_cancel=True,
                 )
         except Exception as exc:
             # Whatever it was, it cost one snapshot; the journal holds what the snapshot would have.

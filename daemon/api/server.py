@@ -42,6 +42,8 @@ from hypercorn.typing import (
 )
 from hypercorn.utils import wrap_app
 
+from daemon.api.peers import peer_of
+
 MAX_CONNECTIONS = 64  # on each listening socket
 IDLE_SECONDS = 5.0  # a connection without a request, or between two
 SEND_SECONDS = 10.0  # one write to a client that does not read
@@ -62,7 +64,7 @@ async def run_server(
 
     Takes ownership of `sockets` and closes them; their files are the caller's. The application's
     lifespan events are not sent, as the daemon starts and stops the actors. A request's scope says in
-    `scope["state"]["unix"]` whether it came over a Unix socket.
+    `scope["state"]["peer"]` who sent it, as a `Peer`.
     """
     context = WorkerContext(None)
     wrapped = wrap_app(_Application(app), 0, "asgi")
@@ -101,7 +103,7 @@ async def _serve_connection(
     connection: "_Connection",
 ) -> None:
     still_open.add(connection)
-    state = ConnectionState(LifespanState({"unix": connection.socket.family == socket.AF_UNIX}))
+    state = ConnectionState(LifespanState({"peer": peer_of(connection.socket)}))
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_when_stuck, connection, nursery.cancel_scope)
