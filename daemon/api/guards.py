@@ -23,6 +23,7 @@ TOKEN_NEEDED = (
     "over TCP this needs a token: use admin.sock, as vigilctl does for root and the group of that socket, or open the "
     "address that `vigilctl page` prints"
 )
+WRONG_TOKEN = "that is not the token of this daemon, which makes another at each start: `vigilctl page` prints it"
 TokenFor = Literal["all", "changes"]
 
 
@@ -40,7 +41,8 @@ class Access:
     async def check(self, peer: Peer, header: Callable[[str], str | None], request: str, changes: bool) -> None:
         """Raises `ControlError` unless `peer` may make the request. Waits when wrong tokens came from there.
 
-        `header` gives the value of one by its name, `request` is what the log calls it; `changes`: the state.
+        `header` gives the value of a header by its name. `request` is the name of the request in the log, `changes`
+        whether it changes the state.
         """
         host = header("Host")
         if not peer.over_unix:
@@ -60,7 +62,7 @@ class Access:
                 return
             self.guesses.count(peer, request)
         if not everything:
-            raise ControlError(401, "wrong_token", f"that is not the daemon's token; {TOKEN_NEEDED}")
+            raise ControlError(401, "wrong_token", WRONG_TOKEN)
         if self._for_all:
             raise ControlError(401, "unauthorized", "this needs the token of the daemon's token_file")
         raise ControlError(
