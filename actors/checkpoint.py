@@ -9,9 +9,9 @@ Saves that were asked for always run, and so do two that cannot wait: after a re
 again, and when a disk that could not be written can. A failed one is logged, counted and tried again; the old
 snapshot stays. A request with nothing new since the last snapshot is answered with that one.
 
-An *extra* save is one for somebody who may ask but not change anything. It takes nothing from the periodic ones: neither
-their time (it does not put them off) nor their places (`Store.write_snapshot`), and extra saves together take at most
-BUDGET, too. Requests for one that come sooner wait, and share it.
+An *extra* save is one for somebody who may ask but not change anything. It takes nothing from the periodic ones:
+neither their time, for it does not put them off, nor their places (`Store.write_snapshot`). Extra saves together take
+at most BUDGET, too: requests for one that come sooner wait, and share it.
 """
 
 import logging
