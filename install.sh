@@ -520,7 +520,8 @@ finish() {
 What next:
   usermod --append --groups vigild-log www-data        who may send lines (here: a web server); restart it afterwards
   vigilctl send /var/log/nginx/access.log              feed it; or write lines to /run/vigild/log.sock
-  vigilctl status                                      what it knows; its page is at http://127.0.0.1:8765/
+  vigilctl status                                      what it knows
+  vigilctl page                                        the address of its page; open it in a browser
 END
     [ "$healthy" = yes ] || die "installed, but not healthy yet: see the lines of 'vigilctl doctor' above"
 }

@@ -7,7 +7,11 @@ One save serves everything that asked for one before it began. Periodic saves ta
 their own work counts, not what they wait for, since what comes between two of them is what a start has to replay.
 Saves that were asked for always run, and so do two that cannot wait: after a restore, or a restart would do that
 again, and when a disk that could not be written can. A failed one is logged, counted and tried again; the old
-snapshot stays.
+snapshot stays. A request with nothing new since the last snapshot is answered with that one.
+
+An *extra* save is one for somebody who may ask but not change anything. It takes nothing from the periodic ones:
+neither their time, for it does not put them off, nor their places (`Store.write_snapshot`). Extra saves together take
+at most BUDGET, too: requests for one that come sooner wait, and share it.
 """
 
 import logging
@@ -29,6 +33,7 @@ from persistence.journal import JournalError
 from persistence.store import SnapshotInfo
 
 BUDGET = 0.05
+EXTRA_SECONDS = 1.0  # from the beginning of one extra save to the next, at least
 # What a save is given once the process is to end; a stop must not hang on a dead disk.
 FINAL_SAVE_SECONDS = 20.0
 # A failed periodic save is not tried again with every frame.
@@ -47,7 +52,11 @@ class SnapshotWriter(Protocol):
     @property
     def directory(self) -> Path: ...
 
-    def write_snapshot(self, seq: int, line: int, columns: Columns, models: Collection[str] = ()) -> SnapshotInfo: ...
+    def write_snapshot(
+        self, seq: int, line: int, columns: Columns, models: Collection[str] = (), *, extra: bool = False
+    ) -> SnapshotInfo: ...
+
+    def has_snapshot(self, name: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,7 @@ class Saved:
 @dataclass(eq=False, slots=True)
 class _Request:
     through: int
+    extra: bool
     done: trio.Event = field(default_factory=trio.Event)
     outcome: Saved | CheckpointError | None = None
 
@@ -111,6 +121,7 @@ class Checkpoints:
     ) -> None:
         self.last: Saved | None = None
         self.seq, self.line = after
+        self._counted_seq, self._counted_line = after  # of the last one that was not extra
         self.error: str | None = None
         self.failures = 0
         self._store = store
@@ -123,21 +134,23 @@ class Checkpoints:
         self._wake = trio.Event()
         self._ended = False
         self._earliest = -math.inf
+        self._earliest_extra = -math.inf
         self._cost = 0.0  # of the last save, in seconds of a processor
         self._retry_at = -math.inf
         self._heals_saved = 0
         self._last_time = trio.current_time()
         self._limiter = trio.CapacityLimiter(1)
 
-    async def request(self) -> Saved:
-        """Save now; the snapshot covers every frame that was durable when this was called.
+    async def request(self, *, extra: bool = False) -> Saved:
+        """Save now, an `extra` one as soon as it may; the snapshot covers every frame that was durable when this was
+        called.
 
         The save runs to its end even when the caller is cancelled. Raises CheckpointError.
         """
         if self._ended:
             raise CheckpointError("no snapshot: the daemon is stopping")
         # Not `seq`: the frames that recovery had to leave out are never applied.
-        request = _Request(self._sequencer.handed_on)
+        request = _Request(self._sequencer.handed_on, extra)
         self._requests.append(request)
         self._wake.set()
         await request.done.wait()
@@ -161,11 +174,12 @@ class Checkpoints:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
             while not self._ended:
-                with trio.move_on_at(self._timer()):
+                with trio.move_on_at(min(self._timer(), self._requests_due())):
                     await self._wake.wait()
                 self._wake = trio.Event()
-                if self._requests or trio.current_time() >= self._timer():
-                    await self._serve_once(published.summary.seq)
+                periodic = trio.current_time() >= self._timer()
+                if periodic or trio.current_time() >= self._requests_due():
+                    await self._serve_once(published.summary.seq, periodic)
             nursery.cancel_scope.cancel()
 
     async def _watch(self) -> None:
@@ -179,43 +193,69 @@ class Checkpoints:
             self._ended = True
             self._wake.set()
 
+    def _requests_due(self) -> float:
+        if not self._requests:
+            return math.inf
+        return self._earliest_extra if all(request.extra for request in self._requests) else -math.inf
+
     def _timer(self) -> float:
         """When the next periodic save is due."""
         summary = self._scoring.published.summary
-        if summary.seq == self.seq:
+        if summary.seq == self._counted_seq:
             return math.inf
-        if summary.restored > self.seq or self._sequencer.heals != self._heals_saved:
+        if summary.restored > self._counted_seq or self._sequencer.heals != self._heals_saved:
             return self._retry_at
-        if summary.line - self.line >= self._settings.every_lines:
+        if summary.line - self._counted_line >= self._settings.every_lines:
             return self._earliest
         return max(self._earliest, self._last_time + self._settings.every_seconds)
 
-    async def _serve_once(self, seq: int) -> None:
+    async def _serve_once(self, seq: int, periodic: bool) -> None:
         requests, self._requests = self._requests, []
+        extra = not periodic and all(request.extra for request in requests)
         began = trio.current_time()
-        outcome: Saved | CheckpointError
+        outcome: Saved | CheckpointError | None
         try:
             # A frame is durable before it is applied: what was accepted is waited for.
             await self._scoring.published.wait_for(max([seq, *(request.through for request in requests)]))
-            outcome = await self.save()
+            outcome = None if periodic else await self._last_if_nothing_is_new(extra)
+            if outcome is None:
+                outcome = await self.save(extra=extra)
         except (CheckpointError, trio.EndOfChannel) as exc:
             outcome = exc if isinstance(exc, CheckpointError) else CheckpointError("scoring has ended")
         pause = FAILED_PAUSE_SECONDS if isinstance(outcome, CheckpointError) else 0.0
-        self._last_time = trio.current_time()
-        self._retry_at = self._last_time + pause
-        self._earliest = max(self._retry_at, began + self._cost / BUDGET)
+        if extra:
+            self._earliest_extra = began + max(EXTRA_SECONDS, pause, self._cost / BUDGET)
+        else:
+            self._last_time = trio.current_time()
+            self._retry_at = self._last_time + pause
+            self._earliest = max(self._retry_at, began + self._cost / BUDGET)
         for request in requests:
             request.outcome = outcome
             request.done.set()
 
-    async def save(self) -> Saved:
+    async def _last_if_nothing_is_new(self, extra: bool) -> Saved | None:
+        """The last snapshot if it is of the state as it is, and there."""
+        last, newest, sequencer = self.last, self._scoring.published.summary.seq, self._sequencer
+        if last is None or last.seq != newest or not (extra or self._counted_seq == newest):
+            return None
+        if self.error or sequencer.failure is not None or sequencer.heals != self._heals_saved:
+            return None  # whoever asks while the disk fails learns whether it can be written
+        return last if await trio.to_thread.run_sync(self._store.has_snapshot, last.path.name) else None
+
+    async def save(self, *, extra: bool = False) -> Saved:
         """One snapshot of the state as it is. Raises CheckpointError, logged and counted."""
         began, heals = trio.current_time(), self._sequencer.heals
         try:
             async with self._scoring.exporting() as (summary, columns):
                 await self._alerts.sync_through(summary.seq)
                 info, sha = await trio.to_thread.run_sync(
-                    self._write, summary.seq, summary.line, columns, limiter=self._limiter, abandon_on_cancel=True
+                    self._write,
+                    summary.seq,
+                    summary.line,
+                    columns,
+                    extra,
+                    limiter=self._limiter,
+                    abandon_on_cancel=True,
                 )
         except Exception as exc:
             # Whatever it was, it cost one snapshot; the journal holds what the snapshot would have.
@@ -228,6 +268,8 @@ class Checkpoints:
         if self.error is not None:
             log.warning("snapshots are written again")
         self.seq, self.line, self.error = summary.seq, summary.line, None
+        if not extra:
+            self._counted_seq, self._counted_line = summary.seq, summary.line
         self._heals_saved = heals
         seconds = trio.current_time() - began
         path = self._store.directory / info.name
@@ -239,12 +281,13 @@ class Checkpoints:
             log.warning("journal: no new segment after %s: %s", info.name, exc)
         return self.last
 
-    def _write(self, seq: int, line: int, columns: State) -> tuple[SnapshotInfo, str]:
+    def _write(self, seq: int, line: int, columns: State, extra: bool) -> tuple[SnapshotInfo, str]:
         # The copy that scoring made before is the smaller part of the work, and not counted.
         began = self._settings.worked()
         try:
             sha = digest(columns)
-            return self._store.write_snapshot(seq, line, columns, models=self._models(columns)), sha
+            models = self._models(columns)
+            return self._store.write_snapshot(seq, line, columns, models=models, extra=extra), sha
         finally:
             self._cost = self._settings.worked() - began
 

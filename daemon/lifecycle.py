@@ -37,10 +37,11 @@ from daemon.control.service import Service
 from daemon.host.listeners import ListenError, Listeners, inherit, open_listeners, room_for_connections
 from daemon.host.malloc import keep_freed_buffers
 from daemon.host.notify import Notifier
+from daemon.host.page_token import TOKEN_NAME, open_page_token
 from daemon.host.patience import ALIVE_SECONDS, Patience
 from daemon.host.signals import ignore_stop_signals, run_signals
 from daemon.places import make_private, runtime_directory
-from daemon.settings import Settings, SettingsError, load, read_rules
+from daemon.settings import Settings, SettingsError, load, read_rules, token_path
 from daemon.startup.records import OUTLETS, resumed_alerts
 from daemon.startup.recovery import (
     DEGRADED_DRAIN_SECONDS,
@@ -106,9 +107,13 @@ def run(
                 open_listeners(runtime, settings.ingest.socket, settings.admin.bind, inherited)
             )
             log.info("listening on %s", ", ".join(listeners.places))
+            own_token = None
+            if token is None and listeners.tcp:
+                own_token = stack.enter_context(open_page_token(runtime))
             outlets = [stack.enter_context(open_jsonl(state_directory / f"{name}.jsonl")) for name in OUTLETS]
             try:
-                trio.run(_Daemon(settings, rules, config, store, listeners, notifier, outlets).run, token)
+                daemon = _Daemon(settings, rules, config, store, listeners, notifier, outlets)
+                trio.run(daemon.run, token, own_token)
             finally:
                 ignore_stop_signals()
     except Exception as exc:
@@ -161,14 +166,24 @@ class _Daemon:
                 "settings": str(settings.path.absolute()) if settings.path else None,
                 "listening": listeners.places,
                 "log_socket_of": "vigild" if listeners.log_is_ours else "service manager",
+                "token": str(token_path(settings) or runtime_directory().absolute() / TOKEN_NAME),
+                "token_of": "vigild" if settings.admin.token_file is None else "settings",
             },
         )
         self._condition = self._service.condition
         self._patience = Patience(notifier)
 
-    async def run(self, token: str | None) -> None:
-        """The whole life of the process, from listening sockets to the last snapshot."""
-        app = create_app(self._service, hosts=self._settings.admin.hosts, token=token)
+    async def run(self, token: str | None, own_token: str | None) -> None:
+        """The whole life of the process, from listening sockets to the last snapshot.
+
+        `token` is the operator's, for all that comes over TCP, `own_token` the one made for the page.
+        """
+        app = create_app(
+            self._service,
+            hosts=self._settings.admin.hosts,
+            token=token or own_token,
+            token_for="changes" if token is None else "all",
+        )
         async with trio.open_nursery() as outer:
             # A reload runs beside: it may have to wait (for the start, for a disk), and the next signal must not.
             await outer.start(run_signals, self._begin_stop, partial(outer.start_soon, self._reload))

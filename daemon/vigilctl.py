@@ -20,6 +20,7 @@ examples:
   zcat old.gz | vigilctl send              or a pipe
   vigilctl tail                            what it flags, as it happens
   vigilctl incidents                       the same, grouped by cause
+  vigilctl page                            the address of the page; open it in a browser
   vigilctl feedback 1207 normal            do not raise that again
   vigilctl train-from clean.log            learn from lines that you vouch for
   vigilctl detect 'GET /?id=1 UNION SELECT 1'
@@ -105,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
         "flush",
         _on_admin(commands.flush),
         "close every open session and score the closings (end of a file)",
+    )
+
+    _add(
+        choices,
+        "page",
+        _on_admin(commands.page),
+        "print the address of the page, with the token that lets it answer alerts",
     )
 
     doctor = _add(

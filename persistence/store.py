@@ -109,6 +109,8 @@ class Store:
         self._intact_models: dict[str, ModelFile] = {}
         # By file, the journal's last seq when a model or a snapshot was last loaded by name.
         self._used: dict[str, float] = {}
+        # Snapshots written with `extra`: they come and go beside the last `keep`.
+        self._extra: set[str] = set()
         # Held while snapshots and segments are listed or removed.
         self._files = threading.RLock()
         self._open_training()
@@ -186,20 +188,32 @@ class Store:
             self._journal.close()
             self._journal = None
 
-    def write_snapshot(self, seq: int, line: int, columns: Columns, models: Collection[str] = ()) -> SnapshotInfo:
+    def write_snapshot(
+        self, seq: int, line: int, columns: Columns, models: Collection[str] = (), *, extra: bool = False
+    ) -> SnapshotInfo:
         """Write the state at `seq` durably, then remove the files that are no longer needed.
 
-        `models` names the model files that the state refers to. The columns must not change meanwhile.
+        `models` names the model files that the state refers to. The columns must not change meanwhile. An `extra`
+        snapshot does not count among the last `keep`, so it pushes none of them out; it goes when the next snapshot of
+        either kind is written. One that outlives the process, because that was killed, is a snapshot like any other.
         Raises OSError, and the older snapshots stay as they were; TypeError as `snapshot.write_snapshot` does.
         """
         began = time.monotonic()
         path = self.directory / f"snapshot-{seq:020d}.msgpack"
         with self._files:
+            counts = not extra or (path.name not in self._extra and path.exists())
             size = snapshot.write_snapshot(path, seq, line, columns, models=models, disk=self._disk)
             self._models_of[path.name] = tuple(models)
+            self._extra.discard(path.name)
+            if not counts:
+                self._extra.add(path.name)
             seconds = time.monotonic() - began
             notes = tuple(self._prune())
             return SnapshotInfo(path.name, seq, line, size, path.stat().st_mtime, _is_pinned(path), seconds, notes)
+
+    def has_snapshot(self, name: str) -> bool:
+        """Whether there is a file of that name; it is not read."""
+        return os.path.isfile(self.directory / name)
 
     def snapshots(self) -> list[SnapshotInfo]:
         """Every snapshot, newest first. Only headers are read; a body may still be damaged."""
@@ -343,13 +357,17 @@ class Store:
         losses = Losses()
         try:
             intact = self._intact_snapshots(losses)
-            kept, older = intact[: self._keep], intact[self._keep :]
-            oldest_state = kept[:2][-1][0]
-            for _, path in older:
+            counted = [each for each in intact if each[1].name not in self._extra]
+            kept, older = counted[: self._keep], counted[self._keep :]
+            # As if the extra ones were not there: without a single one to keep the journal stays whole.
+            oldest_state = kept[:2][-1][0] if kept else 0
+            superseded = [each for each in intact[1:] if each[1].name in self._extra]
+            for _, path in older + superseded:
                 if not _is_pinned(path) and self._used.get(path.name, -1) < oldest_state:
                     self._disk.unlink(path)
                     self._models_of.pop(path.name, None)
-            if len(kept) > 1 or self._keep == 1:
+                    self._extra.discard(path.name)
+            if len(kept) > 1 or (kept and self._keep == 1):
                 self._prune_before(oldest_state)
         except OSError as exc:
             # The snapshot is safe; the old files take space until the next one.

@@ -16,6 +16,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from daemon.api import metrics
+from daemon.api.audit import asked, audited
 from daemon.api.bodies import (
     MAX_BATCH_LINES,
     MAX_BODY_BYTES,
@@ -28,12 +29,15 @@ from daemon.api.bodies import (
     note_text,
 )
 from daemon.api.events import Streams
-from daemon.api.guards import check_host, check_origin, check_token
+from daemon.api.guards import Access, TokenFor
+from daemon.api.peers import UNKNOWN_LOCAL, Peer
 from daemon.control.interface import Control, ControlError
 from daemon.control.train_from import MAX_CHUNK_BYTES
 from persistence.directory import SNAPSHOT
 
 PREFIXES = ("", "/anomaly")
+# Those that change nothing. Every other one changes the state: it needs admin.sock or the token, and is audited.
+POSTS_THAT_CHANGE_NOTHING = frozenset({"/detect", "/detect/batch", "/checkpoint", "/snapshots/verify"})
 BODY_SECONDS = 10  # a body that takes longer is refused with 408
 RETRY_SECONDS = 5  # after a 503
 MAX_ANOMALIES = 1000
@@ -53,17 +57,20 @@ HEADERS = {
 
 log = logging.getLogger(__name__)
 
+_ASKING_ENDPOINTS = {f"POST {prefix}{path}" for prefix in PREFIXES for path in POSTS_THAT_CHANGE_NOTHING}
+
 Handler = Callable[..., Awaitable[Response]]
 
 
-def create_app(control: Control, *, hosts: Collection[str], token: str | None) -> QuartTrio:
-    """The application. `hosts` are the names, besides loopback, that a Host header may have. `token`, if set, is
-    required of every request that does not come over the Unix socket (`scope["state"]["unix"]`).
-    """
+def create_app(
+    control: Control, *, hosts: Collection[str], token: str | None, token_for: TokenFor = "all"
+) -> QuartTrio:
+    """The application. Who may do what: see `Access`. Who sent a request it learns from `scope["state"]["peer"]`, a
+    `Peer`."""
     app = QuartTrio("daemon.api", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
-    _add_guards(app, hosts, token)
+    _add_guards(app, Access(hosts, token, token_for))
     _add_errors(app)
     _add_queries(app, control)
     _add_actions(app, control)
@@ -72,26 +79,17 @@ def create_app(control: Control, *, hosts: Collection[str], token: str | None) -
     return app
 
 
-def _add_guards(app: QuartTrio, hosts: Collection[str], token: str | None) -> None:
+def _add_guards(app: QuartTrio, access: Access) -> None:
     @app.before_request
     async def guard() -> None:
-        host = request.headers.get("Host")
-        over_unix = _over_unix()
-        if not over_unix:
-            check_host(host, hosts)
-        check_origin(request.headers.get("Origin"), host, hosts)
-        if token is not None and not over_unix:
-            check_token(request.headers.get("Authorization"), token)
+        # What no route takes changes nothing: it is answered 404 or 405.
+        changes = request.url_rule is not None and request.method not in ("GET", "HEAD", "OPTIONS")
+        await access.check(_peer(), request.headers.get, asked(), changes and request.endpoint not in _ASKING_ENDPOINTS)
 
     @app.after_request
     async def harden(response: Response) -> Response:
         response.headers.update(HEADERS)
         return response
-
-
-def _over_unix() -> bool:
-    """Whether the request came over the Unix socket."""
-    return bool(request.scope.get("state", {}).get("unix", False))
 
 
 def _add_errors(app: QuartTrio) -> None:
@@ -101,7 +99,9 @@ def _add_errors(app: QuartTrio) -> None:
         if error.status == 503:
             response.headers["Retry-After"] = str(RETRY_SECONDS)
         if error.status == 401:
-            response.headers["WWW-Authenticate"] = 'Basic realm="vigild", charset="UTF-8"'
+            # A browser prompts for Basic, so not for the page's token: that comes in the page's address.
+            scheme = "Bearer" if error.code == "wrong_token" else "Basic"
+            response.headers["WWW-Authenticate"] = f'{scheme} realm="vigild", charset="UTF-8"'
         return response
 
     @app.errorhandler(HTTPException)
@@ -165,7 +165,7 @@ def _add_queries(app: QuartTrio, control: Control) -> None:
     async def events() -> Response:
         everything = _flag("all")
         # A HEAD request has no body, so its stream would never be read or ended.
-        body = b"" if request.method == "HEAD" else streams.open(everything=everything, unix=_over_unix())
+        body = b"" if request.method == "HEAD" else streams.open(everything=everything, unix=_peer().over_unix)
         response = Response(body, content_type="text/event-stream")
         response.headers["X-Accel-Buffering"] = "no"  # a proxy in front must not wait for more
         # The framework would cut the stream after its RESPONSE_TIMEOUT.
@@ -202,7 +202,7 @@ def _add_actions(app: QuartTrio, control: Control) -> None:
         return _json_response(await trio.to_thread.run_sync(encode, answer))
 
     async def checkpoint() -> Response:
-        return _json(await control.checkpoint())
+        return _json(await control.checkpoint(extra=not _peer().over_unix))
 
     async def flush() -> Response:
         return _json(await control.flush())
@@ -260,6 +260,12 @@ def _add_learning_commands(app: QuartTrio, control: Control) -> None:
     _route(app, "/train-from", train_from, "POST")
 
 
+def _peer() -> Peer:
+    """Who sent the current request."""
+    peer: Peer = request.scope.get("state", {}).get("peer", UNKNOWN_LOCAL)
+    return peer
+
+
 def _limit(most: int) -> int:
     limit = request.args.get("limit", "100")
     if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= most):
@@ -312,6 +318,8 @@ def _asset(content: bytes, content_type: str) -> Handler:
 
 
 def _route(app: QuartTrio, path: str, handler: Handler, method: str = "GET") -> None:
+    if method != "GET" and path not in POSTS_THAT_CHANGE_NOTHING:
+        handler = audited(handler, _peer)
     for prefix in PREFIXES:
         app.add_url_rule(prefix + path, endpoint=f"{method} {prefix}{path}", view_func=handler, methods=[method])
 

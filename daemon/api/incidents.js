@@ -176,6 +176,7 @@ function showAnswer(item) {
   const answerable = Boolean(incident.cause) && !answer;
   parts.normal.hidden = parts.anomaly.hidden = !answerable;
   parts.undo.hidden = !answer;
+  for (const each of [parts.normal, parts.anomaly, parts.undo]) each.disabled = !mayAnswer();
   if (answer) parts.said.textContent = `answered ${answer.answer}${answer.note ? `: ${answer.note}` : ""}`;
   else if (!parts.said.classList.contains("bad")) parts.said.textContent = "";
 }
@@ -188,7 +189,8 @@ async function sendAnswer(item, what) {
     const given = answered.get(incident.cause);
     const [path, body] = what === "undo"
       ? [`feedback/${given.id}/undo`, undefined] : ["feedback", JSON.stringify({ id: incident.id, answer: what })];
-    const response = await fetch(path, { method: "POST", body, signal: AbortSignal.timeout(TIMEOUT_MS) });
+    const response = await fetch(path, { method: "POST", body, headers: authorization(), signal: AbortSignal.timeout(TIMEOUT_MS) });
+    if (response.status === 401) dropToken();
     const reply = await response.json();
     if (!response.ok) throw new Error(reply.error ? reply.error.message : `HTTP ${response.status}`);
     await refresh();
@@ -196,7 +198,7 @@ async function sendAnswer(item, what) {
     parts.said.className = "said bad";
     parts.said.textContent = error.name === "TimeoutError" ? "no answer in time" : error.message;
   } finally {
-    for (const each of buttons) each.disabled = false;
+    for (const each of buttons) each.disabled = !mayAnswer();
   }
 }
 

@@ -11,6 +11,40 @@ const put = (id, text) => { $(id).textContent = text; };
 const count = (n) => (Number.isFinite(n) ? Math.round(n).toLocaleString("en-US") : "–");
 const part = (status, name) => status[name] || {};
 
+// ---- token -------------------------------------------------------------------------------------
+
+// `vigilctl page` prints this page's address with a token in the fragment, which no request has in it. It is kept for
+// this tab, so that a reload has it, and goes as a header with what changes something.
+const TOKEN_KEY = "vigild token", IN_FRAGMENT = /^#token=([\w-]+)$/;
+
+function takeToken() {
+  const found = IN_FRAGMENT.exec(location.hash);
+  if (!found) return;
+  sessionStorage.setItem(TOKEN_KEY, found[1]);
+  history.replaceState(null, "", location.pathname + location.search);
+  showHint();
+}
+
+// Without a token of its own a daemon may still let this page in by a password, which the browser then sends.
+let byPassword = false;
+
+function authorization() {
+  const token = sessionStorage.getItem(TOKEN_KEY);
+  return token === null ? {} : { Authorization: `Bearer ${token}` };
+}
+
+function dropToken() { // it is of a daemon that has been restarted since
+  sessionStorage.removeItem(TOKEN_KEY);
+  showHint();
+}
+
+const mayAnswer = () => byPassword || sessionStorage.getItem(TOKEN_KEY) !== null;
+
+function showHint() {
+  $("hint").hidden = mayAnswer();
+  for (const button of document.querySelectorAll(".foot button")) button.disabled = !mayAnswer();
+}
+
 // ---- status ------------------------------------------------------------------------------------
 
 let last = null; // {lines, at} of the poll before
@@ -40,6 +74,8 @@ function showStatus(status) {
   showPhase(status);
   showNumbers(status);
   showMembers(status);
+  byPassword = part(status, "places").token_of === "settings";
+  showHint();
 }
 
 function showLost(error) {
@@ -222,4 +258,6 @@ function duration(seconds) {
   return seconds < 129600 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} d`;
 }
 
+takeToken();
+addEventListener("hashchange", takeToken);
 poll();

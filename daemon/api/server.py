@@ -43,6 +43,7 @@ from hypercorn.typing import (
 from hypercorn.utils import wrap_app
 
 from daemon.api.connections import Connection, Room
+from daemon.api.peers import peer_of
 from daemon.control.condition import AdminCounters
 
 IDLE_SECONDS = 5.0  # a connection between two requests, and to the end of the next one's head
@@ -64,7 +65,7 @@ async def run_server(
 
     Takes ownership of `sockets` and closes them; their files are the caller's. The application's
     lifespan events are not sent, as the daemon starts and stops the actors. A request's scope says in
-    `scope["state"]["unix"]` whether it came over a Unix socket.
+    `scope["state"]["peer"]` who sent it, as a `Peer`.
     """
     context = WorkerContext(None)
     config = _config()
@@ -105,7 +106,7 @@ async def _serve_connection(
     connection: Connection,
 ) -> None:
     still_open.add(connection)
-    state = ConnectionState(LifespanState({"unix": connection.unix}))
+    state = ConnectionState(LifespanState({"peer": peer_of(connection.socket)}))
     wrapped = wrap_app(_Application(app, connection), 0, "asgi")
     try:
         async with trio.open_nursery() as nursery:

@@ -2,11 +2,11 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from daemon.client.admin import Admin, Failure, UsageError
+from daemon.client.admin import Admin, Failure, UsageError, read_token
 from daemon.client.sending import log_sockets, send
 from daemon.client.text.answers import (
     announces,
@@ -46,6 +46,32 @@ def flush(admin: Admin, as_json: bool) -> int:
     facts = ", ".join(f"{printable(name).replace('_', ' ')} {value}" for name, value in answer.items())
     show(answer, as_json, lambda: print(f"every open session is closed: {facts}"))
     return 0
+
+
+def page(admin: Admin, as_json: bool) -> int:
+    """Print the address of the daemon's page, with the token in it by which the page may answer alerts.
+
+    The token is in the fragment, which a browser keeps to itself: it is in no request and in no log.
+    """
+    places = admin.get("/status").body["places"]
+    address = _page_address(places["listening"])
+    if places.get("token_of") == "settings":
+        note = f"the browser will ask for a name, which may be anything, and a password: the token in {places['token']}"
+        show({"address": address, "token_file": places["token"]}, as_json, lambda: print(address))
+        print(f"vigilctl: {printable(note)}", file=sys.stderr)
+        return 0
+    token = read_token(places["token"], {})
+    show({"address": f"{address}#token={token}"}, as_json, lambda: print(f"{address}#token={token}"))
+    return 0
+
+
+def _page_address(listening: Sequence[str]) -> str:
+    """Of an address on loopback if there is one, else of the first that a browser on this host can reach."""
+    ports = [place.rpartition(":") for place in listening if "/" not in place]
+    if not ports:
+        raise Failure('the daemon has no page: it listens on no port; add "127.0.0.1:8765" to bind in [admin]')
+    host, _, port = min(ports, key=lambda each: each[0] not in ("127.0.0.1", "[::1]"))
+    return f"http://{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}/"
 
 
 def detect(admin: Admin, as_json: bool, line: str, session: str | None, explain: bool) -> int:

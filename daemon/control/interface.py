@@ -78,8 +78,11 @@ class Control(Protocol):
             lines     [{"line", "text", "odd"}], the last ones of the session; "line" is null for one asked about
         """
 
-    async def checkpoint(self) -> dict[str, Any]:
-        """{"line", "path", "bytes", "seconds", "digest"} once everything accepted so far is in it."""
+    async def checkpoint(self, *, extra: bool = False) -> dict[str, Any]:
+        """{"line", "path", "bytes", "seconds", "digest"} once everything accepted so far is in it.
+
+        An `extra` one may have to wait for a moment, and pushes no other snapshot out.
+        """
 
     async def flush(self) -> dict[str, Any]:
         """Close every open session and score the closings: {"line", "sessions_closed", "flagged"}."""

@@ -154,9 +154,9 @@ class Service:
 
     # --- snapshots ------------------------------------------------------------------------------------
 
-    async def checkpoint(self) -> dict[str, Any]:
+    async def checkpoint(self, *, extra: bool = False) -> dict[str, Any]:
         try:
-            return (await self._ready().checkpoints.request()).reply()
+            return (await self._ready().checkpoints.request(extra=extra)).reply()
         except CheckpointError as exc:
             raise ControlError(503, "not_saved", str(exc)) from exc
 

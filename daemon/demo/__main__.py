@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from daemon.demo.text import found_in, greeting, how_to_go_on, memory, training_words
 from daemon.host.listeners import PATH_BYTES
+from daemon.host.page_token import TOKEN_NAME
 from daemon.places import make_private
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def demonstrate(directory: Path, say: Say) -> None:
     with _daemon(directory, runtime, port) as process, _api(runtime) as api:
         try:
             send_sample(Daemon(process, api, directory, runtime), sample(), say)
-            say(how_to_go_on(runtime, port))
+            say(how_to_go_on(runtime, port, page_token(runtime)))
             process.wait()
             raise DemoError(_ended(process, directory))
         except KeyboardInterrupt:
@@ -96,6 +97,14 @@ def runtime_directory(directory: Path) -> Path:
         return directory
     mark = zlib.crc32(os.fsencode(directory))
     return Path(tempfile.gettempdir()) / f"vigild-run-{os.geteuid()}-{mark:08x}"
+
+
+def page_token(runtime: Path) -> str | None:
+    """The token by which the page may answer alerts, None when the daemon could not write it."""
+    try:
+        return (runtime / TOKEN_NAME).read_text("ascii").strip()
+    except FileNotFoundError:
+        return None
 
 
 def free_port(ports: Sequence[int] = PORTS) -> int:

@@ -60,11 +60,12 @@ def memory(status: Mapping[str, Any], state: Path) -> Iterator[str]:
     )
 
 
-def how_to_go_on(runtime: Path, port: int) -> str:
-    """The commands to try on the running daemon."""
+def how_to_go_on(runtime: Path, port: int, token: str | None) -> str:
+    """The commands to try on the running daemon; the page gets `token` in its address."""
     socket_path, admin = runtime / "log.sock", runtime / "admin.sock"
+    fragment = f"#token={token}" if token else ""
     return f"""
-Page          http://127.0.0.1:{port}/
+Page          http://127.0.0.1:{port}/{fragment}
 Send lines    vigilctl send --socket {socket_path} FILE
               cat FILE | socat - UNIX-CONNECT:{socket_path}
 Ask           vigilctl --admin unix:{admin} status

@@ -125,6 +125,11 @@ class Listeners:
     log_is_ours: bool = True
 
     @property
+    def tcp(self) -> bool:
+        """Whether the admin API is served over TCP."""
+        return any(each.family != socket.AF_UNIX for each in self.admin)
+
+    @property
     def places(self) -> list[str]:
         return [_place(each) for each in (*self.log, *self.admin)]
 

@@ -174,6 +174,7 @@ class FakeStore:
     entries: list[Entry] = field(default_factory=list)
     appends: list[int] = field(default_factory=list)
     snapshots: list[tuple[int, int, State, tuple[str, ...]]] = field(default_factory=list)
+    extra: list[bool] = field(default_factory=list)  # of each snapshot
     rotations: list[int] = field(default_factory=list)
     full: bool = False
     snapshots_fail: bool = False
@@ -189,11 +190,17 @@ class FakeStore:
             raise JournalError("journal-2.log: no space left on device")
         self.rotations.append(self.entries[-1].seq if self.entries else 0)
 
-    def write_snapshot(self, seq: int, line: int, columns: Columns, models: Collection[str] = ()) -> SnapshotInfo:
+    def write_snapshot(
+        self, seq: int, line: int, columns: Columns, models: Collection[str] = (), *, extra: bool = False
+    ) -> SnapshotInfo:
         if self.full or self.snapshots_fail:
             raise OSError(28, "No space left on device")
         self.snapshots.append((seq, line, dict(columns), tuple(models)))
+        self.extra.append(extra)
         return SnapshotInfo(name=f"snapshot-{seq}.msgpack", seq=seq, line=line, bytes=100, time=0.0)
+
+    def has_snapshot(self, name: str) -> bool:
+        return any(name == f"snapshot-{seq}.msgpack" for seq, _, _, _ in self.snapshots)
 
     def text(self) -> bytes:
         """The bytes of all segments in journal order."""

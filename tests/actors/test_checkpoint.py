@@ -1,6 +1,6 @@
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,14 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.alerts import Alerts, Outlet, run_alerts
-from actors.checkpoint import FAILED_PAUSE_SECONDS, CheckpointError, Checkpoints, CheckpointSettings, run_checkpoint
+from actors.checkpoint import (
+    EXTRA_SECONDS,
+    FAILED_PAUSE_SECONDS,
+    CheckpointError,
+    Checkpoints,
+    CheckpointSettings,
+    run_checkpoint,
+)
 from actors.scoring import run_scoring
 from actors.sequencer import Chunk, Request, Sequencer, run_sequencer
 from detection.columns.state import Columns, State, digest
@@ -141,10 +148,12 @@ async def test_periodic_snapshots_take_a_twentieth_of_a_processor_requested_ones
 
         worked = 0.0
 
-        def write_snapshot(self, seq: int, line: int, columns: Columns, models: object = ()) -> SnapshotInfo:
+        def write_snapshot(
+            self, seq: int, line: int, columns: Columns, models: Collection[str] = (), *, extra: bool = False
+        ) -> SnapshotInfo:
             self.worked += 2.0
             trio.from_thread.run_sync(mock_clock.jump, 5)
-            return super().write_snapshot(seq, line, columns)
+            return super().write_snapshot(seq, line, columns, extra=extra)
 
     slow = Slow()
     async with flowing(Flow(slow, every_lines=1, worked=lambda: slow.worked)) as flow:
@@ -158,10 +167,10 @@ async def test_periodic_snapshots_take_a_twentieth_of_a_processor_requested_ones
         assert len(flow.store.snapshots) == 1, "2 s of 40, of which 5 are over when it is written"
         mock_clock.jump(0.2)
         await until(lambda: flow.store.rotations == [1, 2])
-        await flow.log(b"x")
-        await flow.checkpoints.request()
-        await flow.checkpoints.request()
-        assert [line for _, line, _, _ in flow.store.snapshots] == [1, 2, 3, 3]
+        for _ in range(2):
+            await flow.log(b"x")
+            await flow.checkpoints.request()
+        assert [line for _, line, _, _ in flow.store.snapshots] == [1, 2, 3, 4]
 
 
 async def test_requests_that_wait_together_are_served_by_one_snapshot(nursery: trio.Nursery) -> None:
@@ -177,6 +186,87 @@ async def test_requests_that_wait_together_are_served_by_one_snapshot(nursery: t
                 asking.start_soon(ask)
         assert lines == [1] * 50
         assert len(flow.store.snapshots) <= 2
+
+
+async def test_a_request_with_nothing_new_is_answered_with_the_last_snapshot_if_that_is_there() -> None:
+    async with flowing(Flow(FakeStore())) as flow:
+        await flow.log(b"x")
+        first = await flow.checkpoints.request()
+        assert await flow.checkpoints.request() is first
+        assert await flow.checkpoints.request(extra=True) is first
+        assert len(flow.store.snapshots) == 1
+
+        flow.store.snapshots.clear()  # somebody removed it
+        assert (await flow.checkpoints.request()).line == 1
+        await flow.log(b"y")
+        assert (await flow.checkpoints.request()).line == 2
+        assert [line for _, line, _, _ in flow.store.snapshots] == [1, 2]
+
+
+async def test_extra_requests_wait_for_each_other_and_share_a_snapshot(mock_clock: MockClock) -> None:
+    async with flowing(Flow(FakeStore())) as flow:
+        await flow.log(b"x")
+        assert (await flow.checkpoints.request(extra=True)).line == 1
+        await flow.log(b"y")
+        lines: list[int] = []
+
+        async def ask() -> None:
+            lines.append((await flow.checkpoints.request(extra=True)).line)
+
+        async with trio.open_nursery() as asking:
+            for _ in range(10):
+                asking.start_soon(ask)
+            await wait_all_tasks_blocked()
+            assert (lines, len(flow.store.snapshots)) == ([], 1), "too early"
+            mock_clock.jump(EXTRA_SECONDS)
+        assert lines == [2] * 10
+        assert flow.store.extra == [True, True]
+
+        await flow.log(b"z")
+        assert (await flow.checkpoints.request()).line == 3, "others never wait"
+        assert flow.store.extra == [True, True, False]
+
+
+async def test_extra_snapshots_take_a_twentieth_of_a_processor(mock_clock: MockClock) -> None:
+    class Slow(FakeStore):
+        worked = 0.0
+
+        def write_snapshot(
+            self, seq: int, line: int, columns: Columns, models: Collection[str] = (), *, extra: bool = False
+        ) -> SnapshotInfo:
+            self.worked += 2.0
+            return super().write_snapshot(seq, line, columns, extra=extra)
+
+    slow = Slow()
+    async with flowing(Flow(slow, worked=lambda: slow.worked)) as flow:
+        await flow.log(b"x")
+        await flow.checkpoints.request(extra=True)
+        await flow.log(b"x")
+        async with trio.open_nursery() as asking:
+            asking.start_soon(partial(flow.checkpoints.request, extra=True))
+            for seconds in (0, 39.9):
+                mock_clock.jump(seconds)
+                await wait_all_tasks_blocked()
+                assert len(slow.snapshots) == 1
+            mock_clock.jump(0.2)
+
+
+async def test_extra_requests_put_no_periodic_snapshot_off(mock_clock: MockClock) -> None:
+    async with flowing(Flow(FakeStore(), every_seconds=30)) as flow:
+        for _ in range(100):  # a second each, and a periodic one is at most a second late
+            await flow.log(b"x")
+            await flow.checkpoints.request(extra=True)
+            await flow.applied()
+            mock_clock.jump(EXTRA_SECONDS)
+            await until(lambda: flow.store.rotations[-1] == flow.checkpoints.seq)
+            await wait_all_tasks_blocked()
+        assert flow.store.extra.count(False) == 3
+
+        await flow.log(b"x")
+        await flow.checkpoints.request(extra=True)
+        mock_clock.jump(30)
+        await until(lambda: flow.store.extra.count(False) == 4)
+        assert [line for _, line, _, _ in flow.store.snapshots][-2:] == [101, 101], "also when nothing came since"
 
 
 async def test_a_snapshot_outlives_whoever_asked_for_it() -> None:
@@ -229,10 +319,12 @@ async def test_the_last_snapshot_has_a_deadline(mock_clock: MockClock) -> None:
     released = threading.Event()
 
     class Hangs(FakeStore):
-        def write_snapshot(self, seq: int, line: int, columns: Columns, models: object = ()) -> SnapshotInfo:
+        def write_snapshot(
+            self, seq: int, line: int, columns: Columns, models: Collection[str] = (), *, extra: bool = False
+        ) -> SnapshotInfo:
             trio.from_thread.run_sync(mock_clock.jump, 4)
             assert released.wait(30)
-            return super().write_snapshot(seq, line, columns)
+            return super().write_snapshot(seq, line, columns, extra=extra)
 
     with pytest.RaisesGroup(pytest.RaisesExc(CheckpointError, match="within 3 s")):
         async with flowing(Flow(Hangs(), final_seconds=3)) as flow:

@@ -34,9 +34,11 @@ class Durable(FakeStore):
         self.real.rotate()
         super().rotate()
 
-    def write_snapshot(self, seq: int, line: int, columns: Columns, models: Collection[str] = ()) -> SnapshotInfo:
-        super().write_snapshot(seq, line, columns, models)
-        return self.real.write_snapshot(seq, line, columns, models)
+    def write_snapshot(
+        self, seq: int, line: int, columns: Columns, models: Collection[str] = (), *, extra: bool = False
+    ) -> SnapshotInfo:
+        super().write_snapshot(seq, line, columns, models, extra=extra)
+        return self.real.write_snapshot(seq, line, columns, models, extra=extra)
 
 
 def plain(lines: Sequence[bytes]) -> str:

@@ -21,6 +21,7 @@ class FakeControl:
         self.reasons: list[dict[str, str]] = []
         self.status_extra: dict[str, Any] = {}
         self.asked: list[Any] = []
+        self.extra: list[bool] = []  # of each checkpoint
         self.error: Exception | None = None
         self.checkpoint_may_finish = trio.Event()
         self.checkpoint_may_finish.set()
@@ -107,8 +108,9 @@ class FakeControl:
         )
         return [judgement(line) | why for line in lines]
 
-    async def checkpoint(self) -> dict[str, Any]:
+    async def checkpoint(self, *, extra: bool = False) -> dict[str, Any]:
         self.asked.append("checkpoint")
+        self.extra.append(extra)
         self.checkpoint_asked.set()
         try:
             await self.checkpoint_may_finish.wait()

@@ -240,6 +240,40 @@ async def test_while_the_state_is_read_status_says_how_far_that_is_and_nothing_e
         assert "50,000" not in out and "warm-up" not in out and "learning" not in out
 
 
+@pytest.mark.parametrize(
+    ("listening", "address"),
+    [
+        (["/run/log.sock", "/run/admin.sock", "127.0.0.1:8765"], "http://127.0.0.1:8765/"),
+        (["/run/admin.sock", "192.0.2.7:1", "0.0.0.0:2", "[::1]:3"], "http://[::1]:3/"),
+        (["/run/admin.sock", "0.0.0.0:2"], "http://127.0.0.1:2/"),
+        (["/run/admin.sock", "[::]:2"], "http://[::1]:2/"),
+    ],
+)
+async def test_page_is_the_address_with_the_token_in_its_fragment(
+    tmp_path: Path, listening: list[str], address: str
+) -> None:
+    (tmp_path / "page.token").write_text("the-token\n")
+    places = {"listening": listening, "token": str(tmp_path / "page.token"), "token_of": "vigild"}
+    async with daemon(tmp_path) as (control, env):
+        control.status_extra = {"places": places}
+        assert await ask("page", env=env) == (0, f"{address}#token=the-token\n", "")
+        status, out, _ = await ask("--json", "page", env=env)
+        assert (status, json.loads(out)) == (0, {"address": f"{address}#token=the-token"})
+
+        (tmp_path / "page.token").unlink()
+        status, out, err = await ask("page", env=env)
+        assert (status, out) == (1, "") and "cannot read the token file" in err and "no such file" in err
+
+        places["token_of"] = "settings"
+        status, out, err = await ask("page", env=env)
+        assert (status, out) == (0, f"{address}\n"), "a secret of the operator's is not printed"
+        assert err.count("\n") == 1 and f"a password: the token in {tmp_path}/page.token" in err
+
+        places["listening"] = ["/run/log.sock", "/run/admin.sock"]
+        status, out, err = await ask("page", env=env)
+        assert (status, out) == (1, "") and "has no page: it listens on no port" in err
+
+
 async def test_checkpoint_flush_and_snapshots(tmp_path: Path) -> None:
     async with daemon(tmp_path) as (control, env):
         assert "saved through line 51,234" in (await ask("checkpoint", env=env))[1]

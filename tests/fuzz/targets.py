@@ -168,10 +168,10 @@ def read_request(data: bytes) -> None:
 
     async def ask() -> None:
         with trio.move_on_after(60.0):  # a stream of events has no end
-            client = create_app(FakeControl(), hosts=(), token=None).test_client()
-            answer = await client.open(  # type: ignore[call-arg]
-                target, method=method, data=body, headers={"Host": "localhost"}
-            )
+            client = create_app(FakeControl(), hosts=(), token="a-token").test_client()
+            # With the token: what is behind the guard is to be reached.
+            headers = {"Host": "localhost", "Authorization": "Bearer a-token"}
+            answer = await client.open(target, method=method, data=body, headers=headers)  # type: ignore[call-arg]
             assert answer.status_code < 500, (answer.status_code, await answer.get_data())
 
     # The client of the tests sends nothing else; anything may stand behind a percent sign.

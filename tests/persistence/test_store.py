@@ -223,6 +223,46 @@ def test_pruning_finds_a_damaged_snapshot_and_does_not_rely_on_it(directory: Pat
         assert [info.seq for info in store.snapshots()] == [4, 3, 1]
 
 
+def seqs(store: Store) -> list[int]:
+    return [info.seq for info in store.snapshots()]
+
+
+def test_extra_snapshots_push_out_none_that_would_be_there_without_them(directory: Path) -> None:
+    with open_store(directory, keep=2) as store, open_store(directory / "plain", keep=2) as plain:
+        for each in (store, plain):
+            begin(each)
+        for seq in range(1, 13):
+            extra = seq % 4 != 0
+            for each in (store, plain):
+                append(each, seq)
+            store.rotate()
+            store.write_snapshot(seq, 10 * seq, {}, extra=extra)
+            if not extra:
+                plain.rotate()
+                plain.write_snapshot(seq, 10 * seq, {})
+            assert set(seqs(store)) - {seq} == set(seqs(plain)) - {seq}, "beside the others there is the last one alone"
+        with store.reading_back(before=13) as (_, entries):
+            assert list(entries) == []
+        for name in (snapshot_name(12), snapshot_name(8)):
+            assert store.has_snapshot(name)
+        oldest = min(int(path.stem.split("-")[1]) for path in directory.glob("journal-*.log"))
+        assert oldest <= 9, "the journal reaches back to the older of the two"
+
+
+def test_an_extra_snapshot_at_the_frame_of_another_makes_that_no_extra_one(directory: Path) -> None:
+    with open_store(directory, keep=2) as store:
+        begin(store)
+        append(store, 1)
+        store.write_snapshot(1, 10, {})
+        store.write_snapshot(1, 10, {}, extra=True)
+        append(store, 2)
+        store.write_snapshot(2, 20, {}, extra=True)
+        store.write_snapshot(2, 20, {})
+        append(store, 3)
+        store.write_snapshot(3, 30, {}, extra=True)
+        assert seqs(store) == [3, 2, 1]
+
+
 def test_pinned_snapshots_and_their_models_stay(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("persistence.store.MODELS_KEPT", 1)
     with open_store(directory, keep=2) as store:

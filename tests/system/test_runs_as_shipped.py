@@ -168,6 +168,10 @@ def test_settings_take_effect_at_a_reload_of_the_same_process(story: Story) -> N
 def test_a_member_of_vigild_log_sends_lines_and_may_do_no_more(story: Story) -> None:
     refused = story.attempt(f"nc -NU {SOCKET} < {MESSAGES}", user=STRANGER)
     assert refused.returncode and b"Permission denied" in refused.stderr, refused
+    refused = story.attempt("curl --silent --request POST http://localhost:8765/flush", user=STRANGER)
+    assert b"token_needed" in refused.stdout, refused
+    refused = story.attempt("cat /run/vigild/page.token", user=STRANGER)
+    assert refused.returncode and b"Permission denied" in refused.stderr, refused
     story.follow("usermod --append --groups vigild-log")
     story.follow("usermod --append --groups vigild ")
     assert story.machine.run("id", "--name", "--groups", SENDER).split() == [SENDER, "vigild-log"]

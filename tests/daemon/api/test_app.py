@@ -12,20 +12,26 @@ from quart.wrappers import Response
 from daemon.api import events
 from daemon.api.app import create_app
 from daemon.api.bodies import MAX_BODY_BYTES, decode, encode
+from daemon.api.guards import TokenFor
 from daemon.control.degraded import CODES
 from daemon.control.interface import ControlError
 from daemon.control.train_from import MAX_CHUNK_BYTES
 from tests.daemon.fake_control import FakeControl, incident, record, unavailable
 
+OWN = "a-token-of-the-daemon-s-own"
+
 
 class Caller:
-    """The app's test client, with a Host that is served and JSON out."""
+    """The app's test client, with a Host that is served and JSON out. Without a `token` of the operator's it sends the
+    daemon's own."""
 
     def __init__(self, control: FakeControl, hosts: tuple[str, ...] = (), token: str | None = None) -> None:
-        self._client = create_app(control, hosts=hosts, token=token).test_client()
+        self._headers = {"Host": "localhost"} | ({"Authorization": f"Bearer {OWN}"} if token is None else {})
+        token_for: TokenFor = "changes" if token is None else "all"
+        self._client = create_app(control, hosts=hosts, token=token or OWN, token_for=token_for).test_client()
 
     async def raw(self, method: str, path: str, body: bytes = b"", **headers: str) -> Response:
-        sent = {"Host": "localhost"} | {name.replace("_", "-"): value for name, value in headers.items()}
+        sent = self._headers | {name.replace("_", "-"): value for name, value in headers.items()}
         # A form type on purpose: it is what `curl -d` sends.
         sent.setdefault("Content-Type", "application/x-www-form-urlencoded")
         answer = await self._client.open(path, method=method, data=body, headers=sent)  # type: ignore[call-arg]
@@ -241,7 +247,9 @@ async def test_foreign_origins_are_refused(control: FakeControl, origin: str, ho
     assert control.asked == (["checkpoint"] if status == 200 else [])
 
 
-async def test_a_token_is_asked_for_as_bearer_or_basic(control: FakeControl) -> None:
+async def test_a_token_is_asked_for_as_bearer_or_basic(
+    control: FakeControl, autojump_clock: trio.testing.MockClock
+) -> None:
     call = Caller(control, token="s3cret")
     refused = await call.raw("GET", "/status")
     assert (refused.status_code, refused.headers["WWW-Authenticate"].split()[0]) == (401, "Basic")

@@ -48,8 +48,19 @@ def test_text_is_never_parsed_as_markup() -> None:
 def test_what_the_page_changes_it_changes_by_post() -> None:
     calls = re.findall(r"fetch\((.+)", JS)
     assert len(calls) == 3 and [call for call in calls if "path" in call and "POST" in call] == [
-        'path, { method: "POST", body, signal: AbortSignal.timeout(TIMEOUT_MS) });'
+        'path, { method: "POST", body, headers: authorization(), signal: AbortSignal.timeout(TIMEOUT_MS) });'
     ]
+
+
+def test_the_token_goes_from_the_fragment_into_a_header_and_nowhere_else() -> None:
+    assert JS.index("takeToken();") < JS.index("\npoll();"), "taken, and off the address, before anything is asked"
+    assert re.findall(r"history\.replaceState\(.+", JS) == [
+        'history.replaceState(null, "", location.pathname + location.search);'
+    ]
+    assert set(re.findall(r"(?:local|session)Storage\.\w+\(TOKEN_KEY|\w+Storage\b(?!\.\w+\(TOKEN_KEY)", JS)) == {
+        f"sessionStorage.{each}Item(TOKEN_KEY" for each in ("get", "set", "remove")
+    }
+    assert JS.count("Bearer") == 1 and "?token" not in JS and "console." not in JS and "vigilctl page" in HTML
 
 
 def test_every_element_the_script_fills_is_on_the_page() -> None:

@@ -94,6 +94,7 @@ def stop(number: int, frame: object) -> None:
 signal.signal(signal.SIGTERM, stop)
 if "refuse" in os.environ.get("FAKE_VIGILD", ""):
     sys.exit("vigild: the settings are wrong")
+(runtime / "page.token").write_text("the-token\n")
 for name, handler in (("log.sock", LogHandler), ("admin.sock", Handler)):
     (runtime / name).unlink(missing_ok=True)
     server = Server(str(runtime / name), handler)

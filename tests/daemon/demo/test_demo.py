@@ -1,4 +1,5 @@
 import hashlib
+import re
 import signal
 import socket
 import sys
@@ -60,6 +61,7 @@ def test_the_first_run_teaches_and_the_second_one_remembers(programs: None, tmp_
     assert first.index("Trained:") < first.index("lines 6,001 to 10,000")
     assert "attack   sql_injection (sqli-quote, high); transformer p=0.001" in first
     assert "10,000 lines, 99 templates" in first
+    assert re.search(r"^Page +http://127\.0\.0\.1:\d+/#token=the-token$", first, re.MULTILINE)
     assert (tmp_path / "run" / "state" / "lines").read_text() == "10000"
 
     second = tell(tmp_path / "run")
