@@ -42,6 +42,7 @@ class Connection(trio.abc.HalfCloseableStream):
         self._until: float | None = None  # how long the daemon waits for the rest of a request, or for the next
         self._sending_until: float | None = None
         self._requests = 0
+        self._answering: tuple[trio.lowlevel.Task, trio.Event] | None = None
         self.socket = stream.socket
         self.broken = trio.Event()
         self.progress_time = trio.current_time()
@@ -64,6 +65,21 @@ class Connection(trio.abc.HalfCloseableStream):
         """It is between two requests, unless the next one is there already."""
         if request == self._requests:
             self._until = trio.current_time()
+
+    def begins_answer(self) -> None:
+        """The task that calls this sends an answer from here on."""
+        self._answering = trio.lowlevel.current_task(), trio.Event()
+
+    def ends_answer(self) -> None:
+        if self._answering is not None:
+            self._answering[1].set()
+            self._answering = None
+
+    async def wait_for_answer(self) -> None:
+        """Return once the answer that another task sends is out, or cannot be sent in time."""
+        if self._answering is not None and self._answering[0] is not trio.lowlevel.current_task():
+            with trio.move_on_after(SEND_SECONDS):
+                await self._answering[1].wait()
 
     def waits_until(self) -> float | None:
         """How long the daemon waits for this client if others want its place; None when it is the client that waits."""

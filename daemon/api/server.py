@@ -28,6 +28,7 @@ from functools import partial
 import h11
 import trio
 from hypercorn.config import Config
+from hypercorn.events import Closed, Event
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
@@ -163,14 +164,6 @@ class _Application:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000, "reason": None})
             return
-        if scope["type"] == "http" and not scope["path"].startswith("/"):
-            # "*" or a whole URL, on which the framework may trip
-            await _refuse(send, "bad_target", "the request target is not a path")
-            return
-        if scope["type"] == "http" and _LENGTHS <= {name for name, _ in scope["headers"]}:
-            # A proxy in front may have gone by the other one, and where the next request begins is anybody's guess.
-            await _refuse(send, "two_lengths", "a request has Content-Length or Transfer-Encoding, not both")
-            return
 
         async def receive_and_note() -> ASGIReceiveEvent:
             event = await receive()
@@ -179,14 +172,25 @@ class _Application:
             return event
 
         async def send_to_the_end(event: ASGISendEvent) -> None:
+            if event["type"] == "http.response.start":
+                self._connection.begins_answer()
             last = event["type"] == "http.response.body" and not event.get("more_body", False)
             with trio.CancelScope(shield=last):  # bounded: see `Connection.send_all`
                 await send(event)
 
         request = self._connection.asks()
         try:
-            await self._app(scope, receive_and_note, send_to_the_end)
+            if scope["type"] == "http" and not scope["path"].startswith("/"):
+                # "*" or a whole URL, on which the framework may trip
+                await _refuse(send_to_the_end, "bad_target", "the request target is not a path")
+            elif scope["type"] == "http" and _LENGTHS <= {name for name, _ in scope["headers"]}:
+                # A proxy in front may have gone by the other one, and where the next request begins is anybody's guess.
+                message = "a request has Content-Length or Transfer-Encoding, not both"
+                await _refuse(send_to_the_end, "two_lengths", message)
+            else:
+                await self._app(scope, receive_and_note, send_to_the_end)
         finally:
+            self._connection.ends_answer()
             self._connection.answered(request)
 
 
@@ -205,6 +209,14 @@ async def _refuse(send: ASGISendCallable, code: str, message: str) -> None:
 
 class _Protocol(TCPServer):
     """hypercorn's connection handler, without HTTP/2; it ends when its client has hung up."""
+
+    stream: Connection  # type: ignore[assignment]
+
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, Closed):
+            # Its reader closes as soon as an answer with "Connection: close" has begun and more has come in.
+            await self.stream.wait_for_answer()
+        await super().protocol_send(event)
 
     async def _read_data(self) -> None:
         async def stay_with_http_1(_: h11.Request) -> None:
