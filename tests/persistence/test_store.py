@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from persistence import model_file
+from persistence import store as store_module
 from persistence.columns import Value
 from persistence.directory import StoreError
 from persistence.disk import REAL
@@ -595,3 +596,22 @@ def test_a_start_on_a_full_disk_opens_the_journal_once_there_is_room(directory: 
         found = store.recover()
         assert [entry.seq for entry in found.entries] == [1, 2]
         assert found.notes == []
+
+
+def test_a_snapshot_that_is_pruned_while_they_are_listed_is_left_out(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(directory) as store:
+        begin(store)
+        for seq in (1, 2):
+            append(store, seq)
+            store.write_snapshot(seq, seq, {})
+        listed = store_module.snapshot_paths
+
+        def pruned_meanwhile(where: Path) -> list[tuple[int, Path]]:
+            found = listed(where)
+            found[-1][1].unlink()
+            return found
+
+        monkeypatch.setattr(store_module, "snapshot_paths", pruned_meanwhile)
+        assert [info.seq for info in store.snapshots()] == [2]
