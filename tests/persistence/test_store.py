@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from persistence import model_file
-from persistence import store as store_module
 from persistence.columns import Value
 from persistence.directory import StoreError
+from persistence.directory_scan import snapshot_paths
 from persistence.disk import REAL
 from persistence.journal import JournalError
 from persistence.model_file import ModelError, ModelFile
@@ -606,12 +606,11 @@ def test_a_snapshot_that_is_pruned_while_they_are_listed_is_left_out(
         for seq in (1, 2):
             append(store, seq)
             store.write_snapshot(seq, seq, {})
-        listed = store_module.snapshot_paths
 
         def pruned_meanwhile(where: Path) -> list[tuple[int, Path]]:
-            found = listed(where)
+            found = snapshot_paths(where)
             found[-1][1].unlink()
             return found
 
-        monkeypatch.setattr(store_module, "snapshot_paths", pruned_meanwhile)
+        monkeypatch.setattr("persistence.store.snapshot_paths", pruned_meanwhile)
         assert [info.seq for info in store.snapshots()] == [2]
