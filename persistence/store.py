@@ -220,10 +220,12 @@ class Store:
         infos = []
         for seq, path in snapshot_paths(self.directory):
             try:
+                found = path.stat()
                 line = snapshot.read_header(path, disk=self._disk).line
+            except FileNotFoundError:
+                continue  # pruned since it was listed
             except (SnapshotError, NewerFormatError, UnreadableError):
                 line = 0
-            found = path.stat()
             infos.append(SnapshotInfo(path.name, seq, line, found.st_size, found.st_mtime, _is_pinned(path)))
         return infos
 

@@ -10,6 +10,7 @@ import pytest
 from persistence import model_file
 from persistence.columns import Value
 from persistence.directory import StoreError
+from persistence.directory_scan import snapshot_paths
 from persistence.disk import REAL
 from persistence.journal import JournalError
 from persistence.model_file import ModelError, ModelFile
@@ -635,3 +636,21 @@ def test_a_start_on_a_full_disk_opens_the_journal_once_there_is_room(directory: 
         found = store.recover()
         assert [entry.seq for entry in found.entries] == [1, 2]
         assert found.notes == []
+
+
+def test_a_snapshot_that_is_pruned_while_they_are_listed_is_left_out(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(directory) as store:
+        begin(store)
+        for seq in (1, 2):
+            append(store, seq)
+            store.write_snapshot(seq, seq, {})
+
+        def pruned_meanwhile(where: Path) -> list[tuple[int, Path]]:
+            found = snapshot_paths(where)
+            found[-1][1].unlink()
+            return found
+
+        monkeypatch.setattr("persistence.store.snapshot_paths", pruned_meanwhile)
+        assert [info.seq for info in store.snapshots()] == [2]
