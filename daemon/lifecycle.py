@@ -103,7 +103,12 @@ def run(
                 open_listeners(runtime, settings.ingest.socket, settings.admin.bind, inherited)
             )
             log.info("listening on %s", ", ".join(listeners.places))
-            outlets = [stack.enter_context(open_jsonl(state_directory / f"{name}.jsonl")) for name in OUTLETS]
+            outlets = [
+                stack.enter_context(
+                    open_jsonl(state_directory / f"{name}.jsonl", max_bytes=settings.alerts.max_bytes, keep_free=free)
+                )
+                for name, free in OUTLETS.items()
+            ]
             try:
                 trio.run(_Daemon(settings, rules, config, store, listeners, notifier, outlets).run, token)
             finally:

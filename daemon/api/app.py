@@ -39,7 +39,7 @@ MAX_ANOMALIES = 1000
 MAX_INCIDENTS = 4096
 GENERATION = re.compile(r"[1-9][0-9]{0,17}")
 UPLOAD = re.compile(r"[A-Za-z0-9._-]{1,64}")
-ALERT_ID = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?")
+ALERT_ID = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?(\.[0-9]{1,18})?")  # `actors.record_ids`
 
 HEADERS = {
     "Cache-Control": "no-store",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from detection.causes.fingerprints import NEW, RULE, WHAT_BYTES
 from detection.columns.state import digest
 from detection.detector import Detector
-from detection.frames import FlushFrame, LinesFrame, TickFrame
+from detection.frames import FlushFrame, Frame, LinesFrame, TickFrame
 from detection.verdicts import thinning
 from detection.verdicts.incidents import WINDOW_SECONDS, Incidents
 from detection.verdicts.thinning import FULL_FIRST, MAX_CAUSES, MAX_RUNS, in_full
@@ -251,7 +251,7 @@ def test_what_is_recorded_of_a_flood_grows_with_its_logarithm_and_nothing_is_mis
 
 def test_a_replay_records_the_same_wherever_it_begins() -> None:
     journal = started()
-    frames = [flood(30), flood(90), TickFrame(RECEIVED + 60.0), flood(1000), FlushFrame(RECEIVED)]
+    frames: list[Frame] = [flood(30), flood(90), TickFrame(RECEIVED + 60.0), flood(1000), FlushFrame(RECEIVED)]
     said = [journal.apply(frame).recorded() for frame in frames]
     for begin in range(1, len(frames)):
         before = Journal()
