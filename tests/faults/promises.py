@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from persistence.jsonl import open_jsonl
+from persistence.jsonl import open_jsonl, parts
 from persistence.segment import Entry
 from persistence.store import open_store
 from tests.faults.worker import KEEP, Records

@@ -356,7 +356,7 @@ def test_a_start_just_after_a_rotation_knows_the_last_record_and_the_size(tmp_pa
 
 @pytest.mark.parametrize("mark", [True, False])
 def test_each_record_is_there_once_whichever_operation_of_a_rotation_is_the_last(tmp_path: Path, mark: bool) -> None:
-    """The process dies at each call; the next one writes what comes after the last id that it finds, as a replay does."""
+    """The process dies at each call; the next one writes what is after the last id that it finds, as a replay does."""
     calls = 1
     while calls < 200:
         path = tmp_path / str(calls) / "alerts.jsonl"
