@@ -34,7 +34,6 @@ What goes where:
   PREFIX/versions/, PREFIX/current, PREFIX/bin/       the program, with all Python packages that it needs
   /usr/local/lib/systemd/system/vigild*               the units; your own changes go to /etc/systemd/system, as ever
   /usr/local/lib/sysusers.d/, /usr/local/lib/tmpfiles.d/   the user vigild, the group vigild-log, the directories
-  /etc/logrotate.d/vigild                             rotates the alerts when they are large; yours to change
   /usr/local/bin/vigild, /usr/local/bin/vigilctl      links to PREFIX/bin
   /etc/vigild, /var/lib/vigild                        settings and state: made when absent, never changed or removed
 END
@@ -363,7 +362,7 @@ put_files() {
     if [ -f "$source/completions/vigilctl.bash" ]; then
         put completions/vigilctl.bash /usr/local/share/bash-completion/completions/vigilctl
     fi
-    put_logrotate
+    end_logrotate
     for program in vigild vigilctl; do
         link=/usr/local/bin/$program
         if [ -e "$destdir$link" ] && [ ! -L "$destdir$link" ]; then
@@ -396,16 +395,15 @@ put() {
     echo "$2" >>"$work/installed"
 }
 
-# A setting of the administrator's, once changed.
-put_logrotate() {
-    shipped=$home/shipped-logrotate
-    if [ -e "$destdir$LOGROTATE" ] && ! cmp -s "$destdir$LOGROTATE" "$shipped"; then
-        echo "  left alone: $LOGROTATE, which was changed"
-    else
-        mkdir -p "$destdir$(dirname "$LOGROTATE")"
-        command install -m 644 "$source/systemd/vigild.logrotate" "$destdir$LOGROTATE"
+# Earlier versions had logrotate rotate the alerts, which the daemon does by itself: a file that was changed stays.
+end_logrotate() {
+    [ -e "$home/shipped-logrotate" ] || return 0
+    if cmp -s "$destdir$LOGROTATE" "$home/shipped-logrotate"; then
+        rm -f "$destdir$LOGROTATE"
+    elif [ -e "$destdir$LOGROTATE" ]; then
+        echo "  left alone: $LOGROTATE, which was changed; vigild rotates by itself unless max_bytes in [alerts] is 0"
     fi
-    command install -m 644 "$source/systemd/vigild.logrotate" "$shipped"
+    rm -f "$home/shipped-logrotate"
 }
 
 switch() {
@@ -548,8 +546,8 @@ uninstall() {
         rmdir "$destdir$directory" 2>/dev/null || true
     done
     echo "removing"
-    if cmp -s "$destdir$LOGROTATE" "$home/shipped-logrotate"; then rm -f "$destdir$LOGROTATE"; fi
-    (cd "$home" && rm -rf versions current bin installed shipped-logrotate .lock .install-*)
+    end_logrotate
+    (cd "$home" && rm -rf versions current bin installed .lock .install-*)
     rmdir "$home" 2>/dev/null || true
     if [ "$systemd" = yes ]; then
         systemctl daemon-reload

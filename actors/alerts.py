@@ -1,6 +1,7 @@
 """Alerts: verdicts become lines in files, a list of recent ones, and live streams.
 
-Every record has an id, "<line>" or "<line>.<k>", and ids ascend. A replay after a crash gives the same
+Not every alert has a record of its own: counting records stand for the others (`detection.verdicts.thinning`). Every
+record has an id, and ids ascend (`actors.record_ids`). A replay after a crash gives the same
 records again; those up to the last id on disk are not written twice. No snapshot is published before
 `Alerts.sync_through` its frame: what a replay will not give again is durable.
 
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import msgspec
 import trio
 
+from actors.record_ids import NO_KEY, Key, counted_alert, id_key, id_of
+
 if TYPE_CHECKING:  # torch comes with it, and this actor begins before that is imported
     from detection.verdicts.records import Verdicts
 
@@ -29,6 +32,9 @@ PENDING_RECORDS = 10_000
 SUBSCRIBER_RECORDS = 256
 # Of the records that are not flagged, what a stream of everything is offered of one frame.
 SAMPLED_RECORDS = 100
+# Of a record in a file. A longer one has its long texts cut, the more the longer it is: to so many characters.
+RECORD_BYTES = 16_384
+CUT_TO = (2048, 512, 128)
 RETRY_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
@@ -46,6 +52,9 @@ class Writer(Protocol):
 
     def sync(self) -> None: ...
 
+    def usage(self) -> dict[str, int]:
+        """How much room the file and what was rotated of it take, and what was removed. Does not block."""
+
 
 class Outlet:
     """One file of records. `name` is for messages, `last` the id of the last record already in it."""
@@ -55,14 +64,14 @@ class Outlet:
         self.written = self.errors = self.lost = 0
         self.error: str | None = None
         self._writer = writer
-        self._last = id_key(last) if last is not None else (0, 0)
+        self._last = id_key(last) if last is not None else NO_KEY
         self._pending: deque[Line] = deque()
         self._turn = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
 
     def not_beyond(self, line: int) -> None:
         """No record was ever written about a line after `line`: a last id that says so is damaged."""
-        limit = (line, sys.maxsize)
+        limit: Key = (line, sys.maxsize)
         if self._last > limit:
             log.warning("%s: its last id speaks of line %d, but the last line is %d", self.name, self._last[0], line)
             self._last = limit
@@ -142,6 +151,7 @@ class Outlet:
             "lost": self.lost,
             "errors": self.errors,
             "error": self.error,
+            **self._writer.usage(),
         }
 
 
@@ -166,7 +176,7 @@ class Alerts:
         self.flagged = 0
         self._outlets = [alerts] if verdicts is None else [alerts, verdicts]
         self._recent: deque[Record] = deque(recent, maxlen=RECENT_RECORDS)
-        self._recent_last = id_key(self._recent[-1]["id"]) if self._recent else (0, 0)
+        self._recent_last = id_key(self._recent[-1]["id"]) if self._recent else NO_KEY
         self._streams: set[_Stream] = set()
         self._ended = False
         self._progress = trio.Event()
@@ -178,7 +188,7 @@ class Alerts:
         watched = any(stream.everything for stream in streams)
         writing = self.write_all and len(self._outlets) > 1
         rendered = await trio.to_thread.run_sync(_render, verdicts, writing, watched, limiter=self._limiter)
-        self.flagged += len(rendered.flagged)
+        self.flagged += verdicts.alerts
         self._remember(rendered)
         for stream in streams:
             stream.offer(rendered)
@@ -190,7 +200,7 @@ class Alerts:
         self._moved()
 
     def _remember(self, rendered: "_Rendered") -> None:
-        for record, line in zip(rendered.flagged, rendered.alerts, strict=True):
+        for record, line in zip(rendered.recorded, rendered.alerts, strict=True):
             if line.key > self._recent_last:  # a replay gives again what the file already gave
                 self._recent_last = line.key
                 self._recent.append(record)
@@ -214,7 +224,7 @@ class Alerts:
             await outlet.sync()
 
     def recent(self, after: str | None = None, limit: int = RECENT_RECORDS) -> list[Record]:
-        """Flagged records with ids beyond `after`, oldest first, at most the first `limit` of them; without
+        """Records of alerts with ids beyond `after`, oldest first, at most the first `limit` of them; without
         `after` the last `limit`. Raises ValueError when `after` is no id."""
         if after is None:
             return list(self._recent)[max(len(self._recent) - limit, 0) :]
@@ -222,12 +232,18 @@ class Alerts:
         return list(islice((record for record in self._recent if id_key(record["id"]) > key), limit))
 
     def find(self, record_id: str) -> Record | None:
-        """The flagged record with this id, when it is among the recent ones."""
-        return next((record for record in reversed(self._recent) if record["id"] == record_id), None)
+        """The record of the alert with this id, or what the counting record says that stands for it, when that is
+        among the recent ones. Raises ValueError when it is no id."""
+        for record in reversed(self._recent):
+            if record["id"] == record_id:
+                return record
+            if (counted := counted_alert(record, record_id)) is not None:
+                return counted
+        return None
 
     @contextmanager
     def subscribe(self, *, everything: bool = False) -> "Iterator[trio.MemoryReceiveChannel[Record]]":
-        """A live stream of flagged records, or of everything (a sample of what is not flagged).
+        """A live stream of what is recorded of alerts, or of everything: each flagged row, a sample of the others.
 
         Nothing waits for a subscriber: what does not fit its SUBSCRIBER_RECORDS is left out, and
         {"left_out": n} says how many before the next record. The stream ends when alerts ends.
@@ -271,6 +287,8 @@ class Alerts:
             "flagged": self.flagged,
             "streams": len(self._streams),
             "records_waiting": sum(outlet["pending"] for outlet in outlets.values()),
+            "record_bytes": sum(outlet["bytes"] for outlet in outlets.values()),
+            "bytes_removed": sum(outlet["bytes_removed"] for outlet in outlets.values()),
             "records_lost": sum(outlet["lost"] for outlet in outlets.values()),
             **outlets,
         }
@@ -298,20 +316,8 @@ async def run_alerts(
             alerts.end()
 
 
-def id_key(record_id: str) -> tuple[int, int]:
-    """Where an id stands in the order of ids: "123" before "123.1" before "123.10" before "124"."""
-    line, _, closed = record_id.partition(".")
-    return int(line), int(closed or 0)
-
-
-def id_of(key: tuple[int, int]) -> str:
-    """The inverse of `id_key`."""
-    line, closed = key
-    return f"{line}.{closed}" if closed else str(line)
-
-
 class Line(NamedTuple):
-    key: tuple[int, int]
+    key: Key
     encoded: bytes
 
 
@@ -319,24 +325,46 @@ class Line(NamedTuple):
 class _Rendered:
     """One frame's verdicts; `records` and `verdicts` are empty when no file or stream takes them."""
 
-    flagged: list[Record]
+    recorded: list[Record]
     records: list[Record]
     alerts: list[Line]
     verdicts: list[Line]
 
 
 def _render(verdicts: "Verdicts", writing: bool, watched: bool) -> _Rendered:
-    flagged = verdicts.flagged()
+    recorded = verdicts.recorded()
     records = list(verdicts.records()) if writing or watched else []
-    return _Rendered(flagged, records, [_line(record) for record in flagged], [_line(r) for r in records if writing])
+    return _Rendered(recorded, records, [_line(record) for record in recorded], [_line(r) for r in records if writing])
 
 
 def _line(record: Record) -> Line:
+    encoded = _encoded(record)
+    for characters in CUT_TO:
+        if len(encoded) <= RECORD_BYTES:
+            break
+        encoded = _encoded(_cut(record, characters))
+    return Line(id_key(record["id"]), encoded)
+
+
+def _encoded(record: Record) -> bytes:
     """ASCII only: no control sequence of a log line reaches the terminal of a reader."""
     encoded = msgspec.json.encode(record)
     if not encoded.isascii():
         encoded = json.dumps(msgspec.json.decode(encoded), separators=(",", ":")).encode()
-    return Line(id_key(record["id"]), encoded)
+    return encoded
+
+
+def _cut(value: Any, characters: int) -> Any:
+    """With a mark at the end of each text that was cut."""
+    match value:
+        case str() if len(value) > characters:
+            return f"{value[:characters]}[{len(value) - characters} more characters]"
+        case dict():
+            return {name: _cut(each, characters) for name, each in value.items()}
+        case list() | tuple():
+            return [_cut(each, characters) for each in value]
+        case _:
+            return value
 
 
 @dataclass(eq=False, slots=True)
@@ -347,7 +375,7 @@ class _Stream:
 
     def offer(self, rendered: _Rendered) -> None:
         if not self.everything:
-            for record in rendered.flagged:
+            for record in rendered.recorded:
                 self._offer(record)
             return
         sampled = 0

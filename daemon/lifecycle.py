@@ -110,7 +110,12 @@ def run(
             own_token = None
             if token is None and listeners.tcp:
                 own_token = stack.enter_context(open_page_token(runtime))
-            outlets = [stack.enter_context(open_jsonl(state_directory / f"{name}.jsonl")) for name in OUTLETS]
+            outlets = [
+                stack.enter_context(
+                    open_jsonl(state_directory / f"{name}.jsonl", max_bytes=settings.alerts.max_bytes, keep_free=free)
+                )
+                for name, free in OUTLETS.items()
+            ]
             try:
                 daemon = _Daemon(settings, rules, config, store, listeners, notifier, outlets)
                 trio.run(daemon.run, token, own_token)

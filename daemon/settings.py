@@ -52,6 +52,12 @@ class CheckpointSettings(msgspec.Struct, frozen=True):
     keep: int = 5
 
 
+class AlertsSettings(msgspec.Struct, frozen=True):
+    """`max_bytes` of alerts.jsonl, and of verdicts.jsonl, each with what was rotated of it; 0: others rotate them."""
+
+    max_bytes: int = 1 << 30
+
+
 class AdminSettings(msgspec.Struct, frozen=True):
     bind: tuple[str, ...] = ("unix:admin.sock", "127.0.0.1:8765")
     hosts: tuple[str, ...] = ()
@@ -70,6 +76,7 @@ class Settings(msgspec.Struct, frozen=True):
     session: SessionSettings = SessionSettings()
     learning: LearningSettings = LearningSettings()
     alarms: AlarmSettings = AlarmSettings()
+    alerts: AlertsSettings = AlertsSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     admin: AdminSettings = AdminSettings()
     rules: RulesSettings = RulesSettings()
@@ -226,12 +233,13 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "learning.retrain_seconds": (0, 31_536_000),
     "alarms.per_day": (0.001, 1_000_000),
     "alarms.alpha": (1e-9, 0.5),
+    "alerts.max_bytes": (0, 1 << 50),
     "checkpoint.every_lines": (1, 1_000_000_000),
     "checkpoint.every_seconds": (0.1, 86_400),
     "checkpoint.keep": (2, 1000),
 }
 
-_SECTIONS = ("ingest", "format", "session", "learning", "alarms", "checkpoint", "admin", "rules")
+_SECTIONS = ("ingest", "format", "session", "learning", "alarms", "alerts", "checkpoint", "admin", "rules")
 
 T = TypeVar("T")
 

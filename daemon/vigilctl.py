@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--no-wait", action="store_true", help="return when the lines are durable, before the training")
 
     tail = _add(choices, "tail", _tail, "follow the incidents: the first, 10th, 100th... alert of each; Ctrl-C ends it")
-    tail.add_argument("--every", action="store_true", help="every alert, also of incidents over the budget")
+    tail.add_argument("--every", action="store_true", help="every record, also of incidents over the budget")
     tail.add_argument("--all", action="store_true", help="also a sample of everything else")
 
     incidents = _add(choices, "incidents", _incidents, "alerts grouped by cause, newest first")

@@ -117,6 +117,13 @@ BOUNDS: Mapping[str, Bound] = {
     "incidents.last_time": _TIME,
     "incidents.shown": Bound(-LATEST, LATEST, rows=False),
     "incidents.now": _TIME,
+    **{f"incidents.{name}": _COUNT for name in ("recorded", "counted", "counts", "counted_causes", "counted_number")},
+    "incidents.counted_time": _TIME,
+    "incidents.group_kind": Bound(0, len(KINDS) - 1, rows=False),
+    "incidents.group_verdict": Bound(0, VERDICTS, rows=False),
+    "incidents.group_about": Bound(CLOSING, MAX_ID, rows=False),
+    "incidents.group_runs": _APART,
+    "incidents.runs": _APART,
     "models.refused": _COUNT,
     "values.counts": _APART,
     "origins.line": _COUNT,
@@ -228,6 +235,14 @@ def _lengths(state: Columns) -> Iterator[tuple[str, int, int]]:
             yield name, len(value), rows.setdefault(part, len(value))
     yield "history.serials", rows["history"], min(_number(state, "history.written"), HISTORY_ROWS)
     yield "templates.id", rows["templates"], 1 + int(np.sum(state["templates.tokens"] == ord("\n")))
+    groups = int(np.sum(np.asarray(state["incidents.counted_causes"])))
+    for column in ("cause", "kind", "verdict", "about", "shape", "open_shape", "what", "runs"):
+        yield f"incidents.group_{column}", len(np.asarray(state[f"incidents.group_{column}"])), groups
+    yield (
+        "incidents.runs",
+        len(np.asarray(state["incidents.runs"])),
+        int(np.sum(np.asarray(state["incidents.group_runs"]))),
+    )
     for part in ("sources", "vouching.living"):
         if f"{part}.sizes" in state:
             sizes = np.asarray(state[f"{part}.sizes"])

@@ -137,7 +137,13 @@ class Detector:
             self._ensemble.check()
         self._parts.seq = item.seq
         self._parts.counters.flagged += alerting.flagged
-        return Verdicts(item.seq, self._parts.line, lines, tuple(alerting.batches))
+        counts = alerting.counting_records(
+            self._parts.line,
+            self._parts.closings_at_line,
+            self._parts.clock.now,
+            everything=isinstance(frame, FlushFrame),
+        )
+        return Verdicts(item.seq, self._parts.line, lines, tuple(alerting.batches), counts)
 
     def _alerting(self) -> Alerting:
         parts, alarms = self._parts, self._parts.settings.alarms
@@ -427,6 +433,11 @@ class Detector:
     def incidents(self, limit: int) -> list[dict[str, Any]]:
         """The last `limit` incidents, newest first."""
         return self._parts.incidents.listing(limit, self._parts.clock.now)
+
+    def counting(self, line: int, k: int) -> dict[str, Any] | None:
+        """The counting record under way, without an id, that the alert `line`, `k` is in."""
+        counted = self._parts.incidents.under_way((line, k))
+        return counted.record(None, 0) if counted is not None else None
 
     def answers(self) -> list[dict[str, Any]]:
         """The operator's answers that are in force, oldest first."""

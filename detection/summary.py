@@ -52,6 +52,10 @@ class Summary:
     incidents_open: int = 0
     incidents_digest: int = 0  # of those opened, how many wait in the digest
     incidents_evicted: int = 0  # made room in the table
+    alerts_recorded: int = 0  # in full
+    alerts_counted: int = 0  # in counting records
+    alerts_waiting: int = 0  # in counts under way
+    counting_records: int = 0
     answers: int = 0  # the operator's, in force
     answers_dropped: int = 0
     admitted: int = 0  # causes that are normal by their share of the stream
@@ -117,6 +121,10 @@ def summary_of(
         incidents_open=parts.incidents.open_count(now),
         incidents_digest=parts.incidents.digested,
         incidents_evicted=parts.incidents.evicted,
+        alerts_recorded=parts.incidents.recorded,
+        alerts_counted=parts.incidents.counted,
+        alerts_waiting=parts.incidents.waiting,
+        counting_records=parts.incidents.counts,
         answers=len(parts.known.answers()),
         answers_dropped=parts.known.answers_dropped,
         admitted=parts.known.admitted,

@@ -17,11 +17,13 @@ from pathlib import Path
 
 from persistence import model_file, segment
 from persistence.disk import REAL
+from persistence.jsonl import PART_SUFFIX
 
 SNAPSHOT = re.compile(r"snapshot-([0-9]{20})\.msgpack")
 PIN_SUFFIX = ".pin"
 
 _NAMES = ("lock", "training", "alerts.jsonl", "alerts.mark", "verdicts.jsonl", "verdicts.mark")
+_PART = re.compile(r"(?:alerts|verdicts)\.jsonl" + PART_SUFFIX)
 _JOURNALED = b"journal\n"
 
 
@@ -122,4 +124,8 @@ def _check_file(path: Path) -> None:
 
 def _is_ours(name: str) -> bool:
     base = name.removesuffix(".tmp").removesuffix(PIN_SUFFIX)
-    return base in _NAMES or any(pattern.fullmatch(base) for pattern in (SNAPSHOT, segment.NAME, model_file.NAME))
+    return (
+        base in _NAMES
+        or _PART.fullmatch(name) is not None
+        or any(pattern.fullmatch(base) for pattern in (SNAPSHOT, segment.NAME, model_file.NAME))
+    )

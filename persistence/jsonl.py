@@ -9,29 +9,51 @@ are synced; after a write error the file is reopened, cut back to its durable si
 again. So every record is there once, with one exception: when the file was moved away between an error
 and the retry, its last records may be in both files.
 
+With `max_bytes` the file is rotated here, and nobody else need do it: when it holds an eighth of that, it is made
+durable and renamed to `<name>.<number>`, eight digits, ascending; the oldest of these parts is removed when all of them
+and a new one could be larger than `max_bytes`. A kill or power cut at any moment of it leaves each record there once.
+
+Records give way before the disk is full, so that the journal has room: when less than `keep_free` bytes (or a twentieth
+of the disk, if that is less) are free, parts are removed, the oldest first, and without any `append` raises ENOSPC.
+
 The id of the last record is also kept in `<stem>.mark` (`persistence/high_water.py`). Without it, records in a file
 that was rotated away while no daemon ran, or just before a kill, would be written again.
 """
 
+import errno
+import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from persistence.disk import FULL, REAL, Disk, File, replace_file
 from persistence.high_water import HighWaterMark
 
+KEEP_FREE_BYTES = 256 << 20
 _BLOCK_BYTES = 1 << 16
+PARTS = 8
+PART_SUFFIX = r"\.[0-9]{8,}"
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
-def open_jsonl(path: Path, *, disk: Disk = REAL, boot: str | None = None) -> Iterator["JsonlWriter"]:
+def open_jsonl(
+    path: Path,
+    *,
+    max_bytes: int = 0,
+    keep_free: int = KEEP_FREE_BYTES,
+    disk: Disk = REAL,
+    boot: str | None = None,
+) -> Iterator["JsonlWriter"]:
     """Open `path` for appending, created if it is missing; synced and closed at the end. Raises OSError.
 
-    `boot` is the kernel's boot id, None to ask for it.
+    `max_bytes` is of the file and its parts, 0: others rotate it. `boot` is the kernel's boot id, None to ask for it.
     """
-    writer = JsonlWriter(path, disk, boot)
+    writer = JsonlWriter(path, disk, boot, max_bytes=max_bytes, keep_free=keep_free)
     try:
         yield writer
         writer.sync()
@@ -40,16 +62,45 @@ def open_jsonl(path: Path, *, disk: Disk = REAL, boot: str | None = None) -> Ite
 
 
 def last_records(path: Path, limit_bytes: int) -> Iterator[bytes]:
-    """The whole records that end within the last `limit_bytes` of the file at `path`, last first, without newlines.
+    """The whole records that end within the last `limit_bytes` of the file at `path` and of its parts, last first,
+    without newlines.
 
-    Blocking. The file may be appended to meanwhile. Raises OSError.
+    Blocking. The file may be appended to and rotated meanwhile. Raises OSError; FileNotFoundError where there is
+    neither the file nor a part.
     """
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        for record, end in _records_backwards(file, size):
-            if end <= size - limit_bytes:
-                return
-            yield record
+    with ExitStack() as stack:
+        files: list[BinaryIO] = []
+        # The file before its parts: what is renamed in between is found twice, not never.
+        for each in (path, *reversed(parts(path))) if path.exists() else reversed(parts(path)):
+            try:
+                files.append(stack.enter_context(open(each, "rb")))
+            except FileNotFoundError:
+                continue  # rotated, or removed as the oldest
+        if not files:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        seen: set[tuple[int, int]] = set()
+        for file in files:
+            if (inode := _inode(os.fstat(file.fileno()))) in seen:
+                continue
+            seen.add(inode)
+            size = file.seek(0, os.SEEK_END)
+            for record, end in _records_backwards(file, size):
+                if end <= size - limit_bytes:
+                    return
+                yield record
+            limit_bytes -= size
+
+
+def parts(path: Path) -> list[Path]:
+    """What was rotated of the file at `path` by `JsonlWriter`, oldest first."""
+    name = re.compile(re.escape(path.name) + PART_SUFFIX)
+    return sorted((each for each in path.parent.iterdir() if name.fullmatch(each.name)), key=_number)
+
+
+def free_space(directory: Path) -> tuple[int, int]:
+    """Bytes free on the disk of `directory` for us, and its size. Raises OSError."""
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
 
 class JsonlWriter:
@@ -57,11 +108,23 @@ class JsonlWriter:
 
     `last_id` is the id that `append` was given with the last record, be that in this file or in one that was rotated
     away; None if unknown. Either of the two may be ahead of the other. `note` says what was cut off at open, None if
-    nothing was. Every call blocks. Not for use by two threads at once.
+    nothing was. Every call but `usage` blocks. Not for use by two threads at once.
     """
 
-    def __init__(self, path: Path, disk: Disk, boot: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        disk: Disk,
+        boot: str | None = None,
+        *,
+        max_bytes: int = 0,
+        keep_free: int = KEEP_FREE_BYTES,
+        space: Callable[[Path], tuple[int, int]] = free_space,
+    ) -> None:
         self.path = path
+        self._part_bytes, self._max_bytes = max_bytes // PARTS, max_bytes
+        self._keep_free, self._space = keep_free, space
+        self._bytes = self._bytes_in_parts = self._rotations = self._removed = self._removed_bytes = 0
         self._mark = HighWaterMark(path.with_suffix(".mark"), disk, boot)
         self.last_id = self._mark.last
         self.note: str | None = None
@@ -70,10 +133,11 @@ class JsonlWriter:
         self._inode: tuple[int, int] | None = None
         self._durable = 0
         self._unsynced = bytearray()
-        self.last = self._cut_torn_tail()
+        self.last = self._cut_torn_tail() or self._last_of_newest_part()
         if self._mark.unsynced:
             self._sync_rotated()
-        self._current()
+        self._bytes = self._current().stat().st_size
+        self._bytes_in_parts = sum(part.stat().st_size for part in parts(path))
 
     def append(self, records: Sequence[bytes], last_id: str | None = None) -> None:
         """Write `records`, which hold no newlines. After OSError none of them counts as written: try again.
@@ -86,7 +150,10 @@ class JsonlWriter:
                 raise ValueError(f"not a record of JSON lines: {record[:80]!r}")
         data = b"".join(record + b"\n" for record in records)
         try:
-            self._current().write(data)
+            self._make_room(len(data))
+            file = self._current()
+            file.write(data)
+            self._bytes = file.stat().st_size
         except OSError:
             self.close()
             raise
@@ -106,6 +173,55 @@ class JsonlWriter:
         except OSError:
             self.close()
             raise
+
+    def usage(self) -> dict[str, int]:
+        """Bytes in the file and its parts as of the last `append`; rotations, and parts and bytes removed since it
+        was opened."""
+        return {
+            "bytes": self._bytes + self._bytes_in_parts,
+            "rotations": self._rotations,
+            "parts_removed": self._removed,
+            "bytes_removed": self._removed_bytes,
+        }
+
+    def _make_room(self, size: int) -> None:
+        """Before `size` bytes are appended: rotate the file when it is large, and keep `keep_free` bytes free."""
+        if self._part_bytes:
+            held = self._current().stat().st_size
+            if held and held + size > self._part_bytes:
+                self._rotate()
+        free, total = self._space(self.path.parent)
+        wanted = min(self._keep_free, total // 20)
+        while free < wanted + size:
+            if not self._part_bytes or not (oldest := parts(self.path)):
+                kept = f"less than {wanted >> 20} MB are free, which are kept for the journal"
+                raise OSError(errno.ENOSPC, kept, str(self.path))
+            self._remove(oldest[0], "the disk is almost full")
+            free, _ = self._space(self.path.parent)
+
+    def _rotate(self) -> None:
+        self.sync()  # nothing is written twice, whatever a power cut leaves of the names
+        rotated = parts(self.path)
+        number = _number(rotated[-1]) + 1 if rotated else 1
+        part = self.path.with_name(f"{self.path.name}.{number:08d}")
+        self._disk.rename(self.path, part)
+        self._disk.sync(self.path.parent)
+        self._rotations += 1
+        rotated.append(part)
+        sizes = [each.stat().st_size for each in rotated]
+        self._bytes_in_parts = sum(sizes)
+        for each in rotated:
+            if self._bytes_in_parts <= self._max_bytes - self._part_bytes:
+                return
+            self._remove(each, "max_bytes is reached")
+
+    def _remove(self, part: Path, why: str) -> None:
+        size = part.stat().st_size
+        self._disk.unlink(part)
+        self._bytes_in_parts -= size
+        self._removed += 1
+        self._removed_bytes += size
+        log.warning("%s, the oldest part of %s, is removed (%d bytes): %s", part.name, self.path.name, size, why)
 
     def close(self) -> None:
         """Close the file. Records that were not synced are written again by the next append."""
@@ -170,6 +286,13 @@ class JsonlWriter:
                 self._set_tail_aside(file, end, size)
         return last
 
+    def _last_of_newest_part(self) -> bytes | None:
+        """What was just rotated leaves an empty file, or none."""
+        for part in reversed(parts(self.path)):
+            with self._disk.read(part) as file:
+                return next(_records_backwards(file, file.seek(0, os.SEEK_END)), (None, 0))[0]
+        return None
+
     def _sync_rotated(self) -> None:
         """Sync the file and its rotations: the last process was killed with records unsynced, maybe rotated since."""
         for path in sorted(self.path.parent.glob(f"{self.path.name}*")):
@@ -202,6 +325,10 @@ class JsonlWriter:
 
 def _is_record(line: bytes) -> bool:
     return line.startswith(b"{") and line.endswith(b"}") and b"\0" not in line and b"\n" not in line
+
+
+def _number(part: Path) -> int:
+    return int(part.name.rpartition(".")[2])
 
 
 def _inode(status: os.stat_result) -> tuple[int, int]:

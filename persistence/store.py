@@ -6,8 +6,9 @@
     journal-<seq>.log        the frames from `seq` on, the write-ahead log (persistence/journal.py)
     training/                the files of the training run (persistence/training_files.py): not state
     frame-<seq>.bad          a frame that could not be applied
-    alerts.jsonl, .mark      flagged records (persistence/jsonl.py), and the id of the last one
+    alerts.jsonl, .mark      records of alerts (persistence/jsonl.py), and the id of the last one
     verdicts.jsonl, .mark    every record, if the settings say so
+    *.jsonl.<number>         what was rotated of either
     *.bad                    set aside: damaged, or holds what cannot be, or a model of a layout that is not ours
     *.tmp                    an unfinished write, removed at recovery
 

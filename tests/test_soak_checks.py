@@ -13,6 +13,7 @@ from tests.soak.checks import (
     wrong_with_lines,
     wrong_with_log,
     wrong_with_records,
+    wrong_with_sum,
     wrong_with_use,
     wrong_with_what_is_held,
 )
@@ -63,6 +64,10 @@ def record(number: int, **more: object) -> Record:
     return {"id": str(number), "text": (ATTACK % number).decode(), "attack_types": ["sql_injection"], **more}
 
 
+def counting(ids: str, stands_for: int = 2) -> Record:
+    return {"id": "9.0.1", "text": "", "alerts": [{"ids": ids, "verdict": "attack"}], "stands_for": stands_for}
+
+
 ATTACKED = Journaled({"a-1": b"\n".join(ATTACK % number for number in (1, 2, 3)) + b"\n"}, lines=3)
 
 
@@ -80,10 +85,24 @@ def test_attacks_that_are_all_told_of_once_are_right() -> None:
         ([record(1), record(2), record(3), record(3, id="9")], ["attack 00000003 is told of 2 times"]),
         ([record(1), record(2), record(3), {"id": "3", "text": "", "attack_types": []}], ["id 3 is there 2 times"]),
         ([record(1), record(2), record(3), record(4)], ["attack 00000004 was never accepted"]),
+        ([record(1), counting("2")], ["attack 00000003 is nowhere"]),
+        ([record(1), record(2), counting("2-3")], ["id 2 is there 2 times"]),
+        ([record(1), record(2), counting("3.1")], ["attack 00000003 is nowhere"]),
     ],
 )
 def test_an_attack_that_is_missing_or_told_of_twice_is_noticed(records: list[Record], what: list[str]) -> None:
     assert wrong_with_records(records, ATTACKED) == what
+
+
+def test_attacks_in_counting_records_are_told_of() -> None:
+    assert wrong_with_records([record(1), counting("2-3")], ATTACKED) == []
+
+
+@pytest.mark.parametrize(("flagged", "held"), [(5, True), (4, False), (6, False)])
+def test_records_and_counts_are_held_against_what_was_flagged(flagged: int, held: bool) -> None:
+    status = {"alarms": {"recorded": 1, "counted": 2, "counting": 2, "flagged": flagged}}
+    assert (wrong_with_sum([record(1), counting("2-3")], status) == []) == held
+    assert wrong_with_sum([record(1)], status) != []
 
 
 def test_a_traceback_in_the_log_is_noticed_and_where() -> None:

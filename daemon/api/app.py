@@ -45,6 +45,7 @@ MAX_INCIDENTS = 4096
 GENERATION = re.compile(r"[1-9][0-9]{0,17}")
 UPLOAD = re.compile(r"[A-Za-z0-9._-]{1,64}")
 ALERT_ID = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?")
+RECORD_ID = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9}(\.[0-9]{1,18})?)?")  # a counting record's, too: `actors.record_ids`
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -146,12 +147,12 @@ def _add_queries(app: QuartTrio, control: Control) -> None:
 
     async def anomalies() -> Response:
         after = request.args.get("after")
-        if after is not None and not ALERT_ID.fullmatch(after):
+        if after is not None and not RECORD_ID.fullmatch(after):
             raise ControlError(400, "bad_request", "after is the id of a record, such as 1207 or 1207.1")
         return _json({"anomalies": await control.anomalies(after, _limit(MAX_ANOMALIES))})
 
     async def anomaly(alert: str) -> Response:
-        return _json(await control.anomaly(_alert_id(alert, 404)))
+        return _json(await control.anomaly(_alert_id(alert, 404, RECORD_ID)))
 
     async def incidents() -> Response:
         return _json({"incidents": await control.incidents(_limit(MAX_INCIDENTS))})
@@ -280,8 +281,8 @@ def _flag(name: str) -> bool:
     return value == "1"
 
 
-def _alert_id(text: str, status: int) -> str:
-    if not ALERT_ID.fullmatch(text):
+def _alert_id(text: str, status: int, form: re.Pattern[str] = ALERT_ID) -> str:
+    if not form.fullmatch(text):
         code = "bad_request" if status == 400 else "not_found"
         raise ControlError(status, code, f"{text[:80]!a} is not an alert's id, such as 1207 or 1207.1")
     return text

@@ -81,7 +81,7 @@ function takeRecord(record) {
   const known = items.has(id);
   const item = itemOf(id, record.digest);
   const incident = item.incident;
-  if (opens || !item.record) item.record = record;
+  if (opens || (!item.record && !record.stands_for)) item.record = record;
   incident.count = Math.max(incident.count || 0, record.incident_count || 1);
   incident.what = incident.what || record.what || whyOf(record);
   incident.cause = incident.cause || record.cause;

@@ -27,6 +27,9 @@ _COUNTERS = {  # name (the format adds _total): where in the status, help
         "Lines with a time more than a day ahead, treated as lines without a time.",
     ),
     "vigild_flagged": ("alarms.flagged", "Records flagged."),
+    "vigild_alerts_recorded": ("alarms.recorded", "Alerts recorded in full."),
+    "vigild_alerts_counted": ("alarms.counted", "Alerts that counting records stand for."),
+    "vigild_counting_records": ("alarms.counting_records", "Counting records."),
     "vigild_incidents_opened": ("alarms.incidents.opened", "Incidents opened."),
     "vigild_incidents_digest": ("alarms.incidents.digest", "Incidents over the alarm budget: listed, not announced."),
     "vigild_incidents_evicted": ("alarms.incidents.evicted", "Incidents evicted from the bounded table."),
@@ -55,12 +58,18 @@ _COUNTERS = {  # name (the format adds _total): where in the status, help
         "admin.too_slow",
         "Admin connections closed because no whole request head came in time.",
     ),
+    "vigild_records_removed_bytes": (
+        "alarms.bytes_removed",
+        "Bytes of the oldest records removed since the start, for max_bytes or a full disk.",
+    ),
     "vigild_accept_errors": ("ingest.accept_errors", "Attempts to accept a connection that failed."),
     "vigild_models_refused": ("training.refused", "Models that were trained and not promoted."),
     "vigild_vouched_lines": ("vouched.lines", "Lines of vouched files."),
     "vigild_vouched_rule_hits": ("vouched.rule_hits", "Lines of vouched files that a rule matched."),
 }
 _GAUGES = {
+    "vigild_alerts_counting": ("alarms.counting", "Alerts that no record stands for yet: in counts under way."),
+    "vigild_records_bytes": ("alarms.record_bytes", "Bytes of files of records, with what was rotated of them."),
     "vigild_reading_percent": ("reading.percent", "Progress of reading the state at a start, in percent."),
     "vigild_lines_to_replay": ("reading.lines_to_replay", "Lines still to replay before the start is over."),
     "vigild_ready_transformer": ("transformer_ready", "1 when the transformer scores."),

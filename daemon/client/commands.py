@@ -90,7 +90,7 @@ def detect(admin: Admin, as_json: bool, line: str, session: str | None, explain:
 
 
 def tail(admin: Admin, as_json: bool, everything: bool, every: bool) -> int:
-    """Follow the first alert of each incident, and its 10th, 100th, 1,000th...; with `every`, every alert."""
+    """Follow the first alert of each incident, and its 10th, 100th, 1,000th...; with `every`, every record."""
     style = Style(sys.stdout)
     for record in admin.events("/events?all=1" if everything else "/events"):
         if not every and not announces(record):

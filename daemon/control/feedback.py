@@ -7,13 +7,13 @@ from typing import Any
 
 import msgspec
 
-from actors.alerts import id_key
+from actors.record_ids import counted_alert, id_key
 from daemon.control.interface import ControlError
 from detection.causes import fingerprints as causes
 from detection.templates.table import MAX_ID, OTHER
 from persistence.jsonl import last_records
 
-SEARCHED_BYTES = 64 << 20  # of alerts.jsonl, from its end: about a hundred thousand records, a second at most
+SEARCHED_BYTES = 1 << 30  # of alerts.jsonl and its parts, from the end: about a million records, some seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +28,17 @@ class About:
     shapes: tuple[int, ...]
 
 
-class _Id(msgspec.Struct):
+class _Head(msgspec.Struct):
     id: str
+    stands_for: int = 0
 
 
-_id_decoder = msgspec.json.Decoder(_Id)
+_head_decoder = msgspec.json.Decoder(_Head)
 
 
 def find_record(path: Path, alert_id: str) -> Mapping[str, Any]:
-    """The record of alert `alert_id` in the file at `path`, searched from its end, where ids are highest.
+    """The record of alert `alert_id` in the file at `path` and its parts, searched from the end, where ids are highest;
+    or what the counting record says of it that stands for it.
 
     Blocking. Raises `ControlError` 404: "not_found" where there never was such an alert, "gone" where its record
     may have been rotated away.
@@ -45,9 +47,14 @@ def find_record(path: Path, alert_id: str) -> Mapping[str, Any]:
     try:
         for line in last_records(path, SEARCHED_BYTES):
             try:
-                key = id_key(_id_decoder.decode(line).id)
-            except ValueError:
+                head = _head_decoder.decode(line)
+                key = id_key(head.id)
+                # Behind all alerts that it stands for: where ids are lower, there is none that could have this one.
+                counted = counted_alert(msgspec.json.decode(line), alert_id) if head.stands_for else None
+            except (ValueError, KeyError):
                 continue  # damaged; its neighbours are not
+            if counted is not None:
+                return counted
             if key == wanted:
                 record: dict[str, Any] = msgspec.json.decode(line)
                 return record
@@ -67,6 +74,13 @@ def find_record(path: Path, alert_id: str) -> Mapping[str, Any]:
 
 def about(record: Mapping[str, Any]) -> About:
     """What the alert of `record` is about. Raises `ControlError` 409 for a record that does not say."""
+    if "stands_for" in record:
+        raise ControlError(
+            409,
+            "counting_record",
+            f"{record['id']} stands for {record['stands_for']} alerts, from {record['first_id']} to "
+            f"{record['last_id']}: answer one of them",
+        )
     try:
         kind = causes.KINDS.index(record["cause_kind"])
         template, shapes = record["cause_template"], record.get("cause_shapes", [])

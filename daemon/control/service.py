@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from actors.alerts import Alerts
 from actors.checkpoint import CheckpointError
+from actors.record_ids import counted_alert, id_key
 from actors.scoring import StateAbandoned
 from actors.sequencer import FrameRequest, submit
 from daemon.control import generations, snapshots
@@ -141,8 +142,11 @@ class Service:
             raise ControlError(400, "bad_id", f"after={after!r} is not an alert's id, such as 123 or 123.1") from exc
 
     async def anomaly(self, alert_id: str) -> Mapping[str, Any]:
-        running = self._ready()
+        running, (line, k, *counting_record) = self._ready(), id_key(alert_id)
         record = running.alerts.find(alert_id)
+        if record is None and not counting_record:
+            counting = await self._query(lambda detector: detector.counting(line, k))
+            record = counted_alert(counting, alert_id) if counting is not None else None
         if record is None:
             path = running.store.directory / "alerts.jsonl"
             return await trio.to_thread.run_sync(find_record, path, alert_id)

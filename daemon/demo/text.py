@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.record_ids import stands_for
+
 SHOWN_RECORDS = 12
 SHOWN_CHARACTERS = 140
 
@@ -34,9 +36,10 @@ def training_words(training: Mapping[str, Any]) -> str:
 
 def found_in(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The last few flagged records, each with the reason; control characters escaped, lines cut."""
-    beyond = f", of which the last {SHOWN_RECORDS}:" if len(records) > SHOWN_RECORDS else ""
-    yield f"\nFlagged so far: {len(records)}{beyond}"
-    for record in records[-SHOWN_RECORDS:]:
+    flagged = sum(stands_for(record) for record in records)
+    beyond = f", of which the last {SHOWN_RECORDS} in full:" if flagged > SHOWN_RECORDS else ""
+    yield f"\nFlagged so far: {flagged}{beyond}"
+    for record in [record for record in records if "stands_for" not in record][-SHOWN_RECORDS:]:
         yield f"  line {record['line']:>6,}  {record['verdict']:<8} {_why(record)}"
         safe = str(record["text"] or record["template"]).encode("unicode_escape").decode("ascii")
         yield f"      {safe if len(safe) <= SHOWN_CHARACTERS else safe[: SHOWN_CHARACTERS - 3] + '...'}"

@@ -1,16 +1,17 @@
 """What an earlier process wrote into alerts.jsonl and verdicts.jsonl: the alerts actor goes on behind it."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from actors.alerts import Alerts, Outlet, Record, id_key
-from persistence.jsonl import JsonlWriter
+from actors.alerts import Alerts, Outlet, Record
+from actors.record_ids import id_key
+from persistence.jsonl import KEEP_FREE_BYTES, JsonlWriter, last_records
 
-OUTLETS = ("alerts", "verdicts")
+# Each file of records, and how much it leaves free on the disk: verdicts give way before alerts, those before lines.
+OUTLETS = {"alerts": KEEP_FREE_BYTES, "verdicts": 2 * KEEP_FREE_BYTES}
 _TAIL_BYTES = 1 << 20
 
 
@@ -39,11 +40,9 @@ def last_ids(writer: JsonlWriter) -> tuple[str | None, str | None]:
 
 
 def _last_records(path: Path) -> list[Record]:
-    """The records in the last megabyte of a file of records; what is damaged there is left out."""
-    with open(path, "rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
-        lines = file.read().split(b"\n")
-    return [record for line in lines if (record := _record(line)) is not None]
+    """The records in the last megabyte of a file of records and its parts; what is damaged there is left out."""
+    lines = last_records(path, _TAIL_BYTES)
+    return [record for line in lines if (record := _record(line)) is not None][::-1]
 
 
 def _record(line: bytes) -> Record | None:

@@ -17,6 +17,7 @@ JSON inside a column (settings, generations) has no number: fields are added wit
 
 UPGRADES
     1 -> 2  members that are withdrawn
+    2 -> 3  alerts of an incident that are counted and not recorded in full
 MODEL_UPGRADES
     (none yet)
 """
@@ -31,10 +32,12 @@ from detection.columns.state import (
     NewerVersionError,
     OtherVersionError,
     State,
+    array,
     columns_under,
     layout,
     layouts,
     of_this_version,
+    scalar,
 )
 
 Step = Callable[[State], State]
@@ -62,13 +65,34 @@ LAYOUTS: dict[int, Mapping[str, str]] = {
 }
 LAYOUTS[2] = {**LAYOUTS[1], "withdrawn": "e1ed097f"}
 
+LAYOUTS[3] = {**LAYOUTS[2], "incidents": "d44af521"}
+
 
 def _with_withdrawn_members(state: State) -> State:
     """The part "withdrawn" is new: no member was ever withdrawn before."""
     return {**state, "withdrawn.entries": np.frombuffer(b"[]", dtype=np.uint8).copy()}
 
 
-UPGRADES: dict[int, Step] = {1: _with_withdrawn_members}
+def _with_counted_alerts(state: State) -> State:
+    """In the part "incidents" what is counted is new: every alert was recorded in full before, and none is counted."""
+    incidents = len(array(state, "incidents.line"))
+    return {
+        **state,
+        **{f"incidents.counted_{name}": np.zeros(incidents, dtype=np.int64) for name in ("causes", "number")},
+        "incidents.counted_time": np.zeros(incidents),
+        **{f"incidents.group_{name}": np.zeros(0, np.uint64) for name in ("cause", "shape", "open_shape")},
+        **{f"incidents.group_{name}": np.zeros(0, np.uint8) for name in ("kind", "verdict")},
+        "incidents.group_about": np.zeros(0, np.int32),
+        "incidents.group_what": np.zeros(0, "S160"),
+        "incidents.group_runs": np.zeros(0, np.int64),
+        "incidents.runs": np.zeros((0, 4), np.int64),
+        "incidents.recorded": scalar(state, "counters.flagged", int),
+        "incidents.counted": 0,
+        "incidents.counts": 0,
+    }
+
+
+UPGRADES: dict[int, Step] = {1: _with_withdrawn_members, 2: _with_counted_alerts}
 
 # Of `model.to_columns`: the arrays of each member and of the anchor, where the model has them ("4f53cda1": no arrays);
 # the templates, as in a state; "ensemble", which has calibration scores only; "model": the columns without a prefix.
@@ -150,9 +174,9 @@ def model_layouts(columns: Columns) -> dict[str, str]:
     names = {name for name in columns if "." not in name and name != "format"}
     found = {"model": layout({name: columns[name] for name in names})}
     arrays: dict[str, State] = {name: {} for name in columns_under("rings", columns)}
-    for name, array in columns_under("parts", columns).items():
+    for name, value in columns_under("parts", columns).items():
         member, _, column = name.partition("/")
-        arrays.setdefault(member, {})[column] = array
+        arrays.setdefault(member, {})[column] = value
     found |= {member: layout(each) for member, each in arrays.items()}
     return {**found, "templates": layout(columns_under("templates", columns))}
 

@@ -74,6 +74,9 @@ class Alerting:
             times[order],
             rows.line[order],
             rows.k[order],
+            about=rows.about[order],
+            shapes=rows.shapes[order],
+            verdicts=rows.verdict[order],
             per_day=self._per_day,
             what=what.__getitem__,
         )
@@ -81,6 +84,14 @@ class Alerting:
         early = early[np.argsort(grouped.count[early], kind="stable")][:EXPLAINED_OF_A_BATCH]
         reasons = {int(row): self._explained(rows, judged, int(row), alpha, lines) for row in order[early]}
         self.batches.append((rows, Alerted(order, grouped, what, reasons)))
+
+    def counting_records(self, line: int, k: int, now: float, *, everything: bool) -> tuple[dict[str, Any], ...]:
+        """The counting records of the frame, to be asked for at its end, with ids behind those of all its alerts:
+        `<line>.<k>.<n>`, `n` being the number of the record since the state began. See `Incidents.take_counts`."""
+        counted = self._incidents.take_counts(now, everything=everything)
+        generation = self._ensemble.generation if self._ensemble is not None else 0
+        before = self._incidents.counts - len(counted)
+        return tuple(one.record(f"{line}.{k}.{before + n}", generation) for n, one in enumerate(counted, 1))
 
     def _what(self, rows: Rows, row: int, lines: Lines | None) -> str:
         kind, key = int(rows.kind[row]), bytes(rows.session[row])

@@ -11,6 +11,8 @@ recorded like any other, only nobody is woken up. What is exempt (a rule's hit) 
 use up the budget. It never joins an incident of the digest, where it would go unseen, but opens its own, which
 takes over what the other one went by.
 
+Not every alert of an incident is recorded in full; what stands for the others is said in `detection.verdicts.thinning`.
+
 The table is bounded: the incidents quiet the longest make room. Columns of the state, a row an incident (k rows),
 in the order of their last alerts:
 
@@ -24,15 +26,27 @@ in the order of their last alerts:
     exempt, digest      bool [k]
     what                S160 [k]      its cause in words, UTF-8
     sample_line, sample_k int64 [k,4] its first alerts, 0 where there are fewer
+    counted_causes      int64 [k]     the groups of its count under way, 0: there is none
+    counted_number      int64 [k]     the number in the incident of the last alert in that count
+    counted_time        float64 [k]   and its log time
+    group_cause         uint64 [g]    the groups of all counts, in the order of their incidents
+    group_kind, group_verdict uint8 [g]
+    group_about         int32 [g]
+    group_shape, group_open_shape uint64 [g]
+    group_what          S160 [g]
+    group_runs          int64 [g]     runs of ids in it
+    runs                int64 [r,4]   line and k of the first and of the last id of each run
     shown               float64 [n]   log times at which incidents that use up the budget opened
     now                 float         the largest log time of an alert, 0 before the first
     opened, digested, evicted, evicted_open   int, since the state began
+    recorded, counted, counts   int, since the state began: alerts in full, alerts in counting records, those records
 """
 
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -41,6 +55,7 @@ from numpy.typing import NDArray
 from detection.causes.fingerprints import KINDS, WHAT_BYTES, clipped
 from detection.causes.fingerprints import shown as shown_cause
 from detection.columns.state import Columns, State, array, scalar
+from detection.verdicts.thinning import AlertColumns, Count, Counted, Group, Id, in_full
 
 CAPACITY = 4096
 WINDOW_SECONDS = 6 * 3600.0
@@ -59,6 +74,11 @@ class Grouped:
     count: NDArray[np.int64]
     opens: NDArray[np.bool_]
     digest: NDArray[np.bool_]
+
+    @property
+    def in_full(self) -> NDArray[np.bool_]:
+        """Which of them get a record of their own."""
+        return in_full(self.count)
 
     def fields(self, row: int) -> dict[str, Any]:
         """What the record of alert `row` says of its incident; the alert opens it when their ids are equal."""
@@ -87,19 +107,28 @@ class _Incident:
     by_cause: bool = True
     by_source: bool = True
     samples: list[tuple[int, int]] = field(default_factory=list)
+    counting: Count | None = None
 
 
 class Incidents:
     """The incidents of late, and what is left of the budget. `opened`, `digested` (of those), `evicted` and
-    `evicted_open` (of those: their next alert opens another one) count since the state began."""
+    `evicted_open` (of those: their next alert opens another one) count since the state began; so do the alerts
+    `recorded` in full, those `counted` in counting records, and those records, `counts`. `waiting` are the
+    alerts in counts under way."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.opened = self.digested = self.evicted = self.evicted_open = 0
+        self.recorded = self.counted = self.counts = 0
+        self.waiting = 0
         self._capacity = capacity
         self._now = 0.0
         self._table: dict[tuple[int, int], _Incident] = {}  # in the order of their last alerts
         self._by_cause: dict[int, _Incident] = {}
         self._by_source: dict[int, _Incident] = {}
+        self._counting: dict[
+            tuple[int, int], _Incident
+        ] = {}  # with a count under way, in the order of their last alerts
+        self._ended: list[Counted] = []
         self._shown: deque[float] = deque(maxlen=LARGEST_BUDGET)
 
     def __len__(self) -> int:
@@ -115,20 +144,26 @@ class Incidents:
         lines: NDArray[np.int64],
         ks: NDArray[np.int64],
         *,
+        about: NDArray[np.int32],
+        shapes: NDArray[np.uint64],
+        verdicts: NDArray[np.uint8],
         per_day: float,
         what: Callable[[int], str],
     ) -> Grouped:
-        """Put alerts, in the order of their ids (`lines`, `ks`), into incidents; all columns [m].
+        """Put alerts, in the order of their ids (`lines`, `ks`), into incidents; all columns [m], `shapes` [m, 2].
 
         `sources` 0 is no source. A time that is missing or goes back counts as the one before. `what(row)` is
-        asked for the alerts that open an incident, and for no other. How alerts are cut into calls does not
-        matter. Costs a few microseconds a run of alerts with equal keys, whatever its length.
+        asked for the alerts that open an incident or bring a count a cause that is not the incident's, and for no
+        other. How alerts are cut into calls does not matter. Costs a few microseconds a run of alerts with equal keys
+        and ids that follow each other, whatever its length. Afterwards `take_counts` has to be called.
         """
         clock = self._clock(times)
         heads = _heads(causes, sources, exempt, clock)
         lengths = np.diff(heads, append=len(causes))
         columns = (causes, sources, exempt, clock, lines, ks)
         first: list[tuple[int, int, int, bool, bool]] = []
+        alerts = AlertColumns(lines, ks, about, shapes, verdicts)
+        runs = alerts.heads()
         for head, length, cause, source, is_exempt, time, line, k in zip(
             heads.tolist(), lengths.tolist(), *(column[heads].tolist() for column in columns), strict=True
         ):
@@ -152,8 +187,30 @@ class Incidents:
                     )
                 )
             first.append((incident.line, incident.k, incident.count, opens, incident.digest))
-            self._add(incident, lines[head : head + length], ks[head : head + length], float(clock[head + length - 1]))
+            through = head + length
+            within = runs[np.searchsorted(runs, head, side="right") : np.searchsorted(runs, through)].tolist()
+            self._thin(incident, alerts, clock, [head, *within, through], cause, int(kinds[head]), what)
+            self._add(incident, lines[head:through], ks[head:through], float(clock[through - 1]))
         return _grouped(first, heads, lengths)
+
+    def take_counts(self, now: float, *, everything: bool = False) -> list[Counted]:
+        """The counts that ended since the last call, in that order; those of incidents that are over at log time `now`
+        end here, with `everything` all of them."""
+        limit = (self._now if math.isnan(now) else now) - WINDOW_SECONDS
+        while self._counting:
+            quietest = next(iter(self._counting.values()))
+            if not everything and quietest.last_time > limit:
+                break
+            self._end_count(quietest)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def under_way(self, alert: Id) -> Counted | None:
+        """The count under way that has this alert."""
+        for incident in self._counting.values():
+            if _count_of(incident).group_of(alert) is not None:
+                return _counted(incident)
+        return None
 
     def bring_back(self, to: float) -> None:
         """The clock goes back `to` a time: what was of later is of then, so that the budget is not of one moment."""
@@ -221,12 +278,62 @@ class Incidents:
 
     def _evict(self, time: float) -> None:
         quiet = self._table.pop(next(iter(self._table)))
+        self._end_count(quiet)
         self.evicted += 1
         self.evicted_open += quiet.last_time > time - WINDOW_SECONDS
         if quiet.by_cause:
             del self._by_cause[quiet.cause]
         if quiet.by_source:
             del self._by_source[quiet.source]
+
+    def _thin(
+        self,
+        incident: _Incident,
+        alerts: AlertColumns,
+        clock: NDArray[np.float64],
+        runs: list[int],
+        cause: int,
+        kind: int,
+        what: Callable[[int], str],
+    ) -> None:
+        """Record or count the alerts of `incident` from row `runs[0]` up to `runs[-1]`; `runs` are where runs begin."""
+        begin, end, before = runs[0], runs[-1], incident.count
+        full = begin + np.flatnonzero(in_full(np.arange(before + 1, before + end - begin + 1)))
+        bounds = sorted({*runs, *full.tolist(), *(row + 1 for row in full.tolist())})
+        written = set(full.tolist())
+        for head, through in pairwise(bounds):
+            if head in written:
+                self._end_count(incident)
+                self.recorded += 1
+                continue
+            first, last = alerts.id(head), alerts.id(through - 1)
+            shape, open_shape = alerts.shapes[head].tolist()
+            key = (cause, int(alerts.about[head]), shape, open_shape)
+            if incident.counting is not None and not incident.counting.takes(key, first):
+                self._end_count(incident)
+            if incident.counting is None:
+                incident.counting = Count()
+            self._counting.pop((incident.line, incident.k), None)
+            self._counting[incident.line, incident.k] = incident
+            count, verdict = incident.counting, int(alerts.verdicts[head])
+            group = count.groups.get(key)
+            if group is None:
+                words = incident.what if cause == incident.cause else clipped(what(head))
+                group = count.groups[key] = Group(cause, kind, key[1], shape, open_shape, verdict, words)
+            group.add(first, last, verdict)
+            self.waiting += through - head
+            count.number, count.time = before + through - begin, float(clock[through - 1])
+
+    def _end_count(self, incident: _Incident) -> None:
+        if incident.counting is None:
+            return
+        del self._counting[incident.line, incident.k]
+        self._ended.append(_counted(incident))
+        self.counts += 1
+        alerts = incident.counting.alerts()
+        self.counted += alerts
+        self.waiting -= alerts
+        incident.counting = None
 
     def _add(self, incident: _Incident, lines: NDArray[np.int64], ks: NDArray[np.int64], time: float) -> None:
         """Count a run of alerts, the last of them at `time`."""
@@ -249,6 +356,17 @@ class Incidents:
         for number, row in enumerate(rows):
             samples[number, : len(row.samples)] = row.samples
         state["sample_line"], state["sample_k"] = samples[:, :, 0].copy(), samples[:, :, 1].copy()
+        counts = [row.counting or Count() for row in rows]
+        state["counted_causes"] = np.array([len(count.groups) for count in counts], dtype=np.int64)
+        state["counted_number"] = np.array([count.number for count in counts], dtype=np.int64)
+        state["counted_time"] = np.array([count.time for count in counts], dtype=np.float64)
+        groups = [group for count in counts for group in count.groups.values()]
+        for name, kind in _GROUP_COLUMNS.items():
+            state[f"group_{name}"] = np.array([getattr(group, name) for group in groups], dtype=kind)
+        state["group_what"] = np.array([group.what.encode() for group in groups], dtype=f"S{WHAT_BYTES}")
+        state["group_runs"] = np.array([len(group.runs) for group in groups], dtype=np.int64)
+        runs = [(*first, *last) for group in groups for first, last in group.runs]
+        state["runs"] = np.array(runs, dtype=np.int64).reshape(-1, 4)
         state["shown"] = np.array(self._shown, dtype=np.float64)
         state["now"] = self._now
         return {**state, **{name: getattr(self, name) for name in _COUNTERS}}
@@ -257,11 +375,16 @@ class Incidents:
     def load(cls, columns: Columns, capacity: int = CAPACITY) -> "Incidents":
         incidents = cls(capacity)
         lists = {name: array(columns, name).tolist() for name in (*_COLUMNS, "what", "sample_line", "sample_k")}
+        counts = _loaded_counts(columns)
         for number, what in enumerate(lists["what"]):
             incident = _Incident(**{name: lists[name][number] for name in _COLUMNS}, what=what.decode())
             samples = zip(lists["sample_line"][number], lists["sample_k"][number], strict=True)
             incident.samples = [each for each in samples if each != (0, 0)]
             incidents._table[incident.line, incident.k] = incident
+            if (count := counts[number]) is not None:
+                incident.counting = count
+                incidents.waiting += count.alerts()
+                incidents._counting[incident.line, incident.k] = incident
             if incident.by_cause:
                 incidents._by_cause[incident.cause] = incident
             if incident.by_source:
@@ -273,7 +396,14 @@ class Incidents:
         return incidents
 
 
-_COUNTERS = ("opened", "digested", "evicted", "evicted_open")
+_COUNTERS = ("opened", "digested", "evicted", "evicted_open", "recorded", "counted", "counts")
+_GROUP_COLUMNS = {
+    "cause": np.uint64,
+    "kind": np.uint8,
+    "about": np.int32,
+    **dict.fromkeys(("shape", "open_shape"), np.uint64),
+    "verdict": np.uint8,
+}
 _COLUMNS = {
     **dict.fromkeys(("line", "k", "last_line", "last_k", "count"), np.int64),
     **dict.fromkeys(("first_time", "last_time"), np.float64),
@@ -281,6 +411,37 @@ _COLUMNS = {
     **dict.fromkeys(("cause", "source"), np.uint64),
     **dict.fromkeys(("by_cause", "by_source", "exempt", "digest"), np.bool_),
 }
+
+
+def _loaded_counts(columns: Columns) -> list[Count | None]:
+    """The count under way of each incident, None where there is none."""
+    kept = {name: array(columns, f"group_{name}").tolist() for name in (*_GROUP_COLUMNS, "what", "runs")}
+    runs = iter(((a, b), (c, d)) for a, b, c, d in array(columns, "runs").tolist())
+    groups = iter(
+        Group(
+            **{name: kept[name][number] for name in _GROUP_COLUMNS},
+            what=what.decode(),
+            runs=list(islice(runs, kept["runs"][number])),
+        )
+        for number, what in enumerate(kept["what"])
+    )
+    per_incident = zip(
+        *(array(columns, f"counted_{name}").tolist() for name in ("causes", "number", "time")), strict=True
+    )
+    return [
+        Count({group.key: group for group in islice(groups, causes)}, number, time) if causes else None
+        for causes, number, time in per_incident
+    ]
+
+
+def _count_of(incident: _Incident) -> Count:
+    assert incident.counting is not None, "it is among those that have one"
+    return incident.counting
+
+
+def _counted(incident: _Incident) -> Counted:
+    about = (incident.line, incident.k), incident.cause, incident.kind, incident.what, incident.digest
+    return Counted(*about, _count_of(incident))
 
 
 def _heads(

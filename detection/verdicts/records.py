@@ -203,12 +203,29 @@ class Alerted:
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """The verdicts of frame `seq`. `line` is the last line up to and including it, `lines` the number of its lines."""
+    """The verdicts of frame `seq`. `line` is the last line up to and including it, `lines` the number of its lines;
+    `counts` are the counting records of the frame (`detection.verdicts.thinning`), whose ids come after those of its
+    rows."""
 
     seq: int
     line: int
     lines: int
     batches: tuple[tuple[Rows, Alerted], ...]
+    counts: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def alerts(self) -> int:
+        """How many rows are flagged."""
+        return sum(len(alerted.rows) for _, alerted in self.batches)
+
+    def recorded(self) -> list[dict[str, Any]]:
+        """What is to be recorded of the flagged rows: those in full that are, then the counting records."""
+        full = [
+            rows.record(int(alerted.rows[number])) | alerted.fields(rows, number)
+            for rows, alerted in self.batches
+            for number in np.flatnonzero(alerted.grouped.in_full).tolist()
+        ]
+        return [*full, *self.counts]
 
     def flagged(self) -> list[dict[str, Any]]:
         """The flagged rows as records, in the order of their ids."""

@@ -38,6 +38,13 @@ class FakeVerdicts(Verdicts):
 
     all_records: tuple[dict[str, Any], ...]
 
+    @property
+    def alerts(self) -> int:
+        return len(self.flagged())
+
+    def recorded(self) -> list[dict[str, Any]]:
+        return self.flagged()
+
     def flagged(self) -> list[dict[str, Any]]:
         return [record for record in self.all_records if record["flagged"]]
 
@@ -227,6 +234,9 @@ class FakeWriter:
         if self.full:
             raise OSError(28, "No space left on device")
         self.synced = len(self.records)
+
+    def usage(self) -> dict[str, int]:
+        return {"bytes": sum(map(len, self.records)), "rotations": 0, "parts_removed": 0, "bytes_removed": 0}
 
 
 def wall_clock() -> float:

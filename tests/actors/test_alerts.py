@@ -8,7 +8,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors import alerts as module
-from actors.alerts import Alerts, Outlet, id_key, run_alerts
+from actors.alerts import Alerts, Outlet, run_alerts
+from actors.record_ids import id_key
 from detection.verdicts.records import Verdicts
 from tests.actors.fakes import FakeVerdicts, FakeWriter, record
 
@@ -81,6 +82,22 @@ async def test_text_of_a_log_reaches_the_file_as_ascii() -> None:
     (line,) = writer.records
     assert line.isascii() and b"\x1b" not in line and b"\n" not in line
     assert json.loads(line) == {"id": "1", "line": 1, "flagged": True, "text": text, "score": None}
+
+
+async def test_a_record_is_bounded_and_says_how_much_of_its_texts_was_cut() -> None:
+    writer = FakeWriter()
+    alerts = Alerts(Outlet("alerts", writer), seq=0)
+    lines = [{"line": n, "text": "\x01" * 8192} for n in range(5)]
+    async with running(alerts) as verdicts:
+        await verdicts.send(
+            said(1, record(1, text="a" * 8192), record(2, text="\x01" * 8192, explain={"lines": lines}))
+        )
+    whole, cut = map(json.loads, writer.records)
+    assert whole["text"] == "a" * 8192
+    assert max(map(len, writer.records)) <= module.RECORD_BYTES
+    assert cut["text"] == "\x01" * 128 + "[8064 more characters]" == cut["explain"]["lines"][4]["text"]
+    control = json.dumps(record(2, text="\x01" * 8192, explain={"lines": lines}))
+    assert len(control) > 10 * module.RECORD_BYTES
 
 
 async def test_a_full_disk_costs_no_alert_and_no_verdict_waits_for_it(autojump_clock: MockClock) -> None:

@@ -26,6 +26,7 @@ FREE = {
     *("templates.wild", "templates.rest", "templates.tokens", "sessions.key", "sessions.windowed", "sessions.opened"),
     *("sessions.shape", "sessions.counts", "sessions.cause", "history.flags", "history.about", "recent.bytes"),
     *("known.ring.cause", "known.ring.key", "known.admitted", "incidents.cause", "incidents.source", "incidents.what"),
+    *(f"incidents.group_{name}" for name in ("cause", "shape", "open_shape", "what")),
     *("incidents.by_cause", "incidents.by_source", "incidents.exempt", "incidents.digest"),
     *("origins.key", "origins.things", "origins.long_things", "origins.given", "origins.days"),
 }
@@ -47,6 +48,7 @@ def state(lines: list[bytes]) -> State:
         if isinstance(value, np.ndarray) and not value.size and not name.endswith((".tails", ".admitted")):
             bound = bounds._bound(name)
             state[name] = np.full((1, *value.shape[1:]), bound.low if bound else 0).astype(value.dtype)
+    state["incidents.counted_causes"] = state["incidents.group_runs"] = np.array([1], dtype=np.int64)
     return state
 
 

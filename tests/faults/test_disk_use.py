@@ -1,6 +1,6 @@
 """However many lines come, the state directory does not grow: journal, snapshots and models are pruned.
 
-VIGILD_FLAT_LINES is how many (`make faults`: 5,000,000). `alerts.jsonl` is the operator's to rotate and does not count.
+VIGILD_FLAT_LINES is how many (`make faults`: 5,000,000). Files of records have a bound of their own and do not count.
 """
 
 import os

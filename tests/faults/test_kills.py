@@ -96,7 +96,12 @@ def wrong_with(sendings: Sequence[Sending], account: Account, state: Path, statu
     if status["state_digest"] != account.digest:
         wrong.append("the last state is another one")
     wrong += wrong_file(state / "verdicts.jsonl", account.records)
-    return wrong + wrong_file(state / "alerts.jsonl", account.flagged)
+    alerts = records_in(state / "alerts.jsonl")
+    stood_for = sum(record.get("stands_for", 1) for record in alerts) + account.counting
+    of_alerts = wrong_file(state / "alerts.jsonl", account.recorded)
+    if not of_alerts and stood_for != len(account.flagged):
+        of_alerts = [f"records stand for {stood_for} of {len(account.flagged)} alerts"]
+    return wrong + of_alerts
 
 
 def wrong_file(path: Path, expected: list[dict[str, Any]]) -> list[str]:

@@ -66,10 +66,14 @@ class Witness:
 
 @dataclass
 class Account:
-    """What the journal says: `sources` the bytes of each connection, `records` every verdict in order of ids."""
+    """What the journal says: `sources` the bytes of each connection, `records` every verdict in order of ids,
+    `recorded` what is recorded of those that are flagged, in full and in counting records, `counting` the alerts in
+    counts under way."""
 
     sources: dict[str, bytes] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
+    recorded: list[Record] = field(default_factory=list)
+    counting: int = 0
     generations: int = 0
     snapshots: int = 0
     seq: int = 0
@@ -98,6 +102,8 @@ def account_of(kept: Path) -> Account:
                 break
             # By way of JSON, as they are written.
             account.records += [json.loads(json.dumps(record)) for record in verdicts.records()]
+            account.recorded += [json.loads(json.dumps(record)) for record in verdicts.recorded()]
+            account.counting = detector.summary().alerts_waiting
             account.generations += item.model is not None
             for segment in item.frame.segments if isinstance(item.frame, LinesFrame) else ():
                 sources[segment.source] += segment.data

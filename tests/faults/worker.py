@@ -18,8 +18,10 @@ import json
 import random
 import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from persistence import jsonl
 from persistence.directory import StoreError
 from persistence.disk import REAL, Disk, File
 from persistence.journal import JournalError
@@ -29,6 +31,8 @@ from persistence.store import Store, open_store
 from tests.persistence.ledger import State, restored, save, toy_model
 
 FAILED = 74
+jsonl.PARTS = 100_000  # so that small parts are rotated and none is removed
+ALERT_BYTES = jsonl.PARTS * 1000
 KEEP = 2
 APPENDS = 4  # before and after the model of a round
 
@@ -38,7 +42,7 @@ def main(arguments: list[str]) -> int:
     sabotage = arguments[3] if len(arguments) > 3 else ""
     disk: Disk = _WithoutRecoverySync() if sabotage == "no recovery sync" else REAL
     try:
-        with open_store(directory, keep=KEEP, disk=disk) as store, open_jsonl(directory / "alerts.jsonl") as alerts:
+        with open_store(directory, keep=KEEP, disk=disk) as store, open_alerts(directory) as alerts:
             worker = Worker(store, alerts, random.Random(life), early=sabotage == "early")
             worker.begin()
             if rounds:
@@ -50,6 +54,10 @@ def main(arguments: list[str]) -> int:
         say("failed", exc)
         return FAILED
     return 0
+
+
+def open_alerts(directory: Path) -> AbstractContextManager[JsonlWriter]:
+    return open_jsonl(directory / "alerts.jsonl", max_bytes=ALERT_BYTES, keep_free=0)
 
 
 def say(*words: object) -> None:

@@ -117,12 +117,11 @@ def test_every_file_is_where_it_belongs_with_its_mode(installed: Installer) -> N
         **{f"usr/local/lib/systemd/system/{unit}": 0o644 for unit in UNITS},
         "usr/local/lib/sysusers.d/vigild.conf": 0o644,
         "usr/local/lib/tmpfiles.d/vigild.conf": 0o644,
-        "etc/logrotate.d/vigild": 0o644,
     }
     links = {f"usr/local/bin/{name}": f"/opt/vigild/bin/{name}" for name in ("vigild", "vigilctl")}
     links |= {f"{PREFIX}/bin/{name}": f"../current/bin/{name}" for name in ("vigild", "vigilctl")}
     links |= {f"{PREFIX}/current": "versions/1.0"}
-    notes = {f"{PREFIX}/{name}" for name in ("installed", "shipped-logrotate", ".lock")}
+    notes = {f"{PREFIX}/{name}" for name in ("installed", ".lock")}
     assert installed.files() == expected.keys() | links.keys() | notes
     for name, mode in expected.items():
         assert stat.S_IMODE((installed.stage / name).stat().st_mode) == mode, name
@@ -252,14 +251,23 @@ def await_end(process: int) -> None:
             time.sleep(0.05)
 
 
-def test_a_logrotate_file_that_was_changed_stays_as_it_is(installed: Installer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", [False, True])
+def test_an_earlier_versions_logrotate_file_goes_unless_it_was_changed(
+    installed: Installer, tmp_path: Path, changed: bool
+) -> None:
     installer = copied(installed, tmp_path)
-    changed = installer.stage / "etc/logrotate.d/vigild"
-    changed.write_text("# mine\n")
-    assert "left alone: /etc/logrotate.d/vigild" in installer.install("1.1").stdout
-    assert changed.read_text() == "# mine\n"
+    there, shipped = installer.stage / "etc/logrotate.d/vigild", installer.stage / PREFIX / "shipped-logrotate"
+    there.parent.mkdir(parents=True)
+    there.write_text("# mine\n" if changed else "# shipped\n")
+    shipped.write_text("# shipped\n")
+    said = installer.install("1.1").stdout
+    assert ("left alone: /etc/logrotate.d/vigild" in said, there.exists(), shipped.exists()) == (
+        changed,
+        changed,
+        False,
+    )
     done = installer.run("--uninstall")
-    assert changed.read_text() == "# mine\n" and str(changed) in done.stdout
+    assert there.exists() == changed and (str(there) in done.stdout) == changed
 
 
 def test_uninstalling_removes_everything_but_state_and_settings_and_says_so(

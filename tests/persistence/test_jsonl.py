@@ -1,12 +1,15 @@
 import errno
+import json
 import os
 import random
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from persistence.jsonl import last_records, open_jsonl
-from tests.persistence.disks import FaultyDisk, fail_nth
+from persistence.disk import REAL, Disk
+from persistence.jsonl import JsonlWriter, last_records, open_jsonl, parts
+from tests.persistence.disks import FaultyDisk, fail_from, fail_nth
 
 
 def record(number: int, size: int = 0) -> bytes:
@@ -290,3 +293,126 @@ def test_records_about_to_be_written_again_do_not_count_as_written(tmp_path: Pat
         writer.sync()
     os.truncate(path, len(record(1)) + 1)
     assert written(path) == "1"
+
+
+# --- rotation by the writer itself ----------------------------------------------------------------
+
+RECORD = b'{"id":"%06d","text":"............................................................"}'
+EIGHTH = 800  # bytes: eight records and a bit
+
+
+def rotating(path: Path, disk: Disk = REAL, *, parts_kept: int = 8, free: int = 1 << 40) -> JsonlWriter:
+    return JsonlWriter(path, disk, BOOT, max_bytes=EIGHTH * parts_kept, space=lambda _: (free, 1 << 40))
+
+
+def held(path: Path) -> list[bytes]:
+    """Every record in the parts and the file, in order."""
+    files = [*parts(path), *([path] if path.exists() else [])]
+    return [record for each in files for record in each.read_bytes().splitlines()]
+
+
+def test_it_rotates_by_itself_and_the_oldest_go_first_and_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    writer = rotating(path)
+    assert writer.usage() == {"bytes": 0, "rotations": 0, "parts_removed": 0, "bytes_removed": 0}
+    for n in range(300):
+        writer.append([RECORD % n], str(n))
+    writer.close()
+    kept = held(path)
+    assert kept == [RECORD % n for n in range(300 - len(kept), 300)]
+    usage = writer.usage()
+    assert usage["bytes"] == sum(len(record) + 1 for record in kept) <= EIGHTH * 8
+    assert len(kept) > 50 and usage["bytes_removed"] == (300 - len(kept)) * (len(RECORD % 0) + 1)
+    assert usage["rotations"] == usage["parts_removed"] + len(parts(path))
+    assert list(last_records(path, 1 << 30)) == kept[::-1]
+    last_two_files = list(last_records(path, path.stat().st_size + 10))
+    assert last_two_files == kept[: -len(last_two_files) - 1 : -1] and len(last_two_files) < 12
+
+
+def test_without_a_bound_nothing_is_rotated(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    with open_jsonl(path) as writer:
+        for n in range(300):
+            writer.append([RECORD % n])
+    assert parts(path) == [] and len(held(path)) == 300
+
+
+def test_a_start_just_after_a_rotation_knows_the_last_record_and_the_size(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    with closing(rotating(path)) as writer:
+        for n in range(20):
+            writer.append([RECORD % n], str(n))
+        size = writer.usage()["bytes"]
+    path.rename(tmp_path / "alerts.jsonl.00000099")
+    (tmp_path / "alerts.mark").unlink()
+    (tmp_path / "alerts.jsonl.1").write_bytes(b'{"id":"of logrotate"}\n')
+    with closing(rotating(path)) as again:
+        assert (again.last, again.usage()["bytes"]) == (RECORD % 19, size)
+        for n in range(20, 40):
+            again.append([RECORD % n])
+    assert [part.name for part in parts(path)][-1] > "alerts.jsonl.00000099"
+    assert held(path) == [RECORD % n for n in range(40)]
+
+
+@pytest.mark.parametrize("mark", [True, False])
+def test_each_record_is_there_once_whichever_operation_of_a_rotation_is_the_last(tmp_path: Path, mark: bool) -> None:
+    """The process dies at each call; the next one writes what is after the last id that it finds, as a replay does."""
+    calls = 1
+    while calls < 200:
+        path = tmp_path / str(calls) / "alerts.jsonl"
+        path.parent.mkdir()
+        disk = FaultyDisk(fail_from(calls, errno.EIO))
+        written = 0
+        try:
+            writer = rotating(path, disk)
+            for n in range(20):
+                writer.append([RECORD % n], str(n))
+                written = n + 1
+        except OSError:
+            pass
+        done = written == 20
+        if not mark:
+            (path.parent / "alerts.mark").unlink(missing_ok=True)
+        with closing(rotating(path)) as again:
+            last = json.loads(again.last)["id"] if again.last is not None else "-1"
+            after = max(int(last), int(again.last_id or -1))
+            assert after + 1 >= written
+            for n in range(after + 1, 25):
+                again.append([RECORD % n], str(n))
+        assert held(path) == [RECORD % n for n in range(25)], calls
+        if done:
+            break
+        calls += 1
+    assert 50 < calls < 200
+
+
+def test_records_give_way_before_the_disk_is_full(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    free = [1 << 40]
+    disk_size = 1 << 30  # so a twentieth of it is kept free
+
+    def space(directory: Path) -> tuple[int, int]:
+        assert directory == tmp_path
+        return free[0], disk_size
+
+    with closing(JsonlWriter(path, REAL, BOOT, max_bytes=8 * EIGHTH, space=space)) as writer:
+        for n in range(30):
+            writer.append([RECORD % n])
+        before = len(parts(path))
+        free[0] = disk_size // 20 - 1
+        with pytest.raises(OSError, match="less than 51 MB are free, which are kept for the journal") as full:
+            writer.append([RECORD % 30])
+        assert full.value.errno == errno.ENOSPC and parts(path) == []
+        assert writer.usage()["parts_removed"] == before > 1
+        free[0] = disk_size // 20 + 1000
+        writer.append([RECORD % 30])
+        assert held(path)[-1] == RECORD % 30
+
+
+def test_where_others_rotate_records_are_refused_and_none_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    (tmp_path / "alerts.jsonl.00000001").write_bytes(b'{"id":"1"}\n')
+    with closing(JsonlWriter(path, REAL, BOOT, space=lambda _: (0, 1 << 40))) as writer:
+        with pytest.raises(OSError, match="kept for the journal"):
+            writer.append([b'{"id":"2"}'])
+    assert held(path) == [b'{"id":"1"}']

@@ -62,10 +62,7 @@ def wrong_with_lines(sendings: Iterable[Sending], journaled: Journaled, status: 
 
 
 def accounted_for(records: Iterable[Record]) -> Counter[str]:
-    """How often each attack is told of, by its number, in a record of its own.
-
-    Once an incident's records are thinned, those that a counting record stands for belong here, too.
-    """
+    """How often each attack is told of, by its number, in a record of its own."""
     return Counter(
         number
         for record in records
@@ -74,15 +71,42 @@ def accounted_for(records: Iterable[Record]) -> Counter[str]:
     )
 
 
+def counted(records: Iterable[Record]) -> list[str]:
+    """The ids of the lines with attacks that counting records stand for."""
+    runs = [
+        run.partition("-")
+        for record in records
+        for group in record.get("alerts", ())
+        if group["verdict"] == "attack"
+        for run in group["ids"].split(",")
+    ]
+    return [
+        str(line) for first, _, last in runs if "." not in first for line in range(int(first), int(last or first) + 1)
+    ]
+
+
+def wrong_with_sum(records: Sequence[Record], status: Mapping[str, Any]) -> list[str]:
+    """Records in full, and alerts in counting records and in counts under way, are what was flagged."""
+    alarms, told = status["alarms"], sum(record.get("stands_for", 1) for record in records)
+    if (told, told + alarms["counting"]) == (alarms["recorded"] + alarms["counted"], alarms["flagged"]):
+        return []
+    return [f"records stand for {told} alerts, {alarms['counting']} are in counts, of {alarms['flagged']}"]
+
+
 def wrong_with_records(records: Sequence[Record], journaled: Journaled) -> list[str]:
-    """Every attack that was accepted is told of once, and no id is there twice."""
+    """Every attack that was accepted is told of once, in a record or a counting record, and no id is there twice.
+
+    Which attack it is that a counting record stands for cannot be seen there: only their number is held against it.
+    """
     told = accounted_for(records)
     # A line that is not finished when the journal ends is none yet.
     accepted = {number for data in journaled.sources.values() for number in attacks_in(data)}
-    ids = Counter(record["id"] for record in records)
+    in_counts = counted(records)
+    ids = Counter([*(record["id"] for record in records), *in_counts])
+    untold = sorted(accepted - set(told))
     return [
         *(f"id {number} is there {count} times" for number, count in ids.items() if count > 1),
-        *(f"attack {number} is nowhere" for number in sorted(accepted - set(told))),
+        *(f"attack {number} is nowhere" for number in untold[len(in_counts) :]),
         *(f"attack {number} is told of {count} times" for number, count in told.items() if count > 1),
         *(f"attack {number} was never accepted" for number in sorted(set(told) - accepted)),
     ]

@@ -33,6 +33,7 @@ from tests.soak.checks import (
     wrong_with_lines,
     wrong_with_log,
     wrong_with_records,
+    wrong_with_sum,
     wrong_with_use,
     wrong_with_what_is_held,
 )
@@ -132,6 +133,7 @@ def test_it_stands_its_ground(tmp_path: Path, record_property: Callable[[str, ob
         f"{bytes_a_minute(samples) / 1e6:+.2f} MB a minute, {samples[0]} to {samples[-1]}; idle {idle}, left {left}"
     )
     wrong = wrong_with_lines(load.sendings, journaled, status) + wrong_with_records(records, journaled)
+    wrong += wrong_with_sum(records, status)
     wrong += (
         wrong_with_log(daemon.log) + wrong_with_use(samples) + wrong_with_what_is_held([idle], [left]) + hostile.wrong
     )

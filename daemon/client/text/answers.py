@@ -88,6 +88,8 @@ def announces(record: Mapping[str, Any]) -> bool:
     budget the first alert, the 10th, the 100th and so on. Incidents over the budget are listed, not announced."""
     if not record.get("flagged") or record.get("incident") is None:
         return True
+    if record.get("stands_for"):
+        return False
     number = str(record.get("incident_count"))
     return not record.get("digest") and number[0] == "1" and not number[1:].strip("0")
 
@@ -96,6 +98,10 @@ def record_row(record: Mapping[str, Any], style: Style) -> str:
     """One record of the live stream."""
     if "left_out" in record:
         return style(f"({count(record['left_out'])} more not shown)", "dim")
+    if record.get("stands_for"):
+        ids = f"from {printable(record.get('first_id'))} to {printable(record.get('last_id'))}"
+        counted = f"({count(record['stands_for'])} more alerts of incident {printable(record.get('incident'))}, {ids})"
+        return style(f"{when(record.get('time'))} {counted}", "dim")
     session = printable(record.get("session") or "-") + (" closed" if record.get("closed") else "")
     place = style(f"{count(record.get('line'))} {session}", "dim")
     text = printable(record.get("text") or record.get("template") or "")
@@ -191,6 +197,9 @@ def _alarms(alarms: Mapping[str, Any]) -> str:
     if incidents.get("opened") is not None:
         text += f" in {count(incidents['opened'])} incidents, {count(incidents.get('open'))} open"
         text += f", {count(incidents['digest'])} over budget" if incidents.get("digest") else ""
+    if alarms.get("counted") is not None:
+        counted = alarms["counted"] + (alarms.get("counting") or 0)
+        text += f", {count(alarms.get('recorded'))} recorded in full and {count(counted)} counted" if counted else ""
     if alarms.get("per_day") is not None:
         text += f", budget {alarms['per_day']:g} a day"
     return text + (", not yet reachable with so few sessions" if alarms.get("floor_binding") else "")

@@ -36,6 +36,7 @@ from detection.sessions.connections import LivingSources
 from detection.summary import Summary
 from detection.templates.table import TemplateTable
 from detection.verdicts.records import Verdicts
+from detection.verdicts.thinning import Count, Counted, Group
 from persistence.columns import Columns, Value
 from persistence.jsonl import open_jsonl
 from persistence.model_file import ModelFile, write_model
@@ -51,6 +52,18 @@ def alert(number: int, **changes: Any) -> dict[str, Any]:
     return {"id": f"{number}", "line": number, "flagged": True, **about, **changes}
 
 
+def counting_record(record_id: str | None, ids: str) -> dict[str, Any]:
+    """Of one cause, another than `alert` has."""
+    first, last = ids.split("-")
+    about = {"cause": f"{CAUSE + 1:016x}", "cause_kind": "shape", "cause_template": None, "what": "counted"}
+    counted = Count({(CAUSE + 1, -1, 0, 0): Group(CAUSE + 1, 3, -1, 0, 0, 2, "counted")}, 90, 1.0)
+    [group] = counted.groups.values()
+    group.add((int(first), 0), (int(last), 0), 2)
+    record = Counted((1, 0), CAUSE, 3, "the incident", False, counted).record(record_id, 0)
+    assert [each | about for each in record["alerts"]] == record["alerts"]
+    return record
+
+
 @dataclass
 class Judge(FakeDetector):
     """Parses vouched lines as a detector does, so that a gap or a wrong count raises."""
@@ -58,6 +71,9 @@ class Judge(FakeDetector):
     sources: LivingSources = field(default_factory=LivingSources)
     learned: list[bytes] = field(default_factory=list)
     generation: int = 0
+
+    def counting(self, line: int, k: int) -> dict[str, Any] | None:
+        return counting_record(None, "70-79") if 70 <= line < 80 and not k else None
 
     def apply(self, item: Sequenced) -> FakeVerdicts:
         if isinstance(item.frame, VouchedFrame):
@@ -320,6 +336,28 @@ async def test_an_alert_whose_record_was_rotated_away_is_gone_and_the_error_says
         await daemon.flag(*(alert(n) for n in range(10, RECENT_RECORDS + 20)))
         async with refused(404, "gone"):
             await daemon.control.feedback("4", "normal", "")
+
+
+async def test_an_alert_in_a_counting_record_is_answered_by_its_own_cause(tmp_path: Path) -> None:
+    """While it is in the state, among the recent records, in the file, and in a part of it."""
+    async with served(tmp_path / "state") as daemon:
+        await daemon.flag(alert(1), counting_record("60.0.1", "21-59"))
+        assert (await daemon.control.anomaly("75"))["counted_in"] is None
+        assert (await daemon.control.feedback("75", "normal", ""))["what"] == "counted"
+        assert (await daemon.control.anomaly("30"))["counted_in"] == "60.0.1"
+        await daemon.flag(*(alert(n) for n in range(100, RECENT_RECORDS + 101)))
+        assert daemon.alerts.find("30") is None
+        assert (await daemon.control.feedback("30", "anomaly", ""))["what"] == "counted"
+        path = tmp_path / "state" / "alerts.jsonl"
+        path.rename(path.with_name("alerts.jsonl.00000001"))
+        assert (await daemon.control.feedback("59", "normal", ""))["id"] == "59"
+        assert [answer.cause for answer in daemon.detector.answered.values()] == [CAUSE + 1] * 3
+        for never in ("20", "60", "30.1"):
+            async with refused(404, "not_found"):
+                await daemon.control.anomaly(never)
+        async with refused(409, "counting_record") as said:
+            await daemon.control.feedback("60.0.1", "normal", "")
+        assert said == ["60.0.1 stands for 39 alerts, from 21 to 59: answer one of them"]
 
 
 async def test_the_search_is_bounded_and_passes_over_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,15 @@ class Alert:
 
 def an(cause: int, *, source: int = 0, time: float = 1000.0, exempt: bool = False) -> Alert:
     return Alert(cause, source, exempt, time)
+
+
+def counted_as(alerts: int) -> Any:
+    """Columns that only matter to what is counted (tests/detection/verdicts/test_thinning.py)."""
+    return {
+        "about": np.ones(alerts, dtype=np.int32),
+        "shapes": np.zeros((alerts, 2), dtype=np.uint64),
+        "verdicts": np.full(alerts, 2, dtype=np.uint8),
+    }
 
 
 class Told:
@@ -52,6 +62,7 @@ class Told:
             np.array([each.time for each in alerts], dtype=np.float64),
             np.arange(first, self.line + 1),
             np.zeros(len(alerts), dtype=np.int64),
+            **counted_as(len(alerts)),
             per_day=self.per_day,
             what=lambda row: f"cause {alerts[row].cause}",
         )
@@ -190,7 +201,7 @@ def test_ids_of_closed_sessions_keep_their_number() -> None:
     one = np.ones(2, dtype=np.uint64)
     grouped = incidents.assign(
         one, one, np.full(2, SOURCE, dtype=np.uint8), one > 1, np.zeros(2), np.array([5, 5]), np.array([2, 3]),
-        per_day=20, what=lambda row: "x" * 500,
+        **counted_as(2), per_day=20, what=lambda row: "x" * 500,
     )  # fmt: skip
     assert [grouped.fields(row) for row in (0, 1)] == [
         {"incident": "5.2", "incident_count": 1, "digest": False},
@@ -216,7 +227,7 @@ def test_only_alerts_that_open_an_incident_are_asked_what_they_are() -> None:
     many = np.repeat(np.array([1, 2, 1], dtype=np.uint64), 1000)
     Incidents().assign(
         many, many * 0, np.ones(3000, dtype=np.uint8), many > 9, np.zeros(3000), np.arange(1, 3001),
-        np.zeros(3000, dtype=np.int64), per_day=20, what=ask,
+        np.zeros(3000, dtype=np.int64), **counted_as(3000), per_day=20, what=ask,
     )  # fmt: skip
     assert asked == [0, 1000]
 
