@@ -26,9 +26,9 @@ from actors.scoring import Scoring
 from actors.sequencer import Request, submit
 from actors.trainer_process import SILENT_SECONDS, TrainingFailed, TrainingKilled, train_in_child
 from actors.training_status import TrainingStatus
-from detection.frames import ModelFrame, RefusedFrame, TrainingCutoff
+from detection.frames import ModelFrame, RefusedFrame
 from detection.models.model import Model
-from detection.models.training_set import TrainingSet
+from detection.models.training_set import TrainingCutoff, TrainingSet
 from detection.summary import Summary
 from persistence.disk import failure
 from persistence.preamble import NewerFormatError

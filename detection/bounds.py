@@ -30,7 +30,7 @@ LARGEST_SCORE = 1e30
 LARGEST_CAPACITY = 1 << 24
 # Of modules whose imports are heavy: a start checks a snapshot before it has time for torch.
 VERDICTS = 3  # `scoring.outcomes`
-HISTORY_ROWS = 1 << 18  # `learning.history`
+HISTORY_ROWS = 1 << 18  # `sessions.history`
 _FIRST_VOUCHED = -(1 << 62)
 
 

@@ -35,7 +35,6 @@ from detection.frames import (
     SettingsFrame,
     SkipFrame,
     TickFrame,
-    TrainingCutoff,
     VouchedFrame,
     WithdrawnFrame,
     count_lines,
@@ -44,7 +43,7 @@ from detection.learning.vouched import Taught
 from detection.members.failing import MemberError
 from detection.members.registry import ONLINE_NAMES
 from detection.models.model import Model
-from detection.models.training_set import TrainingSet
+from detection.models.training_set import TrainingCutoff, TrainingSet
 from detection.next_training import cutoff, history_of_stream, learned_so_far, training_set
 from detection.parts import Parts
 from detection.reading import FrameLines, Reader, Shown

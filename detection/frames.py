@@ -47,6 +47,7 @@ import msgspec
 
 from detection.columns.state import Columns
 from detection.models.model import Model
+from detection.models.training_set import TrainingCutoff
 from detection.settings import DetectionSettings, RuleText
 
 
@@ -72,19 +73,6 @@ class Segment(msgspec.Struct, frozen=True):
 class LinesFrame(msgspec.Struct, frozen=True, tag="lines"):
     received: float
     segments: tuple[Segment, ...]
-
-
-class TrainingCutoff(msgspec.Struct, frozen=True):
-    """When a training set was taken: nothing later is in the model.
-
-    seq         the last frame applied
-    learned     lines to learn from until then, vouched ones included
-    admissions  causes admitted until then
-    """
-
-    seq: int = 0
-    learned: int = 0
-    admissions: int = 0
 
 
 class ModelFrame(msgspec.Struct, frozen=True, tag="model", omit_defaults=True):

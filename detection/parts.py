@@ -15,13 +15,13 @@ from detection.causes.known import KnownCauses
 from detection.columns.state import Columns, Scalars, State, columns_under, decoded, of_this_version, prefixed, scalar
 from detection.columns.upgrades import STATES
 from detection.frames import ModelFrame
-from detection.learning.history import History
 from detection.learning.schedule import Schedule
 from detection.learning.vouched import VouchedLines
 from detection.members.online import OnlineMembers, as_in_states, from_states
 from detection.models.generations import Generations
 from detection.scoring.withdrawn import WithdrawnMembers
 from detection.sessions.connections import LivingSources
+from detection.sessions.history import History
 from detection.sessions.log_clock import LogClock
 from detection.sessions.rate import SessionRate
 from detection.sessions.recent_lines import RecentLines

@@ -12,7 +12,7 @@ force. A vouched file is still learned from, in addition to what that model lear
 from dataclasses import dataclass
 
 from detection.columns.state import Scalars
-from detection.frames import TrainingCutoff
+from detection.models.training_set import TrainingCutoff
 from detection.settings import LearningSettings
 
 REFRESH_LINES = 1000  # at least, between the last training and one because of an admission

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from detection.causes.known import KnownCauses
 from detection.columns.state import Columns, State, columns_under, prefixed, scalar
-from detection.learning.history import VOUCHED, History
 from detection.members.online import OnlineMembers
 from detection.scoring.batch import Batch
 from detection.scoring.judging import Recording, judge
 from detection.sessions.connections import LivingSources
+from detection.sessions.history import VOUCHED, History
 from detection.sessions.log_clock import LogClock
 from detection.sessions.table import SessionTable, cut
 from detection.settings import SessionSettings

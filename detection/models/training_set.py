@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.columns.state import Columns, OtherVersionError, State, Value, array, columns_under, prefixed, scalar
 from detection.columns.upgrades import STATES
-from detection.frames import TrainingCutoff
 from detection.models.model import Model
 from detection.models.model import from_columns as model_from_columns
 from detection.models.model import to_columns as model_to_columns
@@ -25,6 +25,19 @@ _PER_SESSION = {
     "keys": np.uint64,
     "causes": np.uint64,
 }
+
+
+class TrainingCutoff(msgspec.Struct, frozen=True):
+    """When a training set was taken: nothing later is in the model.
+
+    seq         the last frame applied
+    learned     lines to learn from until then, vouched ones included
+    admissions  causes admitted until then
+    """
+
+    seq: int = 0
+    learned: int = 0
+    admissions: int = 0
 
 
 @dataclass(frozen=True)

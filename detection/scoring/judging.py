@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from detection.causes.fingerprints import SHAPE, source_causes
 from detection.causes.known import KnownCauses
 from detection.columns.runs import first_true, rank_in_run, repeat_per_row
-from detection.learning import history as flag
-from detection.learning.history import History
 from detection.members.registry import NAMES
 from detection.members.transformer.scoring import window_start
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
@@ -22,6 +20,8 @@ from detection.members.view import Bools, Carry, Floats, Ints, Standing, View, c
 from detection.scoring.attribution import Reasons, RowSessions, muted
 from detection.scoring.batch import Batch, Closings, Judged, LineStates
 from detection.scoring.ensemble import Ensemble, Judgement
+from detection.sessions import history as flag
+from detection.sessions.history import History
 from detection.sessions.table import WINDOW_TOKENS, Cut, SessionTable
 
 

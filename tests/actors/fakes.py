@@ -17,11 +17,11 @@ from detection.frames import (
     LinesFrame,
     ModelFrame,
     Sequenced,
-    TrainingCutoff,
     VouchedFrame,
     count_lines,
     decode,
 )
+from detection.models.training_set import TrainingCutoff
 from detection.summary import Summary
 from detection.verdicts.records import Verdicts
 from persistence.journal import JournalError

@@ -21,8 +21,9 @@ from actors.sequencer import submit
 from actors.trainer_process import SILENT_SECONDS
 from actors.training import MAX_RETRY_SECONDS, RETRY_SECONDS, Trainer, run_training
 from actors.training_status import TrainingStatus
-from detection.frames import ModelFrame, RefusedFrame, TrainingCutoff, decode
+from detection.frames import ModelFrame, RefusedFrame, decode
 from detection.models.model import Model
+from detection.models.training_set import TrainingCutoff
 from persistence.snapshot import read_snapshot
 from persistence.training_files import read_attempts, write_input
 from tests.actors.fakes import FakeStore

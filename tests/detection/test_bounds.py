@@ -15,9 +15,9 @@ from detection.bounds import BOUNDS, DamagedError, check_model, check_state
 from detection.columns.state import State
 from detection.detector import Detector
 from detection.frames import VouchedFrame
-from detection.learning.history import ROWS
 from detection.models.model import Model, to_columns
 from detection.scoring.outcomes import ANOMALY, ATTACK, NORMAL, NOVEL
+from detection.sessions.history import ROWS
 from tests.detection.journal import RECEIVED, segment, started
 
 # Every value of theirs is one: truths, hashes and bit maps, keys, texts and raw bytes; counts of a small unsigned type.

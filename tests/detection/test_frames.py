@@ -17,10 +17,10 @@ from detection.frames import (
     SettingsFrame,
     SkipFrame,
     TickFrame,
-    TrainingCutoff,
     VouchedFrame,
     decode,
 )
+from detection.models.training_set import TrainingCutoff
 from detection.settings import (
     AlarmSettings,
     DetectionSettings,

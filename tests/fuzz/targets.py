@@ -35,6 +35,7 @@ from daemon.startup.records import last_ids
 from detection import frames
 from detection.formats.kinds import KINDS, parse, parse_each, recognise
 from detection.frames import Segment
+from detection.models.training_set import TrainingCutoff
 from detection.rules.files import RuleError, read_rules
 from detection.sessions.connections import LivingSource
 from detection.settings import DetectionSettings, RuleText
@@ -282,7 +283,7 @@ _FRAMES: tuple[frames.Frame, ...] = (
     frames.LinesFrame(
         1.5, (Segment("a-1", "access", b"one\ntwo\nth", 2, parity=1), Segment("a-2", "plain", b"\n", 1, (0,)))
     ),
-    frames.ModelFrame(3, "model-3-0123456789abcdef.pt", "0" * 64, frames.TrainingCutoff(5, 50, 1)),
+    frames.ModelFrame(3, "model-3-0123456789abcdef.pt", "0" * 64, TrainingCutoff(5, 50, 1)),
     frames.SettingsFrame(DetectionSettings(), (RuleText("r", "disable = []"),)),
     frames.TickFrame(1e9),
     frames.FlushFrame(1e9),

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from detection.frames import TrainingCutoff
 from detection.learning.schedule import REFRESH_LINES, LearnedSoFar, Schedule
+from detection.models.training_set import TrainingCutoff
 from detection.settings import LearningSettings
 
 LEARNING = LearningSettings(early_lines=5_000, warmup_lines=50_000, retrain_lines=20_000)

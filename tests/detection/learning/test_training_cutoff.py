@@ -3,8 +3,9 @@
 import pytest
 
 from detection.detector import Detector
-from detection.frames import Knowledge, ModelFrame, RefusedFrame, RestoreFrame, Sequenced, TrainingCutoff, VouchedFrame
+from detection.frames import Knowledge, ModelFrame, RefusedFrame, RestoreFrame, Sequenced, VouchedFrame
 from detection.models.model import Model
+from detection.models.training_set import TrainingCutoff
 from tests.detection.journal import RECEIVED, Journal, segment, started
 
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detection.causes.known import KnownCauses
-from detection.learning.history import History
 from detection.members.registry import ONLINE_NAMES
 from detection.scoring.batch import Batch, Closings
 from detection.scoring.judging import Recording, closed_as_they_are, judge
 from detection.sessions import table as sessions_module
+from detection.sessions.history import History
 from detection.sessions.table import SessionTable, cut
 
 IDLE = 60.0

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detection.learning import history as module
-from detection.learning.history import (
+from detection.models.training_set import ClosedSessions
+from detection.sessions import history as module
+from detection.sessions.history import (
     BEGINS,
     ENDS,
     ERROR,
@@ -17,7 +18,6 @@ from detection.learning.history import (
     VOUCHED,
     History,
 )
-from detection.models.training_set import ClosedSessions
 
 
 def line(history: History, serial: int, template: int, flags: int = 0, *, time: float = 0.0, key: int = 7) -> None:
