@@ -7,8 +7,8 @@ be (`MAX_RUNS`, `MAX_CAUSES`), when the incident is over or leaves the table, an
 
     flagged = recorded in full + counted in counting records + counted in counts under way
 
-A count keeps the id of every alert that it stands for, as runs of ids that follow each other, by cause: whoever answers
-an alert answers its cause, and an incident of one source may have many.
+A count keeps the id of every alert that it stands for, as runs of ids that follow each other, by cause: the answer to
+an alert holds for its cause, and an incident of one source may have many.
 """
 
 from dataclasses import dataclass, field
