@@ -271,6 +271,6 @@ async def _gather(requests: "trio.MemoryReceiveChannel[Request]", deadline: floa
         try:
             gathered.append(requests.receive_nowait())
         except (trio.WouldBlock, trio.EndOfChannel):
-            # An end of channel is met again by the next receive.
+            # The next receive meets the end of the channel again.
             break
     return gathered
