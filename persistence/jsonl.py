@@ -9,7 +9,7 @@ are synced; after a write error the file is reopened, cut back to its durable si
 again. So every record is there once, with one exception: when the file was moved away between an error
 and the retry, its last records may be in both files.
 
-With `max_bytes` the file is rotated here, and nobody else need do it: when it holds an eighth of that, it is made
+With `max_bytes` the file is rotated here, without logrotate: when it holds an eighth of that, it is made
 durable and renamed to `<name>.<number>`, eight digits, ascending; the oldest of these parts is removed when all of them
 and a new one could be larger than `max_bytes`. A kill or power cut at any moment of it leaves each record there once.
 

@@ -1,4 +1,4 @@
-"""Who is served on a listening socket of the admin API, so that clients that do nothing keep out nobody.
+"""Which connections are served on a listening socket of the admin API, so that idle clients keep out no others.
 
 A connection costs little until the head of a request has come whole. Until then it waits in the hall, for HEAD_SECONDS
 at most; when the hall is full, the one that has been there for longest is closed for the next. With its head it gets
@@ -197,7 +197,7 @@ class Room(trio.abc.Listener[Connection]):
         self._wake()
 
     def close_hall(self) -> None:
-        """Whoever has not asked yet is not waited for any more."""
+        """Close connections from which no request has come."""
         for connection in self._hall:
             connection.broken.set()
 

@@ -49,7 +49,8 @@ LINES_PER_QUERY = 256
 
 class Service:
     """Implements `daemon.control.interface.Control`. `now` is the wall clock in seconds since the epoch; `places` says,
-    for /status, where this daemon's files and sockets are. `condition` is for whoever starts and stops the daemon."""
+    for /status, where this daemon's files and sockets are. `condition` is set by the
+    daemon's start and stop."""
 
     def __init__(
         self,
@@ -129,7 +130,7 @@ class Service:
         return await trio.to_thread.run_sync(generations.listed, self._ready().store, known)
 
     async def _query(self, question: "Callable[[Detector], T]") -> T:
-        """The answer of `question`, which only reads, by the state as it is."""
+        """The answer of `question`, which only reads the state, as of the last frame applied."""
         try:
             return await self._ready().scoring.query(question)
         except StateAbandoned as exc:
@@ -145,6 +146,7 @@ class Service:
         running, (line, k, *counting_record) = self._ready(), id_key(alert_id)
         record = running.alerts.find(alert_id)
         if record is None and not counting_record:
+            # In no file yet: the count that it may be in is part of the state.
             counting = await self._query(lambda detector: detector.counting(line, k))
             record = counted_alert(counting, alert_id) if counting is not None else None
         if record is None:
@@ -182,7 +184,7 @@ class Service:
         store = self._ready().store
         self._refuse_degraded("restored")
         sha256, knowledge = await trio.to_thread.run_sync(snapshots.held, store, name)
-        # Held on to when the caller hangs up while the frame is on its way: applying it may need the file.
+        # The file stays held when the caller hangs up while the frame is on its way: applying it may need it.
         seq, line, after = await self._apply(RestoreFrame(name, sha256), knowledge=knowledge)
         store.release(name)
         if after.restored < seq:
@@ -256,7 +258,7 @@ class Service:
         return await self._uploads.take(source, data, last, self.condition.summary, apply)
 
     def _refuse_degraded(self, what: str) -> None:
-        """Where the caller had better be refused than wait for the disk."""
+        """For requests that are better refused than left waiting for the disk."""
         failure = self._ready().sequencer.failure
         if failure is not None:
             raise ControlError(503, "degraded", f"nothing can be {what} now: {failure.error}")

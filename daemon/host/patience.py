@@ -7,7 +7,7 @@ import trio
 
 from daemon.host.notify import Notifier
 
-ALIVE_SECONDS = 2.0  # how often it is told that we go on
+ALIVE_SECONDS = 2.0  # how often the manager is notified
 ALIVE_GRACE_SECONDS = 30.0
 
 
