@@ -92,7 +92,7 @@ def last_records(path: Path, limit_bytes: int) -> Iterator[bytes]:
 
 
 def parts(path: Path) -> list[Path]:
-    """What was rotated of the file at `path` by `JsonlWriter`, oldest first."""
+    """The parts to which `JsonlWriter` rotated the file at `path`, oldest first."""
     name = re.compile(re.escape(path.name) + PART_SUFFIX)
     return sorted((each for each in path.parent.iterdir() if name.fullmatch(each.name)), key=_number)
 
@@ -106,8 +106,7 @@ def free_space(directory: Path) -> tuple[int, int]:
 class JsonlWriter:
     """`last` is the last whole record found at open (without its newline), None if there was none.
 
-    `last_id` is the id that `append` was given with the last record, be that in this file or in one that was rotated
-    away; None if unknown. Either of the two may be ahead of the other. `note` says what was cut off at open, None if
+    `last_id` is the id that `append` was given with the last record, which may be in a file that was rotated away; None if unknown. Either of the two may be ahead of the other. `note` says what was cut off at open, None if
     nothing was. Every call but `usage` blocks. Not for use by two threads at once.
     """
 
@@ -287,7 +286,7 @@ class JsonlWriter:
         return last
 
     def _last_of_newest_part(self) -> bytes | None:
-        """What was just rotated leaves an empty file, or none."""
+        """The last record where the file is empty or missing, as just after a rotation."""
         for part in reversed(parts(self.path)):
             with self._disk.read(part) as file:
                 return next(_records_backwards(file, file.seek(0, os.SEEK_END)), (None, 0))[0]
@@ -312,7 +311,7 @@ class JsonlWriter:
         except OSError as exc:
             if exc.errno not in FULL:
                 raise
-            # A full disk tears records, and must not keep the daemon from starting again.
+            # A full disk tears records, and must not prevent the next start.
             kept = f"and could not be kept: {exc.strerror}"
         own = self._disk.append(self.path)
         try:

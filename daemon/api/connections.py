@@ -82,7 +82,7 @@ class Connection(trio.abc.HalfCloseableStream):
                 await self._answering[1].wait()
 
     def waits_until(self) -> float | None:
-        """How long the daemon waits for this client if others want its place; None when it is the client that waits."""
+        """How long the daemon waits for this client if others want its place; None while the client waits for us."""
         return self._until if self._sending_until is None else self._sending_until
 
     def give_way(self) -> None:

@@ -189,7 +189,7 @@ class Service:
         store.release(name)
         if after.restored < seq:
             raise ControlError(500, "not_restored", f"{name} could not be restored; the log says why")
-        log.info("restored %s: what was known at its line is known again, from line %d on", name, line)
+        log.info("restored %s: its knowledge is in force again from line %d on", name, line)
         # The restore makes a snapshot due anyway; this one is waited for.
         saved = await self.checkpoint()
         return {"name": name, "line": line, "seq": seq, "snapshot": saved}

@@ -20,7 +20,7 @@ class Patience:
         self.extend = _at_most_every(ALIVE_SECONDS, self._extend)
 
     async def extend_until(self, event: trio.Event) -> None:
-        """Ask for more time to start, until `event`. Whether we are alive is for others to say."""
+        """Ask for more time to start, until `event`. The watchdog is fed by others."""
         while not event.is_set():
             self._extend()
             with trio.move_on_after(ALIVE_SECONDS):

@@ -1,4 +1,4 @@
-"""A model generation at work: the members' scores, their p-values, and the one p they come to.
+"""A model generation at work: the members' scores, their p-values, and the p-value that combines them.
 
 A member that raises is a `MemberError`; the ensemble continues `without` it, and the weights of families are shared by
 the members that are left. The statistic was calibrated with all members, so for fewer of them its calibrated p is no

@@ -143,8 +143,8 @@ class SessionTable:
         return serials
 
     def bring_back(self, to: float) -> None:
-        """The clock goes back `to` a time: later times in the table become that time, so that no session stays open for
-        longer than the lines to come."""
+        """The clock goes back `to` a time: later times in the table become that time, so that no session stays
+        open until the old time comes again."""
         for name in ("last_time", "last_event", "began"):
             np.minimum(self.column[name], to, out=self.column[name], where=self.open)
 

@@ -82,7 +82,7 @@ class Grouped:
         return in_full(self.count)
 
     def fields(self, row: int) -> dict[str, Any]:
-        """What the record of alert `row` says of its incident; the alert opens it when their ids are equal."""
+        """The fields about its incident in the record of alert `row`; the alert opens it when their ids are equal."""
         return {
             "incident": _id(int(self.first_line[row]), int(self.first_k[row])),
             "incident_count": int(self.count[row]),
@@ -112,7 +112,7 @@ class _Incident:
 
 
 class Incidents:
-    """The incidents of late, and what is left of the budget. `opened`, `digested` (of those), `evicted` and
+    """The recent incidents, and what is left of the budget. `opened`, `digested` (of those), `evicted` and
     `evicted_open` (of those: their next alert opens another one) count since the state began; so do the alerts
     `recorded` in full, those `counted` in counting records, and those records, `counts`. `waiting` are the
     alerts in counts under way."""
@@ -213,7 +213,8 @@ class Incidents:
         return None
 
     def bring_back(self, to: float) -> None:
-        """The clock goes back `to` a time: what was of later is of then, so that the budget is not of one moment."""
+        """The clock goes back `to` a time: later times in the table become that time, so that neither incidents nor the
+        day of the budget last until the old time comes again."""
         self._now = min(self._now, to)
         for incident in self._table.values():
             incident.first_time, incident.last_time = min(incident.first_time, to), min(incident.last_time, to)

@@ -145,7 +145,7 @@ class Counted:
     count: Count
 
     def record(self, record_id: str | None, generation: int) -> dict[str, Any]:
-        """The JSON object. It has every field of an alert's record, empty where nothing can be said of many alerts,
+        """The JSON object. It has every field of an alert's record, empty where many alerts have no common value,
         and `stands_for`, which no other record has. `record_id` is None while it is under way."""
         first, last = self.count.ends()
         groups = list(self.count.groups.values())

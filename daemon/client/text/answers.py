@@ -210,7 +210,7 @@ def _ingest(ingest: Mapping[str, Any]) -> str:
         return ""
     cut = f", {count(ingest['lines_truncated'])} lines cut" if ingest.get("lines_truncated") else ""
     if ingest.get("future_lines"):
-        cut += f", {count(ingest['future_lines'])} lines of the future"
+        cut += f", {count(ingest['future_lines'])} lines with times in the future"
     taken = f", {size(ingest['bytes'])} taken" if ingest.get("bytes") is not None else ""
     return f"{count(ingest['connections'])} connected{taken}{cut}"
 
