@@ -14,9 +14,11 @@ it if it has sent something. So neither places nor door can be held against othe
 said, once.
 """
 
+import fcntl
 import logging
 import select
 import socket
+import termios
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,7 +122,7 @@ class Places:
         if self._door:
             # Of the user with fewest places; and a place is of no use yet to one that has sent nothing.
             def worth(other: Place) -> tuple[bool, int]:
-                return not _readable(other.connection), len(self._held.get(other.uid, ()))
+                return not _has_sent(other.connection), len(self._held.get(other.uid, ()))
 
             first = min(self._door, key=worth)
             del self._door[first]
@@ -185,7 +187,7 @@ class Places:
         # Those that leave soon do not count, or one newcomer after the other would push out too many.
         of_most = [place for place in self._held[most] if not place.leaving]
         fewer = len(self._held.get(newcomer.uid, ())) + 1 < len(of_most)
-        if newcomer.uid != most and fewer and _readable(newcomer.connection):
+        if newcomer.uid != most and fewer and _has_sent(newcomer.connection):
             self._end(min(of_most, key=_worth))
         else:
             self._end(self._idle(most))
@@ -219,7 +221,7 @@ class Places:
         door = sorted(self._door, key=of_most)
         door = [place for place in door if of_most(place) == of_most(door[0])]
         # One that has sent something has more to lose; of those it is the last that came.
-        silent = (place for place in door if not _readable(place.connection))
+        silent = (place for place in door if not _has_sent(place.connection))
         place = next(silent, door[-1])
         del self._door[place]
         place.refused = True
@@ -237,3 +239,9 @@ def _readable(connection: trio.socket.SocketType) -> bool:
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _has_sent(connection: trio.socket.SocketType) -> bool:
+    """Whether bytes wait; one that hung up without any has nothing to lose."""
+    waiting = fcntl.ioctl(connection.fileno(), termios.FIONREAD, bytes(4))
+    return waiting != bytes(4)

@@ -383,6 +383,21 @@ async def test_who_fills_the_door_is_refused_and_others_come_through(
             await stream.aclose()
 
 
+async def test_at_the_door_those_that_hung_up_make_room_for_one_that_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    async with ingesting(tmp_path, max_connections=1) as ingest, places_of(ingest, monkeypatch, 1000, 1):
+        left = await ingest.connect()
+        await wait_all_tasks_blocked()
+        await left.aclose()
+        async with await ingest.connect() as other:
+            await other.send_all(b"of the same\n")
+            await until(lambda: ingest.counters.connections_refused == 1)
+            with trio.move_on_after(2.0) as waits:
+                await other.receive_some(1)
+            assert waits.cancelled_caught, "it was not the one that was refused"
+
+
 async def test_out_of_descriptors_accepting_pauses_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:

@@ -132,8 +132,11 @@ def one_byte_each(daemon: Vigild, uid: int) -> Iterator[None]:
     """All places, and those at the door, are taken by connections that have sent one byte."""
     with many_files(4096), ExitStack() as stack:
         for _ in range(MAX_CONNECTIONS + 64):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
             with as_user(uid):
-                stack.enter_context(daemon.connect()).sendall(b"x")
+                # Without a timeout, so that it waits where the backlog is full.
+                client.connect(str(daemon.runtime / "log.sock"))
+            client.sendall(b"x")
         daemon.wait(lambda: daemon.status()["ingest"]["connections"] == MAX_CONNECTIONS)
         yield
 
