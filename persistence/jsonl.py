@@ -106,8 +106,9 @@ def free_space(directory: Path) -> tuple[int, int]:
 class JsonlWriter:
     """`last` is the last whole record found at open (without its newline), None if there was none.
 
-    `last_id` is the id that `append` was given with the last record, which may be in a file that was rotated away; None if unknown. Either of the two may be ahead of the other. `note` says what was cut off at open, None if
-    nothing was. Every call but `usage` blocks. Not for use by two threads at once.
+    `last_id` is the id that `append` was given with the last record, which may be in a file that was rotated away;
+    None if unknown. Either of the two may be ahead of the other. `note` says what was cut off at open, None if nothing
+    was. Every call but `usage` blocks. Not for use by two threads at once.
     """
 
     def __init__(
