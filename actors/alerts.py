@@ -318,6 +318,8 @@ async def run_alerts(
 
 
 class Line(NamedTuple):
+    """A record as a line of a file, and the key that orders it."""
+
     key: Key
     encoded: bytes
 

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 
 class Said(IntEnum):
+    """The most that a connection has sent so far."""
+
     NOTHING = 0
     BYTES = 1
     LINES = 2

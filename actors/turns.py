@@ -41,6 +41,8 @@ class _Peer:
 
 
 class Turns:
+    """A connection joins once, and then takes a turn for each chunk: `take`, `took`, and `over` when it is durable."""
+
     def __init__(self) -> None:
         self._peers: dict[int, _Peer] = {}
         self._active: set[_Peer] = set()  # with turns, or waiting for one

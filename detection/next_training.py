@@ -46,6 +46,7 @@ def history_of_stream(parts: Parts, model: Model | None) -> History | None:
 
 
 def learned_so_far(parts: Parts, model: Model | None) -> LearnedSoFar:
+    """The facts that the schedule depends on, as of the last frame."""
     file = parts.vouching.file
     return LearnedSoFar(
         learned=parts.learned,

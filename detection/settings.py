@@ -49,6 +49,8 @@ class AlarmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DetectionSettings(msgspec.Struct, frozen=True):
+    """All of them, as a settings frame holds them."""
+
     format: FormatSettings = FormatSettings()
     session: SessionSettings = SessionSettings()
     learning: LearningSettings = LearningSettings()

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # readers of a summary need not import what the parts import
 
 @dataclass(frozen=True, slots=True)
 class Summary:
+    """The facts as of frame `seq` and line `line`; the defaults are those of an empty state."""
+
     seq: int = 0
     line: int = 0
     log_time: float | None = None  # the log clock, seconds since the epoch

@@ -2,6 +2,11 @@
 
     record := "{" ... "}" "\\n", without NUL bytes
 
+    with open_jsonl(path, max_bytes=1 << 30) as writer:
+        writer.append([b'{"id":"7"}'], "7")     # may be lost with the machine's power until
+        writer.sync()
+    for record in last_records(path, 1 << 20): ...          # the last one first
+
 At open, whatever follows the last whole record is a torn write: it is cut off, and kept beside the file
 as `<name>.<offset>.bad` if the disk has room. Others may move, replace or truncate the file at any time:
 the next append notices a new file under the name and writes to that. Records stay in memory until they

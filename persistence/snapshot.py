@@ -11,6 +11,9 @@
               | {"name", "type": "value", "value": nil, bool, int or float}
     bins     := msgpack bin 32 items of 1 MiB, the last one shorter, n bytes together
 
+    write_snapshot(path, seq=7, line=40, columns={"p": np.zeros(3)})       # durable when it returns
+    seq, line, columns = read_snapshot(path)                                # or SnapshotError
+
 The file ends with the body. Why it is as it is:
 
 - The columns are written as they are, without a copy of the whole: a state may be most of the memory.

@@ -12,6 +12,14 @@
     *.bad                    set aside: damaged, or holds what cannot be, or a model of a layout that is not ours
     *.tmp                    an unfinished write, removed at recovery
 
+    with open_store(directory, keep=5) as store:
+        found = store.recover()
+        entries = list(found.entries)                       # to the end, before anything is written
+        store.start_journal(found.last_seq, found.last_line)
+        store.append([Entry(found.last_seq + 1, found.last_line + 2, 2, b"...")])   # durable when it returns
+        store.write_snapshot(seq, line, columns)
+        store.rotate()                                      # so that older segments can be removed
+
 At every instant the directory holds the last two intact snapshots and the journal back to the older of
 them, so a damaged newest snapshot costs time, not data; and every model file and snapshot that either of
 them, or a frame after it, refers to. Calls block. `append`, `rotate` and `start_journal` are for one thread

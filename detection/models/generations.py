@@ -26,6 +26,8 @@ class Generation(msgspec.Struct, frozen=True):
 
 
 class Generations:
+    """The list, a part of the state; `refused` counts refusals since the state began."""
+
     def __init__(self) -> None:
         self.refused = 0
         self._entries: dict[str, Generation] = {}  # by file name, the one that changed last at the end

@@ -29,6 +29,8 @@ class LivingSource:
 
 
 class LivingSources:
+    """The sources that have not ended, by name, each as of its last segment."""
+
     def __init__(self) -> None:
         self._living: dict[str, LivingSource] = {}
 

@@ -43,6 +43,8 @@ _COLUMNS = {
 
 
 class History:
+    """The last ROWS lines and session ends. `append` and `close` add to it, `closed_sessions` reads it."""
+
     def __init__(self) -> None:
         self._column: dict[str, NDArray[Any]] = {name: np.zeros(ROWS, dtype=dtype) for name, dtype in _COLUMNS.items()}
         self._written = 0
