@@ -27,7 +27,7 @@ from actors.checkpoint import CheckpointError, Checkpoints, CheckpointSettings, 
 from actors.ingest import MAX_CONNECTIONS, Counters, IngestSettings, Inherited, run_ingest
 from actors.peek_mark import marks_work
 from actors.scoring import Scoring, run_scoring
-from actors.sequencer import Request, Sequencer, run_sequencer, submit
+from actors.sequencer import Request, Sequencer, run_sequencer, submit_frame
 from actors.training import Trainer, run_training
 from actors.training_status import TrainingStatus
 from daemon.api.app import create_app
@@ -288,7 +288,7 @@ class _Daemon:
             if found.only_models_left:
                 await up_to_date.wait()
             if found.settings != settings:
-                await submit(requests, settings)
+                await submit_frame(requests, settings)
             if found.replay_bytes > MAX_EARLY_REPLAY_BYTES:
                 await up_to_date.wait()
             stored = self._listeners.stored
