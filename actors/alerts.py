@@ -205,7 +205,7 @@ class Alerts:
                 self._recent_last = line.key
                 self._recent.append(record)
 
-    def begin_after(self, seq: int, line: int) -> None:
+    def begin_after_snapshot(self, seq: int, line: int) -> None:
         """The process starts from a snapshot at `seq`, recovered through `line`: what was said through the
         snapshot is durable already, and of no line after `line` anything was."""
         self.seq = max(self.seq, seq)

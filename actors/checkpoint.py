@@ -179,7 +179,7 @@ class Checkpoints:
                 self._wake = trio.Event()
                 periodic = trio.current_time() >= self._next_periodic_save()
                 if periodic or trio.current_time() >= self._next_requested_save():
-                    await self._save_once_for_all_due(published.summary.seq, periodic)
+                    await self._save_for_all_requests(published.summary.seq, periodic)
             nursery.cancel_scope.cancel()
 
     async def _watch_summaries(self) -> None:
@@ -209,7 +209,7 @@ class Checkpoints:
             return self._earliest
         return max(self._earliest, self._last_time + self._settings.every_seconds)
 
-    async def _save_once_for_all_due(self, seq: int, periodic: bool) -> None:
+    async def _save_for_all_requests(self, seq: int, periodic: bool) -> None:
         requests, self._requests = self._requests, []
         extra = not periodic and all(request.extra for request in requests)
         began = trio.current_time()

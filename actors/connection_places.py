@@ -206,6 +206,7 @@ class Places:
         )
 
     def _shut_down_connection(self, place: Place | None) -> bool:
+        """Let it give way: nothing more can be sent on it, and what was sent is read to the end. False without one."""
         if place is None:
             return False
         place.leaving = True
@@ -215,6 +216,8 @@ class Places:
         return True
 
     def _refuse_connection_at_door(self) -> None:
+        """Refuse one of those that wait, of the user with most places."""
+
         def most_places_first(place: Place) -> int:
             return -len(self._held.get(place.uid, ()))
 
@@ -236,6 +239,7 @@ def _giving_way_order(place: Place) -> tuple[Said, float]:
 
 
 def _connection_readable(connection: trio.socket.SocketType) -> bool:
+    """Whether bytes wait to be read, or its end."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))

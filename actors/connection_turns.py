@@ -96,6 +96,7 @@ class Turns:
         self._settle_peer(peer)
 
     def _give_turns(self, peer: _Peer) -> None:
+        """Let the connections of `peer` have turns, those served least first, until its share is under way."""
         while peer.waiting and (not peer.turns or peer.under_way < self._peer_share_bytes()):
             served, _, flow, event = heapq.heappop(peer.waiting)
             flow.served = served

@@ -28,7 +28,7 @@ import trio
 from actors.connection_places import Place, Places, Said, Shortage
 from actors.connection_turns import Flow, Turns
 from actors.fd_store import StoredConnections
-from actors.peek_mark import Keeper, clear_mark, journaled_bytes, set_mark
+from actors.peek_mark import Keeper, clear_peek_mark, journaled_bytes, set_peek_mark
 from actors.sequencer import Chunk
 from actors.source_lines import Recognise, Source
 from detection.frames import Segment
@@ -113,7 +113,7 @@ async def run_ingest(
 
     The listeners are bound, listening, non-blocking, and stay the caller's. `inherited` connections go on where they
     were. An inherited source without its connection ends before we serve, its unfinished line becoming a line. With a
-    `keeper` every connection is kept from its first moment to its end, and needs `actors.peek_mark.marks_work`.
+    `keeper` every connection is kept from its first moment to its end, and needs `actors.peek_mark.peek_marks_work`.
 
     At `stop` no more is read and what is under way becomes durable. Then connections close, which resets those
     with unread bytes, unless they are kept: those wait for the process after us.
@@ -285,7 +285,7 @@ class _Ingest:
                 await _consume_peeked_bytes(connection, journaled)
                 if self._stored is not None:
                     # Not before: killed in the middle, what is left of the mark says how many bytes are left.
-                    clear_mark(connection)
+                    clear_peek_mark(connection)
                 if await self._read_source_to_end(place, source, flow):
                     # Durable before the close that tells the sender so.
                     await self._commit_segment(source.finish())
@@ -327,14 +327,14 @@ class _Ingest:
             self._turns.use_turn(flow, len(data))
             segment = source.feed(data)
             if self._stored is not None and segment is not None:
-                set_mark(connection, len(data), segment.parity)
+                set_peek_mark(connection, len(data), segment.parity)
             with self._places.marked_busy(place):
                 await self._commit_segment(segment)
             place.said = max(place.said, Said.LINES if segment is not None and segment.lines else Said.BYTES)
             self._counters.bytes += len(data)
             await _consume_peeked_bytes(connection, len(data))
             if self._stored is not None:
-                clear_mark(connection)
+                clear_peek_mark(connection)
         except OSError as exc:
             log.info("source %s ended: %s", source.name, exc)
             return False

@@ -24,7 +24,7 @@ def record_id_of_key(key: Key) -> str:
     return ".".join(map(str, key if key[1:] != (0,) else key[:1]))
 
 
-def alerts_of_record(record: Mapping[str, Any]) -> int:
+def alert_count_of_record(record: Mapping[str, Any]) -> int:
     """How many alerts it is the record of."""
     number = record.get("stands_for", 1)
     return number if isinstance(number, int) else 1
@@ -56,6 +56,7 @@ _SHARED = (
 
 
 def _id_runs_contain(ids: str, wanted: Key) -> bool:
+    """Whether `wanted` is in `ids`, runs of ids of alerts: "12-20,25.1-25.4,31"."""
     for run in ids.split(","):
         first, _, last = run.partition("-")
         low = record_id_key(first)

@@ -166,6 +166,7 @@ class Sequencer:
         self._moved = trio.Event()
 
     def _number_frames(self, requests: Sequence[Request]) -> list[tuple[Sequenced, list[Request]]]:
+        """The frames that come next, numbered, each with the requests that it is made of."""
         placed: list[tuple[Sequenced, list[Request]]] = []
         seq, line, received = self.seq, self.line, self._now()
         for members in _group_requests_into_frames(requests):
@@ -180,6 +181,7 @@ class Sequencer:
         return placed
 
     async def _journal_frames(self, items: Sequence[Sequenced]) -> None:
+        """Append `items` to the journal, trying again as long as that fails."""
         while True:
             # The turn is given up between tries: a checkpoint that rotates may be what heals the journal.
             async with self._turn:

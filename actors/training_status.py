@@ -95,6 +95,7 @@ class TrainingStatus:
 
 
 def _log_step_of_fraction(fraction: float | None) -> int:
+    """How many steps of LOG_STEP a run has behind it: each new one is logged."""
     return int((fraction or 0.0) / LOG_STEP + 1e-9)
 
 

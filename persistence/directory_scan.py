@@ -77,7 +77,7 @@ def scan_directory(
     disk.sync(directory)
     _refuse_newer_formats(directory, disk)
     for path in sorted(directory.glob("*.tmp")):
-        if _is_unfinished_write(path.name):
+        if _is_unfinished_write_of_ours(path.name):
             disk.unlink(path)
             losses.notes.append(f"{path.name}: removed, an unfinished write")
     positions = _snapshot_positions(directory, disk)
@@ -225,7 +225,7 @@ def _note_unreadable_files(errors: list[UnreadableError], losses: Losses) -> Non
     losses.notes += [note for note in notes if note not in losses.notes]
 
 
-def _is_unfinished_write(name: str) -> bool:
+def _is_unfinished_write_of_ours(name: str) -> bool:
     base = name.removesuffix(".tmp").removesuffix(PIN_SUFFIX)
     ours = SNAPSHOT.fullmatch(base) or model_file.NAME.fullmatch(base) or segment.NAME.fullmatch(base)
     return bool(ours) or name.endswith((".bad.tmp", ".mark.tmp"))

@@ -34,7 +34,7 @@ from persistence.segment import (
     Header,
     Scan,
     pack_closing_frame,
-    pack_entries,
+    pack_segment_entries,
     pack_segment_header,
     scan_segment,
     segment_name,
@@ -111,13 +111,13 @@ class JournalWriter:
             self.rotate()
         in_use = self._segment
         try:
-            self._write_entries(entries)
+            self._write_journal_entries(entries)
         except OSError as exc:
             if in_use is not None:  # else the caller has had the error before, and is retrying
                 log.warning("journal: %s; the same frames go to a new segment", exc)
             self._abandon_segment()
             try:
-                self._write_entries(entries)
+                self._write_journal_entries(entries)
             except OSError as again:
                 self._abandon_segment()
                 raise JournalError(f"journal not written: {os_error_text(again, self._directory)}") from again
@@ -160,11 +160,11 @@ class JournalWriter:
             if len(entry.payload) > MAX_PAYLOAD_BYTES:
                 raise ValueError(f"frame {seq} has {len(entry.payload)} bytes, at most {MAX_PAYLOAD_BYTES} fit")
 
-    def _write_entries(self, entries: Sequence[Entry]) -> None:
+    def _write_journal_entries(self, entries: Sequence[Entry]) -> None:
         if self._segment is None:
             self._segment = self._open_next_segment()
         segment = self._segment
-        data = pack_entries(segment.header, segment.size, entries)
+        data = pack_segment_entries(segment.header, segment.size, entries)
         segment.file.write(data)
         segment.file.sync()
         segment.size += len(data)
@@ -311,6 +311,7 @@ class JournalReader:
         self.finished = True
 
     def _scan_segment_file(self, name: "_SegmentName") -> Scan | None:
+        """What the segment holds, made durable first; None when nothing can be trusted and it was set aside."""
         try:
             # A killed process may have left frames in the page cache only: what is replayed now must
             # still be there after a power cut.

@@ -80,7 +80,7 @@ def last_records(path: Path, limit_bytes: int) -> Iterator[bytes]:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         seen: set[tuple[int, int]] = set()
         for file in files:
-            if (inode := _inode_of(os.fstat(file.fileno()))) in seen:
+            if (inode := _device_and_inode(os.fstat(file.fileno()))) in seen:
                 continue
             seen.add(inode)
             size = file.seek(0, os.SEEK_END)
@@ -243,7 +243,7 @@ class JsonlWriter:
 
     def _is_file_in_place(self, file: File) -> bool:
         try:
-            return _inode_of(os.lstat(self.path)) == _inode_of(file.stat())
+            return _device_and_inode(os.lstat(self.path)) == _device_and_inode(file.stat())
         except FileNotFoundError:
             return False
 
@@ -257,8 +257,8 @@ class JsonlWriter:
             if self._unsynced:
                 self._mark.fall_back_to_durable()
             found = file.stat()
-            if _inode_of(found) != self._inode:
-                self._inode, self._durable = _inode_of(found), found.st_size
+            if _device_and_inode(found) != self._inode:
+                self._inode, self._durable = _device_and_inode(found), found.st_size
             elif found.st_size > self._durable:
                 # The same file is reopened, so there was an error: what follows the durable part may be
                 # damaged, and is still in memory.
@@ -331,7 +331,7 @@ def _part_number(part: Path) -> int:
     return int(part.name.rpartition(".")[2])
 
 
-def _inode_of(status: os.stat_result) -> tuple[int, int]:
+def _device_and_inode(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 

@@ -70,7 +70,7 @@ def write_model(directory: Path, columns: Columns, *, disk: Disk = REAL) -> Mode
     generation = columns.get("generation")
     if type(generation) is not int or not 0 < generation < 10**18:
         raise ValueError(f"a model's generation is an integer from 1, not {generation!r}")
-    packed = {name: _pack_column(name, value) for name, value in columns.items()}
+    packed = {name: _pack_model_column(name, value) for name, value in columns.items()}
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "columns": packed}, buffer)
     sha256 = hashlib.sha256(buffer.getbuffer()).hexdigest()
@@ -96,7 +96,7 @@ def read_model(path: Path, sha256: str | None = None, *, disk: Disk = REAL) -> d
         columns = content.get("columns")
         if type(version) is not int or version < 1 or not isinstance(columns, dict):
             raise ValueError("not a model of ours")
-        return {str(name): _unpack_column(column, len(data)) for name, column in columns.items()}
+        return {str(name): _unpack_model_column(column, len(data)) for name, column in columns.items()}
     except ValueError as exc:
         raise ModelError(f"{path}: {exc}") from exc
 
@@ -148,7 +148,7 @@ def _load_torch_file(data: bytes) -> dict[str, Any]:
     return content
 
 
-def _pack_column(name: str, value: Value) -> object:
+def _pack_model_column(name: str, value: Value) -> object:
     if isinstance(value, np.ndarray):
         raw = array_bytes(name, value)
         if value.dtype.str not in _NATIVE:
@@ -172,7 +172,7 @@ def _bytes_tensor(raw: memoryview) -> "torch.Tensor":
     return torch.from_numpy(np.frombuffer(raw, np.uint8).copy())
 
 
-def _unpack_column(column: object, max_bytes: int) -> Value:
+def _unpack_model_column(column: object, max_bytes: int) -> Value:
     import torch
 
     if column is None or isinstance(column, bool | int | float):
@@ -198,7 +198,7 @@ def _unpack_column(column: object, max_bytes: int) -> Value:
 
 def _array_of_tensor(tensor: "torch.Tensor", max_bytes: int) -> np.ndarray[Any, Any]:
     # A tensor may be a view that repeats few bytes many times (stride 0): check the size it claims.
-    if tensor.layout is not _strided_layout() or tensor.numel() * tensor.element_size() > max_bytes:
+    if tensor.layout is not _strided_tensor_layout() or tensor.numel() * tensor.element_size() > max_bytes:
         raise ValueError("a tensor that is larger than its file")
     try:
         return np.array(tensor.numpy(), order="C")
@@ -206,7 +206,7 @@ def _array_of_tensor(tensor: "torch.Tensor", max_bytes: int) -> np.ndarray[Any, 
         raise ValueError(f"a tensor that is not an array: {exc}") from exc
 
 
-def _strided_layout() -> "torch.layout":
+def _strided_tensor_layout() -> "torch.layout":
     import torch
 
     return torch.strided

@@ -94,19 +94,19 @@ def pack_segment_header(header: Header) -> bytes:
     return data + _CRC.pack(zlib.crc32(data))
 
 
-def pack_entries(header: Header, offset: int, entries: Sequence[Entry]) -> bytes:
+def pack_segment_entries(header: Header, offset: int, entries: Sequence[Entry]) -> bytes:
     """The bytes of `entries`, for one write at `offset`, before which everything is durable."""
     parts = []
     at = offset
     for entry in entries:
-        parts += [_pack_frame_head(header.salt, at, _ENTRY, entry, offset), entry.payload]
+        parts += [_pack_journal_frame_head(header.salt, at, _ENTRY, entry, offset), entry.payload]
         at += FRAME_BYTES + len(entry.payload)
     return b"".join(parts)
 
 
 def pack_closing_frame(header: Header, offset: int, durable: int, seq: int, line: int) -> bytes:
     """The bytes of the closing frame; `seq` and `line` are the last ones before the next segment."""
-    return _pack_frame_head(header.salt, offset, _CLOSING, Entry(seq, line, 0, b""), durable)
+    return _pack_journal_frame_head(header.salt, offset, _CLOSING, Entry(seq, line, 0, b""), durable)
 
 
 def unpack_segment_header(data: bytes, path: Path) -> Header:
@@ -130,10 +130,10 @@ def scan_segment(data: bytes, path: Path) -> Scan:
     gaps: list[tuple[int, int]] = []
     at = HEADER_BYTES
     while at < len(data):
-        frame = _unpack_frame_at(data, at, header.salt)
+        frame = _journal_frame_at(data, at, header.salt)
         if frame is None:
             start = at
-            frame, at = _next_valid_frame(data, at + 1, header.salt)
+            frame, at = _next_valid_journal_frame(data, at + 1, header.salt)
             gaps.append((start, at))
         if frame is not None:
             frames.append(frame)
@@ -164,24 +164,24 @@ class _Frame:
     entry: Entry
 
 
-def _pack_frame_head(salt: bytes, offset: int, kind: int, entry: Entry, durable: int) -> bytes:
+def _pack_journal_frame_head(salt: bytes, offset: int, kind: int, entry: Entry, durable: int) -> bytes:
     fields = _FIELDS.pack(_MARKER, kind, len(entry.payload), entry.seq, entry.line, entry.count, durable)
-    head_crc = _frame_head_crc(salt, offset, fields)
+    head_crc = _journal_frame_head_crc(salt, offset, fields)
     return fields + _SUMS.pack(head_crc, zlib.crc32(entry.payload, head_crc))
 
 
-def _frame_head_crc(salt: bytes, offset: int, fields: bytes) -> int:
+def _journal_frame_head_crc(salt: bytes, offset: int, fields: bytes) -> int:
     return zlib.crc32(fields, zlib.crc32(salt + _OFFSET.pack(offset)))
 
 
-def _unpack_frame_at(data: bytes, offset: int, salt: bytes) -> _Frame | None:
+def _journal_frame_at(data: bytes, offset: int, salt: bytes) -> _Frame | None:
     if len(data) - offset < FRAME_BYTES:
         return None
     marker, kind, length, seq, line, count, durable = _FIELDS.unpack_from(data, offset)
     head_crc, crc = _SUMS.unpack_from(data, offset + _FIELDS.size)
     end = offset + FRAME_BYTES + length
     # The head has its own checksum, so that a rotten length never makes us sum up half the file.
-    if marker != _MARKER or head_crc != _frame_head_crc(salt, offset, data[offset : offset + _FIELDS.size]):
+    if marker != _MARKER or head_crc != _journal_frame_head_crc(salt, offset, data[offset : offset + _FIELDS.size]):
         return None
     payload = data[offset + FRAME_BYTES : end]
     if end > len(data) or crc != zlib.crc32(payload, head_crc) or kind not in (_ENTRY, _CLOSING):
@@ -189,9 +189,9 @@ def _unpack_frame_at(data: bytes, offset: int, salt: bytes) -> _Frame | None:
     return _Frame(offset, end, kind, durable, Entry(seq, line, count, payload))
 
 
-def _next_valid_frame(data: bytes, offset: int, salt: bytes) -> tuple[_Frame | None, int]:
+def _next_valid_journal_frame(data: bytes, offset: int, salt: bytes) -> tuple[_Frame | None, int]:
     while (offset := data.find(_MARKER, offset)) >= 0:
-        frame = _unpack_frame_at(data, offset, salt)
+        frame = _journal_frame_at(data, offset, salt)
         if frame is not None:
             return frame, offset
         offset += 1

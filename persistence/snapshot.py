@@ -84,7 +84,7 @@ def read_snapshot(path: Path, *, disk: Disk = REAL) -> tuple[int, int, dict[str,
     Raises `SnapshotError` on any damage, `NewerFormatError` for a later format, OSError (`UnreadableError` when
     the medium fails).
     """
-    header, _, columns = _load_snapshot(path, disk, _read_columns)
+    header, _, columns = _load_snapshot(path, disk, _read_snapshot_columns)
     return header.seq, header.line, columns
 
 
@@ -102,7 +102,7 @@ def read_snapshot_header(path: Path, *, disk: Disk = REAL) -> Header:
 
     def read_header() -> Header:
         with disk.read(path) as file:
-            return _read_verified_header(file, path)
+            return _read_verified_snapshot_header(file, path)
 
     try:
         return read_with_patience(path, read_header)
@@ -113,7 +113,7 @@ def read_snapshot_header(path: Path, *, disk: Disk = REAL) -> Header:
 def _snapshot_body(columns: Columns, models: Collection[str]) -> Iterator[Buffer]:
     yield msgpack.packb({"columns": len(columns), "models": sorted(models)})
     for name, value in columns.items():
-        described, raw = _describe_column(name, value)
+        described, raw = _describe_snapshot_column(name, value)
         yield msgpack.packb({"name": name, **described})
         for start in range(0, len(raw), CHUNK_BYTES):
             chunk = raw[start : start + CHUNK_BYTES]
@@ -121,7 +121,7 @@ def _snapshot_body(columns: Columns, models: Collection[str]) -> Iterator[Buffer
             yield chunk
 
 
-def _describe_column(name: str, value: Value) -> tuple[dict[str, Any], memoryview]:
+def _describe_snapshot_column(name: str, value: Value) -> tuple[dict[str, Any], memoryview]:
     if isinstance(value, np.ndarray):
         raw = array_bytes(name, value)
         shape = list(value.shape)
@@ -142,7 +142,7 @@ def _describe_column(name: str, value: Value) -> tuple[dict[str, Any], memoryvie
     return {"type": kind, "bytes": len(raw)}, raw
 
 
-class _BodyReader:
+class _SnapshotBodyReader:
     """The file that the unpacker reads: ends where the body is declared to end, and hashes what is read."""
 
     def __init__(self, file: BinaryIO, length: int) -> None:
@@ -158,7 +158,7 @@ class _BodyReader:
         return data
 
 
-_ReadColumns = Callable[["msgpack.Unpacker", _BodyReader, int], dict[str, Value]]
+_ReadColumns = Callable[["msgpack.Unpacker", _SnapshotBodyReader, int], dict[str, Value]]
 
 
 def _load_snapshot(
@@ -172,12 +172,12 @@ def _load_snapshot_once(
 ) -> tuple[Header, tuple[str, ...], dict[str, Value]]:
     try:
         with disk.read(path) as file:
-            header = _read_verified_header(file, path)
+            header = _read_verified_snapshot_header(file, path)
             size = file.seek(0, io.SEEK_END)
             if size != header.size:
                 raise ValueError(f"{size} bytes long instead of {header.size}")
             file.seek(_HEADER_BYTES)
-            body = _BodyReader(file, header.size - _HEADER_BYTES)
+            body = _SnapshotBodyReader(file, header.size - _HEADER_BYTES)
             unpacker = msgpack.Unpacker(
                 body,
                 read_size=1 << 16,
@@ -204,7 +204,7 @@ def _load_snapshot_once(
     return header, tuple(str(name) for name in models), columns
 
 
-def _read_verified_header(file: BinaryIO, path: Path) -> Header:
+def _read_verified_snapshot_header(file: BinaryIO, path: Path) -> Header:
     data = file.read(_HEADER_BYTES)
     check_preamble(data, MAGIC, VERSION, path)
     if len(data) < _HEADER_BYTES:
@@ -216,20 +216,22 @@ def _read_verified_header(file: BinaryIO, path: Path) -> Header:
     return Header(seq, line, _HEADER_BYTES + length, sha.hex())
 
 
-def _read_columns(unpacker: "msgpack.Unpacker", body: _BodyReader, count: int) -> dict[str, Value]:
+def _read_snapshot_columns(unpacker: "msgpack.Unpacker", body: _SnapshotBodyReader, count: int) -> dict[str, Value]:
     columns: dict[str, Value] = {}
     for _ in range(count):
         column = _require_msgpack_map(unpacker.unpack())
         name, kind = column.get("name"), column.get("type")
         if not isinstance(name, str) or name in columns:
             raise ValueError(f"damaged column after {len(columns)}")
-        columns[name] = _read_column_value(unpacker, body, column, kind)
+        columns[name] = _read_snapshot_column(unpacker, body, column, kind)
     if unpacker.tell() != body.length:
         raise ValueError(f"{body.length - unpacker.tell()} bytes after the last column")
     return columns
 
 
-def _read_column_value(unpacker: "msgpack.Unpacker", body: _BodyReader, column: dict[str, Any], kind: object) -> Value:
+def _read_snapshot_column(
+    unpacker: "msgpack.Unpacker", body: _SnapshotBodyReader, column: dict[str, Any], kind: object
+) -> Value:
     if kind == "value":
         value = column.get("value")
         if value is None or type(value) in (bool, int, float):
@@ -242,10 +244,10 @@ def _read_column_value(unpacker: "msgpack.Unpacker", body: _BodyReader, column: 
         array = empty_array(column.get("dtype"), column.get("shape"), body.length)
         if array.nbytes != size:
             raise ValueError(f"an array of {array.nbytes} bytes in {size}")
-        _fill_column_bytes(unpacker, writable_bytes(array))
+        _fill_snapshot_column(unpacker, writable_bytes(array))
         return array
     raw = bytearray(size)
-    _fill_column_bytes(unpacker, memoryview(raw))
+    _fill_snapshot_column(unpacker, memoryview(raw))
     if kind == "bytes":
         return bytes(raw)
     if kind == "str":
@@ -255,7 +257,7 @@ def _read_column_value(unpacker: "msgpack.Unpacker", body: _BodyReader, column: 
     raise ValueError(f"a column of unknown type {kind!r}")
 
 
-def _fill_column_bytes(unpacker: "msgpack.Unpacker", target: memoryview) -> None:
+def _fill_snapshot_column(unpacker: "msgpack.Unpacker", target: memoryview) -> None:
     done = 0
     while done < len(target):
         chunk = unpacker.unpack()

@@ -114,7 +114,7 @@ class Store:
         self._extra: set[str] = set()
         # Held while snapshots and segments are listed or removed.
         self._files = threading.RLock()
-        self._open_training()
+        self._open_training_files()
 
     def recover(self) -> Recovery:
         """Read the directory; see `Recovery` and `scan_directory`. A journal that is open is closed first.
@@ -210,7 +210,9 @@ class Store:
                 self._extra.add(path.name)
             seconds = time.monotonic() - began
             notes = tuple(self._prune_old_files())
-            return SnapshotInfo(path.name, seq, line, size, path.stat().st_mtime, _is_pinned(path), seconds, notes)
+            return SnapshotInfo(
+                path.name, seq, line, size, path.stat().st_mtime, _is_snapshot_pinned(path), seconds, notes
+            )
 
     def has_snapshot(self, name: str) -> bool:
         """Whether there is a file of that name; it is not read."""
@@ -227,7 +229,7 @@ class Store:
                 continue  # pruned since it was listed
             except (SnapshotError, NewerFormatError, UnreadableError):
                 line = 0
-            infos.append(SnapshotInfo(path.name, seq, line, found.st_size, found.st_mtime, _is_pinned(path)))
+            infos.append(SnapshotInfo(path.name, seq, line, found.st_size, found.st_mtime, _is_snapshot_pinned(path)))
         return infos
 
     def verify_snapshots(self) -> list[tuple[SnapshotInfo, str | None]]:
@@ -293,14 +295,14 @@ class Store:
         path = self._snapshot_path(name)
         with self._files:
             path.stat()
-            replace_file(self._disk, _pin_path(path), [])
+            replace_file(self._disk, _snapshot_pin_path(path), [])
 
     def unpin_snapshot(self, name: str) -> None:
         """Undo `pin_snapshot`; no error when it was not pinned. Raises as `pin_snapshot` does."""
         path = self._snapshot_path(name)
         with self._files:
             path.stat()
-            unlink_if_there(self._disk, _pin_path(path))
+            unlink_if_there(self._disk, _snapshot_pin_path(path))
             self._disk.sync(self.directory)
 
     def model_path(self, name: str) -> Path:
@@ -359,6 +361,7 @@ class Store:
         return models
 
     def _prune_old_files(self) -> list[str]:
+        """Remove the snapshots, segments and models that are no longer needed; notes of what failed."""
         losses = Losses()
         try:
             intact = self._intact_snapshots(losses)
@@ -368,7 +371,7 @@ class Store:
             oldest_state = kept[:2][-1][0] if kept else 0
             superseded = [each for each in intact[1:] if each[1].name in self._extra]
             for _, path in older + superseded:
-                if not _is_pinned(path) and self._used.get(path.name, -1) < oldest_state:
+                if not _is_snapshot_pinned(path) and self._used.get(path.name, -1) < oldest_state:
                     self._disk.unlink(path)
                     self._models_of.pop(path.name, None)
                     self._extra.discard(path.name)
@@ -384,7 +387,7 @@ class Store:
         for seq, path in snapshot_paths(self.directory):
             try:
                 if path.name not in self._models_of:
-                    self._models_of[path.name] = self._check_snapshot_models(seq, path)
+                    self._models_of[path.name] = self._models_of_checked_snapshot(seq, path)
                 intact.append((seq, path))
             except SnapshotError as exc:
                 set_damaged_file_aside(path, reason_without_path(path, exc), self._disk, losses)
@@ -393,7 +396,8 @@ class Store:
                 losses.notes.append(str(exc))
         return intact
 
-    def _check_snapshot_models(self, seq: int, path: Path) -> tuple[str, ...]:
+    def _models_of_checked_snapshot(self, seq: int, path: Path) -> tuple[str, ...]:
+        """The names of the models of the snapshot at `path`, once all of it was checked. Raises as `check_snapshot`."""
         header, models = snapshot.check_snapshot(path, disk=self._disk)
         if header.seq != seq:
             raise SnapshotError(f"{path}: is of frame {header.seq}")
@@ -429,8 +433,9 @@ class Store:
         set_damaged_file_aside(path, reason, self._disk, self._losses)
 
     def _snapshot_error(self, info: SnapshotInfo) -> str | None:
+        """What is wrong with the snapshot or a model that it names, None when nothing is."""
         try:
-            for name in self._check_snapshot_models(info.seq, self.directory / info.name):
+            for name in self._models_of_checked_snapshot(info.seq, self.directory / info.name):
                 model_file.hash_model(self.model_path(name), disk=self._disk)
         except FileNotFoundError as exc:
             return f"{exc.filename}: is missing"
@@ -460,16 +465,16 @@ class Store:
             return self._journal.seq
         return self._reader.last_seq if self._reader is not None else 0
 
-    def _open_training(self) -> None:
+    def _open_training_files(self) -> None:
         try:
             open_training_directory(self.training)
         except OSError as exc:
             raise StoreError(f"{self.training}: {exc.strerror}") from exc
 
 
-def _pin_path(path: Path) -> Path:
+def _snapshot_pin_path(path: Path) -> Path:
     return path.with_name(path.name + PIN_SUFFIX)
 
 
-def _is_pinned(path: Path) -> bool:
-    return os.path.lexists(_pin_path(path))
+def _is_snapshot_pinned(path: Path) -> bool:
+    return os.path.lexists(_snapshot_pin_path(path))

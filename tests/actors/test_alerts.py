@@ -161,7 +161,7 @@ async def test_memory_is_bounded_while_the_disk_is_full_and_the_loss_is_counted(
 
 async def test_sync_through_waits_for_the_frame_and_says_when_it_cannot_come() -> None:
     alerts = Alerts(Outlet("alerts", FakeWriter()), seq=0)
-    alerts.begin_after(4, 100)
+    alerts.begin_after_snapshot(4, 100)
     done: list[int] = []
 
     async def sync(seq: int) -> None:
@@ -225,6 +225,6 @@ async def test_a_subscriber_that_leaves_is_forgotten() -> None:
 async def test_an_id_beyond_the_last_line_hides_nothing() -> None:
     writer = FakeWriter()
     alerts = Alerts(Outlet("alerts", writer, last="92"), seq=0)
-    alerts.begin_after(0, 3)
+    alerts.begin_after_snapshot(0, 3)
     await alerts.take_verdicts(said(1, record(2), record(4)))
     assert ids(writer.records) == ["4"]

@@ -18,7 +18,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from actors.connection_places import CALM_SECONDS, IDLE_SECONDS, SILENT_SECONDS
 from actors.connection_turns import CHUNK_BYTES
 from actors.ingest import ACCEPT_PAUSE_SECONDS, Counters, IngestSettings, Inherited, run_ingest
-from actors.peek_mark import SO_PEEK_OFF, Keeper, marks_work, set_mark
+from actors.peek_mark import SO_PEEK_OFF, Keeper, peek_marks_work, set_peek_mark
 from actors.sequencer import Chunk
 from detection.frames import Segment
 from detection.sessions.connections import LivingSource, LivingSources
@@ -506,7 +506,7 @@ async def test_a_kept_connection_goes_on_with_every_byte_once_whether_or_not_its
 async def test_killed_between_two_bytes_of_consuming_the_rest_is_consumed(tmp_path: Path, store: Store) -> None:
     reader, writer = socket.socketpair()
     writer.sendall(b"journaled\nnew\n")
-    set_mark(reader, 10, 1)
+    set_peek_mark(reader, 10, 1)
     assert reader.recv(4) == b"jour"
     store.keep("a-1", reader.fileno())
     living = [left("a-1", b"", parity=1)]
@@ -614,4 +614,4 @@ async def test_connections_that_found_no_room_in_the_store_are_told_of_and_kept_
 
 
 def test_this_kernel_keeps_marks() -> None:
-    assert marks_work()
+    assert peek_marks_work()

@@ -50,7 +50,7 @@ from persistence.segment import (
     Entry,
     Header,
     pack_closing_frame,
-    pack_entries,
+    pack_segment_entries,
     pack_segment_header,
     scan_segment,
     segment_name,
@@ -326,7 +326,7 @@ def segment_seeds() -> list[bytes]:
     data, line = pack_segment_header(_HEADER), 40
     for seq, payload in enumerate(frame_seeds(), 5):
         line += 2
-        data += pack_entries(_HEADER, len(data), [Entry(seq, line, 2, payload)])
+        data += pack_segment_entries(_HEADER, len(data), [Entry(seq, line, 2, payload)])
     closed = data + pack_closing_frame(_HEADER, len(data), HEADER_BYTES, 5 + len(_FRAMES) - 1, line)
     return [data, closed, data[:400], pack_segment_header(_HEADER)]
 
@@ -364,7 +364,7 @@ def read_places(data: bytes) -> None:
     """Frames whose checksums are right, and whose numbers are anything."""
     segment = pack_segment_header(_HEADER)
     for seq, line, count in _PLACE.iter_unpack(data[: len(data) // _PLACE.size * _PLACE.size]):
-        segment += pack_entries(_HEADER, len(segment), [Entry(seq, line, count, b"")])
+        segment += pack_segment_entries(_HEADER, len(segment), [Entry(seq, line, count, b"")])
     read_journal_of(segment)
 
 
