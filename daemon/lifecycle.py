@@ -25,9 +25,9 @@ from actors.alerts import Alerts, run_alerts
 from actors.backlog import Backlog, run_backlog
 from actors.checkpoint import CheckpointError, Checkpoints, CheckpointSettings, run_checkpoint
 from actors.ingest import MAX_CONNECTIONS, Counters, IngestSettings, Inherited, run_ingest
-from actors.peek_mark import marks_work
+from actors.peek_mark import peek_marks_work
 from actors.scoring import Scoring, run_scoring
-from actors.sequencer import Request, Sequencer, run_sequencer, submit
+from actors.sequencer import Request, Sequencer, run_sequencer, submit_frame
 from actors.training import Trainer, run_training
 from actors.training_status import TrainingStatus
 from daemon.api.app import create_app
@@ -214,7 +214,7 @@ class _Daemon:
             await flow.start(run_alerts, alerts, verdicts)
             with verdicts_in:
                 found = await self._find(last_line)
-                alerts.begin_after(found.snapshot_seq, found.line)
+                alerts.begin_after_snapshot(found.snapshot_seq, found.line)
                 self._condition.reading = found.reading
                 store, counters, backlog = self._store, Counters(), Backlog(EARLY_BYTES)
                 sequencer = Sequencer(store.append, store.rotate, seq=found.seq, line=found.line, now=time.time)
@@ -288,7 +288,7 @@ class _Daemon:
             if found.only_models_left:
                 await up_to_date.wait()
             if found.settings != settings:
-                await submit(requests, settings)
+                await submit_frame(requests, settings)
             if found.replay_bytes > MAX_EARLY_REPLAY_BYTES:
                 await up_to_date.wait()
             stored = self._listeners.stored
@@ -444,7 +444,7 @@ class _Daemon:
 def _why_nothing_is_kept(notifier: Notifier, stored: Collection[str]) -> str | None:
     """None when connections outlive us, each with its mark (`actors.peek_mark`); otherwise the reason, for people.
     Blocking."""
-    if not marks_work():
+    if not peek_marks_work():
         return "this kernel keeps no mark beside the bytes of a socket (SO_PEEK_OFF)"
     # What came back from the store proves that there is one.
     return None if stored else notifier.why_nothing_is_kept()

@@ -56,9 +56,9 @@ def main(arguments: list[str]) -> int:
     from detection.members.registry import ONLINE_NAMES
     from detection.models.model import to_columns
     from detection.models.training_set import from_columns
-    from persistence.disk import failure
+    from persistence.disk import os_error_text
+    from persistence.format_preamble import NewerFormatError
     from persistence.model_file import write_model
-    from persistence.preamble import NewerFormatError
     from persistence.snapshot import SnapshotError, read_snapshot
 
     source, target = Path(arguments[0]), Path(arguments[1])
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
         _report({"error": str(exc)})
         return 1
     except OSError as exc:
-        _report({"error": failure(exc, target)})
+        _report({"error": os_error_text(exc, target)})
         return 1
     except (KeyError, TypeError, ValueError) as exc:
         _report({"error": f"{source}: not a training set: {exc}"})
@@ -92,7 +92,7 @@ class Notebook:
     """
 
     def __init__(self, source: Path) -> None:
-        from persistence.training_files import PartialError, read_partial
+        from persistence.training_files import PartialError, read_partial_result
 
         self._source = source
         self._program = program()
@@ -100,7 +100,7 @@ class Notebook:
         self.found: Columns = {}
         self.fraction = 0.0
         try:
-            notes = read_partial(source, self._program)
+            notes = read_partial_result(source, self._program)
         except PartialError as exc:
             _report({"note": f"beginning anew: {exc}"})
             return
@@ -113,17 +113,17 @@ class Notebook:
 
         An error ends the writing, with a note on standard output, and not the run.
         """
-        from persistence.disk import failure
-        from persistence.training_files import partial_path, write_partial
+        from persistence.disk import os_error_text
+        from persistence.training_files import partial_result_path, write_partial_result
 
         began = time.monotonic()
         # A fit that is taken from the partial result reports again what is in it already.
         if began < self._not_before or fraction <= self.fraction:
             return
         try:
-            write_partial(self._source, self._program, fraction, state())
+            write_partial_result(self._source, self._program, fraction, state())
         except (OSError, ValueError) as exc:
-            why = failure(exc, partial_path(self._source)) if isinstance(exc, OSError) else str(exc)
+            why = os_error_text(exc, partial_result_path(self._source)) if isinstance(exc, OSError) else str(exc)
             _report({"note": f"a restart will resume at {self.fraction:.0%}, which was written last: {why}"})
             self._not_before = math.inf  # a full disk is needed for more important writes
             return

@@ -77,7 +77,7 @@ class Condition:
         with suppress(trio.EndOfChannel):
             while True:
                 self.withdrawals.update(summary.withdrawn)
-                summary = await published.newer(summary)
+                summary = await published.newer_summary(summary)
 
     def health(self) -> dict[str, Any]:
         """As `daemon.control.interface.Control.health` has it."""

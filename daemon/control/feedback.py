@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from actors.record_ids import counted_alert, id_key
+from actors.record_ids import counted_alert, record_id_key
 from daemon.control.interface import ControlError
 from detection.causes import fingerprints as causes
 from detection.templates.table import MAX_ID, OTHER
@@ -43,12 +43,12 @@ def find_record(path: Path, alert_id: str) -> Mapping[str, Any]:
     Blocking. Raises `ControlError` 404: "not_found" where there never was such an alert, "gone" where its record
     may have been rotated away.
     """
-    wanted = id_key(alert_id)
+    wanted = record_id_key(alert_id)
     try:
         for line in last_records(path, SEARCHED_BYTES):
             try:
                 head = _head_decoder.decode(line)
-                key = id_key(head.id)
+                key = record_id_key(head.id)
                 # Behind all alerts that it stands for: where ids are lower, there is none that could have this one.
                 counted = counted_alert(msgspec.json.decode(line), alert_id) if head.stands_for else None
             except (ValueError, KeyError):

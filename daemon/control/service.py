@@ -18,9 +18,9 @@ from msgspec.structs import replace
 
 from actors.alerts import Alerts
 from actors.checkpoint import CheckpointError
-from actors.record_ids import counted_alert, id_key
+from actors.record_ids import counted_alert, record_id_key
 from actors.scoring import StateAbandoned
-from actors.sequencer import FrameRequest, submit
+from actors.sequencer import FrameRequest, submit_frame
 from daemon.control import generations, snapshots
 from daemon.control.condition import Condition, Running
 from daemon.control.feedback import about, find_record
@@ -92,7 +92,7 @@ class Service:
         old = self.settings
         self.settings = replace(old, learning=fresh.learning, alarms=fresh.alarms, rules=fresh.rules, path=fresh.path)
         running.alerts.write_all = fresh.alarms.verdicts == "all"
-        await submit(running.requests, SettingsFrame(self.settings.detection, rules))
+        await submit_frame(running.requests, SettingsFrame(self.settings.detection, rules))
         log.info("settings and %d files of rules reloaded", len(rules))
         if replace(fresh, path=None) != replace(self.settings, path=None):
             log.warning("some of the changed settings take effect at the next start")
@@ -137,13 +137,13 @@ class Service:
 
     async def anomalies(self, after: str | None, limit: int) -> list[dict[str, Any]]:
         try:
-            return self._ready().alerts.recent(after, limit)
+            return self._ready().alerts.recent_records(after, limit)
         except ValueError as exc:
             raise ControlError(400, "bad_id", f"after={after!r} is not an alert's id, such as 123 or 123.1") from exc
 
     async def anomaly(self, alert_id: str) -> Mapping[str, Any]:
-        running, (line, k, *counting_record) = self._ready(), id_key(alert_id)
-        record = running.alerts.find(alert_id)
+        running, (line, k, *counting_record) = self._ready(), record_id_key(alert_id)
+        record = running.alerts.find_record(alert_id)
         if record is None and not counting_record:
             counting = await self._query(lambda detector: detector.counting(line, k))
             record = counted_alert(counting, alert_id) if counting is not None else None
@@ -160,7 +160,7 @@ class Service:
 
     async def checkpoint(self, *, extra: bool = False) -> dict[str, Any]:
         try:
-            return (await self._ready().checkpoints.request(extra=extra)).reply()
+            return (await self._ready().checkpoints.request_snapshot(extra=extra)).reply()
         except CheckpointError as exc:
             raise ControlError(503, "not_saved", str(exc)) from exc
 
@@ -184,7 +184,7 @@ class Service:
         sha256, knowledge = await trio.to_thread.run_sync(snapshots.held, store, name)
         # Held on to when the caller hangs up while the frame is on its way: applying it may need the file.
         seq, line, after = await self._apply(RestoreFrame(name, sha256), knowledge=knowledge)
-        store.release(name)
+        store.release_snapshot(name)
         if after.restored < seq:
             raise ControlError(500, "not_restored", f"{name} could not be restored; the log says why")
         log.info("restored %s: what was known at its line is known again, from line %d on", name, line)
@@ -278,7 +278,7 @@ class Service:
             await running.requests.send(request)
             sent()
             await request.committed.wait()
-            summary = await running.scoring.published.wait_for(request.seq)
+            summary = await running.scoring.published.wait_for_frame(request.seq)
         except (trio.ClosedResourceError, trio.BrokenResourceError, trio.EndOfChannel) as exc:
             raise ControlError(503, "stopping", "the daemon is stopping") from exc
         return request.seq, request.line, summary

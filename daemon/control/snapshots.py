@@ -10,8 +10,8 @@ from typing import Any
 from daemon.control.interface import ControlError
 from detection.columns.state import OtherVersionError
 from detection.frames import Knowledge
+from persistence.format_preamble import NewerFormatError
 from persistence.model_file import ModelError
-from persistence.preamble import NewerFormatError
 from persistence.snapshot import SnapshotError
 from persistence.store import SnapshotInfo, Store
 
@@ -23,28 +23,28 @@ def listed(store: Store) -> list[dict[str, Any]]:
 
 def verified(store: Store) -> list[dict[str, Any]]:
     """As `Control.verify_snapshots` has it."""
-    return [{**_described(info), "error": error} for info, error in reversed(store.verify())]
+    return [{**_described(info), "error": error} for info, error in reversed(store.verify_snapshots())]
 
 
 def set_pinned(store: Store, name: str, pinned: bool) -> None:
     """Keep snapshot `name` for ever, or no longer."""
     try:
         with _named(name):
-            (store.pin if pinned else store.unpin)(name)
+            (store.pin_snapshot if pinned else store.unpin_snapshot)(name)
     except OSError as exc:
         raise ControlError(503, "not_written", f"the state directory cannot be written: {exc.strerror}") from exc
 
 
 def held(store: Store, name: str) -> tuple[str, Knowledge]:
-    """What snapshot `name` knows, and the SHA-256 of that: kept until `store.release(name)`."""
+    """What snapshot `name` knows, and the SHA-256 of that: kept until `store.release_snapshot(name)`."""
     from daemon.startup.replay import load_knowledge  # imports torch, which a start must not wait for
 
     with _named(name):
-        store.hold(name)
+        store.hold_snapshot(name)
         try:
             return load_knowledge(store, name)
         except (SnapshotError, ModelError, NewerFormatError, OtherVersionError) as exc:
-            store.release(name)
+            store.release_snapshot(name)
             raise ControlError(409, "damaged", f"nothing was restored: {exc}") from exc
 
 

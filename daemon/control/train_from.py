@@ -14,8 +14,8 @@ from typing import Any
 
 import trio
 
-from actors.lines import Recognise, Source
 from actors.sequencer import FRAME_BYTES
+from actors.source_lines import Recognise, Source
 from daemon.control.interface import ControlError
 from daemon.control.vouched_text import VouchedText
 from detection.frames import Segment, VouchedFrame

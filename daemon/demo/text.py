@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.record_ids import stands_for
+from actors.record_ids import alert_count_of_record
 
 SHOWN_RECORDS = 12
 SHOWN_CHARACTERS = 140
@@ -36,7 +36,7 @@ def training_words(training: Mapping[str, Any]) -> str:
 
 def found_in(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The last few flagged records, each with the reason; control characters escaped, lines cut."""
-    flagged = sum(stands_for(record) for record in records)
+    flagged = sum(alert_count_of_record(record) for record in records)
     beyond = f", of which the last {SHOWN_RECORDS} in full:" if flagged > SHOWN_RECORDS else ""
     yield f"\nFlagged so far: {flagged}{beyond}"
     for record in [record for record in records if "stands_for" not in record][-SHOWN_RECORDS:]:

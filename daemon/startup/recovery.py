@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from actors.scoring import Scoring
-from actors.sequencer import Request, Sequencer, submit
+from actors.sequencer import Request, Sequencer, submit_frame
 from daemon.host.patience import Patience
 from daemon.startup.scan import Found
 from detection.frames import Frame, ModelFrame, SettingsFrame
@@ -73,7 +73,7 @@ class BackgroundRecovery:
                 waiting.start_soon(self._wait_for_stop, patience)
                 if self._found.only_models_left and not self._store.is_journaling:
                     await start_journal(self._store, self._found)
-                await self._sequencer.interject(frame)
+                await self._sequencer.interject_frame(frame)
                 waiting.cancel_scope.cancel()
         if patience.cancelled_caught:
             failure = self._sequencer.failure
@@ -116,8 +116,8 @@ async def bring_up_to_date(
     if recovered.members is not None:
         changes.append((recovered.members, None))
     for frame, model in changes:
-        seq, _ = await submit(requests, frame, model)
-        await scoring.published.wait_for(seq)
+        seq, _ = await submit_frame(requests, frame, model)
+        await scoring.published.wait_for_frame(seq)
 
 
 def known_through(found: Found, recovered: "Recovered") -> int:

@@ -42,8 +42,8 @@ from detection.parts import model_in
 from detection.verdicts.records import Verdicts
 from persistence.directory import StoreError
 from persistence.disk import UnreadableError
+from persistence.format_preamble import NewerFormatError
 from persistence.model_file import ModelError
-from persistence.preamble import NewerFormatError
 from persistence.segment import Entry
 from persistence.snapshot import SnapshotError
 from persistence.store import Store

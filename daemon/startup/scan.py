@@ -17,8 +17,8 @@ from detection.sessions.connections import LivingSource, LivingSources
 from detection.settings import DetectionSettings, RuleText
 from persistence.directory import StoreError
 from persistence.directory_scan import Recovery
-from persistence.model_file import ModelFile, generation_of
-from persistence.preamble import NewerFormatError
+from persistence.format_preamble import NewerFormatError
+from persistence.model_file import ModelFile, generation_of_model_file
 from persistence.segment import Entry
 from persistence.store import Store
 
@@ -97,7 +97,7 @@ def check_snapshot(seq: int, line: int, columns: Columns) -> None:
     try:
         model = decoded(state, "model", ModelFrame).name
         if model:
-            generation_of(model)
+            generation_of_model_file(model)
     except ValueError as exc:
         raise DamagedError(f"column model: {exc}") from exc
 

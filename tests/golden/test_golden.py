@@ -73,7 +73,7 @@ def test_it_recovers_in_full(golden: tuple[Path, dict[str, Any]]) -> None:
         assert bool(report.notes) == bool(aside)
         assert (report.snapshot_line, found.line) == (expected["line"], expected["last_line"])
         assert recovered.detector.summary().generation == int(has_model(expected))
-        assert all(error is None for _, error in store.verify()) == has_model(expected)
+        assert all(error is None for _, error in store.verify_snapshots()) == has_model(expected)
         store.start_journal(found.seq, found.line)
         assert found.living == recovered.detector.living_sources()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from actors.peek_mark import marks_work
+from actors.peek_mark import peek_marks_work
 from daemon.client.doctor.finding import Finding, fail, ok, unseen, warn
 from daemon.client.doctor.target import Target
 from daemon.client.doctor.units import MOST_CONNECTIONS
@@ -147,7 +147,7 @@ def _cgroup_limit(pid: int | None, root: Path = Path("/sys/fs/cgroup")) -> int |
 
 def check_kernel(target: Target) -> Iterator[Finding]:
     release = os.uname().release
-    if marks_work():
+    if peek_marks_work():
         yield ok("kernel", f"{release}: keeps a mark beside a socket's bytes (SO_PEEK_OFF)")
     else:
         yield warn(
