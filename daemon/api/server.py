@@ -69,7 +69,7 @@ async def run_server(
     `scope["state"]["peer"]` who sent it, as a `Peer`.
     """
     context = WorkerContext(None)
-    config = _config()
+    config = _hypercorn_config()
     still_open: set[Connection] = set()
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
     rooms = [Room(listener, counters or AdminCounters()) for listener in listeners]
@@ -87,11 +87,11 @@ async def run_server(
                 room.close_hall()
             await context.terminated.set()
             # `connections` closes before `reaper` does; cancelling it after that is harmless.
-            reaper.start_soon(_cut_after_grace, still_open, connections)  # noqa: ASYNC111
+            reaper.start_soon(_cut_connections_after_grace, still_open, connections)  # noqa: ASYNC111
         reaper.cancel_scope.cancel()
 
 
-async def _cut_after_grace(still_open: set[Connection], connections: trio.Nursery) -> None:
+async def _cut_connections_after_grace(still_open: set[Connection], connections: trio.Nursery) -> None:
     await trio.sleep(GRACE_SECONDS)
     for connection in still_open:
         connection.socket.close()  # cancelling alone would not reach a shielded write
@@ -118,7 +118,7 @@ async def _serve_connection(
             nursery.cancel_scope.cancel()
     except* Exception as group:
         # One client's protocol error ends that connection, not the daemon. Cancelled is not caught.
-        for error in _leaves(group):
+        for error in _leaves_of_exception_group(group):
             log.error("admin connection dropped: %s: %s", type(error).__name__, error)
     finally:
         still_open.discard(connection)
@@ -137,14 +137,14 @@ async def _end_when_stuck(connection: Connection, scope: trio.CancelScope) -> No
     scope.cancel()
 
 
-def _leaves(group: BaseExceptionGroup[Exception]) -> list[Exception]:
+def _leaves_of_exception_group(group: BaseExceptionGroup[Exception]) -> list[Exception]:
     leaves: list[Exception] = []
     for error in group.exceptions:
-        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+        leaves += _leaves_of_exception_group(error) if isinstance(error, BaseExceptionGroup) else [error]
     return leaves
 
 
-def _config() -> Config:
+def _hypercorn_config() -> Config:
     config = Config()
     config.keep_alive_timeout = IDLE_SECONDS
     config.include_server_header = False
@@ -182,11 +182,11 @@ class _Application:
         try:
             if scope["type"] == "http" and not scope["path"].startswith("/"):
                 # "*" or a whole URL, on which the framework may trip
-                await _refuse(send_to_the_end, "bad_target", "the request target is not a path")
+                await _refuse_bad_request(send_to_the_end, "bad_target", "the request target is not a path")
             elif scope["type"] == "http" and _LENGTHS <= {name for name, _ in scope["headers"]}:
                 # A proxy in front may have gone by the other one, and where the next request begins is anybody's guess.
                 message = "a request has Content-Length or Transfer-Encoding, not both"
-                await _refuse(send_to_the_end, "two_lengths", message)
+                await _refuse_bad_request(send_to_the_end, "two_lengths", message)
             else:
                 await self._app(scope, receive_and_note, send_to_the_end)
         finally:
@@ -198,7 +198,7 @@ class _Application:
 _LENGTHS = frozenset({b"content-length", b"transfer-encoding"})
 
 
-async def _refuse(send: ASGISendCallable, code: str, message: str) -> None:
+async def _refuse_bad_request(send: ASGISendCallable, code: str, message: str) -> None:
     """Answer 400 and close the connection: what it holds beyond this request is not read."""
     body = b'{"error":{"code":"%s","message":"%s"}}\n' % (code.encode(), message.encode())
     length = str(len(body)).encode()

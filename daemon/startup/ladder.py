@@ -110,17 +110,17 @@ class Ladder:
         self._unsettled.add(seq)
         out = self._withdrawn.get(seq, {})
         if error.hopeless:
-            self._skip(entry, reason)
+            self._skip_frame(entry, reason)
         elif self._failures[seq] == 1 and (member is None or self._recovered[member] < PATIENCE):
-            log.error("frame %d: %s; it is tried once more", seq, _describe(member, reason), exc_info=cause)
+            log.error("frame %d: %s; it is tried once more", seq, _failure_with_member(member, reason), exc_info=cause)
         elif member is not None and member not in out:
-            log.error("frame %d: %s; it is tried without %s", seq, _describe(member, reason), member)
-            self._decide(seq, out | {member: reason})
+            log.error("frame %d: %s; it is tried without %s", seq, _failure_with_member(member, reason), member)
+            self._note_decision(seq, out | {member: reason})
         elif not out.keys() >= set(NAMES):
-            log.error("frame %d: %s; it is tried with rules alone", seq, _describe(member, reason))
-            self._decide(seq, out | {name: reason for name in NAMES if name not in out})
+            log.error("frame %d: %s; it is tried with rules alone", seq, _failure_with_member(member, reason))
+            self._note_decision(seq, out | {name: reason for name in NAMES if name not in out})
         else:
-            self._skip(entry, reason, cause)
+            self._skip_frame(entry, reason, cause)
 
     def settle(self, entry: Entry) -> None:
         """The frame was applied or skipped as decided: journal the decision, before its verdicts leave."""
@@ -146,18 +146,18 @@ class Ladder:
         # A failure in a later replay starts from the first rung.
         del self._failures[seq]
 
-    def _decide(self, seq: int, out: dict[str, str]) -> None:
+    def _note_decision(self, seq: int, out: dict[str, str]) -> None:
         self._withdrawn[seq] = out
         self.decided.add(seq)
         self._unjournaled.add(seq)
 
-    def _skip(self, entry: Entry, reason: str, bug: BaseException | None = None) -> None:
+    def _skip_frame(self, entry: Entry, reason: str, bug: BaseException | None = None) -> None:
         log.error("frame %d cannot be applied, it is set aside and skipped: %s", entry.seq, reason, exc_info=bug)
         self._skipped.add(entry.seq)
         self.decided.add(entry.seq)
 
 
-def _describe(member: str | None, reason: str) -> str:
+def _failure_with_member(member: str | None, reason: str) -> str:
     return f"{member} failed: {reason}" if member is not None else reason
 
 
@@ -196,8 +196,8 @@ class Replay(Generic[FoldT]):
 
     def apply(self, entry: Entry) -> "Applied":
         """Apply or skip `entry`, after a failure together with the frames since the last copy."""
-        if self._copies and (self._go_back is None or self._is_due(entry)):
-            self._copy()
+        if self._copies and (self._go_back is None or self._copy_is_due(entry)):
+            self._copy_state()
         if not self._copies:
             self._since_copy = []
         self._since_copy.append(entry)
@@ -227,11 +227,11 @@ class Replay(Generic[FoldT]):
             return self.fold.skip(entry)
         return self.fold.apply(entry, self._ladder.without(entry.seq))
 
-    def _is_due(self, entry: Entry) -> bool:
+    def _copy_is_due(self, entry: Entry) -> bool:
         spent = time.monotonic() - self._copied_at
         return self._ladder.has_failed(entry.seq) or spent * COPY_SHARE > self._copy_seconds
 
-    def _copy(self) -> None:
+    def _copy_state(self) -> None:
         began = time.monotonic()
         self._go_back, self._since_copy = self.fold.copied(), []
         self._copied_at = time.monotonic()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution
 from pathlib import Path
 
-from daemon.client.doctor.environment import Environment, normalised
+from daemon.client.doctor.environment import Environment, normalised_package_name
 from daemon.client.doctor.finding import Finding, fail, ok, warn
 from daemon.client.doctor.target import Target
 
@@ -15,7 +15,7 @@ RE_FIXED = (3, 11, 5)  # CPython gh-106052
 _PATTERN, _TEXT, _RIGHT = rb"(?:\S++ (?=\d+ ))?+(\S++)", b"a b c", b"a"
 
 
-def public(version: str) -> str:
+def version_without_build(version: str) -> str:
     """A version without its build: 2.13.0 of 2.13.0+cpu."""
     return version.partition("+")[0]
 
@@ -30,7 +30,9 @@ def check_python(target: Target) -> Iterator[Finding]:
         return
     numbers = tuple(map(int, version.split(".")))
     note = (
-        "" if _re_is_right(environment, numbers) else "; its re has the bug gh-106052, which vigild does not depend on"
+        ""
+        if _python_re_is_right(environment, numbers)
+        else "; its re has the bug gh-106052, which vigild does not depend on"
     )
     found = f"{version} ({environment.place}){note}"
     if numbers < PROVEN:
@@ -45,7 +47,7 @@ def check_python(target: Target) -> Iterator[Finding]:
         yield ok("python", found)
 
 
-def _re_is_right(environment: Environment, version: tuple[int, ...]) -> bool:
+def _python_re_is_right(environment: Environment, version: tuple[int, ...]) -> bool:
     if environment.prefix is not None or sys.version_info < (3, 11):
         return version >= RE_FIXED
     found = re.match(_PATTERN, _TEXT)
@@ -57,26 +59,26 @@ def check_torch(target: Target) -> Iterator[Finding]:
     environment = target.environment
     again = f"{environment.place}/bin/pip install --force-reinstall --no-deps torch=={{}}"
     torch = environment.packages.get("torch")
-    wanted = _exact(environment).get("torch", "")
+    wanted = _exactly_required_packages(environment).get("torch", "")
     if torch is None:
         found = f"not in {environment.place}: no model can be trained or loaded"
         yield fail("torch", found, again.format(wanted or "VERSION") + " (see README, Install it)")
         return
-    cuda = _cuda(torch)
+    cuda = _cuda_version_of_torch(torch)
     found = f"{torch.version}, " + ("for CPUs" if cuda is None else f"for CUDA {cuda}")
-    if wanted and public(torch.version) != public(wanted):
+    if wanted and version_without_build(torch.version) != version_without_build(wanted):
         yield fail("torch", f"{found}, but vigild needs {wanted}", again.format(wanted))
     elif cuda is not None:
         yield warn(
             "torch",
             f"{found}: it works, but only the CPU is used, and its packages take several GB",
-            f"{again.format(public(torch.version))} --index-url https://download.pytorch.org/whl/cpu",
+            f"{again.format(version_without_build(torch.version))} --index-url https://download.pytorch.org/whl/cpu",
         )
     else:
         yield ok("torch", found)
 
 
-def _cuda(torch: Distribution) -> str | None:
+def _cuda_version_of_torch(torch: Distribution) -> str | None:
     """The CUDA version that torch was built for, None for a CPU build."""
     try:
         text = Path(str(torch.locate_file("torch/version.py"))).read_text()
@@ -87,23 +89,23 @@ def _cuda(torch: Distribution) -> str | None:
     return found[1] if found else None
 
 
-def _exact(environment: Environment) -> dict[str, str]:
+def _exactly_required_packages(environment: Environment) -> dict[str, str]:
     """The requirements of the installed vigild that allow exactly one version."""
-    return {name: version for name, version in _required(environment) if version}
+    return {name: version for name, version in _run_time_requirements(environment) if version}
 
 
-def _used(environment: Environment) -> set[str]:
+def _packages_needed_at_run_time(environment: Environment) -> set[str]:
     """The installed packages that vigild needs at run time, directly or not; build tools are not among them."""
     seen, waiting = set[str](), ["vigild"]
     while waiting:
         name = waiting.pop()
         if name in environment.packages and name not in seen:
             seen.add(name)
-            waiting += [each for each, _ in _required(environment, name)]
+            waiting += [each for each, _ in _run_time_requirements(environment, name)]
     return seen
 
 
-def _required(environment: Environment, name: str = "vigild") -> Iterable[tuple[str, str]]:
+def _run_time_requirements(environment: Environment, name: str = "vigild") -> Iterable[tuple[str, str]]:
     """(name, exact version or "") of each run-time requirement of the installed package `name`."""
     package = environment.packages.get(name)
     for requirement in (package.requires if package is not None else None) or []:
@@ -111,13 +113,13 @@ def _required(environment: Environment, name: str = "vigild") -> Iterable[tuple[
         if "extra" in marker:
             continue
         name, _, version = wanted.partition("==")
-        yield normalised(re.split(r"[<>=!~ (\[]", name)[0]), version.strip(" )")
+        yield normalised_package_name(re.split(r"[<>=!~ (\[]", name)[0]), version.strip(" )")
 
 
 def check_packages(target: Target) -> Iterator[Finding]:
     environment = target.environment
-    packages, required = environment.packages, [name for name, _ in _required(environment)]
-    used = _used(environment)
+    packages, required = environment.packages, [name for name, _ in _run_time_requirements(environment)]
+    used = _packages_needed_at_run_time(environment)
     tested = {name: version for name, version in environment.constraints().items() if name in used}
     pip = f"{environment.place}/bin/pip install"
     if "vigild" not in packages:
@@ -126,7 +128,11 @@ def check_packages(target: Target) -> Iterator[Finding]:
     if missing := [name for name in required if name not in packages]:
         yield fail("packages", f"missing: {', '.join(missing)}", f"{pip} {' '.join(missing)}")
         return
-    others = [name for name in sorted(tested) if public(packages[name].version) != public(tested[name])]
+    others = [
+        name
+        for name in sorted(tested)
+        if version_without_build(packages[name].version) != version_without_build(tested[name])
+    ]
     if others:
         shown = (f"{name} {packages[name].version} ({tested[name]})" for name in others)
         yield warn(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from daemon.access import User, why_unusable
 from daemon.client.doctor.finding import Finding, fail, ok, unseen, warn
-from daemon.client.doctor.target import Target, part
+from daemon.client.doctor.target import Target, status_part
 
 SENDERS = "vigild-log"  # systemd/vigild.sysusers
 _SHOWN = 12
@@ -26,7 +26,7 @@ def check_groups(target: Target) -> Iterator[Finding]:
     senders = (target.log_socket["SocketGroup"] if target.log_socket else "") or SENDERS
     for group, what in ((senders, "send lines"), (commanders, "ask and command")):
         try:
-            members = _members(group, target.user)
+            members = _group_member_names(group, target.user)
         except KeyError:
             yield fail("users", f"there is no group {group}, whose members may {what}", make)
             continue
@@ -36,7 +36,7 @@ def check_groups(target: Target) -> Iterator[Finding]:
         yield ok("users", text if members else alone)
 
 
-def _members(group: str, service: User | None) -> list[str]:
+def _group_member_names(group: str, service: User | None) -> list[str]:
     entry = grp.getgrnam(group)
     primary = [each.pw_name for each in pwd.getpwall() if each.pw_gid == entry.gr_gid]
     names = dict.fromkeys([*entry.gr_mem, *primary])
@@ -54,7 +54,7 @@ def _check_directory(target: Target, name: str, path: Path, private: bool) -> It
         found = path.lstat()
     except FileNotFoundError:
         if target.unreachable is None:
-            yield fail(name, f"{path} is gone, while the daemon runs", _restart(target))
+            yield fail(name, f"{path} is gone, while the daemon runs", _restart_advice(target))
         else:
             yield ok(name, f"{path}: not there yet; the first start makes it")
         return
@@ -95,13 +95,15 @@ def _check_log_socket(target: Target) -> Iterator[Finding]:
             again = f"systemctl restart {unit.name}"
             yield fail("log.sock", f"{path}: not there, though {unit.name} runs", again)
         elif target.unreachable is None:
-            yield fail("log.sock", f"{path}: not there, though the daemon runs: senders are refused", _restart(target))
+            yield fail(
+                "log.sock", f"{path}: not there, though the daemon runs: senders are refused", _restart_advice(target)
+            )
         else:
             yield ok("log.sock", f"{path}: not there, as no daemon runs")
         return
     owner, group, mode, text = facts
     wanted = (unit["SocketGroup"] or SENDERS) if unit is not None else group
-    if part(target.status, "places").get("log_socket_of") == "vigild" and unit is not None:
+    if status_part(target.status, "places").get("log_socket_of") == "vigild" and unit is not None:
         assert target.service is not None
         yield fail(
             "log.sock",
@@ -116,13 +118,13 @@ def _check_log_socket(target: Target) -> Iterator[Finding]:
         )
     elif target.service is not None and target.user is not None and owner not in (target.user.name, "root"):
         yield fail("log.sock", f"{text}: is not {target.user.name}'s", f"chown {target.user.name} {path}")
-    elif unit is not None and target.root and (no := _why_no_member(wanted, path)):
+    elif unit is not None and target.root and (no := _why_no_member_may_use(wanted, path)):
         yield fail("log.sock", f"{text}: members of {wanted} cannot open it ({no})", f"namei -l {path} shows why")
     else:
         yield ok("log.sock", text)
 
 
-def _why_no_member(group: str, path: Path) -> str | None:
+def _why_no_member_may_use(group: str, path: Path) -> str | None:
     member = User.member_of(group)
     return f"there is no group {group}" if member is None else why_unusable(member, path, os.R_OK | os.W_OK)
 
@@ -145,7 +147,7 @@ def _check_admin_socket(target: Target) -> Iterator[Finding]:
         facts = _socket_facts(path)
         if facts is None:
             if target.unreachable is None:
-                yield fail("admin.sock", f"{path}: not there, though the daemon runs", _restart(target))
+                yield fail("admin.sock", f"{path}: not there, though the daemon runs", _restart_advice(target))
             else:
                 yield ok("admin.sock", f"{path}: not there, as no daemon runs")
             continue
@@ -183,10 +185,10 @@ def check_lock(target: Target) -> Iterator[Finding]:
     except PermissionError:
         yield unseen("lock", f"{path}: permission denied")
         return
-    holder = _holder(Path("/proc/locks").read_text(), found.st_dev, found.st_ino)
+    holder = _lock_holder_pid(Path("/proc/locks").read_text(), found.st_dev, found.st_ino)
     if holder is None or holder <= 0:  # a process of another pid namespace has no number here
         if target.unreachable is None and holder is None and target.pid is not None:
-            yield warn("lock", f"{path}: nobody holds it, though the daemon runs", _restart(target))
+            yield warn("lock", f"{path}: nobody holds it, though the daemon runs", _restart_advice(target))
         else:
             yield ok("lock", f"{path}: {'free' if holder is None else 'held outside this container'}")
     elif target.pid is None:
@@ -201,7 +203,7 @@ def check_lock(target: Target) -> Iterator[Finding]:
         yield ok("lock", f"{path}: held by process {holder}, the daemon")
 
 
-def _holder(locks: str, device: int, inode: int) -> int | None:
+def _lock_holder_pid(locks: str, device: int, inode: int) -> int | None:
     """The process that holds the flock of a file, from the text of /proc/locks; None if nobody does."""
     file = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
     for line in locks.splitlines():
@@ -211,7 +213,7 @@ def _holder(locks: str, device: int, inode: int) -> int | None:
     return None
 
 
-def _restart(target: Target) -> str:
+def _restart_advice(target: Target) -> str:
     if target.service is None:
         return "stop the daemon and start it again"
     also = f"{target.log_socket.name} " if target.log_socket is not None else ""

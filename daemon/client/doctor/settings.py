@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from daemon.checking import check
+from daemon.check_config import check_config
 from daemon.client.doctor.finding import Finding, fail, ok, unseen, warn
 from daemon.client.doctor.target import Target
 from daemon.settings import SettingsError, rule_directories, token_path
@@ -20,7 +20,7 @@ def check_settings(target: Target) -> Iterator[Finding]:
         yield unseen("settings", str(settings)) if hidden else fail("settings", str(settings), f"mend it, then: {test}")
         return
     try:
-        checked = check(settings, target.user, target.env.get("VIGILD_INSTANCE"))
+        checked = check_config(settings, target.user, target.env.get("VIGILD_INSTANCE"))
     except SettingsError as exc:
         if not target.root and "ermission denied" in str(exc):
             yield unseen("settings", str(exc))

@@ -113,7 +113,7 @@ def check_service(unit: Unit, log_socket: Unit) -> Iterator[Finding]:
     name, state = unit.name, f"{unit['ActiveState']} ({unit['SubState']})"
     journal = f"journalctl --unit {name} --lines 50"
     restarts = unit.number("NRestarts") or 0
-    if (broken := _not_loaded(unit)) is not None:
+    if (broken := _finding_if_not_loaded(unit)) is not None:
         yield broken
         return
     if unit["SubState"] == "auto-restart" or unit["ActiveState"] == "failed":
@@ -130,10 +130,10 @@ def check_service(unit: Unit, log_socket: Unit) -> Iterator[Finding]:
         yield warn(name, f"{state}, and not enabled: it will not start with the machine", f"systemctl enable {name}")
     else:
         yield ok(name, f"{state}, {unit['UnitFileState'] or 'enabled'}" + (f", {restarts} restarts" * bool(restarts)))
-    yield from _settings_of(unit)
+    yield from _check_unit_settings(unit)
 
 
-def _settings_of(unit: Unit) -> Iterator[Finding]:
+def _check_unit_settings(unit: Unit) -> Iterator[Finding]:
     name, places = unit.name, " ".join([unit["FragmentPath"], *unit["DropInPaths"].split()])
     if unit["NeedDaemonReload"] == "yes":
         yield warn(name, f"changed on disk since systemd read it ({places})", "systemctl daemon-reload")
@@ -166,7 +166,7 @@ def check_socket(unit: Unit, service: Unit) -> Iterator[Finding]:
             "cannot send",
             f"install it beside {service['FragmentPath'] or service.name}; systemctl daemon-reload; {again}",
         )
-    elif (broken := _not_loaded(unit)) is not None:
+    elif (broken := _finding_if_not_loaded(unit)) is not None:
         yield broken
     elif not unit.running and service.running:
         yield fail(
@@ -185,7 +185,7 @@ def check_socket(unit: Unit, service: Unit) -> Iterator[Finding]:
         yield warn(name, f"changed on disk since systemd read it ({unit['FragmentPath']})", "systemctl daemon-reload")
 
 
-def _not_loaded(unit: Unit) -> Finding | None:
+def _finding_if_not_loaded(unit: Unit) -> Finding | None:
     if unit["LoadState"] == "loaded":
         return None
     if unit["LoadState"] == "masked":

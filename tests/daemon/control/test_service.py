@@ -222,7 +222,7 @@ async def test_it_is_degraded_for_as_long_as_something_has_failed(tmp_path: Path
         service.condition.started.set()
         assert (service.health()["status"], service.health()["reasons"]) == ("serving", [])
         assert service.condition.sentence() == "serving, warmup, 0 lines"
-        running = service._ready()
+        running = service._running_or_503()
         training = running.training
         training.attempts, training.error = 1, "no space"
         training.begin(3)
@@ -251,7 +251,7 @@ async def test_a_member_that_the_model_was_trained_without_is_a_reason_and_the_w
     async with served(tmp_path / "state") as daemon:
         service = daemon.service
         service.condition.started.set()
-        published = service._ready().scoring.published
+        published = service._running_or_503().scoring.published
         published.publish(
             replace(published.summary, generation=1, members=("ngram",), unfitted=(("transformer", "no"),))
         )
@@ -264,8 +264,8 @@ async def test_a_member_that_the_model_was_trained_without_is_a_reason_and_the_w
 async def test_a_member_withdrawn_is_a_reason_and_counted_once(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon, trio.open_nursery() as nursery:
         daemon.service.condition.started.set()
-        nursery.start_soon(daemon.service.condition.count_withdrawals, daemon.service._ready())
-        published = daemon.service._ready().scoring.published
+        nursery.start_soon(daemon.service.condition.count_withdrawals, daemon.service._running_or_503())
+        published = daemon.service._running_or_503().scoring.published
         gone = Withdrawn("transformer", 12, "could not create a primitive")
         for withdrawn in ((), (gone,), (gone,), (), (Withdrawn("transformer", 31, "again"),)):
             published.publish(replace(published.summary, withdrawn=withdrawn))
