@@ -85,7 +85,7 @@ def _add_guards(app: QuartTrio, access: Access) -> None:
     async def guard() -> None:
         # What no route takes changes nothing: it is answered 404 or 405.
         changes = request.url_rule is not None and request.method not in ("GET", "HEAD", "OPTIONS")
-        await access.check(
+        await access.check_access(
             _request_peer(),
             request.headers.get,
             requested_path_text(),

@@ -16,7 +16,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from daemon.api.peers import Peer
-from daemon.api.token_guesses import Guesses
+from daemon.api.token_guesses import TokenGuesses
 from daemon.control.interface import ControlError
 
 TOKEN_NEEDED = (
@@ -36,9 +36,9 @@ class Access:
     hosts: Collection[str]
     token: str | None
     token_for: TokenFor
-    guesses: Guesses = field(default_factory=Guesses)
+    guesses: TokenGuesses = field(default_factory=TokenGuesses)
 
-    async def check(self, peer: Peer, header: Callable[[str], str | None], request: str, changes: bool) -> None:
+    async def check_access(self, peer: Peer, header: Callable[[str], str | None], request: str, changes: bool) -> None:
         """Raises `ControlError` unless `peer` may make the request. Waits when wrong tokens came from there.
 
         `header` gives the value of a header by its name. `request` is the name of the request in the log, `changes`
@@ -59,10 +59,10 @@ class Access:
         if given is None and not everything:
             raise ControlError(403, "token_needed", TOKEN_NEEDED)
         if given is not None:
-            await self.guesses.wait(peer)
+            await self.guesses.wait_before_answer(peer)
             if self.token is not None and hmac.compare_digest(given, self.token.encode()):
                 return
-            self.guesses.count(peer, request)
+            self.guesses.count_wrong_token(peer, request)
         if not everything:
             raise ControlError(401, "wrong_token", WRONG_TOKEN)
         if self._token_for_all:

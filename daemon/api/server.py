@@ -84,7 +84,7 @@ async def run_server(
                 await shutdown()
                 accepting.cancel_scope.cancel()
             for room in rooms:
-                room.close_hall()
+                room.close_waiting_connections()
             await context.terminated.set()
             # `connections` closes before `reaper` does; cancelling it after that is harmless.
             reaper.start_soon(_cut_connections_after_grace, still_open, connections)  # noqa: ASYNC111
@@ -112,7 +112,7 @@ async def _serve_connection(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_when_stuck, connection, nursery.cancel_scope)
-            if await room.admit(connection):
+            if await room.admit_connection(connection):
                 # hypercorn's annotation is an SSL stream; it uses only what `Connection` has.
                 await _Protocol(wrapped, config, context, state, connection)  # type: ignore[arg-type]
             nursery.cancel_scope.cancel()
@@ -123,7 +123,7 @@ async def _serve_connection(
     finally:
         still_open.discard(connection)
         connection.socket.close()
-        room.leave(connection)
+        room.leave_place(connection)
 
 
 async def _end_when_stuck(connection: Connection, scope: trio.CancelScope) -> None:
@@ -168,17 +168,17 @@ class _Application:
         async def receive_and_note() -> ASGIReceiveEvent:
             event = await receive()
             if event["type"] == "http.request" and not event.get("more_body", False):
-                self._connection.answers()
+                self._connection.note_whole_request()
             return event
 
         async def send_to_the_end(event: ASGISendEvent) -> None:
             if event["type"] == "http.response.start":
-                self._connection.begins_answer()
+                self._connection.begin_answer()
             last = event["type"] == "http.response.body" and not event.get("more_body", False)
             with trio.CancelScope(shield=last):  # bounded: see `Connection.send_all`
                 await send(event)
 
-        request = self._connection.asks()
+        request = self._connection.note_request_head()
         try:
             if scope["type"] == "http" and not scope["path"].startswith("/"):
                 # "*" or a whole URL, on which the framework may trip
@@ -190,8 +190,8 @@ class _Application:
             else:
                 await self._app(scope, receive_and_note, send_to_the_end)
         finally:
-            self._connection.ends_answer()
-            self._connection.answered(request)
+            self._connection.end_answer()
+            self._connection.note_request_answered(request)
 
 
 # RFC 9112, 6.3: with both of them a request may be an attempt at smuggling another one.

@@ -27,20 +27,20 @@ class _Guesser:
     last_time: float = 0.0
 
 
-class Guesses:
+class TokenGuesses:
     """Counts wrong tokens by the network that they come from."""
 
     def __init__(self) -> None:
         self._guessers: dict[str, _Guesser] = {}
 
-    async def wait(self, peer: Peer) -> None:
+    async def wait_before_answer(self, peer: Peer) -> None:
         """To be awaited before a token of `peer` is looked at."""
         guesser = self._known_guesser(peer)
         over = guesser.guesses - FREE_GUESSES if guesser else -1
         if over >= 0:
             await trio.sleep(min(MAX_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(over, 10)))
 
-    def count(self, peer: Peer, request: str) -> None:
+    def count_wrong_token(self, peer: Peer, request: str) -> None:
         """A token of `peer` was wrong. Logged at the first, second, fourth, eighth... of a network."""
         guesser = self._known_guesser(peer) or _Guesser()
         guesser.guesses += 1

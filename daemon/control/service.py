@@ -258,7 +258,7 @@ class Service:
             _, _, summary = await self._apply_frame(frame, sent=sent)
             return summary
 
-        return await self._uploads.take(source, data, last, self.condition.summary, apply)
+        return await self._uploads.take_chunk(source, data, last, self.condition.summary, apply)
 
     def _refuse_degraded(self, what: str) -> None:
         """Where the caller had better be refused than wait for the disk."""

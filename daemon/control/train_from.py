@@ -51,7 +51,7 @@ class VouchedUploads:
         self._upload: _Upload | None = None
         self._turn = trio.Lock()
 
-    async def take(
+    async def take_chunk(
         self, name: str, data: bytes, last: bool, summary: Callable[[], Summary], apply: Apply
     ) -> dict[str, Any]:
         """The next `data` of upload `name`, its end with `last`; what they came to, as `Control.train_from` has it.
@@ -64,7 +64,7 @@ class VouchedUploads:
             upload = await self._upload_under_way(name, apply)
             read = copy.deepcopy(upload.text)
             try:
-                text = read.take(data, last)
+                text = read.text_in_chunk(data, last)
             except ControlError:
                 if not upload.source.begun:
                     self._upload = None  # the next file need not wait for this one

@@ -46,7 +46,7 @@ class VouchedText:
         self._begun = False
         self._control = self._counted = 0
 
-    def take(self, data: bytes, last: bool) -> bytes:
+    def text_in_chunk(self, data: bytes, last: bool) -> bytes:
         """The text in the next `data`, which may lack its end until more comes; the rest of it with `last`.
 
         Bytes of an unknown encoding stay as they are. Raises ControlError 415 "not_text".

@@ -122,7 +122,7 @@ class Ladder:
         else:
             self._skip_frame(entry, reason, cause)
 
-    def settle(self, entry: Entry) -> None:
+    def journal_decision(self, entry: Entry) -> None:
         """The frame was applied or skipped as decided: journal the decision, before its verdicts leave."""
         seq = entry.seq
         if seq not in self._unsettled:
@@ -170,7 +170,7 @@ class Fold(Protocol):
     def skip(self, entry: Entry) -> Verdicts:
         """Pass the frame without applying it."""
 
-    def copied(self) -> "Callable[[], None]":
+    def copy_to_go_back_to(self) -> "Callable[[], None]":
         """Copy the state; calling the result restores it, any number of times."""
 
 
@@ -216,7 +216,7 @@ class Replay(Generic[FoldT]):
                 self._go_back()
                 at = 0
                 continue
-            self._ladder.settle(each)
+            self._ladder.journal_decision(each)
             reapplied[each.seq] = verdicts
             self._alive()
             at += 1
@@ -233,7 +233,7 @@ class Replay(Generic[FoldT]):
 
     def _copy_state(self) -> None:
         began = time.monotonic()
-        self._go_back, self._since_copy = self.fold.copied(), []
+        self._go_back, self._since_copy = self.fold.copy_to_go_back_to(), []
         self._copied_at = time.monotonic()
         self._copy_seconds = self._copied_at - began
 

@@ -219,7 +219,7 @@ def _replay_since_snapshot(
             for verdicts in (*applied.reapplied, applied.verdicts):
                 deliver(verdicts)
             if entry.seq in found.skipped:
-                fold.note(f"frame {entry.seq} is left out, as it was when it came")
+                fold.add_note(f"frame {entry.seq} is left out, as it was when it came")
             elif not ladder.is_skipped(entry.seq):
                 report.replayed_lines += entry.count
     poisoned = any(ladder.is_skipped(seq) for seq in ladder.decided)
@@ -299,7 +299,7 @@ class Fold:
         self.detector.skip(entry.seq, entry.line, frame)
         return Verdicts(entry.seq, entry.line, 0, ())
 
-    def copied(self) -> Callable[[], None]:
+    def copy_to_go_back_to(self) -> Callable[[], None]:
         """Copy the state; calling the result restores it, any number of times."""
         columns, model, withdraw = self.detector.export(), self.detector.in_force, self.withdraw
 
@@ -340,7 +340,7 @@ class Fold:
         except ModelError as exc:
             what, because = "is lost", f": {exc}"
         self.withdraw, self.lost = reference, True
-        self.note(f"model generation {reference.generation} {what}, only rules judge until retrained{because}")
+        self.add_note(f"model generation {reference.generation} {what}, only rules judge until retrained{because}")
         return None
 
     def _referenced_knowledge(self, frame: RestoreFrame) -> Knowledge | None:
@@ -348,12 +348,12 @@ class Fold:
             _, columns = self._store.load_snapshot(frame.name, frame.sha256)
         except (SnapshotError, FileNotFoundError, ValueError) as exc:
             self.lost = True
-            self.note(f"what {frame.name} held was restored and is lost, newer knowledge is used instead: {exc}")
+            self.add_note(f"what {frame.name} held was restored and is lost, newer knowledge is used instead: {exc}")
             return None
         state = _upgraded_snapshot(self._store, frame.name, columns)
         return Knowledge(state, self._referenced_model(model_in(state)))
 
-    def note(self, note: str) -> None:
+    def add_note(self, note: str) -> None:
         if note not in self._report.notes:
             self._report.notes.append(note)
 

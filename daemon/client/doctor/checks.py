@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from daemon.client.admin import Admin
 from daemon.client.doctor import machine, packages, permissions, settings, status, units
-from daemon.client.doctor.finding import Finding, fail, ok, unseen
+from daemon.client.doctor.finding import Finding, fail_finding, ok_finding, unchecked_finding
 from daemon.client.doctor.target import Target, inspect_daemon
 from daemon.client.text.values import Style, printable
 
@@ -18,11 +18,11 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 def _check_all_units(target: Target) -> Iterator[Finding]:
     if target.no_systemd is not None:
         if units.SYSTEMD_RUNS.is_dir():
-            yield unseen("units", target.no_systemd)
+            yield unchecked_finding("units", target.no_systemd)
         else:
-            yield ok("units", f"{target.no_systemd}: this is a plain daemon")
+            yield ok_finding("units", f"{target.no_systemd}: this is a plain daemon")
     elif target.service is None and not any(unit.installed for unit in target.units.values()):
-        yield ok("units", "vigild is not installed as a service: this is a plain daemon")
+        yield ok_finding("units", "vigild is not installed as a service: this is a plain daemon")
     yield from units.check_units(target.units, target.service)
 
 
@@ -60,7 +60,7 @@ def run_checks(target: Target) -> list[Finding]:
             found += check(target)
         except PermissionError as exc:
             found.append(
-                unseen(name, f"{exc.filename}: permission denied")
+                unchecked_finding(name, f"{exc.filename}: permission denied")
                 if not target.root
                 else _finding_of_broken_check(name, exc)
             )
@@ -70,7 +70,9 @@ def run_checks(target: Target) -> list[Finding]:
 
 
 def _finding_of_broken_check(name: str, exc: Exception) -> Finding:
-    return fail(name, f"the check itself failed: {type(exc).__name__}: {exc}", "please report it with this line")
+    return fail_finding(
+        name, f"the check itself failed: {type(exc).__name__}: {exc}", "please report it with this line"
+    )
 
 
 def doctor(admin: Admin, chosen: str | None, instance: str | None, env: Mapping[str, str], as_json: bool) -> int:

@@ -7,7 +7,7 @@ from importlib.metadata import Distribution
 from pathlib import Path
 
 from daemon.client.doctor.environment import Environment, normalised_package_name
-from daemon.client.doctor.finding import Finding, fail, ok, warn
+from daemon.client.doctor.finding import Finding, fail_finding, ok_finding, warn_finding
 from daemon.client.doctor.target import Target
 
 PROVEN = (3, 11)
@@ -24,7 +24,7 @@ def check_python(target: Target) -> Iterator[Finding]:
     environment = target.environment
     version = environment.python
     if version is None:
-        yield warn(
+        yield warn_finding(
             "python", f"{environment.place}: is no virtual environment; its version is unknown", "install with make"
         )
         return
@@ -36,15 +36,15 @@ def check_python(target: Target) -> Iterator[Finding]:
     )
     found = f"{version} ({environment.place}){note}"
     if numbers < PROVEN:
-        yield fail(
+        yield fail_finding(
             "python", f"{found}: too old, vigild needs 3.11", "install again with a newer one: PYTHON=python3.11"
         )
     elif numbers[:2] != PROVEN:
-        yield warn(
+        yield warn_finding(
             "python", f"{found}: wheels exist, but vigild is proven on 3.11", "where there is one: PYTHON=python3.11"
         )
     else:
-        yield ok("python", found)
+        yield ok_finding("python", found)
 
 
 def _python_re_is_right(environment: Environment, version: tuple[int, ...]) -> bool:
@@ -62,20 +62,20 @@ def check_torch(target: Target) -> Iterator[Finding]:
     wanted = _exactly_required_packages(environment).get("torch", "")
     if torch is None:
         found = f"not in {environment.place}: no model can be trained or loaded"
-        yield fail("torch", found, again.format(wanted or "VERSION") + " (see README, Install it)")
+        yield fail_finding("torch", found, again.format(wanted or "VERSION") + " (see README, Install it)")
         return
     cuda = _cuda_version_of_torch(torch)
     found = f"{torch.version}, " + ("for CPUs" if cuda is None else f"for CUDA {cuda}")
     if wanted and version_without_build(torch.version) != version_without_build(wanted):
-        yield fail("torch", f"{found}, but vigild needs {wanted}", again.format(wanted))
+        yield fail_finding("torch", f"{found}, but vigild needs {wanted}", again.format(wanted))
     elif cuda is not None:
-        yield warn(
+        yield warn_finding(
             "torch",
             f"{found}: it works, but only the CPU is used, and its packages take several GB",
             f"{again.format(version_without_build(torch.version))} --index-url https://download.pytorch.org/whl/cpu",
         )
     else:
-        yield ok("torch", found)
+        yield ok_finding("torch", found)
 
 
 def _cuda_version_of_torch(torch: Distribution) -> str | None:
@@ -123,10 +123,10 @@ def check_packages(target: Target) -> Iterator[Finding]:
     tested = {name: version for name, version in environment.constraints().items() if name in used}
     pip = f"{environment.place}/bin/pip install"
     if "vigild" not in packages:
-        yield warn("packages", f"vigild itself is not installed in {environment.place}", f"{pip} .")
+        yield warn_finding("packages", f"vigild itself is not installed in {environment.place}", f"{pip} .")
         return
     if missing := [name for name in required if name not in packages]:
-        yield fail("packages", f"missing: {', '.join(missing)}", f"{pip} {' '.join(missing)}")
+        yield fail_finding("packages", f"missing: {', '.join(missing)}", f"{pip} {' '.join(missing)}")
         return
     others = [
         name
@@ -135,14 +135,14 @@ def check_packages(target: Target) -> Iterator[Finding]:
     ]
     if others:
         shown = (f"{name} {packages[name].version} ({tested[name]})" for name in others)
-        yield warn(
+        yield warn_finding(
             "packages",
             f"not what vigild was tested with (in brackets): {', '.join(shown)}",
             f"{pip} {' '.join(f'{name}=={tested[name]}' for name in others)}",
         )
     else:
         known = f", {len(tested)} packages are of the versions it was tested with" if tested else ""
-        yield ok("packages", f"all {len(required)} required are there{known}")
+        yield ok_finding("packages", f"all {len(required)} required are there{known}")
 
 
 def check_version(target: Target) -> Iterator[Finding]:
@@ -150,11 +150,13 @@ def check_version(target: Target) -> Iterator[Finding]:
     installed, running = vigild.version if vigild is not None else None, target.status.get("version")
     again = f"systemctl restart {target.service.name}" if target.service is not None else "restart the daemon"
     if running is None or installed is None:
-        yield ok("version", f"{installed or 'unknown'} installed; none is running" if running is None else str(running))
+        yield ok_finding(
+            "version", f"{installed or 'unknown'} installed; none is running" if running is None else str(running)
+        )
     elif running != installed:
-        yield warn("version", f"{running} runs, {installed} is installed in {target.installed.place}", again)
+        yield warn_finding("version", f"{running} runs, {installed} is installed in {target.installed.place}", again)
     elif target.service is not None and not target.environment.same_as(target.installed):
         found = f"{running} runs from {target.environment.place}, and was installed anew in {target.installed.place}"
-        yield warn("version", found, again)
+        yield warn_finding("version", found, again)
     else:
-        yield ok("version", running)
+        yield ok_finding("version", running)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from daemon.client.doctor.finding import Finding, fail, ok, unseen, warn
+from daemon.client.doctor.finding import Finding, fail_finding, ok_finding, unchecked_finding, warn_finding
 from daemon.client.doctor.target import Target, status_part
 from daemon.client.text.values import count_text, duration_text, member_name, printable
 from daemon.settings import CheckpointSettings, SettingsError
@@ -18,11 +18,11 @@ _LATE = 3  # times the settings' seconds or lines; slow periodic saves are put o
 def check_daemon(target: Target) -> Iterator[Finding]:
     if target.unreachable is not None:
         if "permission denied" in target.unreachable and not target.root:
-            yield unseen("daemon", target.unreachable)
+            yield unchecked_finding("daemon", target.unreachable)
         else:
             unit = target.service.name if target.service is not None else None
             do = f"systemctl start {unit}; journalctl --unit {unit} --lines 50" if unit else "start it: vigild &"
-            yield fail("daemon", target.unreachable, do)
+            yield fail_finding("daemon", target.unreachable, do)
         return
     condition, reason = str(target.health.get("status")), target.health.get("reason")
     reasons = [each for each in target.health.get("reasons") or () if isinstance(each, Mapping)]
@@ -31,17 +31,17 @@ def check_daemon(target: Target) -> Iterator[Finding]:
     )
     log = _where_the_log_is(target)
     if condition in ("starting", "stopping"):
-        yield warn("daemon", f"{found}: {printable(reason or condition)}", "wait a moment and ask again")
+        yield warn_finding("daemon", f"{found}: {printable(reason or condition)}", "wait a moment and ask again")
     elif condition != "serving" and not reasons:
-        yield fail("daemon", f"{found}: {printable(reason)}", log)
+        yield fail_finding("daemon", f"{found}: {printable(reason)}", log)
     elif condition == "serving" and not reasons:
-        yield ok("daemon", found)
+        yield ok_finding("daemon", found)
     for each in reasons:
         code, text = str(each.get("code")), f"{found}: {printable(each.get('text'))}"
         if code in _OWN_LINE:
-            yield warn("daemon", text, f"see '{_OWN_LINE[code]}' below")
+            yield warn_finding("daemon", text, f"see '{_OWN_LINE[code]}' below")
         else:
-            yield warn("daemon", text, log) if code == _MILD else fail("daemon", text, log)
+            yield warn_finding("daemon", text, log) if code == _MILD else fail_finding("daemon", text, log)
 
 
 def check_exactly_once(target: Target) -> Iterator[Finding]:
@@ -50,14 +50,14 @@ def check_exactly_once(target: Target) -> Iterator[Finding]:
         return
     reason = printable(ingest.get("exactly_once_reason") or "no reason is given")
     if ingest["exactly_once"]:
-        yield ok("exactly once", "in force: the socket is systemd's, connections outlive the daemon")
+        yield ok_finding("exactly once", "in force: the socket is systemd's, connections outlive the daemon")
     elif target.service is None:
-        yield ok(
+        yield ok_finding(
             "exactly once",
             f"not over a kill: {reason}; confirmed lines count once, the sender of others sees a reset",
         )
     else:
-        yield fail(
+        yield fail_finding(
             "exactly once",
             f"not in force: {reason}",
             f"compare the units with those of this release (docs/systemd.md); systemctl cat {target.service.name}",
@@ -72,16 +72,16 @@ def check_training(target: Target) -> Iterator[Finding]:
         text = (
             f"{count_text(training.get('failures') or training.get('attempts'))} trainings failed: {printable(error)}"
         )
-        yield fail("training", text, _training_failure_advice(error) or _where_the_log_is(target))
+        yield fail_finding("training", text, _training_failure_advice(error) or _where_the_log_is(target))
     elif status.get("training_in_progress"):
         percent = training.get("percent")
-        yield ok("training", "under way" + (f", {percent:.0f} %" if isinstance(percent, (int, float)) else ""))
+        yield ok_finding("training", "under way" + (f", {percent:.0f} %" if isinstance(percent, (int, float)) else ""))
     elif training.get("generation_in_force"):
         kept = f"; the last one was refused: {printable(training['refusal'])}" if training.get("refusal") else ""
-        yield ok("training", f"model generation {training['generation_in_force']} is in force{kept}")
+        yield ok_finding("training", f"model generation {training['generation_in_force']} is in force{kept}")
     else:
         lines = f"{count_text(status.get('logs_processed'))} of {count_text(status.get('warmup_target'))} lines"
-        yield ok("training", f"none yet: {lines} of the warm-up")
+        yield ok_finding("training", f"none yet: {lines} of the warm-up")
 
 
 def _training_failure_advice(error: object) -> str | None:
@@ -100,18 +100,18 @@ def check_detectors(target: Target) -> Iterator[Finding]:
     }
     again = "it is tried again at the next start and with the next model"
     for name, why in withdrawn.items():
-        yield fail(
+        yield fail_finding(
             "detectors",
             f"{member_name(name)} withdrawn: {printable(why)}; the others judge",
             f"{_where_the_log_is(target)}; {again}",
         )
     for name, why in unfitted.items():
         text = f"the model was trained without {member_name(name)}: {printable(why)}; the others judge"
-        yield fail("detectors", text, f"{_training_failure_advice(why) or _where_the_log_is(target)}; {again}")
+        yield fail_finding("detectors", text, f"{_training_failure_advice(why) or _where_the_log_is(target)}; {again}")
     ready = [member_name(name) for name, is_ready in active.items() if is_ready and name not in withdrawn]
     if not withdrawn and not unfitted:
         learning = sum(not is_ready for is_ready in active.values())
-        yield ok("detectors", f"{len(ready)} judge" + (f", {learning} still learn" if learning else ""))
+        yield ok_finding("detectors", f"{len(ready)} judge" + (f", {learning} still learn" if learning else ""))
 
 
 def _withdrawn_members(status: Mapping[str, Any]) -> dict[str, str]:
@@ -127,7 +127,7 @@ def check_checkpoint(target: Target) -> Iterator[Finding]:
     if error := checkpoint.get("error"):
         failures = count_text(checkpoint.get("failures"))
         text = f"{failures} failed: {printable(error)}; the last good one stays, and the journal"
-        yield fail("checkpoint", text, f"mend the disk, then: vigilctl checkpoint; {_where_the_log_is(target)}")
+        yield fail_finding("checkpoint", text, f"mend the disk, then: vigilctl checkpoint; {_where_the_log_is(target)}")
         return
     settings = CheckpointSettings() if isinstance(target.settings, SettingsError) else target.settings.checkpoint
     behind = int(target.status.get("logs_processed") or 0) - int(checkpoint.get("last_line") or 0)
@@ -138,13 +138,13 @@ def check_checkpoint(target: Target) -> Iterator[Finding]:
     )
     late = age > _LATE * settings.every_seconds + 60 or behind > _LATE * settings.every_lines + 1000
     if behind > 0 and late:
-        yield warn(
+        yield warn_finding(
             "checkpoint",
             f"{last}: {behind:,} lines would be replayed",
             f"vigilctl checkpoint; {_where_the_log_is(target)}",
         )
     else:
-        yield ok("checkpoint", f"{last}, {behind:,} lines since" if made or behind else "none needed yet")
+        yield ok_finding("checkpoint", f"{last}, {behind:,} lines since" if made or behind else "none needed yet")
 
 
 def check_recovery(target: Target) -> Iterator[Finding]:
@@ -153,19 +153,19 @@ def check_recovery(target: Target) -> Iterator[Finding]:
         return
     aside = [printable(each) for each in recovery.get("set_aside") or ()]
     if lost := recovery.get("lost_lines"):
-        yield warn(
+        yield warn_finding(
             "last start",
             f"{count_text(lost)} lines lost; set aside: {', '.join(aside) or 'nothing'}",
             f"{_where_the_log_is(target)} says why",
         )
     elif aside:
-        yield warn(
+        yield warn_finding(
             "last start",
             f"nothing lost; damaged, set aside: {', '.join(aside)}",
             f"{_where_the_log_is(target)} says why",
         )
     else:
-        yield ok("last start", f"{printable(recovery.get('tier'))}, nothing lost")
+        yield ok_finding("last start", f"{printable(recovery.get('tier'))}, nothing lost")
 
 
 def _where_the_log_is(target: Target) -> str:
