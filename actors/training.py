@@ -87,7 +87,7 @@ async def run_training(
     Takes ownership of `requests`. Between the end of a run for all members and the next one lie at least
     `pause_seconds`, or URGENT_PAUSE_SECONDS when that is urgent. A run that was interrupted is gone on with if what it
     learns from was known at frame `resume_through` or before (0 where nothing was recovered, or not all of it), and if
-    `trainer.program` began it. Cancelling kills the child at once.
+    `trainer.training_program` began it. Cancelling kills the child at once.
     """
     runs = _TrainingRuns(scoring, trainer, status)
     with requests:

@@ -23,7 +23,7 @@ import numpy as np
 from actors.sequencer import FRAME_BYTES
 from benchmarks.end_to_end import read_lines
 from benchmarks.running import QUICK, Vigild
-from daemon.startup.scan import find
+from daemon.startup.scan import scan_directory
 from detection.frames import Frame, LinesFrame, ModelFrame, Segment, count_lines, encode
 from persistence.model_file import generation_of_model_file, write_model
 from persistence.segment import Entry
@@ -64,7 +64,7 @@ def train(daemon: Vigild, lines: list[bytes]) -> None:
 def leave(state: Path, lines: list[bytes], model_bytes: int) -> None:
     """A model of `model_bytes`, the frame that puts it in force, and `lines` in full frames."""
     with open_store(state) as store:
-        found = find(store)
+        found = scan_directory(store)
         store.start_journal(found.seq, found.line)
         columns = store.load_model(found.models[0].name)
         size = (state / found.models[0].name).stat().st_size

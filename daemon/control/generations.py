@@ -12,7 +12,7 @@ from persistence.model_file import ModelError, generation_of_model_file
 from persistence.store import Store
 
 
-def listed(store: Store, known: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def listed_generations(store: Store, known: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """`known` generations, and those of files that the state knows nothing of, as `Control.models` has them.
 
     Blocking.

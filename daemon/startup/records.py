@@ -20,7 +20,7 @@ def resumed_alerts(writers: Sequence[JsonlWriter], write_all: bool) -> tuple[Ale
 
     Blocking. Raises OSError.
     """
-    found = [last_ids(writer) for writer in writers]
+    found = [last_record_ids(writer) for writer in writers]
     last = [max(filter(None, ids), key=record_id_key, default=None) for ids in found]
     alerts_file, verdicts_file = (
         Outlet(f"{name}.jsonl", writer, last_id) for name, writer, last_id in zip(OUTLETS, writers, last, strict=True)
@@ -30,22 +30,22 @@ def resumed_alerts(writers: Sequence[JsonlWriter], write_all: bool) -> tuple[Ale
     return alerts, max(record_id_key(mark or own or "0")[0] for mark, own in found)
 
 
-def last_ids(writer: JsonlWriter) -> tuple[str | None, str | None]:
+def last_record_ids(writer: JsonlWriter) -> tuple[str | None, str | None]:
     """The last id by the mark beside the file, and by the file's last record.
 
     A kill between two writes leaves the mark behind; a file that was rotated or damaged is behind the mark.
     """
-    record = None if writer.last is None else _record(writer.last)
+    record = None if writer.last is None else _parsed_record(writer.last)
     return writer.last_id, None if record is None else str(record["id"])
 
 
 def _last_records(path: Path) -> list[Record]:
     """The records in the last megabyte of a file of records and its parts; what is damaged there is left out."""
     lines = last_records(path, _TAIL_BYTES)
-    return [record for line in lines if (record := _record(line)) is not None][::-1]
+    return [record for line in lines if (record := _parsed_record(line)) is not None][::-1]
 
 
-def _record(line: bytes) -> Record | None:
+def _parsed_record(line: bytes) -> Record | None:
     """None for what is no record of ours."""
     try:
         record = msgspec.json.decode(line, type=dict[str, Any])

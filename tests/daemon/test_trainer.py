@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daemon.trainer import ORPHANED, Notebook, program
+from daemon.trainer import ORPHANED, Notebook, training_program
 from detection.models.model import from_columns
 from persistence.model_file import read_model
 from persistence.snapshot import write_snapshot
@@ -119,7 +119,7 @@ def test_a_killed_run_resumes_at_its_partial_result_and_reports_it(tmp_path: Pat
 @pytest.mark.parametrize("damage", ["rot", "cut off", "another input", "another program", "nothing there"])
 def test_an_unusable_partial_result_is_reported_and_costs_only_the_work(tmp_path: Path, damage: str) -> None:
     source = _input(tmp_path / "training-3.msgpack", 400, full=True)
-    write_partial_result(source, program(), 0.4, {"loss": 1.0})
+    write_partial_result(source, training_program(), 0.4, {"loss": 1.0})
     path, expected = partial_result_path(source), []
     match damage:
         case "rot":
@@ -134,7 +134,7 @@ def test_an_unusable_partial_result_is_reported_and_costs_only_the_work(tmp_path
             _input(source, 401, full=True)
             expected = [{"note": f"beginning anew: {path}: is of another training set"}]
         case "another program":
-            write_partial_result(source, program().replace("torch 2", "torch 1"), 0.4, {"loss": 1.0})
+            write_partial_result(source, training_program().replace("torch 2", "torch 1"), 0.4, {"loss": 1.0})
             what = "was begun by another version of the program or of its libraries"
             expected = [{"note": f"beginning anew: {path}: {what}"}]
         case _:

@@ -29,9 +29,9 @@ from actors.peek_mark import SO_PEEK_OFF, journaled_bytes
 from actors.source_lines import Source
 from daemon import settings
 from daemon.api.app import create_app
-from daemon.api.bodies import BatchRequest, DetectRequest, FeedbackRequest, decode, line_bytes, note_text
+from daemon.api.bodies import BatchRequest, DetectRequest, FeedbackRequest, decode_body, line_bytes, note_text
 from daemon.control.interface import ControlError
-from daemon.startup.records import last_ids
+from daemon.startup.records import last_record_ids
 from detection import frames
 from detection.formats.kinds import KINDS, parse, parse_each, recognise
 from detection.frames import Segment
@@ -103,7 +103,7 @@ def settings_seeds() -> list[bytes]:
 def read_settings(data: bytes) -> None:
     with contextlib.suppress(UnicodeDecodeError):  # as the reader of the file does
         try:
-            settings.parse(data.decode(), PATH)
+            settings.parse_settings(data.decode(), PATH)
         except settings.SettingsError as exc:
             assert "\n" not in str(exc), "more than one line"
 
@@ -138,7 +138,7 @@ def read_body(data: bytes) -> None:
     )
     for kind in kinds:
         try:
-            request = decode(data, kind)
+            request = decode_body(data, kind)
             if isinstance(request, FeedbackRequest):
                 note_text(request.note).encode()
             elif isinstance(request, DetectRequest):
@@ -453,7 +453,7 @@ def read_records(data: bytes) -> None:
         path = Path(directory) / "alerts.jsonl"
         path.write_bytes(data)
         writer = JsonlWriter(path, REAL, _BOOT)
-        last_ids(writer)
+        last_record_ids(writer)
         assert writer.last is None or writer.last + b"\n" in data
         writer.append([b'{"id":"99"}'], "99")
         writer.sync()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from daemon.startup.replay import load_knowledge, recover
-from daemon.startup.scan import find
+from daemon.startup.scan import scan_directory
 from detection.columns.state import Value, digest
 from detection.columns.upgrades import MODELS, STATES
 from detection.detector import Detector
@@ -64,7 +64,7 @@ def test_it_recovers_in_full(golden: tuple[Path, dict[str, Any]]) -> None:
     directory, expected = golden
     models = list(directory.glob("model-*.pt"))
     with open_store(directory) as store:
-        found = find(store)
+        found = scan_directory(store)
         recovered = recover(store, found, lambda _: None, lambda: None)
         report = recovered.report
         # A model need not come along; all else must.

@@ -222,7 +222,7 @@ async def test_it_is_degraded_for_as_long_as_something_has_failed(tmp_path: Path
         service.condition.started.set()
         assert (service.health()["status"], service.health()["reasons"]) == ("serving", [])
         assert service.condition.sentence() == "serving, warmup, 0 lines"
-        running = service._ready()
+        running = service._running_or_503()
         training = running.training
         training.attempts, training.error = 1, "no space"
         training.begin_run(3)
@@ -251,7 +251,7 @@ async def test_a_member_that_the_model_was_trained_without_is_a_reason_and_the_w
     async with served(tmp_path / "state") as daemon:
         service = daemon.service
         service.condition.started.set()
-        published = service._ready().scoring.published
+        published = service._running_or_503().scoring.published
         published.publish_summary(
             replace(published.summary, generation=1, members=("ngram",), unfitted=(("transformer", "no"),))
         )
@@ -264,8 +264,8 @@ async def test_a_member_that_the_model_was_trained_without_is_a_reason_and_the_w
 async def test_a_member_withdrawn_is_a_reason_and_counted_once(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon, trio.open_nursery() as nursery:
         daemon.service.condition.started.set()
-        nursery.start_soon(daemon.service.condition.count_withdrawals, daemon.service._ready())
-        published = daemon.service._ready().scoring.published
+        nursery.start_soon(daemon.service.condition.count_withdrawals, daemon.service._running_or_503())
+        published = daemon.service._running_or_503().scoring.published
         gone = Withdrawn("transformer", 12, "could not create a primitive")
         for withdrawn in ((), (gone,), (gone,), (), (Withdrawn("transformer", 31, "again"),)):
             published.publish_summary(replace(published.summary, withdrawn=withdrawn))
@@ -462,18 +462,18 @@ async def test_one_upload_at_a_time_and_an_abandoned_one_is_ended(autojump_clock
     def summary() -> Summary:
         return Summary(vouched_lines=len(learned))
 
-    await vouching.take("first", b"one\nbegun", False, summary, apply)
+    await vouching.take_chunk("first", b"one\nbegun", False, summary, apply)
     await trio.sleep(ABANDONED_SECONDS - 1)
     async with refused(409, "busy"):
-        await vouching.take("second", b"two\n", False, summary, apply)
-    await vouching.take("first", b" and", False, summary, apply)
+        await vouching.take_chunk("second", b"two\n", False, summary, apply)
+    await vouching.take_chunk("first", b" and", False, summary, apply)
     await trio.sleep(ABANDONED_SECONDS - 1)
     async with refused(409, "busy"):
-        await vouching.take("second", b"two\n", False, summary, apply)
+        await vouching.take_chunk("second", b"two\n", False, summary, apply)
     await trio.sleep(1)
-    assert (await vouching.take("second", b"two\n", True, summary, apply))["lines"] == 1
+    assert (await vouching.take_chunk("second", b"two\n", True, summary, apply))["lines"] == 1
     assert (learned, ends) == ([b"one", b"begun and", b"two"], [b"begun and"])
-    await vouching.take("third", b"three\n", False, summary, apply)  # the second has ended
+    await vouching.take_chunk("third", b"three\n", False, summary, apply)  # the second has ended
     assert [source.name for source in sources.sources()] == ["vouched-salt-3"]
 
 
@@ -491,17 +491,17 @@ async def test_a_client_that_hangs_up_leaves_no_gap_and_nothing_twice(autojump_c
             await trio.sleep_forever()
         return Summary()
 
-    await vouching.take("file", b"one\ntw", False, Summary, apply)
+    await vouching.take_chunk("file", b"one\ntw", False, Summary, apply)
     for last in (False, True):
         stuck = True
         with trio.move_on_after(1) as scope:
-            await vouching.take("file", b"o\nthree", last, Summary, apply)
+            await vouching.take_chunk("file", b"o\nthree", last, Summary, apply)
         assert scope.cancelled_caught
         stuck = False
         if not taken:  # a repeated answer is the same
-            await vouching.take("file", b"o\nthree", last, Summary, apply)
+            await vouching.take_chunk("file", b"o\nthree", last, Summary, apply)
     if taken:
-        await vouching.take("file", b"", True, Summary, apply)
+        await vouching.take_chunk("file", b"", True, Summary, apply)
     assert learned == [b"one", b"two", b"threeo", b"three"] and sources.sources() == []
 
 
