@@ -1,6 +1,6 @@
 # make run    see it work on real lines (the first run trains a model and remembers it)
 # make quick  the fast tests: no process, no training of a transformer
-# make test   everything that CI checks
+# make test   everything that CI checks, but the system test and the soak
 # make system-test  the service as a user gets it: a Debian 12 in a container, from installing to removing (as root)
 # make soak   everything at once for an hour, or VIGILD_SOAK_SECONDS: load, kills, hostile clients, rotation, retraining
 # make fuzz   ten minutes, or VIGILD_FUZZ_SECONDS, of hostile inputs for each format that is read from outside

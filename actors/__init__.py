@@ -1,1 +1,1 @@
-"""The trio actors and the channels between them; the only async code besides the admin API."""
+"""The trio actors and the channels between them; what `daemon` does asynchronously starts, stops and serves them."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # torch comes with it, and this actor begins before that is i
 RECENT_RECORDS = 1000
 PENDING_RECORDS = 10_000
 SUBSCRIBER_RECORDS = 256
-# Of the records that are not flagged, what a stream of everything is offered of one frame.
+# How many records of one frame that are not flagged a stream of everything gets.
 SAMPLED_RECORDS = 100
 # Of a record in a file. A longer one has its long texts cut, the more the longer it is: to so many characters.
 RECORD_BYTES = 16_384
@@ -70,7 +70,7 @@ class Outlet:
         self._limiter = trio.CapacityLimiter(1)
 
     def limit_last_id_to_line(self, line: int) -> None:
-        """No record was ever written about a line after `line`: a last id that says so is damaged."""
+        """No record was ever written about a line after `line`, so a last id beyond it is damaged."""
         limit: Key = (line, sys.maxsize)
         if self._last > limit:
             log.warning("%s: its last id speaks of line %d, but the last line is %d", self.name, self._last[0], line)
@@ -187,6 +187,7 @@ class Alerts:
         streams = list(self._streams)
         watched = any(stream.everything for stream in streams)
         writing = self.write_all and len(self._outlets) > 1
+        # Here and not in scoring: that goes on with the next frame, and most rows are never rendered.
         rendered = await trio.to_thread.run_sync(_render_verdicts, verdicts, writing, watched, limiter=self._limiter)
         self.flagged += verdicts.alerts
         self._remember_recent_alerts(rendered)
@@ -206,8 +207,8 @@ class Alerts:
                 self._recent.append(record)
 
     def begin_after_snapshot(self, seq: int, line: int) -> None:
-        """The process starts from a snapshot at `seq`, recovered through `line`: what was said through the
-        snapshot is durable already, and of no line after `line` anything was."""
+        """The process starts from a snapshot at `seq`, recovered through `line`: all records through the snapshot are
+        durable already, and there is none about a line after `line`."""
         self.seq = max(self.seq, seq)
         for outlet in self._outlets:
             outlet.limit_last_id_to_line(line)
@@ -232,8 +233,8 @@ class Alerts:
         return list(islice((record for record in self._recent if record_id_key(record["id"]) > key), limit))
 
     def find_record(self, record_id: str) -> Record | None:
-        """The record of the alert with this id, or what the counting record says that stands for it, when that is
-        among the recent ones. Raises ValueError when it is no id."""
+        """The record of the alert with this id, or the part of a counting record about it, if that is among the recent
+        ones. Raises ValueError when it is no id."""
         for record in reversed(self._recent):
             if record["id"] == record_id:
                 return record
@@ -243,7 +244,7 @@ class Alerts:
 
     @contextmanager
     def subscribe(self, *, everything: bool = False) -> "Iterator[trio.MemoryReceiveChannel[Record]]":
-        """A live stream of what is recorded of alerts, or of everything: each flagged row, a sample of the others.
+        """A live stream of the records of alerts, or of everything: each flagged row, a sample of the others.
 
         Nothing waits for a subscriber: what does not fit its SUBSCRIBER_RECORDS is left out, and
         {"left_out": n} says how many before the next record. The stream ends when alerts ends.

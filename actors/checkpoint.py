@@ -3,15 +3,15 @@
     export (state as of frame seq) -> alerts durable through seq -> digest, snapshot -> new journal segment
 
 In this order a snapshot never says more than the files beside it hold, whatever is killed between two steps.
-One save serves everything that asked for one before it began. Periodic saves take at most BUDGET of one processor:
+One save answers every request that came before it began. Periodic saves take at most BUDGET of one processor:
 their own work counts, not what they wait for, since what comes between two of them is what a start has to replay.
-Saves that were asked for always run, and so do two that cannot wait: after a restore, or a restart would do that
-again, and when a disk that could not be written can. A failed one is logged, counted and tried again; the old
-snapshot stays. A request with nothing new since the last snapshot is answered with that one.
+Requested saves always run, and so do two others: after a restore, which a restart would otherwise repeat, and when
+the disk can be written again. A failed save is logged, counted and tried again; the old snapshot stays. A request
+with nothing new since the last snapshot is answered with that one.
 
-An *extra* save is one for somebody who may ask but not change anything. It takes nothing from the periodic ones:
+An *extra* save is for a client that may query but not change anything. It takes nothing from the periodic ones:
 neither their time, for it does not put them off, nor their places (`Store.write_snapshot`). Extra saves together take
-at most BUDGET, too: requests for one that come sooner wait, and share it.
+at most BUDGET, too: requests that come sooner wait, and share one.
 """
 
 import logging
@@ -215,7 +215,7 @@ class Checkpoints:
         began = trio.current_time()
         outcome: Saved | CheckpointError | None
         try:
-            # A frame is durable before it is applied: what was accepted is waited for.
+            # A frame is durable before it is applied: wait until everything accepted is, too.
             await self._scoring.published.wait_for_frame(max([seq, *(request.through for request in requests)]))
             outcome = None if periodic else await self._last_snapshot_if_nothing_is_new(extra)
             if outcome is None:
@@ -239,7 +239,7 @@ class Checkpoints:
         if last is None or last.seq != newest or not (extra or self._counted_seq == newest):
             return None
         if self.error or sequencer.failure is not None or sequencer.heals != self._heals_saved:
-            return None  # whoever asks while the disk fails learns whether it can be written
+            return None  # while the disk fails, a request finds out whether it can be written
         return last if await trio.to_thread.run_sync(self._store.has_snapshot, last.path.name) else None
 
     async def save_snapshot(self, *, extra: bool = False) -> Saved:
@@ -281,7 +281,7 @@ class Checkpoints:
         try:
             await self._sequencer.rotate_journal()
         except (JournalError, OSError) as exc:
-            # The snapshot stands; the next append opens a segment of its own.
+            # The snapshot is durable; the next append opens a segment of its own.
             log.warning("journal: no new segment after %s: %s", info.name, exc)
         return self.last
 

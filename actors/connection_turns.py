@@ -1,8 +1,8 @@
 """Turns: which connection may have its next chunk journaled, so that many fast senders do not keep out a slow one.
 
-What is handed to the sequencer is journaled in order, no faster than scoring takes it. So what is under way is what
-the next one has to wait for, and is kept small as soon as several want to send: ROUND_BYTES, in equal shares for the
-users (peers) behind the connections. Within a peer's share the connection that was served least comes first; one that
+The sequencer journals chunks in order, no faster than scoring takes them. So the next sender has to wait for all that
+is under way, which is kept small as soon as several want to send: ROUND_BYTES, in equal shares for the users (peers)
+behind the connections. Within a peer's share the connection that was served least comes first; one that
 comes anew, or has wanted little for a while, counts as served a chunk less than those that have turns. So it is next,
 however many others flood. A connection alone takes large chunks.
 """

@@ -4,7 +4,7 @@ A chunk is only peeked at until it is durable, so its bytes are still the kernel
 a sender whose bytes were not accepted sees a reset (the kernel resets a connection that is closed with unread
 bytes), and a clean end of file says that everything sent is durable. There is no other acknowledgement.
 Every byte peeked at is consumed afterwards, half lines too: one left in the queue would keep it readable
-and spin. The half line is state of the source by then.
+and spin. By then the half line is part of the source's state.
 
 Where a service manager keeps our connections (`actors/peek_mark.py`) they outlive us: nothing is reset or closed when
 we die or stop, and the process after us goes on where we were, under the same names of sources, every byte once.
@@ -287,7 +287,7 @@ class _Ingest:
                     # Not before: killed in the middle, what is left of the mark says how many bytes are left.
                     clear_peek_mark(connection)
                 if await self._read_source_to_end(place, source, flow):
-                    # Durable before the close that tells the sender so.
+                    # Durable before the close, which the sender takes as the acknowledgement.
                     await self._commit_segment(source.finish())
                     if self._stored is not None:
                         # The sender need not wait until the manager has closed its end, too.

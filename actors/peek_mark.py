@@ -36,7 +36,7 @@ class Keeper(Protocol):
     def forget(self, name: str) -> None: ...
 
     def has_room(self) -> bool | None:
-        """Whether one more would be held, after all that it was told before; None when it does not answer. Blocks."""
+        """Whether it would hold one more, after all calls so far; None when it does not answer. Blocks."""
 
 
 class Marked(Protocol):

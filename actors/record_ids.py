@@ -12,7 +12,7 @@ NO_KEY: Key = (0, 0)
 
 
 def record_id_key(record_id: str) -> Key:
-    """Where an id stands in the order of ids: "123", "123.1", "123.1.7", "123.10", "124". Raises ValueError."""
+    """The key by which ids are ordered: "123", "123.1", "123.1.7", "123.10", "124". Raises ValueError."""
     line, *rest = record_id.split(".")
     if len(rest) > 2:
         raise ValueError(f"{record_id[:40]!r} is no id")
@@ -31,8 +31,8 @@ def alert_count_of_record(record: Mapping[str, Any]) -> int:
 
 
 def counted_alert(record: Mapping[str, Any], alert_id: str) -> dict[str, Any] | None:
-    """What a counting record says of the alert, as a record of that alert; None where it is not one of those that it
-    stands for. `counted_in` is the id of the counting record, None while it is under way."""
+    """The part of a counting record about this alert, as a record of the alert; None if the record does not stand for
+    it. `counted_in` is the id of the counting record, None while it is under way."""
     wanted = record_id_key(alert_id)
     for group in record.get("alerts", ()):
         if _id_runs_contain(group["ids"], wanted):

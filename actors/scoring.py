@@ -2,9 +2,9 @@
 
 Turns are first come, first served, so a query waits for at most one frame (and for queries before it).
 
-A detector that raised on a frame is spoilt. `read_back` makes another one in the same turn, so no query sees the spoilt
-one, and the verdicts of the new one are those of the frame: it may have judged without one of its members, or have left
-the frame out. Whichever it was is journaled before `read_back` returns.
+A detector that raised on a frame cannot be used any further. `read_back` makes another one in the same turn, so no
+query sees the old one, and the verdicts of the new one are those of the frame: it may have judged without one of its
+members, or have left the frame out. That decision is journaled before `read_back` returns.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -79,8 +79,8 @@ class Scoring:
             outcome = await self._run_in_worker_thread(apply_to_detector)
             if isinstance(outcome, Exception):
                 error = outcome
-                # A snapshot being written is finished first: frames before this one may come to be judged otherwise,
-                # and no snapshot may be written then that does not know of it.
+                # A snapshot being written is finished first: earlier frames may now be judged differently, and after
+                # that no snapshot of the old judgement may be written.
                 async with self._saving:
                     outcome = await self._run_in_worker_thread(lambda: read_back_detector(error))
             verdicts, summary = outcome
@@ -90,7 +90,7 @@ class Scoring:
     async def query(self, question: "Callable[[Detector], T]") -> T:
         """The answer of `question`, which only reads the detector it is given, in the worker thread.
 
-        It gets the detector that is there when its turn comes: the frame before may have put another in its place.
+        It gets the detector of the moment when its turn comes: the frame before may have replaced it.
         Raises StateAbandoned, and what `question` raises. Cancelled, it still runs to its end if it has begun.
         """
         async with self._turn:
@@ -101,13 +101,13 @@ class Scoring:
     async def exported_state(self) -> AsyncIterator[tuple[Summary, State]]:
         """A copy of the state, and the summary of the same moment; for one caller at a time.
 
-        Frames go on being applied meanwhile, but none is read back until this is left: what is written in here is never
-        of a state that was taken back. Raises StateAbandoned.
+        Frames are applied meanwhile, but none is read back until this is left, so nothing is written in here of a state
+        that was abandoned. Raises StateAbandoned.
         """
         async with self._turn:
             self._refuse_abandoned_state()
             exported = await self._run_in_worker_thread(lambda: (self._detector.summary(), self._detector.export()))
-            # In this turn, before the next frame can fail; whoever holds it waits for no turn.
+            # In this turn, before the next frame can fail. No task waits for a turn while it holds this lock.
             await self._saving.acquire()
         try:
             yield exported

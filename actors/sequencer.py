@@ -273,6 +273,6 @@ async def _gather_requests(requests: "trio.MemoryReceiveChannel[Request]", deadl
         try:
             gathered.append(requests.receive_nowait())
         except (trio.WouldBlock, trio.EndOfChannel):
-            # An end of channel is met again by the next receive.
+            # The next receive meets the end of the channel again.
             break
     return gathered

@@ -43,7 +43,7 @@ class Source:
 
     @property
     def begun(self) -> bool:
-        """Whether it has said anything yet."""
+        """Whether any of its bytes have come."""
         return self._begun
 
     def feed(self, data: bytes) -> Segment | None:
@@ -58,7 +58,7 @@ class Source:
         return Segment(self.name, kind, kept, lines, cut, full=self._skipping, parity=self._parity)
 
     def finish(self) -> Segment | None:
-        """The closing segment: an unfinished line is a line now. None when the source never said anything."""
+        """The closing segment: an unfinished line is a line now. None when nothing ever came."""
         if not self._begun:
             return None
         tail = self._length > 0

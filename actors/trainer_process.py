@@ -1,13 +1,13 @@
 """The trainer's process as its parent sees it. It writes one JSON object a line on its standard output:
 
-    {"resumed": fraction}                                                it goes on from there
+    {"resumed": fraction}                                                it resumes there
     {"note": "one sentence"}                                             for the log
     {"stage", "epoch", "epochs", "loss", "fraction", "seconds_left"}     progress
     {"done": {"name", "sha256"}}                                         the last line, exit status 0
     {"refused": "one sentence"}                                          the last line, exit status 0
     {"error": "one sentence"}                                            the last line, exit status 1
 
-and ends when its standard input does, so it cannot outlive us. What is on the other side: `daemon/trainer.py`.
+and ends when its standard input does, so it cannot outlive us. The other side is `daemon/trainer.py`.
 """
 
 import logging
@@ -52,7 +52,7 @@ class _TrainerReport(msgspec.Struct):
 
 
 async def train_in_child(command: Sequence[str], status: TrainingStatus, silent_seconds: float) -> Trained | str:
-    """Run the child to its end: its model, or why it refused it. It is dead and waited for when this ends."""
+    """Run the child to its end: its model, or why it was refused. The child is dead and waited for when this ends."""
     process = await trio.lowlevel.open_process(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -67,13 +67,13 @@ async def train_in_child(command: Sequence[str], status: TrainingStatus, silent_
                 async for line in _trainer_output_lines(process.stdout):
                     report = _parse_trainer_message(line, status) or report
                     now = trio.current_time()
-                    # A machine on which everything takes long is given longer.
+                    # A slow machine gets more time.
                     allowed, last_line_at = max(allowed, SILENT_TIMES * (now - last_line_at)), now
                     patience.deadline = now + allowed
                 await process.wait()
     finally:
         process.kill()
-        # SIGKILL needs no grace: this bounds a child stuck in the kernel, it does not wait for manners.
+        # SIGKILL needs no grace period: this bounds a child that is stuck in the kernel.
         with trio.move_on_after(KILLED_WITHIN_SECONDS, shield=True):
             await process.wait()
             for pipe in (process.stdin, process.stdout, process.stderr):

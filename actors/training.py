@@ -4,11 +4,11 @@
 
 The child owns nothing and may die at any moment: until the model frame is journaled nothing has changed, and
 what was in the training set is still in the state. A run that fails is logged with its cause and begun again
-after a pause that doubles, whether or not the daemon was restarted since; so is one whose child hangs. What a run
-learns from stays in its file until the run has come to its end, and the child notes beside it how far it is
-(`persistence.training_files`): after a restart the same run goes on from there. A model that is worse than the one
-in force is refused, by a frame as well: then the state knows that it was tried, and when the next one is due. So is
-one that was trained while somebody put another in force, by a rollback or by restoring a snapshot.
+after a pause that doubles, whether or not the daemon was restarted since; so is one whose child hangs. The training
+set stays in its file until the run has ended, and the child keeps its partial result beside it
+(`persistence.training_files`): after a restart the run resumes from there. A model that is worse than the one in force
+is refused, by a frame as well: then the state knows that it was tried, and when the next one is due. So is a model
+during whose training another was put in force, by a rollback or by restoring a snapshot.
 """
 
 import logging
@@ -85,8 +85,8 @@ async def run_training(
     model in force was trained without a member that could not be fitted.
 
     Takes ownership of `requests`. Between the end of a run for all members and the next one lie at least
-    `pause_seconds`, or URGENT_PAUSE_SECONDS when that is urgent. A run that was interrupted is gone on with if what it
-    learns from was known at frame `resume_through` or before (0 where nothing was recovered, or not all of it), and if
+    `pause_seconds`, or URGENT_PAUSE_SECONDS when that is urgent. An interrupted run is resumed if its training set was
+    taken at frame `resume_through` or before (0 where nothing was recovered, or not all of it), and if
     `trainer.training_program` began it. Cancelling kills the child at once.
     """
     runs = _TrainingRuns(scoring, trainer, status)
@@ -96,7 +96,7 @@ async def run_training(
         await runs.read_earlier_runs(resume_through)
         summary = published.summary
         rested = trio.current_time()
-        retry_unfitted = bool(summary.unfitted)  # what made a member fail may be over
+        retry_unfitted = bool(summary.unfitted)  # the cause may be gone
         try:
             while True:
                 while not summary.training_due and not retry_unfitted:
@@ -125,7 +125,7 @@ async def run_training(
                     await trio.sleep(min(pause_seconds, URGENT_PAUSE_SECONDS))
                 summary = published.summary
         except trio.EndOfChannel:
-            # Scoring has ended before us; what the run has noted is gone on with next time.
+            # Scoring has ended before us; the next start resumes the run from its partial result.
             return
         finally:
             if status.in_progress:
@@ -150,11 +150,11 @@ async def _checkpoint_new_model(checkpoints: Checkpoints) -> None:
 
 
 class _RunIdentity(msgspec.Struct):
-    """Which run it is: written into its input file, to decide after a restart whether to go on with it."""
+    """Which run it is: written into its input file, to decide after a restart whether to resume it."""
 
     generation: int
     full: bool
-    in_force: int  # the generation it goes on from
+    in_force: int  # the generation that it continues
     restored: int
     studied: TrainingCutoff
     program: str
@@ -170,7 +170,7 @@ class _TrainingResult:
 
 
 class _TrainingRuns:
-    """One run after the other, and what is known of those before: `not_before` (trio's clock) is when to try again."""
+    """One run after the other, and the failures of earlier ones: `not_before` (trio's clock) is when to try again."""
 
     def __init__(self, scoring: Scoring, trainer: Trainer, status: TrainingStatus) -> None:
         self._scoring = scoring
@@ -178,11 +178,11 @@ class _TrainingRuns:
         self._scratch = trainer.scratch
         self._status = status
         self._attempts = Attempts()
-        self._interrupted: tuple[Path, _RunIdentity] | None = None  # a run to go on with
+        self._interrupted: tuple[Path, _RunIdentity] | None = None  # a run to resume
         self.not_before = -math.inf
 
     async def read_earlier_runs(self, resume_through: int) -> None:
-        """What became of the runs of the process before this one."""
+        """Take up the runs of the process before this one."""
         fraction = 0.0
         try:
             self._attempts = await trio.to_thread.run_sync(read_training_attempts, self._scratch)
@@ -193,11 +193,11 @@ class _TrainingRuns:
                     self._interrupted = source, about
                 else:
                     log.warning(
-                        "training generation %d: begun anew: state or program are not what they were then",
+                        "training generation %d: starting over: the state or the program has changed since",
                         about.generation,
                     )
         except (SnapshotError, NewerFormatError, msgspec.DecodeError, OSError) as exc:
-            log.warning("training: what was begun is begun anew: %s", exc)
+            log.warning("training: an interrupted run starts over: %s", exc)
         if self._interrupted is None:
             await self._forget_training_run()
         attempts = self._attempts
@@ -236,7 +236,7 @@ class _TrainingRuns:
             if interrupted is not None and _same_run_but_later(interrupted[1], begun_by):
                 source, begun_by = interrupted
                 began_from = await trio.to_thread.run_sync(_partial_result_fraction, source)
-                log.info("training generation %d: going on with what was begun", begun_by.generation)
+                log.info("training generation %d: resuming an interrupted run", begun_by.generation)
             else:
                 log.info("training generation %d: started, lines through %d", data.generation, data.line)
                 source = await trio.to_thread.run_sync(self._write_training_set, data, begun_by)
@@ -256,7 +256,7 @@ class _TrainingRuns:
             log.error("training generation %d: failed: %s", begun_by.generation, cause, exc_info=not known)
             self._count_failed_training(cause)
             self._retry_training_in(self._pause_before_retry())
-            # What was killed from outside may go on, as long as it gets further each time; else the input is suspect.
+            # A run killed from outside is resumed as long as it gets further each time; else its input is suspect.
             if (
                 isinstance(exc, TrainingKilled)
                 and await trio.to_thread.run_sync(_partial_result_fraction, source) > began_from
@@ -267,7 +267,7 @@ class _TrainingRuns:
             await self._write_training_attempts()
             return None
         if published.summary.generation != begun_by.in_force:
-            # It goes on from a model that somebody has turned away from, and would undo that.
+            # It continues a model that has been replaced, and would undo the replacement.
             reason = "another model was put in force while it was trained"
             refused = RefusedFrame(begun_by.generation, trained.name, reason, begun_by.studied)
             return _TrainingResult(refused, None, begun_by.full)
@@ -306,17 +306,19 @@ class _TrainingRuns:
         try:
             await trio.to_thread.run_sync(write_training_attempts, self._scratch, self._attempts)
         except OSError as exc:
-            log.warning("training: a restart will not know how often it failed: %s", os_error_text(exc, self._scratch))
+            log.warning(
+                "training: the number of failures will not outlive a restart: %s", os_error_text(exc, self._scratch)
+            )
 
     async def _forget_training_run(self) -> None:
         try:
             await trio.to_thread.run_sync(forget_training_run, self._scratch)
         except OSError as exc:
-            log.warning("training: files that are of no use stay: %s", os_error_text(exc, self._scratch))
+            log.warning("training: files of an ended run were not removed: %s", os_error_text(exc, self._scratch))
 
 
 def _find_interrupted_run(scratch: Path) -> tuple[Path, _RunIdentity, float] | None:
-    """The run that did not come to its end, and how far it is. Blocks.
+    """The interrupted run, and the fraction of it that is done. Blocks.
 
     Raises as `find_training_input`, and DecodeError."""
     found = find_training_input(scratch)
@@ -327,7 +329,7 @@ def _find_interrupted_run(scratch: Path) -> tuple[Path, _RunIdentity, float] | N
 
 
 def _partial_result_fraction(source: Path) -> float:
-    """How far the run on `source` is that its child can go on with, as far as we can tell. Blocks."""
+    """The fraction of the run on `source` from which its child can resume, as far as we can tell. Blocks."""
     try:
         notes = read_partial_result(source, None)
     except PartialError:
@@ -336,7 +338,7 @@ def _partial_result_fraction(source: Path) -> float:
 
 
 def _same_run_but_later(then: _RunIdentity, now: _RunIdentity) -> bool:
-    """Whether the run that began with `then` is the one that would begin now, but for the lines that came since."""
+    """Whether the run that began with `then` is the one that would begin now, except for the lines since."""
     return (then.generation, then.full, then.in_force, then.restored) == (
         now.generation,
         now.full,

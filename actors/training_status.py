@@ -1,4 +1,4 @@
-"""How the training run under way goes, and how those before it went: for /status, the phase and the log."""
+"""The progress of the training run under way and the failures of earlier ones: for /status, the phase and the log."""
 
 import logging
 import time
@@ -16,7 +16,7 @@ log = logging.getLogger("actors.training")
 
 
 class RunProgress(msgspec.Struct):
-    """How far the trainer's process is, as it says itself."""
+    """The progress that the trainer's process reports."""
 
     stage: str
     epoch: int | None = None

@@ -129,7 +129,7 @@ def run(
 
 
 def _known_failure_messages(exc: BaseException) -> list[str]:
-    """What to tell the operator when every part of `exc` is something that happens to well-kept daemons."""
+    """The messages for the operator if every part of `exc` is a fault of the surroundings, else none."""
     if isinstance(exc, BaseExceptionGroup):
         parts = [_known_failure_messages(part) for part in exc.exceptions]
         return list(dict.fromkeys(message for part in parts for message in part)) if all(parts) else []
@@ -425,7 +425,7 @@ class _Daemon:
             await trio.sleep(STATUS_SECONDS if self._condition.started.is_set() else ALIVE_SECONDS)
 
     async def _reload_settings(self) -> None:
-        """SIGHUP: settings and rules anew. What sockets, format and sessions need waits for a restart."""
+        """SIGHUP: read settings and rules again. Those of sockets, format and sessions wait for a restart."""
         async with self._reloading:
             await self._condition.started.wait()
             if self._stop.is_set():

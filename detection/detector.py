@@ -5,9 +5,9 @@ same frames hold the same state bit for bit, whatever their caches held and wher
 and loaded in between.
 
 A member that raises makes `apply` raise a `MemberError` that names it. The caller applies the frame again, to the state
-from before it, `without` that member: it is *withdrawn*. Nothing is asked of it from there on, open sessions carry of
-it what they carry of a member that is not ready, and their p is what the others say. The state holds which members
-are withdrawn, since when and why; so it is the same wherever the frames are applied, be the member well or not.
+from before it, `without` that member: it is *withdrawn*. From that frame on it is not called, and open sessions are
+judged by the other members, as if it had not been ready. Which members are withdrawn, since when and why is part of the
+state, so the state is the same wherever the frames are applied, whether or not the member works there.
 """
 
 import math
@@ -144,19 +144,11 @@ class Detector:
         )
         return Verdicts(item.seq, self._parts.line, lines, tuple(alerting.batches), counts)
 
-    def _alerting(self) -> Alerting:
-        parts, alarms = self._parts, self._parts.settings.alarms
-        return Alerting(
-            parts.incidents, parts.recent, parts.templates, self._ensemble, self._reader.rules,
-            parts.online.without(parts.withdrawn),
-            alarms.per_day if alarms.alpha is None else math.inf,  # with `alpha` set there is no budget
-        )  # fmt: skip
-
     def skip(self, seq: int, line: int, frame: Frame | None) -> None:
         """Instead of `apply`, for a frame on which it raised: its lines are lost, and counted.
 
-        Only where its sources stand is taken from it, so that the line one of them began in it is whole in the
-        end, and nobody sends again what is in the journal. `frame` is None when it could not even be decoded.
+        Only the positions of its sources are taken from it, so that a line begun in it can be completed, and no sender
+        repeats what is in the journal. `frame` is None when it could not even be decoded.
         """
         self._lose_before(Sequenced(seq, line, SkipFrame(seq)), 0)
         if isinstance(frame, LinesFrame):
@@ -176,13 +168,21 @@ class Detector:
             self._parts.counters.lost_lines += lost
             self._move_to(self._parts.line + lost)
 
+    def _alerting(self) -> Alerting:
+        parts, alarms = self._parts, self._parts.settings.alarms
+        return Alerting(
+            parts.incidents, parts.recent, parts.templates, self._ensemble, self._reader.rules,
+            parts.online.without(parts.withdrawn),
+            alarms.per_day if alarms.alpha is None else math.inf,  # with `alpha` set there is no budget
+        )  # fmt: skip
+
     # --- the kinds of frames ------------------------------------------------------------------------
 
     def _judge_frame(self, frame: LinesFrame, alerting: Alerting) -> None:
         parts, counters = self._parts, self._parts.counters
         lines = self._reader.read(parts, frame.segments, parts.sources, parts.clock.now, frame.received)
         if parts.clock.timed and frame.segments and all(segment.kind == "plain" for segment in frame.segments):
-            # Else it would stand still once the source that brings the times has ended.
+            # Otherwise the clock would stop once the source whose lines have times has ended.
             parts.pass_silence(frame.received)
         parts.received = frame.received
         counters.cut_lines += lines.intake.cut
@@ -192,7 +192,7 @@ class Detector:
         clean = np.ones(len(lines), dtype=np.bool_)
         for chunk in lines.chunks():
             clean[chunk] = self._judge_chunk(lines, chunk, frame.received, alerting)
-        parts.online.learn(lines.read, clean)
+        parts.online.learn(lines.read, clean)  # only now is it known which lines are clean
         finished = [slot for key in lines.intake.ended if (slot := parts.sessions.find(key)) is not None]
         self._close(np.array(finished, dtype=np.int64), alerting)
 
@@ -256,6 +256,37 @@ class Detector:
         if model is not None and not len(self._parts.templates):
             self._parts.templates = TemplateTable.load(model.templates)
 
+    def _apply_feedback(self, frame: FeedbackFrame) -> None:
+        if frame.answer == "undo":
+            self._parts.known.undo(frame.alert)
+        else:
+            self._parts.known.answer(Answer.of(frame, self._parts.line))
+
+    def _restore(self, seq: int, knowledge: Knowledge | None, without: Mapping[str, str], alerting: Alerting) -> None:
+        """Bring back the `knowledge` of a snapshot: templates, model, training buffer, answers, rate of sessions.
+
+        Open sessions end here, judged by the state before the restore; those that were open in the snapshot are not
+        reopened, as they have ended since. Settings, rules, the clock, incidents, the texts of the last lines and all
+        counts describe the present and stay. Ids of templates and generations of models are not reused. All members
+        judge again except those `without`. Without `knowledge` (its snapshot is lost) only the sessions end.
+        """
+        self._close(self._parts.sessions.all_open(), alerting)
+        self._parts.restored = seq
+        if knowledge is None:
+            return
+        then = Parts.load(knowledge.state)
+        if knowledge.model is not None and not len(then.templates):
+            then.templates = TemplateTable.load(knowledge.model.templates)
+        self._parts.restore(seq, then)
+        self._parts.withdrawn.bring_all_back()
+        self._use(knowledge.model, seq, without)
+
+    def _apply_settings(self, frame: SettingsFrame, alerting: Alerting) -> None:
+        if frame.settings.session != self._parts.settings.session:
+            self._close(self._parts.sessions.all_open(), alerting)
+        self._parts.settings, self._parts.rules = frame.settings, frame.rules
+        self._reader = Reader.of(frame.settings, frame.rules)
+
     # --- members that failed ------------------------------------------------------------------------
 
     def _withdraw(self, seq: int, without: Mapping[str, str]) -> None:
@@ -274,38 +305,6 @@ class Detector:
         self._withdraw(seq, without)
         self._assemble()
         judge_anew(self._parts.sessions, self._ensemble, self._parts.withdrawn)
-
-    def _apply_feedback(self, frame: FeedbackFrame) -> None:
-        if frame.answer == "undo":
-            self._parts.known.undo(frame.alert)
-        else:
-            self._parts.known.answer(Answer.of(frame, self._parts.line))
-
-    def _restore(self, seq: int, knowledge: Knowledge | None, without: Mapping[str, str], alerting: Alerting) -> None:
-        """Know what `knowledge` knew: templates, model, training buffer, answers, rate of sessions. The rest goes on.
-
-        Open sessions end here, judged by what was known until now, and those that were open in the snapshot stay
-        closed: they had their end when they ended. Settings, rules, the clock, incidents, the texts of the last lines
-        and all counts are facts about now, not knowledge. Ids of templates and generations of models are not given
-        twice. Members judge again, but those `without`. Without `knowledge` (its snapshot is lost) only the sessions
-        end.
-        """
-        self._close(self._parts.sessions.all_open(), alerting)
-        self._parts.restored = seq
-        if knowledge is None:
-            return
-        then = Parts.load(knowledge.state)
-        if knowledge.model is not None and not len(then.templates):
-            then.templates = TemplateTable.load(knowledge.model.templates)
-        self._parts.restore(seq, then)
-        self._parts.withdrawn.bring_all_back()
-        self._use(knowledge.model, seq, without)
-
-    def _apply_settings(self, frame: SettingsFrame, alerting: Alerting) -> None:
-        if frame.settings.session != self._parts.settings.session:
-            self._close(self._parts.sessions.all_open(), alerting)
-        self._parts.settings, self._parts.rules = frame.settings, frame.rules
-        self._reader = Reader.of(frame.settings, frame.rules)
 
     # --- lines and closings -------------------------------------------------------------------------
 
@@ -398,14 +397,14 @@ class Detector:
             self._parts.rate.observe(len(line), self._parts.clock.now)
         return k
 
-    # --- questions ----------------------------------------------------------------------------------
+    # --- queries ------------------------------------------------------------------------------------
 
     def ask(self, lines: Sequence[bytes], session: str | None, explain: bool = False) -> list[dict[str, Any]]:
-        """What would be said of each of `lines`, each on its own, now: the contract's answer to /detect.
+        """The contract's answer to /detect for each of `lines`, each on its own, by the state as it is.
 
-        With `session` a line is judged as the next one of that open session; with `explain` each answer says why.
-        Changes nothing. A member that fails is left out of these answers, which say so ("failed_models"); it is not
-        withdrawn by that: a question is no frame, and the next line shows whether it can judge.
+        With `session` a line is judged as the next one of that open session; with `explain` each answer gives reasons.
+        Changes nothing. A member that fails is left out of these answers, which name it ("failed_models"). That does
+        not withdraw it: a query is not a frame, and the next line shows whether the member can judge.
         """
         failed: dict[str, str] = {}
         while True:
@@ -418,7 +417,7 @@ class Detector:
                 failed |= resting(failed)
 
     def _query(self, failed: Mapping[str, str]) -> Query:
-        """A question to all members that judge but those that just `failed`."""
+        """A query to all members that judge, except those that just `failed`."""
         ensemble = self._ensemble.without(failed) if self._ensemble is not None and failed else self._ensemble
         out = {*self._parts.withdrawn, *failed}
         return Query(
@@ -443,11 +442,11 @@ class Detector:
         return [answer.as_dict() for answer in self._parts.known.answers()]
 
     def has_template(self, template: int) -> bool:
-        """Whether a line can still be of that template; what came in its place after it was evicted is another."""
+        """Whether a line can still get that template: after an eviction the same text gets a new id."""
         return template in self._parts.templates
 
     def generations(self) -> list[dict[str, Any]]:
-        """What became of each generation of models, newest first."""
+        """Each generation of models, newest first: in effect since which line, or refused and why."""
         return self._parts.models.listing(self._parts.model.name)
 
     def alpha(self) -> tuple[float, bool]:
@@ -458,7 +457,7 @@ class Detector:
         return level_of(self._parts.settings.alarms, per_day, calibration)
 
     def training_set(self) -> TrainingSet:
-        """What the next generation is to learn from; a copy."""
+        """The training set of the next generation; a copy."""
         return training_set(self._parts, self._model, self.alpha()[0])
 
     def living_sources(self) -> list[LivingSource]:

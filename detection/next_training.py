@@ -39,7 +39,7 @@ def cutoff(parts: Parts) -> TrainingCutoff:
 def history_of_stream(parts: Parts, model: Model | None) -> History | None:
     """The history that lines of the stream are added to; None while nothing more is learned from the stream.
 
-    What it holds by then stays: vouched files add to it, and a lost model can be trained again.
+    What it holds already stays: vouched files add to it, and a lost model can be trained again.
     """
     closed = model is not None and parts.schedule.closed(parts.settings.learning)
     return None if closed else parts.history

@@ -1,4 +1,4 @@
-"""The first 16 bytes of snapshots and journal segments, the same in every version for ever.
+"""The first 16 bytes of snapshots and journal segments, the same in every version. (Model files have none.)
 
     magic    8 bytes, one per kind of file
     version  u32 little endian

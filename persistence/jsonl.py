@@ -9,7 +9,7 @@ are synced; after a write error the file is reopened, cut back to its durable si
 again. So every record is there once, with one exception: when the file was moved away between an error
 and the retry, its last records may be in both files.
 
-With `max_bytes` the file is rotated here, and nobody else need do it: when it holds an eighth of that, it is made
+With `max_bytes` the file is rotated here, without logrotate: when it holds an eighth of that, it is made
 durable and renamed to `<name>.<number>`, eight digits, ascending; the oldest of these parts is removed when all of them
 and a new one could be larger than `max_bytes`. A kill or power cut at any moment of it leaves each record there once.
 
@@ -92,7 +92,7 @@ def last_records(path: Path, limit_bytes: int) -> Iterator[bytes]:
 
 
 def rotated_parts(path: Path) -> list[Path]:
-    """What was rotated of the file at `path` by `JsonlWriter`, oldest first."""
+    """The parts to which `JsonlWriter` rotated the file at `path`, oldest first."""
     name = re.compile(re.escape(path.name) + PART_SUFFIX)
     return sorted((each for each in path.parent.iterdir() if name.fullmatch(each.name)), key=_part_number)
 
@@ -106,9 +106,9 @@ def free_space(directory: Path) -> tuple[int, int]:
 class JsonlWriter:
     """`last` is the last whole record found at open (without its newline), None if there was none.
 
-    `last_id` is the id that `append` was given with the last record, be that in this file or in one that was rotated
-    away; None if unknown. Either of the two may be ahead of the other. `note` says what was cut off at open, None if
-    nothing was. Every call but `usage` blocks. Not for use by two threads at once.
+    `last_id` is the id that `append` was given with the last record, which may be in a file that was rotated away;
+    None if unknown. Either of the two may be ahead of the other. `note` says what was cut off at open, None if nothing
+    was. Every call but `usage` blocks. Not for use by two threads at once.
     """
 
     def __init__(
@@ -287,7 +287,7 @@ class JsonlWriter:
         return last
 
     def _last_record_of_newest_part(self) -> bytes | None:
-        """What was just rotated leaves an empty file, or none."""
+        """The last record where the file is empty or missing, as just after a rotation."""
         for part in reversed(rotated_parts(self.path)):
             with self._disk.read(part) as file:
                 return next(_records_backwards(file, file.seek(0, os.SEEK_END)), (None, 0))[0]
@@ -312,7 +312,7 @@ class JsonlWriter:
         except OSError as exc:
             if exc.errno not in FULL:
                 raise
-            # A full disk tears records, and must not keep the daemon from starting again.
+            # A full disk tears records, and must not prevent the next start.
             kept = f"and could not be kept: {exc.strerror}"
         own = self._disk.append(self.path)
         try:

@@ -49,7 +49,7 @@ class Attempts(msgspec.Struct, omit_defaults=True):
     """How the trainings since the last success went; outlives restarts.
 
     `failures` counts the failures in a row, the last of them at `failed_at` (epoch seconds) with `error`;
-    `failures_total` counts all there ever were. `began_from` is the fraction at which the last run began, None when
+    `failures_total` counts all failures ever. `began_from` is the fraction at which the last run began, None when
     that run ended; `no_further` counts the runs in a row that ended with the daemon and made no progress.
     """
 
@@ -63,7 +63,7 @@ class Attempts(msgspec.Struct, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Partial:
-    """What an interrupted run left: `fraction` of the run is done, with the result in the columns `work`."""
+    """The partial result of an interrupted run: `fraction` of it is done, with the columns `work`."""
 
     fraction: float
     work: dict[str, Value]

@@ -268,6 +268,23 @@ def _add_learning_routes(app: QuartTrio, control: Control) -> None:
     _add_route(app, "/train-from", train_from, "POST")
 
 
+def _add_page_routes(app: QuartTrio) -> None:
+    for path, name, content_type in (
+        ("/", "page.html", "text/html; charset=utf-8"),
+        ("/page.css", "page.css", "text/css; charset=utf-8"),
+        ("/page.js", "page.js", "text/javascript; charset=utf-8"),
+        ("/incidents.js", "incidents.js", "text/javascript; charset=utf-8"),
+    ):
+        _add_route(app, path, _page_file_handler((files("daemon.api") / name).read_bytes(), content_type))
+
+
+def _page_file_handler(content: bytes, content_type: str) -> Handler:
+    async def asset() -> Response:
+        return Response(content, content_type=content_type)
+
+    return asset
+
+
 def _request_peer() -> Peer:
     """Who sent the current request."""
     peer: Peer = request.scope.get("state", {}).get("peer", UNKNOWN_LOCAL)
@@ -306,23 +323,6 @@ async def _request_body() -> bytes:
     body = await request.get_data(as_text=False)  # raises 408 and 413, answered in `_add_error_handlers`
     assert isinstance(body, bytes)
     return body
-
-
-def _add_page_routes(app: QuartTrio) -> None:
-    for path, name, content_type in (
-        ("/", "page.html", "text/html; charset=utf-8"),
-        ("/page.css", "page.css", "text/css; charset=utf-8"),
-        ("/page.js", "page.js", "text/javascript; charset=utf-8"),
-        ("/incidents.js", "incidents.js", "text/javascript; charset=utf-8"),
-    ):
-        _add_route(app, path, _page_file_handler((files("daemon.api") / name).read_bytes(), content_type))
-
-
-def _page_file_handler(content: bytes, content_type: str) -> Handler:
-    async def asset() -> Response:
-        return Response(content, content_type=content_type)
-
-    return asset
 
 
 def _add_route(app: QuartTrio, path: str, handler: Handler, method: str = "GET") -> None:

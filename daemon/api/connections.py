@@ -1,4 +1,4 @@
-"""Who is served on a listening socket of the admin API, so that clients that do nothing keep out nobody.
+"""Which connections are served on a listening socket of the admin API, so that idle clients keep out no others.
 
 A connection costs little until the head of a request has come whole. Until then it waits in the hall, for HEAD_SECONDS
 at most; when the hall is full, the one that has been there for longest is closed for the next. With its head it gets
@@ -82,7 +82,7 @@ class Connection(trio.abc.HalfCloseableStream):
                 await self._answering[1].wait()
 
     def waited_for_until(self) -> float | None:
-        """How long the daemon waits for this client if others want its place; None when it is the client that waits."""
+        """How long the daemon waits for this client if others want its place; None while the client waits for us."""
         return self._until if self._sending_until is None else self._sending_until
 
     def give_up_place(self) -> None:
@@ -197,7 +197,7 @@ class Room(trio.abc.Listener[Connection]):
         self._wake_waiting_accept()
 
     def close_waiting_connections(self) -> None:
-        """Whoever has not asked yet is not waited for any more."""
+        """Close connections from which no request has come."""
         for connection in self._hall:
             connection.broken.set()
 

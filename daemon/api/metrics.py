@@ -26,7 +26,7 @@ _COUNTERS = {  # name (the format adds _total): where in the status, help
         "ingest.future_lines",
         "Lines with a time more than a day ahead, treated as lines without a time.",
     ),
-    "vigild_flagged": ("alarms.flagged", "Records flagged."),
+    "vigild_flagged": ("alarms.flagged", "Alerts raised: recorded in full, or counted."),
     "vigild_alerts_recorded": ("alarms.recorded", "Alerts recorded in full."),
     "vigild_alerts_counted": ("alarms.counted", "Alerts that counting records stand for."),
     "vigild_counting_records": ("alarms.counting_records", "Counting records."),
@@ -38,7 +38,7 @@ _COUNTERS = {  # name (the format adds _total): where in the status, help
     "vigild_sources_evicted": ("sources.evicted", "Clients whose counters were evicted from the bounded table."),
     "vigild_admitted_dropped": ("alarms.admitted_dropped", "Admitted causes dropped in favour of newer ones."),
     "vigild_answers_dropped": ("alarms.answers_dropped", "Answers dropped in favour of newer ones."),
-    "vigild_training_failures": ("training.failures_total", "Trainings that failed since the start."),
+    "vigild_training_failures": ("training.failures_total", "Trainings that failed; restarts do not reset it."),
     "vigild_member_withdrawals": ("training.withdrawals", "Members withdrawn because they failed, since the start."),
     "vigild_checkpoint_failures": ("checkpoint.failures", "Checkpoints that failed since the start."),
     "vigild_records_lost": ("alarms.records_lost", "Alerts and verdicts that could not be written and are lost."),
@@ -81,7 +81,7 @@ _GAUGES = {
     "vigild_admin_connections": ("admin.connections", "Open connections of the admin API."),
     "vigild_connections_waiting": (
         "ingest.connections_waiting",
-        "1 while connections wait because all are taken. The kernel does not tell how many.",
+        "1 while connections for log lines have to wait, and until none had to for 30 s.",
     ),
     "vigild_records_waiting": ("alarms.records_waiting", "Alerts and verdicts waiting in memory to be written."),
     "vigild_incidents_open": (

@@ -138,7 +138,7 @@ def snapshots_restore(admin: Admin, as_json: bool, name: str) -> int:
         answer,
         as_json,
         lambda: print(
-            f"restored {printable(answer['name'])}: what it knew is known again from line {answer['line']:,} on; "
+            f"restored {printable(answer['name'])}: its knowledge is in force again from line {answer['line']:,} on; "
             f"saved as {printable(saved['path'])}, digest {printable(saved['digest'])}"
         ),
     )

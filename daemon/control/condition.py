@@ -1,4 +1,4 @@
-"""How the daemon is: what it is doing, whether it serves, what has failed. Nothing here ever waits.
+"""The condition of the daemon: what it is doing, whether it serves, what has failed. Nothing here ever waits.
 
 It can be read from the first moment of the process, so that /health answers while the state is still being recovered.
 """

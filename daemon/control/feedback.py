@@ -38,7 +38,7 @@ _head_decoder = msgspec.json.Decoder(_Head)
 
 def find_record(path: Path, alert_id: str) -> Mapping[str, Any]:
     """The record of alert `alert_id` in the file at `path` and its parts, searched from the end, where ids are highest;
-    or what the counting record says of it that stands for it.
+    or the part about it of the counting record that stands for it.
 
     Blocking. Raises `ControlError` 404: "not_found" where there never was such an alert, "gone" where its record
     may have been rotated away.
@@ -49,7 +49,7 @@ def find_record(path: Path, alert_id: str) -> Mapping[str, Any]:
             try:
                 head = _head_decoder.decode(line)
                 key = record_id_key(head.id)
-                # Behind all alerts that it stands for: where ids are lower, there is none that could have this one.
+                # It comes after all alerts that it stands for, so none with a lower id than the wanted one has it.
                 counted = counted_alert(msgspec.json.decode(line), alert_id) if head.stands_for else None
             except (ValueError, KeyError):
                 continue  # damaged; its neighbours are not

@@ -1,6 +1,6 @@
 """What the admin API needs of the daemon: the seam between the web framework and the wiring.
 
-`daemon.control.service` implements `Control`, tests fake it; the API knows nothing else of the daemon. Everything a
+`daemon.control.service` implements `Control`, tests fake it; the API calls nothing else of the daemon. Everything a
 method returns is made of dicts, lists, strings, numbers, booleans and None. A float that is not finite
 is encoded as null; a string may hold the lone surrogates of bytes that were not UTF-8.
 """
@@ -75,7 +75,7 @@ class Control(Protocol):
             features  [{"name", "value", "usual", "high"}], what stands out; "high": the largest that is usual
             value     {"text", "characters"}, the oddest parameter value, and what is odd in it
             source    [{"name", "value", "usual"}], the counters of its source
-            lines     [{"line", "text", "odd"}], the last ones of the session; "line" is null for one asked about
+            lines     [{"line", "text", "odd"}], the last ones of the session; "line" is null for the one in question
         """
 
     async def checkpoint(self, *, extra: bool = False) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Control(Protocol):
         """Undo `pin_snapshot`; also when it was not pinned."""
 
     async def restore_snapshot(self, name: str) -> dict[str, Any]:
-        """Know what the snapshot knew: {"name", "seq", "line" of the restore, "snapshot": as `checkpoint`}.
+        """Bring back the snapshot's knowledge: {"name", "seq", "line" of the restore, "snapshot": as `checkpoint`}.
 
         Returns when a snapshot of the restored state is durable. 404 when there is none of that name, 409 when it
         or its model is damaged. Once begun it is not undone by the caller's hanging up.
@@ -147,7 +147,10 @@ class Control(Protocol):
         """Flagged records, oldest first: the first `limit` after id `after`, or the newest `limit`."""
 
     async def anomaly(self, alert_id: str) -> Mapping[str, Any]:
-        """The flagged record with that id. 404 when there is none, or its file was rotated away."""
+        """The flagged record with that id, or the part of a counting record about it, with "counted_in".
+
+        404 when there is none, or its file was rotated away.
+        """
 
     def events(self, *, everything: bool) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[dict[str, Any]]]:
         """A live subscription: flagged records, or with `everything` a sample of the rest as well.

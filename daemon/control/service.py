@@ -49,7 +49,8 @@ LINES_PER_QUERY = 256
 
 class Service:
     """Implements `daemon.control.interface.Control`. `now` is the wall clock in seconds since the epoch; `places` says,
-    for /status, where this daemon's files and sockets are. `condition` is for whoever starts and stops the daemon."""
+    for /status, where this daemon's files and sockets are. `condition` is set by the
+    daemon's start and stop."""
 
     def __init__(
         self,
@@ -129,7 +130,7 @@ class Service:
         return await trio.to_thread.run_sync(generations.listed_generations, self._running_or_503().store, known)
 
     async def _query_detector(self, question: "Callable[[Detector], T]") -> T:
-        """The answer of `question`, which only reads, by the state as it is."""
+        """The answer of `question`, which only reads the state, as of the last frame applied."""
         try:
             return await self._running_or_503().scoring.query(question)
         except StateAbandoned as exc:
@@ -145,6 +146,7 @@ class Service:
         running, (line, k, *counting_record) = self._running_or_503(), record_id_key(alert_id)
         record = running.alerts.find_record(alert_id)
         if record is None and not counting_record:
+            # In no file yet: the count that it may be in is part of the state.
             counting = await self._query_detector(lambda detector: detector.counting(line, k))
             record = counted_alert(counting, alert_id) if counting is not None else None
         if record is None:
@@ -182,12 +184,12 @@ class Service:
         store = self._running_or_503().store
         self._refuse_degraded("restored")
         sha256, knowledge = await trio.to_thread.run_sync(snapshots.hold_snapshot_knowledge, store, name)
-        # Held on to when the caller hangs up while the frame is on its way: applying it may need the file.
+        # The file stays held when the caller hangs up while the frame is on its way: applying it may need it.
         seq, line, after = await self._apply_frame(RestoreFrame(name, sha256), knowledge=knowledge)
         store.release_snapshot(name)
         if after.restored < seq:
             raise ControlError(500, "not_restored", f"{name} could not be restored; the log says why")
-        log.info("restored %s: what was known at its line is known again, from line %d on", name, line)
+        log.info("restored %s: its knowledge is in force again from line %d on", name, line)
         # The restore makes a snapshot due anyway; this one is waited for.
         saved = await self.checkpoint()
         return {"name": name, "line": line, "seq": seq, "snapshot": saved}
@@ -261,7 +263,7 @@ class Service:
         return await self._uploads.take_chunk(source, data, last, self.condition.summary, apply)
 
     def _refuse_degraded(self, what: str) -> None:
-        """Where the caller had better be refused than wait for the disk."""
+        """For requests that are better refused than left waiting for the disk."""
         failure = self._running_or_503().sequencer.failure
         if failure is not None:
             raise ControlError(503, "degraded", f"nothing can be {what} now: {failure.error}")

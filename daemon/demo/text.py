@@ -21,7 +21,7 @@ def remembered_state_lines(status: Mapping[str, Any], note: Mapping[str, Any] | 
         yield f"The state is bit for bit the one that was saved: {note['digest']}"
     else:
         yield "The state is not the one noted at the last stop; something came in after that."
-    yield f"{note['same']} of {len(note['answers'])} lines asked then and now got exactly the same score."
+    yield f"{note['same']} of {len(note['answers'])} lines queried then and now got exactly the same score."
 
 
 def training_progress_text(training: Mapping[str, Any]) -> str:

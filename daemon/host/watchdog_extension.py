@@ -7,7 +7,7 @@ import trio
 
 from daemon.host.notify import Notifier
 
-ALIVE_SECONDS = 2.0  # how often it is told that we go on
+ALIVE_SECONDS = 2.0  # how often the manager is notified
 ALIVE_GRACE_SECONDS = 30.0
 
 
@@ -20,7 +20,7 @@ class WatchdogExtension:
         self.extend = _at_most_every(ALIVE_SECONDS, self._extend_start_time)
 
     async def extend_until(self, event: trio.Event) -> None:
-        """Ask for more time to start, until `event`. Whether we are alive is for others to say."""
+        """Ask for more time to start, until `event`. The watchdog is fed by others."""
         while not event.is_set():
             self._extend_start_time()
             with trio.move_on_after(ALIVE_SECONDS):

@@ -1,4 +1,4 @@
-"""What an earlier process wrote into alerts.jsonl and verdicts.jsonl: the alerts actor goes on behind it."""
+"""What an earlier process wrote into alerts.jsonl and verdicts.jsonl: the alerts actor continues after it."""
 
 from collections.abc import Sequence
 from pathlib import Path

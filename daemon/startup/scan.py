@@ -83,9 +83,9 @@ def scan_directory(store: Store, last_line: int = 0) -> Found:
 
 
 def check_snapshot(seq: int, line: int, columns: Columns) -> None:
-    """What a snapshot holds, whose checksums are right, is a state. Raises DamagedError, a ValueError.
+    """Check that the columns of a snapshot with sound checksums are a state. Raises DamagedError, a ValueError.
 
-    One of another version passes: whoever loads it says what is to be done.
+    A snapshot of another version passes: loading it raises an error with advice.
     """
     try:
         state = STATES.upgraded(columns)

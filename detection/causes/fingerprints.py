@@ -1,4 +1,4 @@
-"""Causes: a number for what an alert is about, equal for all alerts about the same thing.
+"""Causes: a number for what an alert is about, the same for all alerts about the same event or behaviour.
 
     RULE    a rule on a template                    hash(name of the rule, template)
     NEW     a template unknown to the model         hash(template)
@@ -7,7 +7,7 @@
     VALUE   unusual parameter values in a template  hash(template)
 
 Alerts of one cause are one incident, and an answer to one of them holds for the cause. So a cause must not depend on
-anything that changes while the thing stays the same, such as numbers of rules, slots or generations: a rule is
+anything that may change while its subject stays the same, such as numbers of rules, slots or generations: a rule is
 identified by its name, a shape by levels of counts instead of counts.
 
 Causes are unsigned 64-bit numbers, never 0, which stands for "none". The hash is splitmix64's finaliser over 8-byte

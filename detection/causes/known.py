@@ -4,7 +4,7 @@
 `detection.causes.fingerprints`) until it is undone. Of several answers to one cause the last one holds; when it is
 undone, the one before it does. At most `ANSWERS` are kept; the oldest are dropped and counted. A new template that was
 answered "normal" is known to the next model; then a session with it is new by its shape, which to the operator is the
-same thing. So "normal" also holds for the shapes that the alert's session had at that point. It does not hold for other
+same. So "normal" also holds for the shapes that the alert's session had at that point. It does not hold for other
 sessions with that template, and an answer to the shape itself takes precedence.
 
 **Admission.** After a deploy most sessions have a shape that was never seen before, and they are not malicious. So a

@@ -4,7 +4,7 @@ Every member is fitted on the sessions that may be learned from, and *cross-fitt
 is scored by a fit that did not see it, so that all of the data gives calibration scores of unseen normal sessions.
 Before the first full model the sessions that the early members find most unusual are left out of every fit, because the
 first lines are not known to be clean. A member that cannot be fitted (a library that does not work on this machine) is
-left out of the model, which says so; but if the model in force has it, the training fails. The same data, seed and
+left out of the model, which names it; but if the model in force has it, the training fails. The same data, seed and
 versions give the same model, bit for bit.
 """
 

@@ -124,8 +124,8 @@ class OnlineMember(Member, Generic[Read]):
     For the lines of a frame its methods are called in this order: `read` once; `observe` for one slice of lines after
     another, each perhaps followed by `explain`; `learn` once all lines are judged. `score` may be called at any time.
 
-    by_time  its knowledge depends on the log clock. Vouched lines have a clock of their own, and teach an instance of
-             their own; a member that is not `by_time` learns from them for the stream, too
+    by_time  its knowledge depends on the log clock. Vouched lines have a clock of their own, and an instance of their
+             own learns from them; a member that is not `by_time` learns from them for the stream, too
     """
 
     by_time: ClassVar[bool] = False

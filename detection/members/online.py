@@ -1,4 +1,4 @@
-"""The online members as one: every call goes to all of them in a loop; nothing else calls a member by its name.
+"""The online members as one: every call goes to all of them in a loop; nothing else calls one by its name.
 
 If a member raises, the error is a `MemberError` that names it.
 """

@@ -1,4 +1,5 @@
-"""All members. To add one of either kind, write its file and add its line here; the rest follows.
+"""All members. To add one of either kind, write its file and add its line here. Its columns need a layout and a step
+(`columns.upgrades`); the rest of the code follows from the attributes of its class.
 
 Members score in the order of `MEMBERS`, and may use the scores of those before them: first the early fitted members,
 then the online ones, then the fitted ones that need the whole warm-up. It is also the order of columns in states.

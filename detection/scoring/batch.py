@@ -1,4 +1,4 @@
-"""What goes through judging: a batch of lines, and what is said of it, as columns.
+"""The input and the output of judging, as columns: a batch of lines, and what each did to its session.
 
 A *row* is a line or the closing of a session by silence.
 """
@@ -29,7 +29,7 @@ class Batch:
 
     @classmethod
     def empty(cls, line: int) -> "Batch":
-        """No lines; what closes now closes at `line`."""
+        """No lines; sessions that close now close at `line`."""
         none = np.zeros(0)
         nothing = np.zeros((0, len(ONLINE_NAMES)))
         return cls(line, none.astype(np.int32), none.astype(np.bool_), none, none, nothing, ())

@@ -1,10 +1,10 @@
-"""A model generation at work: the members' scores, their p-values, and the one p they come to.
+"""A model generation at work: the members' scores, their p-values, and the p-value that combines them.
 
-A member that raises is a `MemberError`; the ensemble goes on `without` it. Then the members that are left share what
-each family counts for. The combined statistic was calibrated with all members, so what that says of the statistic
-of some is no p-value any more; Cauchy's combination of p-values is one by itself, of whichever members and under any
-dependence, nearly so and where it is small, which is where it matters. So without a member p is the larger of the two:
-never smaller than what holds by theory, and never smaller than what the same statistic would have been given before.
+A member that raises is a `MemberError`; the ensemble continues `without` it, and the weights of families are shared by
+the members that are left. The statistic was calibrated with all members, so for fewer of them its calibrated p is no
+longer a p-value. Cauchy's combination is one by itself, for any members and under any dependence, approximately and
+where it is small, which is where it matters. So without a member p is the larger of the two: never smaller than theory
+allows, and never smaller than the calibration would give the same statistic.
 """
 
 import math
@@ -40,8 +40,8 @@ class Judgement:
 
 
 class Ensemble:
-    """The members of `model`, except those named in `out`. One that cannot be made of its part fails when it is asked,
-    and at `check`."""
+    """The members of `model`, except those named in `out`. One that cannot be constructed from its part of the model
+    raises when it is called, and at `check`."""
 
     def __init__(self, model: Model, out: Collection[str] = ()) -> None:
         self.model = model
@@ -55,7 +55,7 @@ class Ensemble:
         self._take([_made(member, model) for member in MEMBERS if member.name in names and member.name not in out])
 
     def without(self, out: Collection[str]) -> "Ensemble":
-        """This one with some members fewer; it shares the others with it."""
+        """This ensemble without some members; the others are shared, not copied."""
         fewer = copy(self)
         fewer._whole = self._whole and not any(name in out for name in self.members)
         fewer._take([member for member in self._members if member.name not in out])
@@ -79,7 +79,7 @@ class Ensemble:
         return len(self._combined)
 
     def score(self, view: View) -> Standing:
-        """Where each row leaves its session, by member; members that are not ready say 0."""
+        """The state of each row's session after it, with the members' scores; members that are not ready score 0."""
         standing = Standing(view, NAMES)
         for member in self._members:
             with blamed_on(member.name):
@@ -87,7 +87,7 @@ class Ensemble:
         return standing
 
     def judge(self, reached: Floats) -> Judgement:
-        """`reached` float64 [n, M]: what sessions have come to (`Standing.reached`)."""
+        """The judgement of n states of sessions with the running maxima `reached` float64 [n, M]."""
         members = np.full(reached.shape, np.nan)
         for name, column in zip(self.members, self._columns, strict=True):
             with blamed_on(name):
@@ -148,12 +148,12 @@ class Ensemble:
 
 
 def members_of(model: Model) -> tuple[str, ...]:
-    """The members that `model` has, in the order in which they are asked."""
+    """The members that `model` has, in the order in which they score."""
     return tuple(name for name in NAMES if name in model.calibration)
 
 
 def resting(out: Collection[str]) -> dict[str, str]:
-    """Members that cannot judge while those in `out` do not, for they look at them: each with the reason."""
+    """Members that cannot judge while those in `out` do not, because they use their scores: each with the reason."""
     return {
         member: f"it judges by what {', '.join(missing)} says"
         for member, looks_at in LOOKS_AT.items()
@@ -162,19 +162,19 @@ def resting(out: Collection[str]) -> dict[str, str]:
 
 
 class _Online:
-    """An online member among the fitted ones: what it says of lines came with them."""
+    """An online member among the fitted ones: its scores came with the lines."""
 
     def __init__(self, member: type[Member]) -> None:
         self.name, self.family = member.name, member.family
         self._column = ONLINE_NAMES.index(member.name)
 
     def score(self, view: View, standing: Standing) -> Floats:
-        said: Floats = view.online[:, self._column]
-        return said
+        scores: Floats = view.online[:, self._column]
+        return scores
 
 
 class _Unmade:
-    """In place of a member whose part of the model it could not be made of."""
+    """In place of a member that could not be constructed from its part of the model."""
 
     def __init__(self, member: type[Member], error: Exception) -> None:
         self.name, self.family = member.name, member.family
@@ -202,9 +202,9 @@ def _made(member: type[Member], model: Model) -> "FittedMember | _Online | _Unma
 
 
 def p_of(member: str, calibration: CalibrationScores, scores: Floats) -> Floats:
-    """p-values by the calibration scores; of a member that speaks in nats never less than exp(-score).
+    """p-values by the calibration scores; of a member whose scores are in nats never less than exp(-score).
 
-    Where nearly all sessions score 0 (a source that does nothing odd), anything more would be without precedent.
+    Where nearly all sessions score 0 (clients that do nothing unusual), any higher score would be without precedent.
     """
     p = calibration.p(scores)
     return np.maximum(p, np.exp(-scores)) if member in IN_NATS else p
@@ -217,6 +217,6 @@ def score_at(member: str, calibration: CalibrationScores, alpha: float) -> float
 
 
 def shares(families: Sequence[str]) -> Floats:
-    """What each member counts for by its family: every family the same, and within one every member: float64 [k]."""
+    """The weight of each member, float64 [k]: families weigh the same, and so do the members of one family."""
     members = Counter(families)
     return np.array([1.0 / (len(members) * members[family]) for family in families])

@@ -1,4 +1,4 @@
-"""One batch of lines against the open sessions: what each line makes of its session, and what closes.
+"""One batch of lines against the open sessions: the judgement of each session after each line, and the closings.
 
 Everything is columns. A *row* is a line or the closing of a session by silence; a *piece* is the part of
 one session that lies in the batch (`sessions.table.Cut`).
@@ -143,7 +143,7 @@ class _SessionsAfter:
     verdict: NDArray[np.uint8]
     cause: NDArray[np.uint64]  # of that verdict
     excused: Floats
-    novel: NDArray[np.int32]  # the first template that nobody knew, plus 1, 0: none
+    novel: NDArray[np.int32]  # the first template that the model did not know, plus 1, 0: none
 
 
 def _view(ensemble: Ensemble | None, known: KnownCauses, pieces: _Pieces) -> View:
@@ -235,7 +235,7 @@ def _flag(pieces: _Pieces, view: View, p: Floats, alpha: float, reasons: Reasons
 
 
 def _verdicts_so_far(pieces: _Pieces, scored: _Scored) -> NDArray[np.uint8]:
-    """What each row's session is flagged as by then: uint8 [rows]."""
+    """The verdict on each row's session as of that row: uint8 [rows]."""
     if not len(pieces.of_row):
         return np.zeros(0, dtype=np.uint8)
     here = scored.reasons.verdict * scored.flagged

@@ -1,4 +1,4 @@
-"""What can be said of a line or a session: the four verdicts, and the contract's score."""
+"""The four verdicts on a line or a session, and the contract's score."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,9 @@ def verdict_of(
     is what the session was flagged as by then, NORMAL: it was not; `known` whether the model in force has seen the
     line's template.
 
-    A line that a rule matched is an attack; from the line at which the members flag its session on, a line is what the
-    session is; else a line whose template the model never saw is novel. A score of .5 and more comes from a rule, or
-    from a p below `alpha`; where a known cause explains such a p, the score stays just below.
+    A line that a rule matched is an attack. From the line on at which the members flag a session, its other lines have
+    the session's verdict; in other sessions a line whose template the model never saw is novel. A score of .5 and more
+    comes from a rule or a p below `alpha`; where a known cause explains such a p, the score stays just below.
     """
     verdict = np.where(known, NORMAL, NOVEL).astype(np.uint8)
     verdict = np.where(flagged_as > 0, flagged_as, verdict)

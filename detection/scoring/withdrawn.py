@@ -1,4 +1,4 @@
-"""Members that are withdrawn: which, and what open sessions are without them.
+"""Withdrawn members: the list of them, and open sessions judged again without them.
 
 They failed, and do not judge until a frame brings them back.
 """
@@ -18,7 +18,7 @@ from detection.sessions.table import SessionTable
 class WithdrawnMembers(Collection[str]):
     """Their names, a part of the state; `entries` says since when and why.
 
-    State: `entries`, a uint8 column of JSON (a list of `Withdrawn`, in the order in which members are asked).
+    State: `entries`, a uint8 column of JSON (a list of `Withdrawn`, in the order in which members score).
     """
 
     def __init__(self) -> None:
@@ -34,13 +34,13 @@ class WithdrawnMembers(Collection[str]):
         return len(self._entries)
 
     def entries(self) -> list[Withdrawn]:
-        """In the order in which members are asked."""
+        """In the order in which members score."""
         return [self._entries[name] for name in NAMES if name in self._entries]
 
     def withdraw(self, seq: int, without: Mapping[str, str], members: Collection[str]) -> None:
-        """From frame `seq` on these do not judge, by name and with the reason, nor those that look at what they say.
+        """From frame `seq` on these do not judge, by name and with the reason, nor do members that use their scores.
 
-        `members` are those there are: of the rest nothing can be withdrawn, another model may have had more.
+        `members` are those that exist now. Others are ignored: another model may have had more.
         """
         out = {name: reason for name, reason in without.items() if name in members}
         out |= {name: why for name, why in resting({*self, *out}).items() if name in members}
@@ -67,11 +67,11 @@ class WithdrawnMembers(Collection[str]):
 
 
 def judge_anew(sessions: SessionTable, ensemble: Ensemble | None, withdrawn: Collection[str]) -> None:
-    """Let open sessions be what they are by the members that judge now.
+    """Judge open sessions again by the members that judge now.
 
-    As if those `withdrawn` had not been ready when they began; a member that comes back has nothing to say of them
-    yet. What known causes explained of a session before, they still explain. With rules alone it is as after a
-    change of models. What was flagged stays flagged.
+    The result is as if those `withdrawn` had not been ready when the sessions began; a member that is brought back has
+    no score for them yet. What known causes explained of a session, they still explain. With rules alone it is as after
+    a change of models. What was flagged stays flagged.
     """
     table = sessions.column
     for name in withdrawn:
@@ -87,7 +87,7 @@ def judge_anew(sessions: SessionTable, ensemble: Ensemble | None, withdrawn: Col
 
 
 def forget_judgements(sessions: SessionTable) -> None:
-    """What was measured by another model, of every open session."""
+    """Reset what another model measured, in every open session."""
     for name in ("reached", "strangeness", "muted", "excused", "novel"):
         sessions.column[name][:] = 0
     sessions.column["p"][:] = np.nan

@@ -1,4 +1,4 @@
-"""The sources that have not ended, and where each of them stands: part of the state.
+"""The sources that have not ended, and the position of each: part of the state.
 
 A segment may begin and end in the middle of a line, so the bytes after a source's last newline are here. So is
 what a later process must know to go on reading a connection that outlived this one.

@@ -1,4 +1,4 @@
-"""From the segments of a frame to lines and their fields."""
+"""From the segments of a frame to lines, their fields, template ids and rule hits."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ TemplateIds = Callable[[str, Sequence[bytes]], NDArray[np.int32]]
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """n lines in order. `keys` name sessions; a `windowed` line has no key of its own, its source is one."""
+    """n lines in order. `keys` name sessions; a `windowed` line has no key of its own, so its source is the key."""
 
     lines: list[bytes]
     fields: list[tuple[NDArray[np.int64], Fields]]  # which lines, and their fields
@@ -158,7 +158,7 @@ def read_fields(
             fields.append((where, parsed))
     future = from_the_future(times, received)
     if future.any():
-        # A year that is left out is nearest to the clock, which may make it next year's: no line is of then.
+        # A missing year is taken as the one nearest to the clock, which may be the next one: read those times again.
         _read_again(lines, fields, times, future, received - HALF_A_YEAR_SECONDS)
         future = from_the_future(times, received)
     times[future] = np.nan
@@ -176,7 +176,7 @@ def _read_again(
     which: NDArray[np.bool_],
     clock: float,
 ) -> None:
-    """Let `clock` tell what the times of `which` lines leave out."""
+    """Read the times of `which` lines again, completed by `clock`."""
     for where, parsed in fields:
         again = where[which[where]]
         if len(again):

@@ -1,4 +1,4 @@
-"""How many sessions a day of log time close: what the alarm budget is shared out over."""
+"""How many sessions a day of log time close: the alarm budget is divided by it."""
 
 import math
 from dataclasses import dataclass
@@ -26,5 +26,5 @@ class SessionRate(Scalars):
             self.sessions, self.days = self.sessions / 2, self.days / 2
 
     def per_day(self) -> float:
-        """As if an hour had passed at least, so that the first minutes say nothing wild."""
+        """As if an hour had passed at least, so that the first minutes give no extreme rate."""
         return self.sessions / max(self.days, 1 / 24)

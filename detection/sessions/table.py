@@ -143,7 +143,8 @@ class SessionTable:
         return serials
 
     def bring_back(self, to: float) -> None:
-        """The clock goes back `to` a time: whatever was of later is of then, so that it does not outlive what comes."""
+        """The clock goes back `to` a time: later times in the table become that time, so that no session stays
+        open until the old time comes again."""
         for name in ("last_time", "last_event", "began"):
             np.minimum(self.column[name], to, out=self.column[name], where=self.open)
 
@@ -215,7 +216,7 @@ class Cut:
     row_closing: NDArray[np.bool_]  # [rows]
     row_time: NDArray[np.float64]  # [rows] the log clock at the line; at the session's last line, on closing rows
     row_event: NDArray[np.float64]  # [rows] the line's own time; the session's last one, on closing rows
-    vacated: NDArray[np.int64]  # slots that no session of this batch holds on to
+    vacated: NDArray[np.int64]  # slots without a session after this batch
 
 
 def cut(
@@ -261,7 +262,7 @@ def cut(
         horizon[s[new_slot]] = c[new_slot]
         ending = np.union1d(table.silent(horizon, idle_seconds), s[new_slot & gap])
     has_lines = table.column["lines"][ending] > 0
-    lapsed = ending[~has_lines & ~touched[ending]]  # silent since they were cut by count: nothing to say
+    lapsed = ending[~has_lines & ~touched[ending]]  # silent since they were cut by count: they have no closing
     ending = ending[has_lines]
     ending = ending[np.argsort(table.column["serial"][ending], kind="stable")]
 

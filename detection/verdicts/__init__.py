@@ -1,1 +1,1 @@
-"""What is said of lines and sessions: records, incidents, explanations, and answers to questions."""
+"""Verdicts on lines and sessions: records, incidents, explanations, and answers to queries."""

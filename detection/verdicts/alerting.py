@@ -1,4 +1,4 @@
-"""From verdicts to alerts: what is flagged is put into incidents, and explained where somebody will read it."""
+"""From verdicts to alerts: flagged rows are put into incidents, and the first ones of each are explained."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,8 @@ from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explaine
 from detection.verdicts.incidents import Incidents
 from detection.verdicts.records import Alerted, Rows, shown, shown_key, shown_session
 
-# An incident's first alerts are explained, and of one batch no more than this, those first that open an incident, as
-# they stand for it: a flood must not cost its time.
+# An incident's first alerts are explained, but only so many of one batch, those first that open an incident: the cost
+# of a flood must not grow with its length.
 EXPLAINED_OF_AN_INCIDENT = 5
 EXPLAINED_OF_A_BATCH = 16
 
@@ -51,16 +51,16 @@ class Alerting:
         self._ensemble, self._rules, self._online, self._per_day = ensemble, rules, online, per_day
 
     def add(self, rows: Rows, judged: Judged, alpha: float, lines: Lines | None) -> None:
-        """Group what is flagged of `rows`, in the order of ids, and explain some of it.
+        """Put the flagged `rows` into incidents, in the order of ids, and explain some of them.
 
-        `lines` may be absent where nothing but closings is to be said.
+        `lines` is None if there are only closings.
         """
         order = rows.in_order()
         order = order[rows.flagged[order]]
         self.flagged += len(order)
         what = [self._what(rows, row, lines) for row in order.tolist()]
         sources = source_causes(rows.session[order])
-        # A window of a stream without keys is nobody's: its alerts belong together by their cause only.
+        # A window of a stream without keys belongs to no client, so only the cause groups its alerts.
         sources[np.char.startswith(rows.session[order], b"w")] = 0
         kinds = rows.kind[order]
         times, of_lines = rows.time.copy(), slice(len(judged.row_of_line))
@@ -86,7 +86,7 @@ class Alerting:
         self.batches.append((rows, Alerted(order, grouped, what, reasons)))
 
     def counting_records(self, line: int, k: int, now: float, *, everything: bool) -> tuple[dict[str, Any], ...]:
-        """The counting records of the frame, to be asked for at its end, with ids behind those of all its alerts:
+        """The counting records of the frame, to be taken at its end. Their ids follow those of all its alerts:
         `<line>.<k>.<n>`, `n` being the number of the record since the state began. See `Incidents.take_counts`."""
         counted = self._incidents.take_counts(now, everything=everything)
         generation = self._ensemble.generation if self._ensemble is not None else 0
@@ -133,8 +133,8 @@ class Alerting:
 
 
 def _who(rows: Rows, row: int, lines: Lines | None) -> bytes:
-    """The source of a row: whom its line names, b"" for nobody. A closing tells only the key of its session, which is
-    the client where sessions are those of clients."""
+    """The client of a row: the one that its line names, b"" for none. For a closing it is the key of its session, which
+    is the client where sessions go by clients."""
     if lines is None or rows.k[row]:
         return bytes(rows.session[row])[1:]
     return lines.parsed.origins[lines.start + row]

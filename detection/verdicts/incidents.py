@@ -1,17 +1,18 @@
-"""Incidents: alerts of one cause are one thing to look at, and the alarm budget counts those.
+"""Incidents: alerts of one cause are reviewed together, as one incident, and the alarm budget counts incidents.
 
 An alert joins the open incident with its source, else the one with its cause; where there is neither, it opens
-one. An incident is open as long as its last alert is less than `WINDOW_SECONDS` of log time ago. It goes by the
-source and the cause of the alert that opened it, and by nothing else: were an alert that joins by its cause to
-bring its source along, the next alerts of that source would bring their causes, and a busy hour of unrelated
-troubles would soon be one incident that says nothing.
+one. An incident is open as long as its last alert is less than `WINDOW_SECONDS` of log time ago. Alerts join by the
+source and the cause of the alert that opened it, and by nothing else: if an alert that joins by its cause added its
+source, the next alerts of that source would add their causes, and a busy hour of unrelated alerts would soon be one
+meaningless incident.
 
 Of the incidents that open within a day, the first `per_day` are shown; those beyond wait in the digest: they are
-recorded like any other, only nobody is woken up. What is exempt (a rule's hit) is shown in any case and does not
-use up the budget. It never joins an incident of the digest, where it would go unseen, but opens its own, which
-takes over what the other one went by.
+recorded like any other, but not announced. An exempt alert (a rule's hit) is shown in any case and does not use up the
+budget. It never joins an incident of the digest, where it would go unseen, but opens its own, which later alerts join
+in place of the other.
 
-Not every alert of an incident is recorded in full; what stands for the others is said in `detection.verdicts.thinning`.
+Not every alert of an incident is recorded in full: `detection.verdicts.thinning` defines which are, and what stands for
+the others.
 
 The table is bounded: the incidents quiet the longest make room. Columns of the state, a row an incident (k rows),
 in the order of their last alerts:
@@ -61,7 +62,7 @@ CAPACITY = 4096
 WINDOW_SECONDS = 6 * 3600.0
 SAMPLES = 4  # the first ones; a listing adds the last
 DAY_SECONDS = 86_400.0
-# Who allows more incidents a day than this has no budget.
+# A budget of more incidents a day than this is none.
 LARGEST_BUDGET = 1 << 16
 
 
@@ -81,7 +82,7 @@ class Grouped:
         return in_full(self.count)
 
     def fields(self, row: int) -> dict[str, Any]:
-        """What the record of alert `row` says of its incident; the alert opens it when their ids are equal."""
+        """The fields about its incident in the record of alert `row`; the alert opens it when their ids are equal."""
         return {
             "incident": _id(int(self.first_line[row]), int(self.first_k[row])),
             "incident_count": int(self.count[row]),
@@ -111,7 +112,7 @@ class _Incident:
 
 
 class Incidents:
-    """The incidents of late, and what is left of the budget. `opened`, `digested` (of those), `evicted` and
+    """The recent incidents, and what is left of the budget. `opened`, `digested` (of those), `evicted` and
     `evicted_open` (of those: their next alert opens another one) count since the state began; so do the alerts
     `recorded` in full, those `counted` in counting records, and those records, `counts`. `waiting` are the
     alerts in counts under way."""
@@ -125,9 +126,8 @@ class Incidents:
         self._table: dict[tuple[int, int], _Incident] = {}  # in the order of their last alerts
         self._by_cause: dict[int, _Incident] = {}
         self._by_source: dict[int, _Incident] = {}
-        self._counting: dict[
-            tuple[int, int], _Incident
-        ] = {}  # with a count under way, in the order of their last alerts
+        # Those with a count under way, in the order of their last alerts.
+        self._counting: dict[tuple[int, int], _Incident] = {}
         self._ended: list[Counted] = []
         self._shown: deque[float] = deque(maxlen=LARGEST_BUDGET)
 
@@ -153,7 +153,7 @@ class Incidents:
         """Put alerts, in the order of their ids (`lines`, `ks`), into incidents; all columns [m], `shapes` [m, 2].
 
         `sources` 0 is no source. A time that is missing or goes back counts as the one before. `what(row)` is
-        asked for the alerts that open an incident or bring a count a cause that is not the incident's, and for no
+        called for the alerts that open an incident or bring a count a cause that is not the incident's, and for no
         other. How alerts are cut into calls does not matter. Costs a few microseconds a run of alerts with equal keys
         and ids that follow each other, whatever its length. Afterwards `take_counts` has to be called.
         """
@@ -213,7 +213,8 @@ class Incidents:
         return None
 
     def bring_back(self, to: float) -> None:
-        """The clock goes back `to` a time: what was of later is of then, so that the budget is not of one moment."""
+        """The clock goes back `to` a time: later times in the table become that time, so that neither incidents nor the
+        day of the budget last until the old time comes again."""
         self._now = min(self._now, to)
         for incident in self._table.values():
             incident.first_time, incident.last_time = min(incident.first_time, to), min(incident.last_time, to)

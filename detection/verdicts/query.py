@@ -1,9 +1,8 @@
-"""Answers to "what would you say of this line?": the line goes the way of a line of the stream, and nothing is kept.
+"""Answers to /detect: a line in question is judged like a line of the stream, and nothing is kept.
 
-It is read, judged and explained by the same functions, over copies of the session that it is asked about. So what is
-said of a line that is asked about is what is said of it when it comes next, but that a question tells nobody anything:
-no template is learned, no cause admitted. Whoever asks says which session a line belongs to; no time in it says
-otherwise.
+It is read, judged and explained by the same functions, over a copy of the session that the query names. So the answer
+is what the stream would give if the line came next. But a query changes nothing: no template is learned, no cause is
+admitted. The query alone decides which session a line belongs to; the times in the line do not.
 """
 
 import math
@@ -40,7 +39,7 @@ CLASSIC = ("isolation_forest", "transformer")  # the members that the answer nam
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A reading view of the detector's parts; asking changes none of them."""
+    """A read-only view of the detector's parts."""
 
     templates: TemplateTable
     rules: RuleSet
@@ -55,31 +54,31 @@ class Query:
     line: int
     clock: LogClock
     received: float
-    failed: Mapping[str, str]  # members that could not say what they think of these lines, and why
+    failed: Mapping[str, str]  # members that raised on these lines, and why
 
     def answers(self, lines: Sequence[bytes], session: str | None, explain: bool) -> list[dict[str, Any]]:
         """One answer a line, in order, each judged on its own against the current state. Raises MemberError."""
         if not lines:
             return []
         key = None if session is None else session_key(session.encode("utf-8", "surrogatepass"))
-        asked_about = self._judged(list(lines), key)
+        judged = self._judged(list(lines), key)
         answers = []
         for row in range(len(lines)):
-            answer = self._answer(asked_about, row)
+            answer = self._answer(judged, row)
             if explain:
-                answer["explain"] = self._cause(asked_about, row) | self._explained(asked_about, row)
+                answer["explain"] = self._cause(judged, row) | self._explained(judged, row)
             answers.append(answer)
         return answers
 
-    # --- the way of a line --------------------------------------------------------------------------
+    # --- judging, as of a line of the stream --------------------------------------------------------
 
     def _judged(self, lines: list[bytes], key: bytes | None) -> "_Judged":
-        """Each line as the next one of the open session of `key`; of a new session where there is none, of the line's
-        own key without `key`."""
+        """Judge each line as the next one of the open session of `key`, or of a new session if there is none; without
+        `key`, as the first one of a new session of the line's own key."""
         n = len(lines)
         intake = self._fields(lines)
         parsed = read_lines(intake, self.templates.match, self.rules)
-        # A new template's scores hang on the id that it would get, too.
+        # The scores of a new template depend on the id that it would get, too.
         parsed = replace(parsed, ids=np.where(parsed.ids < 0, np.int32(self.templates.created + 1), parsed.ids))
         read = self.online.read(parsed)
         hits = self.known.without_normal(self.rules, parsed.hits, parsed.ids)
@@ -103,13 +102,13 @@ class Query:
             copies,
             np.arange(n),
             clock,
-            np.full(n, np.nan),  # no time of its own, and no silence either, takes a line out of its session
+            np.full(n, np.nan),  # neither its own time nor silence takes a line out of its session
             idle_seconds=math.inf,
             window=self.settings.session.window,
         )
         judged = judge(copies, self.ensemble, self.known.read_only(), self.alpha, batch, pieces, None)
         known = np.zeros(n, dtype=np.bool_) if self.ensemble is None else self.ensemble.knows(batch.ids)
-        novel = ~known if self.ensemble is not None else known  # nothing is without a model
+        novel = ~known if self.ensemble is not None else known  # without a model nothing is novel
         verdict, score = verdict_of(judged.states.p, self.alpha, batch.hit, judged.states.verdict, ~novel)
         kinds = {row: fields.kind for where, fields in intake.fields for row in where.tolist()}
         return _Judged(intake, kinds, parsed, read, hits, batch, judged, known, verdict, score, slot)
@@ -131,7 +130,7 @@ class Query:
         is_anomaly = rule_based["is_attack"] or strange
         score = max(float(of.score[row]), 0.5) if is_anomaly else min(float(of.score[row]), 0.499)
         active = self.ensemble.members if self.ensemble is not None else ()
-        models = {name: self._said(of, name, row) for name in NAMES if name in active or name in CLASSIC}
+        models = {name: self._member(of, name, row) for name in NAMES if name in active or name in CLASSIC}
         models["transformer"] |= {
             "sequence_length": int(of.judged.view.held[row]) + 1,
             "context": "single_log" if of.slot is None else "session",
@@ -173,8 +172,8 @@ class Query:
             "rules": [evidence_shown(found) for found in evidence],
         }
 
-    def _said(self, of: "_Judged", name: str, row: int) -> dict[str, Any]:
-        """What one member says of a row; zeros and nulls while it is not ready."""
+    def _member(self, of: "_Judged", name: str, row: int) -> dict[str, Any]:
+        """One member's part of the answer; zeros and nulls while it is not ready."""
         if self.ensemble is None or name not in self.ensemble.members:
             return {"is_anomaly": 0, "score": 0.0, "p": None, "threshold": None}
         column = NAMES.index(name)
@@ -200,7 +199,7 @@ class Query:
         }
 
     def _cause(self, of: "_Judged", row: int) -> dict[str, Any]:
-        """What an alert on the line would say that it is about."""
+        """The cause that an alert on the line would name."""
         states, rules = of.judged.states, of.hit_by(row)
         kind, about, rule = int(states.kind[row]) if states.flagged[row] else NONE, int(states.about[row]), ""
         if rules:
@@ -252,13 +251,13 @@ class _Judged:
     kinds: Mapping[int, str]  # of each line the format that fits it
     parsed: ParsedLines
     read: Read  # what online members read of them
-    hits: Hits  # but those that the operator has called normal
+    hits: Hits  # without those that the operator has answered "normal"
     batch: Batch
     judged: Judged
     known: NDArray[np.bool_]  # the model in force has seen the template
     verdict: NDArray[np.uint8]
     score: NDArray[np.float64]
-    slot: int | None  # of the session asked about; None: it is a new one
+    slot: int | None  # of the session that the query names; None: it is a new one
 
     def hit_by(self, row: int) -> list[int]:
         low, high = np.searchsorted(self.hits.lines, [row, row + 1])

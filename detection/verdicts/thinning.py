@@ -7,8 +7,8 @@ be (`MAX_RUNS`, `MAX_CAUSES`), when the incident is over or leaves the table, an
 
     flagged = recorded in full + counted in counting records + counted in counts under way
 
-A count keeps the id of every alert that it stands for, as runs of ids that follow each other, by cause: whoever answers
-an alert answers its cause, and an incident of one source may have many.
+A count keeps the id of every alert that it stands for, as runs of ids that follow each other, by cause: the answer to
+an alert holds for its cause, and an incident of one source may have many.
 """
 
 from dataclasses import dataclass, field
@@ -145,7 +145,7 @@ class Counted:
     count: Count
 
     def record(self, record_id: str | None, generation: int) -> dict[str, Any]:
-        """The JSON object. It has every field of an alert's record, empty where nothing can be said of many alerts,
+        """The JSON object. It has every field of an alert's record, empty where many alerts have no common value,
         and `stands_for`, which no other record has. `record_id` is None while it is under way."""
         first, last = self.count.ends()
         groups = list(self.count.groups.values())

@@ -209,7 +209,7 @@ async def test_status_is_a_summary_or_the_daemon_s_own_json(tmp_path: Path) -> N
         status, out, err = await ask("status", env=env)
         assert (status, err) == (0, "")
         assert "serving, training, 42 %, epoch 3 of 8, 38 s left" in out and "1,234 lines at risk" in out
-        assert ", 1 lines cut, 2 lines of the future\n" in out
+        assert ", 1 lines cut, 2 lines with times in the future\n" in out
         assert "17 in 9 incidents, 2 open, 3 over budget, budget 20 a day" in out
         assert "! the last model trained was refused, the one before stays: the anchor set got worse" in out
         control.status_extra = {"status": "degraded", "reason": "disk \x1b[31m full"}
@@ -284,7 +284,7 @@ async def test_checkpoint_flush_and_snapshots(tmp_path: Path) -> None:
         assert "kept for ever" in (await ask("snapshots", "pin", name, env=env))[1]
         assert "as long as the others" in (await ask("snapshots", "unpin", f"/s/{name}", env=env))[1]
         status, out, _ = await ask("snapshots", "restore", name, env=env)
-        assert status == 0 and f"restored {name}: what it knew is known again from line 51,234 on" in out
+        assert status == 0 and f"restored {name}: its knowledge is in force again from line 51,234 on" in out
         assert ("restore", name) in control.asked
         status, _, err = await ask("snapshots", "restore", "../lock", env=env)
         assert (status, err) == (1, "vigilctl: 'lock' is not the name of a snapshot\n")

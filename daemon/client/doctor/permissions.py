@@ -24,7 +24,7 @@ def check_groups(target: Target) -> Iterator[Finding]:
         yield fail_finding("users", f"there is no user {target.service['User']}: the service cannot start", make)
     commanders = target.service["Group"] or (target.user.name if target.user else "vigild")
     senders = (target.log_socket["SocketGroup"] if target.log_socket else "") or SENDERS
-    for group, what in ((senders, "send lines"), (commanders, "ask and command")):
+    for group, what in ((senders, "send lines"), (commanders, "query and command")):
         try:
             members = _group_member_names(group, target.user)
         except KeyError:

@@ -24,7 +24,7 @@ class Target:
     """`status` and `health` are the daemon's answers; both are empty if it did not answer, and `unreachable` says why.
 
     `service` is the unit that runs this daemon, None for a daemon without one; `no_systemd` says why systemd could not
-    be asked, None if it was. `environment` is the one the daemon runs with, `installed` the one that it would be
+    be queried, None if it was. `environment` is the one the daemon runs with, `installed` the one that it would be
     started with now: they differ after an upgrade without a restart.
     """
 

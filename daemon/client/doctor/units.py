@@ -68,7 +68,7 @@ def read_units(shown: str) -> dict[str, Unit]:
 
 
 def ask_systemd(instance: str | None) -> tuple[dict[str, Unit], str | None]:
-    """vigild's units by name, and None or the reason why systemd could not be asked. Blocks for up to _SECONDS."""
+    """vigild's units by name, and None or the reason why systemd could not be queried. Blocks for up to _SECONDS."""
     if not SYSTEMD_RUNS.is_dir():
         return {}, "systemd does not run here"
     names = ["vigild.service", "vigild.socket", "vigild@*.service", "vigild@*.socket"]

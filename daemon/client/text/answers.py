@@ -220,7 +220,7 @@ def _ingest_text(ingest: Mapping[str, Any]) -> str:
         return ""
     cut = f", {count_text(ingest['lines_truncated'])} lines cut" if ingest.get("lines_truncated") else ""
     if ingest.get("future_lines"):
-        cut += f", {count_text(ingest['future_lines'])} lines of the future"
+        cut += f", {count_text(ingest['future_lines'])} lines with times in the future"
     taken = f", {size_text(ingest['bytes'])} taken" if ingest.get("bytes") is not None else ""
     return f"{count_text(ingest['connections'])} connected{taken}{cut}"
 

@@ -1,9 +1,9 @@
 """The member `isolation_forest`: an Isolation Forest over the running maxima of other members.
 
-Its input is the running maxima of the members that judge the sequence of templates. Raw counts are not, on which it is
-little better than chance; nor are a session's length, rate and share of errors, which drift (measured, PR-AUC of all
-members together on raw HDFS without and with them: .745 and .732 after an unlabelled warm-up, .855 and .841 after a
-clean one).
+Its input is the running maxima of the members that judge the sequence of templates. Raw counts are left out, since on
+them it is little better than chance, and so are a session's length, rate and share of errors, which drift (measured,
+PR-AUC of all members together on raw HDFS without and with them: .745 and .732 after an unlabelled warm-up, .855 and
+.841 after a clean one).
 """
 
 from typing import Any, ClassVar

@@ -68,7 +68,7 @@ def test_the_first_run_teaches_and_the_second_one_remembers(programs: None, tmp_
     assert "Sending" not in second
     assert "remembers 10,000 lines (recovery: full)" in second
     assert "bit for bit the one that was saved" in second
-    assert "100 of 100 lines asked then and now got exactly the same score" in second
+    assert "100 of 100 lines queried then and now got exactly the same score" in second
     assert (tmp_path / "run" / "state" / "lines").read_text() == "10000"
 
 
