@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import msgspec
 import trio
 
-from actors.record_ids import NO_KEY, Key, counted_alert, id_key, id_of
+from actors.record_ids import NO_KEY, Key, counted_alert, record_id_key, record_id_of_key
 
 if TYPE_CHECKING:  # torch comes with it, and this actor begins before that is imported
     from detection.verdicts.records import Verdicts
@@ -64,40 +64,40 @@ class Outlet:
         self.written = self.errors = self.lost = 0
         self.error: str | None = None
         self._writer = writer
-        self._last = id_key(last) if last is not None else NO_KEY
+        self._last = record_id_key(last) if last is not None else NO_KEY
         self._pending: deque[Line] = deque()
         self._turn = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
 
-    def not_beyond(self, line: int) -> None:
+    def limit_last_id_to_line(self, line: int) -> None:
         """No record was ever written about a line after `line`, so a last id beyond it is damaged."""
         limit: Key = (line, sys.maxsize)
         if self._last > limit:
             log.warning("%s: its last id speaks of line %d, but the last line is %d", self.name, self._last[0], line)
             self._last = limit
 
-    def add(self, lines: Sequence["Line"]) -> None:
+    def add_records(self, lines: Sequence["Line"]) -> None:
         """Take what is not on disk yet; it waits for `flush`."""
         for line in lines:
             if line.key > self._last:
                 self._last = line.key
                 self._pending.append(line)
-        self._bound()
+        self._drop_oldest_pending()
 
     async def flush(self) -> None:
         """Write what is pending. What cannot be written stays pending, and `error` says why."""
         try:
             # After an error with a sync: it shows that the file is well even when nothing is pending.
-            await self._write(sync=self.error is not None)
+            await self._write_pending(sync=self.error is not None)
         except OSError:
-            # Logged and counted in `_failed`; the next `flush` tries again.
+            # Logged and counted in `_note_write_failure`; the next `flush` tries again.
             return
 
     async def sync(self) -> None:
         """Write what is pending and make the file durable. Raises OSError."""
-        await self._write(sync=True)
+        await self._write_pending(sync=True)
 
-    async def _write(self, *, sync: bool) -> None:
+    async def _write_pending(self, *, sync: bool) -> None:
         async with self._turn:
             batch = list(self._pending)
             if not batch and not sync:
@@ -105,21 +105,21 @@ class Outlet:
             self._pending.clear()
             taken = 0
 
-            def write() -> None:
+            def write_batch() -> None:
                 nonlocal taken
                 if batch:
-                    self._writer.append([line.encoded for line in batch], id_of(batch[-1].key))
+                    self._writer.append([line.encoded for line in batch], record_id_of_key(batch[-1].key))
                     taken = len(batch)
                 if sync:
                     self._writer.sync()
 
             try:
-                await trio.to_thread.run_sync(write, limiter=self._limiter)
+                await trio.to_thread.run_sync(write_batch, limiter=self._limiter)
             except BaseException as exc:
                 # What the writer took is its own to write again: twice in the file would be worse.
                 self._pending.extendleft(reversed(batch[taken:]))
                 if isinstance(exc, OSError):
-                    self._failed(exc)
+                    self._note_write_failure(exc)
                 raise
             finally:
                 self.written += taken
@@ -127,14 +127,14 @@ class Outlet:
                 log.warning("%s: written again", self.name)
                 self.error = None
 
-    def _failed(self, exc: OSError) -> None:
+    def _note_write_failure(self, exc: OSError) -> None:
         if self.error is None:
             log.error("%s: not written, kept in memory, retrying: %s", self.name, exc)
         self.errors += 1
         self.error = str(exc)
-        self._bound()
+        self._drop_oldest_pending()
 
-    def _bound(self) -> None:
+    def _drop_oldest_pending(self) -> None:
         # Only a failing file has a bound: a frame may close any number of sessions at once.
         if self.error is None or len(self._pending) <= PENDING_RECORDS:
             return
@@ -176,43 +176,43 @@ class Alerts:
         self.flagged = 0
         self._outlets = [alerts] if verdicts is None else [alerts, verdicts]
         self._recent: deque[Record] = deque(recent, maxlen=RECENT_RECORDS)
-        self._recent_last = id_key(self._recent[-1]["id"]) if self._recent else NO_KEY
-        self._streams: set[_Stream] = set()
+        self._recent_last = record_id_key(self._recent[-1]["id"]) if self._recent else NO_KEY
+        self._streams: set[_AlertStream] = set()
         self._ended = False
         self._progress = trio.Event()
         self._limiter = trio.CapacityLimiter(1)
 
-    async def take(self, verdicts: "Verdicts") -> None:
+    async def take_verdicts(self, verdicts: "Verdicts") -> None:
         """Put one frame's verdicts where they belong. Never fails because a file does."""
         streams = list(self._streams)
         watched = any(stream.everything for stream in streams)
         writing = self.write_all and len(self._outlets) > 1
         # Here and not in scoring: that goes on with the next frame, and most rows are never rendered.
-        rendered = await trio.to_thread.run_sync(_render, verdicts, writing, watched, limiter=self._limiter)
+        rendered = await trio.to_thread.run_sync(_render_verdicts, verdicts, writing, watched, limiter=self._limiter)
         self.flagged += verdicts.alerts
-        self._remember(rendered)
+        self._remember_recent_alerts(rendered)
         for stream in streams:
-            stream.offer(rendered)
+            stream.offer_records(rendered)
         for outlet, lines in zip(self._outlets, (rendered.alerts, rendered.verdicts), strict=False):
-            outlet.add(lines)
+            outlet.add_records(lines)
             if outlet.error is None:  # else the retry writes it: no error a frame on a full disk
                 await outlet.flush()
         self.seq = verdicts.seq
-        self._moved()
+        self._note_frame_done()
 
-    def _remember(self, rendered: "_Rendered") -> None:
+    def _remember_recent_alerts(self, rendered: "_RenderedVerdicts") -> None:
         for record, line in zip(rendered.recorded, rendered.alerts, strict=True):
             if line.key > self._recent_last:  # a replay gives again what the file already gave
                 self._recent_last = line.key
                 self._recent.append(record)
 
-    def begin_after(self, seq: int, line: int) -> None:
+    def begin_after_snapshot(self, seq: int, line: int) -> None:
         """The process starts from a snapshot at `seq`, recovered through `line`: all records through the snapshot are
         durable already, and there is none about a line after `line`."""
         self.seq = max(self.seq, seq)
         for outlet in self._outlets:
-            outlet.not_beyond(line)
-        self._moved()
+            outlet.limit_last_id_to_line(line)
+        self._note_frame_done()
 
     async def sync_through(self, seq: int) -> None:
         """Return when every record through frame `seq` is durable. Raises OSError; RuntimeError when
@@ -224,15 +224,15 @@ class Alerts:
         for outlet in self._outlets:
             await outlet.sync()
 
-    def recent(self, after: str | None = None, limit: int = RECENT_RECORDS) -> list[Record]:
+    def recent_records(self, after: str | None = None, limit: int = RECENT_RECORDS) -> list[Record]:
         """Records of alerts with ids beyond `after`, oldest first, at most the first `limit` of them; without
         `after` the last `limit`. Raises ValueError when `after` is no id."""
         if after is None:
             return list(self._recent)[max(len(self._recent) - limit, 0) :]
-        key = id_key(after)
-        return list(islice((record for record in self._recent if id_key(record["id"]) > key), limit))
+        key = record_id_key(after)
+        return list(islice((record for record in self._recent if record_id_key(record["id"]) > key), limit))
 
-    def find(self, record_id: str) -> Record | None:
+    def find_record(self, record_id: str) -> Record | None:
         """The record of the alert with this id, or the part of a counting record about it, if that is among the recent
         ones. Raises ValueError when it is no id."""
         for record in reversed(self._recent):
@@ -250,7 +250,7 @@ class Alerts:
         {"left_out": n} says how many before the next record. The stream ends when alerts ends.
         """
         send, receive = trio.open_memory_channel[Record](SUBSCRIBER_RECORDS)
-        stream = _Stream(send, everything)
+        stream = _AlertStream(send, everything)
         self._streams.add(stream)
         if self._ended:
             send.close()
@@ -260,7 +260,7 @@ class Alerts:
         finally:
             self._streams.discard(stream)
 
-    async def retry(self) -> None:
+    async def retry_failing_outlets(self) -> None:
         """Try failing outlets again, for ever."""
         while True:
             await trio.sleep(RETRY_SECONDS)
@@ -268,13 +268,13 @@ class Alerts:
                 if outlet.error is not None:
                     await outlet.flush()
 
-    def end(self) -> None:
+    def end_streams(self) -> None:
         self._ended = True
         for stream in self._streams:
             stream.send.close()
-        self._moved()
+        self._note_frame_done()
 
-    def _moved(self) -> None:
+    def _note_frame_done(self) -> None:
         self._progress.set()
         self._progress = trio.Event()
 
@@ -308,13 +308,13 @@ async def run_alerts(
     with verdicts:
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(alerts.retry)
+                nursery.start_soon(alerts.retry_failing_outlets)
                 task_status.started()
                 async for item in verdicts:
-                    await alerts.take(item)
+                    await alerts.take_verdicts(item)
                 nursery.cancel_scope.cancel()
         finally:
-            alerts.end()
+            alerts.end_streams()
 
 
 class Line(NamedTuple):
@@ -325,7 +325,7 @@ class Line(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Rendered:
+class _RenderedVerdicts:
     """One frame's verdicts; `records` and `verdicts` are empty when no file or stream takes them."""
 
     recorded: list[Record]
@@ -334,22 +334,24 @@ class _Rendered:
     verdicts: list[Line]
 
 
-def _render(verdicts: "Verdicts", writing: bool, watched: bool) -> _Rendered:
+def _render_verdicts(verdicts: "Verdicts", writing: bool, watched: bool) -> _RenderedVerdicts:
     recorded = verdicts.recorded()
     records = list(verdicts.records()) if writing or watched else []
-    return _Rendered(recorded, records, [_line(record) for record in recorded], [_line(r) for r in records if writing])
+    return _RenderedVerdicts(
+        recorded, records, [_record_line(record) for record in recorded], [_record_line(r) for r in records if writing]
+    )
 
 
-def _line(record: Record) -> Line:
-    encoded = _encoded(record)
+def _record_line(record: Record) -> Line:
+    encoded = _encode_record(record)
     for characters in CUT_TO:
         if len(encoded) <= RECORD_BYTES:
             break
-        encoded = _encoded(_cut(record, characters))
-    return Line(id_key(record["id"]), encoded)
+        encoded = _encode_record(_cut_long_texts(record, characters))
+    return Line(record_id_key(record["id"]), encoded)
 
 
-def _encoded(record: Record) -> bytes:
+def _encode_record(record: Record) -> bytes:
     """ASCII only: no control sequence of a log line reaches the terminal of a reader."""
     encoded = msgspec.json.encode(record)
     if not encoded.isascii():
@@ -357,39 +359,39 @@ def _encoded(record: Record) -> bytes:
     return encoded
 
 
-def _cut(value: Any, characters: int) -> Any:
+def _cut_long_texts(value: Any, characters: int) -> Any:
     """With a mark at the end of each text that was cut."""
     match value:
         case str() if len(value) > characters:
             return f"{value[:characters]}[{len(value) - characters} more characters]"
         case dict():
-            return {name: _cut(each, characters) for name, each in value.items()}
+            return {name: _cut_long_texts(each, characters) for name, each in value.items()}
         case list() | tuple():
-            return [_cut(each, characters) for each in value]
+            return [_cut_long_texts(each, characters) for each in value]
         case _:
             return value
 
 
 @dataclass(eq=False, slots=True)
-class _Stream:
+class _AlertStream:
     send: "trio.MemorySendChannel[Record]"
     everything: bool
     dropped: int = 0
 
-    def offer(self, rendered: _Rendered) -> None:
+    def offer_records(self, rendered: _RenderedVerdicts) -> None:
         if not self.everything:
             for record in rendered.recorded:
-                self._offer(record)
+                self._offer_record(record)
             return
         sampled = 0
         for record in rendered.records:
             if record["flagged"] or sampled < SAMPLED_RECORDS:
                 sampled += not record["flagged"]
-                self._offer(record)
+                self._offer_record(record)
             else:
                 self.dropped += 1
 
-    def _offer(self, record: Record) -> None:
+    def _offer_record(self, record: Record) -> None:
         try:
             if self.dropped:
                 self.send.send_nowait({"left_out": self.dropped})

@@ -30,25 +30,25 @@ class Backlog:
     @room.setter
     def room(self, room: int) -> None:
         self._room = room
-        self._wake()
+        self._note_room_changed()
 
-    async def take(self, item: Sequenced) -> None:
+    async def wait_for_room(self, item: Sequenced) -> None:
         """Return when there is room for `item`, which counts from now on."""
-        while self._held and self._held + _size(item) > self._room:
+        while self._held and self._held + _frame_memory_bytes(item) > self._room:
             await self._changed.wait()
-        self._held += _size(item)
+        self._held += _frame_memory_bytes(item)
 
-    def give(self, item: Sequenced) -> None:
+    def release_room(self, item: Sequenced) -> None:
         """`item` has gone on."""
-        self._held -= _size(item)
-        self._wake()
+        self._held -= _frame_memory_bytes(item)
+        self._note_room_changed()
 
-    def _wake(self) -> None:
+    def _note_room_changed(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
 
-def _size(item: Sequenced) -> int:
+def _frame_memory_bytes(item: Sequenced) -> int:
     frame = item.frame
     data = sum(len(segment.data) for segment in frame.segments) if isinstance(frame, LinesFrame) else 0
     return data + _FRAME_BYTES
@@ -64,16 +64,16 @@ async def run_backlog(
     """Pass frames on in order until there are no more, then close `onward`. Takes ownership of both channel ends."""
     held_in, held = trio.open_memory_channel[Sequenced](math.inf)
 
-    async def take() -> None:
+    async def take_frames() -> None:
         with frames, held_in:
             async for item in frames:
-                await backlog.take(item)
+                await backlog.wait_for_room(item)
                 await held_in.send(item)
 
     with onward, held:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(take)
+            nursery.start_soon(take_frames)
             task_status.started()
             async for item in held:
                 await onward.send(item)
-                backlog.give(item)
+                backlog.release_room(item)

@@ -28,7 +28,7 @@ from actors.alerts import Alerts
 from actors.scoring import Scoring
 from actors.sequencer import Sequencer
 from detection.columns.state import Columns, State, digest
-from persistence.disk import failure
+from persistence.disk import os_error_text
 from persistence.journal import JournalError
 from persistence.store import SnapshotInfo
 
@@ -83,7 +83,7 @@ class Saved:
 
 
 @dataclass(eq=False, slots=True)
-class _Request:
+class _CheckpointRequest:
     through: int
     extra: bool
     done: trio.Event = field(default_factory=trio.Event)
@@ -130,7 +130,7 @@ class Checkpoints:
         self._alerts = alerts
         self._models = models
         self._settings = settings
-        self._requests: list[_Request] = []
+        self._requests: list[_CheckpointRequest] = []
         self._wake = trio.Event()
         self._ended = False
         self._earliest = -math.inf
@@ -141,7 +141,7 @@ class Checkpoints:
         self._last_time = trio.current_time()
         self._limiter = trio.CapacityLimiter(1)
 
-    async def request(self, *, extra: bool = False) -> Saved:
+    async def request_snapshot(self, *, extra: bool = False) -> Saved:
         """Save now, an `extra` one as soon as it may; the snapshot covers every frame that was durable when this was
         called.
 
@@ -150,7 +150,7 @@ class Checkpoints:
         if self._ended:
             raise CheckpointError("no snapshot: the daemon is stopping")
         # Not `seq`: the frames that recovery had to leave out are never applied.
-        request = _Request(self._sequencer.handed_on, extra)
+        request = _CheckpointRequest(self._sequencer.handed_on, extra)
         self._requests.append(request)
         self._wake.set()
         await request.done.wait()
@@ -168,37 +168,37 @@ class Checkpoints:
             "failures": self.failures,
         }
 
-    async def serve(self) -> None:
+    async def save_when_due(self) -> None:
         """Save whenever it is due, until scoring has ended and every request is answered."""
         published = self._scoring.published
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch)
+            nursery.start_soon(self._watch_summaries)
             while not self._ended:
-                with trio.move_on_at(min(self._timer(), self._requests_due())):
+                with trio.move_on_at(min(self._next_periodic_save(), self._next_requested_save())):
                     await self._wake.wait()
                 self._wake = trio.Event()
-                periodic = trio.current_time() >= self._timer()
-                if periodic or trio.current_time() >= self._requests_due():
-                    await self._serve_once(published.summary.seq, periodic)
+                periodic = trio.current_time() >= self._next_periodic_save()
+                if periodic or trio.current_time() >= self._next_requested_save():
+                    await self._save_for_all_requests(published.summary.seq, periodic)
             nursery.cancel_scope.cancel()
 
-    async def _watch(self) -> None:
+    async def _watch_summaries(self) -> None:
         published = self._scoring.published
         summary = published.summary
         try:
             while True:
-                summary = await published.newer(summary)
+                summary = await published.newer_summary(summary)
                 self._wake.set()
         except trio.EndOfChannel:
             self._ended = True
             self._wake.set()
 
-    def _requests_due(self) -> float:
+    def _next_requested_save(self) -> float:
         if not self._requests:
             return math.inf
         return self._earliest_extra if all(request.extra for request in self._requests) else -math.inf
 
-    def _timer(self) -> float:
+    def _next_periodic_save(self) -> float:
         """When the next periodic save is due."""
         summary = self._scoring.published.summary
         if summary.seq == self._counted_seq:
@@ -209,17 +209,17 @@ class Checkpoints:
             return self._earliest
         return max(self._earliest, self._last_time + self._settings.every_seconds)
 
-    async def _serve_once(self, seq: int, periodic: bool) -> None:
+    async def _save_for_all_requests(self, seq: int, periodic: bool) -> None:
         requests, self._requests = self._requests, []
         extra = not periodic and all(request.extra for request in requests)
         began = trio.current_time()
         outcome: Saved | CheckpointError | None
         try:
             # A frame is durable before it is applied: wait until everything accepted is, too.
-            await self._scoring.published.wait_for(max([seq, *(request.through for request in requests)]))
-            outcome = None if periodic else await self._last_if_nothing_is_new(extra)
+            await self._scoring.published.wait_for_frame(max([seq, *(request.through for request in requests)]))
+            outcome = None if periodic else await self._last_snapshot_if_nothing_is_new(extra)
             if outcome is None:
-                outcome = await self.save(extra=extra)
+                outcome = await self.save_snapshot(extra=extra)
         except (CheckpointError, trio.EndOfChannel) as exc:
             outcome = exc if isinstance(exc, CheckpointError) else CheckpointError("scoring has ended")
         pause = FAILED_PAUSE_SECONDS if isinstance(outcome, CheckpointError) else 0.0
@@ -233,7 +233,7 @@ class Checkpoints:
             request.outcome = outcome
             request.done.set()
 
-    async def _last_if_nothing_is_new(self, extra: bool) -> Saved | None:
+    async def _last_snapshot_if_nothing_is_new(self, extra: bool) -> Saved | None:
         """The last snapshot if it is of the state as it is, and there."""
         last, newest, sequencer = self.last, self._scoring.published.summary.seq, self._sequencer
         if last is None or last.seq != newest or not (extra or self._counted_seq == newest):
@@ -242,14 +242,14 @@ class Checkpoints:
             return None  # while the disk fails, a request finds out whether it can be written
         return last if await trio.to_thread.run_sync(self._store.has_snapshot, last.path.name) else None
 
-    async def save(self, *, extra: bool = False) -> Saved:
+    async def save_snapshot(self, *, extra: bool = False) -> Saved:
         """One snapshot of the state as it is. Raises CheckpointError, logged and counted."""
         began, heals = trio.current_time(), self._sequencer.heals
         try:
-            async with self._scoring.exporting() as (summary, columns):
+            async with self._scoring.exported_state() as (summary, columns):
                 await self._alerts.sync_through(summary.seq)
                 info, sha = await trio.to_thread.run_sync(
-                    self._write,
+                    self._write_state_snapshot,
                     summary.seq,
                     summary.line,
                     columns,
@@ -260,7 +260,11 @@ class Checkpoints:
         except Exception as exc:
             # Whatever it was, it cost one snapshot; the journal holds what the snapshot would have.
             self.failures += 1
-            why = failure(exc, self._store.directory) if isinstance(exc, OSError) else str(exc) or type(exc).__name__
+            why = (
+                os_error_text(exc, self._store.directory)
+                if isinstance(exc, OSError)
+                else str(exc) or type(exc).__name__
+            )
             known, self.error = self.error, f"no snapshot: {why}"
             if self.error != known:  # a disk may be full for hours
                 log.error("%s", self.error, exc_info=None if isinstance(exc, OSError) else exc)
@@ -275,13 +279,13 @@ class Checkpoints:
         path = self._store.directory / info.name
         self.last = Saved(summary.seq, summary.line, path, info.bytes, seconds, sha, self._settings.now())
         try:
-            await self._sequencer.rotate()
+            await self._sequencer.rotate_journal()
         except (JournalError, OSError) as exc:
             # The snapshot is durable; the next append opens a segment of its own.
             log.warning("journal: no new segment after %s: %s", info.name, exc)
         return self.last
 
-    def _write(self, seq: int, line: int, columns: State, extra: bool) -> tuple[SnapshotInfo, str]:
+    def _write_state_snapshot(self, seq: int, line: int, columns: State, extra: bool) -> tuple[SnapshotInfo, str]:
         # The copy that scoring made before is the smaller part of the work, and not counted.
         began = self._settings.worked()
         try:
@@ -291,11 +295,11 @@ class Checkpoints:
         finally:
             self._cost = self._settings.worked() - began
 
-    def wanted(self) -> bool:
+    def last_save_wanted(self) -> bool:
         """Whether a last save has anything to do."""
         return bool(self._requests) or self._scoring.published.summary.seq != self.seq
 
-    def end(self, outcome: Saved | None, why: str) -> None:
+    def end_requests(self, outcome: Saved | None, why: str) -> None:
         """Answer the requests that still wait, and refuse those that come from now on."""
         self._ended = True
         for request in self._requests:
@@ -317,14 +321,14 @@ async def run_checkpoint(
     """
     task_status.started()
     try:
-        await checkpoints.serve()
+        await checkpoints.save_when_due()
     finally:
         # We may be being cancelled: shield the last save, but never hang the stop.
         with trio.move_on_after(final_seconds, shield=True) as deadline:
             try:
-                if checkpoints.wanted():
-                    await checkpoints.save()
+                if checkpoints.last_save_wanted():
+                    await checkpoints.save_snapshot()
             finally:
-                checkpoints.end(checkpoints.last, checkpoints.error or "no snapshot: the daemon is stopping")
+                checkpoints.end_requests(checkpoints.last, checkpoints.error or "no snapshot: the daemon is stopping")
         if deadline.cancelled_caught:
             raise CheckpointError(f"no snapshot: not written within {final_seconds:g} s of the stop")

@@ -42,43 +42,43 @@ class StoredConnections:
         self._keeper.forget(name)
         self._forgotten += 1
 
-    def closed(self, name: str) -> None:
+    def note_closed(self, name: str) -> None:
         """To be called before it is closed: its descriptor may soon be another connection's."""
         self._unsure.pop(name, None)
 
-    async def watch(self) -> None:
+    async def watch_room(self) -> None:
         """Test after connections came, until there was room for all of them. Until cancelled."""
         while True:
             with trio.move_on_after(RETRY_SECONDS if self._missing else float("inf")):
                 await self._came.wait()
             self._came = trio.Event()
-            await self._test()
+            await self._test_store_for_room()
             await trio.sleep(PAUSE_SECONDS)
 
-    async def _test(self) -> None:
+    async def _test_store_for_room(self) -> None:
         if self._missing:
             # What found no room is given again once there is some: room that came later does not hold it yet.
-            if not await self._has_room():
-                self._report(len(self._unsure))
+            if not await self._store_has_room():
+                self._report_missing_connections(len(self._unsure))
                 return
             for name, descriptor in self._unsure.items():
                 self._keeper.keep(name, descriptor)
         tested, forgotten = list(self._unsure), self._forgotten
-        has_room = await self._has_room()
+        has_room = await self._store_has_room()
         if has_room and forgotten == self._forgotten:
             for name in tested:
                 self._unsure.pop(name, None)
-            self._report(0)
+            self._report_missing_connections(0)
         elif has_room is False:
-            self._report(len(self._unsure))
+            self._report_missing_connections(len(self._unsure))
         else:
             # No answer; or a place became free in between, and may be all the room there is.
             self._came.set()
 
-    async def _has_room(self) -> bool | None:
+    async def _store_has_room(self) -> bool | None:
         return await trio.to_thread.run_sync(self._keeper.has_room, abandon_on_cancel=True)
 
-    def _report(self, missing: int) -> None:
+    def _report_missing_connections(self, missing: int) -> None:
         if missing and not self._missing:
             log.warning("the service manager's store is full: %d connections would not outlive this process", missing)
         elif self._missing and not missing:

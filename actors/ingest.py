@@ -9,10 +9,10 @@ and spin. By then the half line is part of the source's state.
 Where a service manager keeps our connections (`actors/peek_mark.py`) they outlive us: nothing is reset or closed when
 we die or stop, and the process after us goes on where we were, under the same names of sources, every byte once.
 
-A connection has at most one chunk under way, and takes turns with the others (`actors/turns.py`), so fast clients
-cannot starve a slow one; neither can idle ones, for they give way (`actors/places.py`). Both go by the user at the
-other end (SO_PEERCRED). A client that resets, hangs or dies ends its own source only, and its unfinished line counts
-as a line.
+A connection has at most one chunk under way, and takes turns with the others (`actors/connection_turns.py`), so fast
+clients cannot starve a slow one; neither can idle ones, for they give way (`actors/connection_places.py`). Both go by
+the user at the other end (SO_PEERCRED). A client that resets, hangs or dies ends its own source only, and its
+unfinished line counts as a line.
 """
 
 import errno
@@ -25,12 +25,12 @@ from dataclasses import dataclass, field
 
 import trio
 
+from actors.connection_places import Place, Places, Said, Shortage
+from actors.connection_turns import Flow, Turns
 from actors.fd_store import StoredConnections
-from actors.lines import Recognise, Source
-from actors.peek_mark import Keeper, clear_mark, journaled_bytes, set_mark
-from actors.places import Place, Places, Said, Shortage
+from actors.peek_mark import Keeper, clear_peek_mark, journaled_bytes, set_peek_mark
 from actors.sequencer import Chunk
-from actors.turns import Flow, Turns
+from actors.source_lines import Recognise, Source
 from detection.frames import Segment
 from detection.sessions.connections import LivingSource
 
@@ -80,7 +80,7 @@ class Counters:
 class IngestSettings:
     """Sources are called "<salt>-<n>": `salt` must differ between starts. `kind` is the format of every line, or "auto"
     for what `recognise` makes of a source's first lines. Beyond `max_connections` new ones wait until others
-    have ended or give way (`actors.places`)."""
+    have ended or give way (`actors.connection_places`)."""
 
     salt: str
     recognise: Recognise
@@ -113,7 +113,7 @@ async def run_ingest(
 
     The listeners are bound, listening, non-blocking, and stay the caller's. `inherited` connections go on where they
     were. An inherited source without its connection ends before we serve, its unfinished line becoming a line. With a
-    `keeper` every connection is kept from its first moment to its end, and needs `actors.peek_mark.marks_work`.
+    `keeper` every connection is kept from its first moment to its end, and needs `actors.peek_mark.peek_marks_work`.
 
     At `stop` no more is read and what is under way becomes durable. Then connections close, which resets those
     with unread bytes, unless they are kept: those wait for the process after us.
@@ -121,16 +121,18 @@ async def run_ingest(
     with chunks:
         inherited = inherited or Inherited()
         ingest = _Ingest(chunks, settings, keeper, counters or Counters())
-        await ingest.close_orphans([source for source in inherited.living if source.name not in inherited.stored])
+        await ingest.close_orphaned_sources(
+            [source for source in inherited.living if source.name not in inherited.stored]
+        )
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ingest.stop_reading, stop)
-            nursery.start_soon(ingest.watch_store)
-            nursery.start_soon(ingest.watch_places)
+            nursery.start_soon(ingest.stop_reading_at_stop, stop)
+            nursery.start_soon(ingest.watch_descriptor_store)
+            nursery.start_soon(ingest.watch_connection_places)
             known = {source.name: source for source in inherited.living}
             for name, connection in inherited.stored.items():
-                nursery.start_soon(ingest.resume, connection, name, known.get(name))
+                nursery.start_soon(ingest.resume_connection, connection, name, known.get(name))
             for listener in listeners:
-                nursery.start_soon(ingest.accept_from, listener, nursery)
+                nursery.start_soon(ingest.accept_connections_from, listener, nursery)
             task_status.started()
 
 
@@ -144,32 +146,32 @@ class _Ingest:
     ) -> None:
         self._chunks = chunks
         self._settings = settings
-        self._places = Places(settings.max_connections, self._on_waiting)
+        self._places = Places(settings.max_connections, self._count_waiting_connections)
         self._turns = Turns()
         self._counters = counters
         self._lasting_reason = counters.exactly_once_reason
-        self._stored = None if keeper is None else StoredConnections(keeper, self._on_unkept)
+        self._stored = None if keeper is None else StoredConnections(keeper, self._count_unkept_connections)
         self._stopped = False
         self._waits: set[trio.CancelScope] = set()
 
-    async def watch_store(self) -> None:
+    async def watch_descriptor_store(self) -> None:
         """Test what the service manager holds, until `stop`."""
         if self._stored is not None:
-            with self._until_stop():
-                await self._stored.watch()
+            with self._cancelled_by_stop():
+                await self._stored.watch_room()
 
-    async def watch_places(self) -> None:
+    async def watch_connection_places(self) -> None:
         """Log when connections wait, until `stop`."""
-        with self._until_stop():
-            await self._places.watch()
+        with self._cancelled_by_stop():
+            await self._places.log_shortages()
 
-    def _on_waiting(self, shortage: Shortage) -> None:
+    def _count_waiting_connections(self, shortage: Shortage) -> None:
         counters = self._counters
         counters.connections_waiting = shortage.waiting is not None
         counters.connections_waiting_reason = shortage.waiting
         counters.connections_gave_way, counters.connections_refused = shortage.gave_way, shortage.refused
 
-    def _on_unkept(self, connections: int) -> None:
+    def _count_unkept_connections(self, connections: int) -> None:
         counters = self._counters
         counters.connections_unkept = connections
         counters.exactly_once_reason = (
@@ -179,14 +181,14 @@ class _Ingest:
         )
         counters.exactly_once = counters.exactly_once_reason is None
 
-    async def stop_reading(self, stop: trio.Event) -> None:
+    async def stop_reading_at_stop(self, stop: trio.Event) -> None:
         await stop.wait()
         self._stopped = True
         for scope in self._waits:
             scope.cancel()
 
     @contextmanager
-    def _until_stop(self) -> Iterator[trio.CancelScope]:
+    def _cancelled_by_stop(self) -> Iterator[trio.CancelScope]:
         """A scope around waiting for the outside world, and nothing else: stop cancels all of them."""
         scope = trio.CancelScope()
         self._waits.add(scope)
@@ -198,60 +200,60 @@ class _Ingest:
         finally:
             self._waits.discard(scope)
 
-    async def close_orphans(self, orphans: Sequence[LivingSource]) -> None:
+    async def close_orphaned_sources(self, orphans: Sequence[LivingSource]) -> None:
         async with trio.open_nursery() as nursery:
             for orphan in orphans:
-                nursery.start_soon(self._commit, self._source(orphan.name, orphan).finish())
+                nursery.start_soon(self._commit_segment, self._make_source(orphan.name, orphan).finish())
         if unfinished := sum(orphan.tail != b"" for orphan in orphans):
             log.info("%d unfinished lines of an earlier process became lines", unfinished)
 
-    async def resume(self, connection: socket.socket, name: str, before: LivingSource | None) -> None:
+    async def resume_connection(self, connection: socket.socket, name: str, before: LivingSource | None) -> None:
         """Go on with a connection that an earlier process had; `before` is where the journal leaves its source."""
         stream = trio.socket.from_stdlib_socket(connection)
         place: Place | None = None
-        with self._until_stop():
+        with self._cancelled_by_stop():
             said = Said.NOTHING if before is None else Said.LINES if before.lines else Said.BYTES
-            place = await self._places.take(stream, _peer(connection), said=said, may_refuse=False)
+            place = await self._places.take_place(stream, _connection_peer_uid(connection), said=said, may_refuse=False)
         if place is None:
             return  # it stays with the service manager
         self._counters.connections_resumed += 1
         journaled = journaled_bytes(connection, before)
         self._counters.chunks_recognised += journaled > 0
-        await self._serve(place, self._source(name, before), journaled)
+        await self._serve_connection(place, self._make_source(name, before), journaled)
 
-    async def accept_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+    async def accept_connections_from(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while not self._stopped:
-            with self._until_stop() as scope:
+            with self._cancelled_by_stop() as scope:
                 await trio.lowlevel.wait_readable(listener)
             if scope.cancelled_caught:
                 return
-            connection = await self._accepted(listener)
+            connection = await self._accept_connection(listener)
             if connection is None:
                 continue
             self._counters.connections_total += 1
             name = f"{self._settings.salt}-{self._counters.connections_total}"
             if self._stored is not None:
                 self._stored.keep(name, connection.fileno())
-            nursery.start_soon(self._come, connection, name)
+            nursery.start_soon(self._serve_new_connection, connection, name)
 
-    async def _come(self, connection: socket.socket, name: str) -> None:
+    async def _serve_new_connection(self, connection: socket.socket, name: str) -> None:
         """Serve a new connection as soon as it has a place."""
         with trio.socket.from_stdlib_socket(connection) as stream:
             place: Place | None = None
-            with self._until_stop() as scope:
-                place = await self._places.take(stream, _peer(connection))
+            with self._cancelled_by_stop() as scope:
+                place = await self._places.take_place(stream, _connection_peer_uid(connection))
             if place is not None:
-                await self._serve(place, self._source(name, None))
+                await self._serve_connection(place, self._make_source(name, None))
                 return
             if self._stored is not None:
                 if not scope.cancelled_caught:
                     self._stored.forget(name)
-                self._stored.closed(name)
+                self._stored.note_closed(name)
 
-    async def _accepted(self, listener: socket.socket) -> socket.socket | None:
+    async def _accept_connection(self, listener: socket.socket) -> socket.socket | None:
         """The connection that waits, or None when there is none for us after all, or an error to live with."""
         connection: socket.socket | None = None
-        with self._until_stop():
+        with self._cancelled_by_stop():
             try:
                 # Not trio's accept: it lets other tasks run before it returns.
                 connection, _ = listener.accept()
@@ -262,83 +264,83 @@ class _Ingest:
                     raise
                 self._counters.accept_errors += 1
                 if exc.errno in _EXHAUSTED:
-                    self._places.short_of(f"connections for log lines cannot be accepted: {exc.strerror}")
-                    self._places.let_go()
+                    self._places.note_shortage(f"connections for log lines cannot be accepted: {exc.strerror}")
+                    self._places.end_idle_connection()
                     await trio.sleep(ACCEPT_PAUSE_SECONDS)
                 else:
                     log.warning("connection not accepted: %s", exc)
         return connection
 
-    def _source(self, name: str, before: LivingSource | None) -> Source:
+    def _make_source(self, name: str, before: LivingSource | None) -> Source:
         settings = self._settings
         return Source(name, settings.kind, settings.recognise, settings.max_line_bytes, before)
 
-    async def _serve(self, place: Place, source: Source, journaled: int = 0) -> None:
+    async def _serve_connection(self, place: Place, source: Source, journaled: int = 0) -> None:
         """Read the connection from its byte `journaled` on to its end, or to ours."""
         connection = place.connection
         self._counters.connections_open += 1
-        flow = self._turns.join(place.uid)
+        flow = self._turns.join_connection(place.uid)
         try:
             with connection:
-                await _consume(connection, journaled)
+                await _consume_peeked_bytes(connection, journaled)
                 if self._stored is not None:
                     # Not before: killed in the middle, what is left of the mark says how many bytes are left.
-                    clear_mark(connection)
-                if await self._read_all(place, source, flow):
+                    clear_peek_mark(connection)
+                if await self._read_source_to_end(place, source, flow):
                     # Durable before the close, which the sender takes as the acknowledgement.
-                    await self._commit(source.finish())
+                    await self._commit_segment(source.finish())
                     if self._stored is not None:
                         # The sender need not wait until the manager has closed its end, too.
                         connection.shutdown(socket.SHUT_RDWR)
                         self._stored.forget(source.name)
                 if self._stored is not None:
-                    self._stored.closed(source.name)
+                    self._stored.note_closed(source.name)
         finally:
-            self._turns.leave(flow)
+            self._turns.leave_connection(flow)
             self._counters.connections_open -= 1
-            self._places.give_back(place)
+            self._places.give_place_back(place)
 
-    async def _read_all(self, place: Place, source: Source, flow: Flow) -> bool:
+    async def _read_source_to_end(self, place: Place, source: Source, flow: Flow) -> bool:
         """True at the end of the source, False when we stop before."""
         while not self._stopped:
-            with self._until_stop() as scope:
+            with self._cancelled_by_stop() as scope:
                 await trio.lowlevel.wait_readable(place.connection)
             if scope.cancelled_caught:
                 return False
-            most = await self._turns.take(flow)
+            most = await self._turns.wait_for_turn(flow)
             try:
                 if self._stopped:
                     return False
-                if not await self._take_chunk(place, source, flow, most):
+                if not await self._journal_next_chunk(place, source, flow, most):
                     return True
             finally:
-                self._turns.over(flow)
+                self._turns.end_turn(flow)
         return False
 
-    async def _take_chunk(self, place: Place, source: Source, flow: Flow, most: int) -> bool:
+    async def _journal_next_chunk(self, place: Place, source: Source, flow: Flow, most: int) -> bool:
         """Have at most `most` bytes of what waits made durable, and consume them; False when nothing will come."""
         connection = place.connection
         try:
             data = await connection.recv(most, socket.MSG_PEEK)
             if not data:
                 return False
-            self._turns.took(flow, len(data))
+            self._turns.use_turn(flow, len(data))
             segment = source.feed(data)
             if self._stored is not None and segment is not None:
-                set_mark(connection, len(data), segment.parity)
-            with self._places.busy(place):
-                await self._commit(segment)
+                set_peek_mark(connection, len(data), segment.parity)
+            with self._places.marked_busy(place):
+                await self._commit_segment(segment)
             place.said = max(place.said, Said.LINES if segment is not None and segment.lines else Said.BYTES)
             self._counters.bytes += len(data)
-            await _consume(connection, len(data))
+            await _consume_peeked_bytes(connection, len(data))
             if self._stored is not None:
-                clear_mark(connection)
+                clear_peek_mark(connection)
         except OSError as exc:
             log.info("source %s ended: %s", source.name, exc)
             return False
         return True
 
-    async def _commit(self, segment: Segment | None) -> None:
+    async def _commit_segment(self, segment: Segment | None) -> None:
         if segment is None:
             return
         chunk = Chunk(segment)
@@ -352,13 +354,13 @@ class _Ingest:
         self._counters.lines_truncated += len(segment.cut)
 
 
-async def _consume(connection: trio.socket.SocketType, size: int) -> None:
+async def _consume_peeked_bytes(connection: trio.socket.SocketType, size: int) -> None:
     """Take `size` bytes, which are known to wait there."""
     while size:
         size -= len(await connection.recv(size))
 
 
-def _peer(connection: socket.socket) -> int:
+def _connection_peer_uid(connection: socket.socket) -> int:
     """The user at the other end, as the kernel noted it when the connection was made."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     uid: int = struct.unpack("3i", credentials)[1]

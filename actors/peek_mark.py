@@ -47,12 +47,12 @@ class Marked(Protocol):
     def setsockopt(self, level: int, optname: int, value: int, /) -> None: ...
 
 
-def set_mark(connection: Marked, size: int, parity: int) -> None:
+def set_peek_mark(connection: Marked, size: int, parity: int) -> None:
     """A chunk of `size` bytes, at most 2**30 - 1, is about to be journaled with `parity`."""
     connection.setsockopt(SOL_SOCKET, SO_PEEK_OFF, size | parity << PARITY_BIT)
 
 
-def clear_mark(connection: Marked) -> None:
+def clear_peek_mark(connection: Marked) -> None:
     connection.setsockopt(SOL_SOCKET, SO_PEEK_OFF, -1)
 
 
@@ -67,16 +67,16 @@ def journaled_bytes(connection: Marked, source: "LivingSource | None") -> int:
     return mark & ((1 << PARITY_BIT) - 1)
 
 
-def marks_work() -> bool:
+def peek_marks_work() -> bool:
     """Whether this kernel keeps a mark beside the bytes of a Unix stream socket, as described above."""
     reader, writer = socketpair()
     with reader, writer:
         try:
             writer.sendall(b"abcd")
-            set_mark(reader, 4, 1)
+            set_peek_mark(reader, 4, 1)
             reader.recv(3)
             lowered = reader.getsockopt(SOL_SOCKET, SO_PEEK_OFF)
-            clear_mark(reader)
+            clear_peek_mark(reader)
             return lowered == 1 | 1 << PARITY_BIT and reader.getsockopt(SOL_SOCKET, SO_PEEK_OFF) == -1
         except OSError:  # the option, or -1, is unknown here
             return False

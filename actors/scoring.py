@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from actors.latest_summary import Published
+from actors.latest_summary import LatestSummary
 from detection.columns.state import State
 from detection.frames import Sequenced
 from detection.summary import Summary
@@ -36,7 +36,7 @@ class Scoring:
 
     `read_back` gets a frame on which the detector raised, and the error; it returns a detector that has applied that
     frame, or left it out, and the verdicts, or raises. Blocking, called in the worker thread; no state that was
-    exported before is being written then, see `exporting`.
+    exported before is being written then, see `exported_state`.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Scoring:
         self._saving = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
         self._applying: int | None = None
-        self.published = Published(detector.summary())
+        self.published = LatestSummary(detector.summary())
 
-    async def apply(self, item: Sequenced) -> "Verdicts":
+    async def apply_frame(self, item: Sequenced) -> "Verdicts":
         """Apply and publish. After an error the state is abandoned: no query or export is served."""
 
-        def apply() -> "tuple[Verdicts, Summary] | Exception":
+        def apply_to_detector() -> "tuple[Verdicts, Summary] | Exception":
             # Marked in the thread: a cancellation before it starts must not cost the state.
             self._applying = item.seq
             try:
@@ -68,23 +68,23 @@ class Scoring:
             self._applying = None
             return verdicts, summary
 
-        def read_back(error: Exception) -> "tuple[Verdicts, Summary]":
+        def read_back_detector(error: Exception) -> "tuple[Verdicts, Summary]":
             assert self._read_back is not None
             self._detector, verdicts = self._read_back(item, error)
             self._applying = None
             return verdicts, self._detector.summary()
 
         async with self._turn:
-            self._refuse_abandoned()
-            outcome = await self._in_thread(apply)
+            self._refuse_abandoned_state()
+            outcome = await self._run_in_worker_thread(apply_to_detector)
             if isinstance(outcome, Exception):
                 error = outcome
                 # A snapshot being written is finished first: earlier frames may now be judged differently, and after
                 # that no snapshot of the old judgement may be written.
                 async with self._saving:
-                    outcome = await self._in_thread(lambda: read_back(error))
+                    outcome = await self._run_in_worker_thread(lambda: read_back_detector(error))
             verdicts, summary = outcome
-            self.published.publish(summary)
+            self.published.publish_summary(summary)
         return verdicts
 
     async def query(self, question: "Callable[[Detector], T]") -> T:
@@ -94,19 +94,19 @@ class Scoring:
         Raises StateAbandoned, and what `question` raises. Cancelled, it still runs to its end if it has begun.
         """
         async with self._turn:
-            self._refuse_abandoned()
-            return await self._in_thread(lambda: question(self._detector))
+            self._refuse_abandoned_state()
+            return await self._run_in_worker_thread(lambda: question(self._detector))
 
     @asynccontextmanager
-    async def exporting(self) -> AsyncIterator[tuple[Summary, State]]:
+    async def exported_state(self) -> AsyncIterator[tuple[Summary, State]]:
         """A copy of the state, and the summary of the same moment; for one caller at a time.
 
         Frames are applied meanwhile, but none is read back until this is left, so nothing is written in here of a state
         that was abandoned. Raises StateAbandoned.
         """
         async with self._turn:
-            self._refuse_abandoned()
-            exported = await self._in_thread(lambda: (self._detector.summary(), self._detector.export()))
+            self._refuse_abandoned_state()
+            exported = await self._run_in_worker_thread(lambda: (self._detector.summary(), self._detector.export()))
             # In this turn, before the next frame can fail. No task waits for a turn while it holds this lock.
             await self._saving.acquire()
         try:
@@ -114,17 +114,17 @@ class Scoring:
         finally:
             self._saving.release()
 
-    async def beat(self, heartbeat: Callable[[], None]) -> None:
+    async def call_heartbeat(self, heartbeat: Callable[[], None]) -> None:
         """Call `heartbeat` every HEARTBEAT_SECONDS, in a turn of its own: a hung detector stops it."""
         while True:
             async with self._turn:
                 heartbeat()
             await trio.sleep(HEARTBEAT_SECONDS)
 
-    async def _in_thread(self, call: Callable[[], T]) -> T:
+    async def _run_in_worker_thread(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, limiter=self._limiter)
 
-    def _refuse_abandoned(self) -> None:
+    def _refuse_abandoned_state(self) -> None:
         if self._applying is not None:
             raise StateAbandoned(f"frame {self._applying} was not applied to its end")
 
@@ -145,10 +145,10 @@ async def run_scoring(
     with frames, verdicts:
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(scoring.beat, heartbeat)
+                nursery.start_soon(scoring.call_heartbeat, heartbeat)
                 task_status.started()
                 async for item in frames:
-                    await verdicts.send(await scoring.apply(item))
+                    await verdicts.send(await scoring.apply_frame(item))
                 nursery.cancel_scope.cancel()
         finally:
             scoring.published.close()

@@ -5,8 +5,8 @@ sources, sent to scoring. So what scoring has applied is in the journal, and a s
 may forget its bytes. Chunks of many sources share a frame, and everything that waits shares one append.
 
 The decision about a frame that cannot be applied is a frame, too. Scoring journals it in the middle of applying, while
-everything else may be waiting for scoring: `interject` neither queues behind requests nor waits until frames are passed
-on.
+everything else may be waiting for scoring: `interject_frame` neither queues behind requests nor waits until frames are
+passed on.
 
 A journal that cannot be written degrades the daemon, it does not stop it: nothing is confirmed, so sources wait,
 and the same frames are tried again every `RETRY_SECONDS` until the disk is back. Then `heals` counts one up, and
@@ -58,7 +58,7 @@ class FrameRequest:
 Request = Chunk | FrameRequest
 
 
-async def submit(
+async def submit_frame(
     requests: "trio.MemorySendChannel[Request]",
     frame: Frame,
     model: Model | None = None,
@@ -113,7 +113,7 @@ class Sequencer:
         self._onward: deque[Sequenced] = deque()  # durable, in order, not passed on yet
         self._moved = trio.Event()
 
-    async def rotate(self) -> None:
+    async def rotate_journal(self) -> None:
         """Begin a new journal segment, between two appends. Raises JournalError or OSError.
 
         Also works when `run_sequencer` has ended, for the last checkpoint.
@@ -121,22 +121,22 @@ class Sequencer:
         async with self._turn:
             await trio.to_thread.run_sync(self._rotate, limiter=self._limiter)
 
-    async def interject(self, frame: Frame) -> int:
+    async def interject_frame(self, frame: Frame) -> int:
         """Have `frame` journaled now, and return its seq when it is durable; it is passed on in its place.
 
         For scoring in the middle of applying another frame, which holds up everything else: this does not wait for it.
         Also works when `run_sequencer` has ended; then this process does not apply it any more.
         """
         request = FrameRequest(frame)
-        await self.commit([request])
+        await self.commit_requests([request])
         return request.seq
 
-    async def commit(self, requests: Sequence[Request]) -> None:
+    async def commit_requests(self, requests: Sequence[Request]) -> None:
         """Number and append `requests`, however often the journal fails, and set `committed` of each. After that they
-        are passed on by `pass_on`."""
+        are passed on by `pass_frames_on`."""
         async with self._placing:
-            placed = self._place(requests)
-            await self._journal([item for item, _ in placed])
+            placed = self._number_frames(requests)
+            await self._journal_frames([item for item, _ in placed])
             for item, members in placed:
                 self.seq, self.line = item.seq, item.line
                 self.handed_on = item.seq
@@ -145,30 +145,31 @@ class Sequencer:
                     if isinstance(request, FrameRequest):
                         request.seq, request.line = item.seq, item.line
                     request.committed.set()
-        self._wake()
+        self._wake_passing_on()
 
-    async def pass_on(self, frames: trio.MemorySendChannel[Sequenced]) -> None:
+    async def pass_frames_on(self, frames: trio.MemorySendChannel[Sequenced]) -> None:
         """Until cancelled, send on what is durable, one after the other."""
         while True:
             while self._onward:
                 await frames.send(self._onward[0])
                 self._onward.popleft()
-                self._wake()
+                self._wake_passing_on()
             await self._moved.wait()
 
-    async def passed_on(self) -> None:
+    async def all_passed_on(self) -> None:
         """Return when everything durable has been passed on."""
         while self._onward:
             await self._moved.wait()
 
-    def _wake(self) -> None:
+    def _wake_passing_on(self) -> None:
         self._moved.set()
         self._moved = trio.Event()
 
-    def _place(self, requests: Sequence[Request]) -> list[tuple[Sequenced, list[Request]]]:
+    def _number_frames(self, requests: Sequence[Request]) -> list[tuple[Sequenced, list[Request]]]:
+        """The frames that come next, numbered, each with the requests that it is made of."""
         placed: list[tuple[Sequenced, list[Request]]] = []
         seq, line, received = self.seq, self.line, self._now()
-        for members in _frames(requests):
+        for members in _group_requests_into_frames(requests):
             first = members[0]
             seq += 1
             if isinstance(first, FrameRequest):
@@ -179,34 +180,35 @@ class Sequencer:
             placed.append((Sequenced(seq, line, frame), members))
         return placed
 
-    async def _journal(self, items: Sequence[Sequenced]) -> None:
+    async def _journal_frames(self, items: Sequence[Sequenced]) -> None:
+        """Append `items` to the journal, trying again as long as that fails."""
         while True:
             # The turn is given up between tries: a checkpoint that rotates may be what heals the journal.
             async with self._turn:
                 try:
-                    await trio.to_thread.run_sync(self._write, items, limiter=self._limiter)
+                    await trio.to_thread.run_sync(self._append_to_journal, items, limiter=self._limiter)
                     break
                 except JournalError as exc:
-                    self._failed(exc)
+                    self._note_journal_failure(exc)
             await trio.sleep(RETRY_SECONDS)
         if self.failure is not None:
             log.warning("journal: written again after %.1f s", self._now() - self.failure.since)
             self.failure = None
             self.heals += 1
 
-    def _failed(self, exc: JournalError) -> None:
+    def _note_journal_failure(self, exc: JournalError) -> None:
         if self.failure is None:
             log.error("journal: not written, sources wait, retrying: %s", exc)
         self.failure = JournalFailure(str(exc), self.failure.since if self.failure else self._now())
 
-    def _write(self, items: Sequence[Sequenced]) -> None:
+    def _append_to_journal(self, items: Sequence[Sequenced]) -> None:
         self._append([Entry(item.seq, item.line, count_lines(item.frame), encode(item.frame)) for item in items])
 
-    def tick(self) -> FrameRequest:
+    def tick_request(self) -> FrameRequest:
         return FrameRequest(TickFrame(self._now()))
 
 
-def _frames(requests: Sequence[Request]) -> list[list[Request]]:
+def _group_requests_into_frames(requests: Sequence[Request]) -> list[list[Request]]:
     """`requests` in order, chunks together up to FRAME_BYTES, every other frame on its own."""
     groups: list[list[Request]] = []
     room = 0
@@ -238,25 +240,25 @@ async def run_sequencer(
     silence = idle_seconds + TICK_GRACE_SECONDS
     with requests, frames:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(sequencer.pass_on, frames)
+            nursery.start_soon(sequencer.pass_frames_on, frames)
             task_status.started()
             # From the start: sessions that were open before a restart end by silence, too.
             tick_at = trio.current_time() + silence
             while True:
                 try:
-                    gathered = await _gather(requests, tick_at)
+                    gathered = await _gather_requests(requests, tick_at)
                 except trio.EndOfChannel:
                     break
                 if not gathered:
-                    gathered, tick_at = [sequencer.tick()], math.inf
+                    gathered, tick_at = [sequencer.tick_request()], math.inf
                 elif any(isinstance(request, Chunk) for request in gathered):
                     tick_at = trio.current_time() + silence
-                await sequencer.commit(gathered)
-                await sequencer.passed_on()
+                await sequencer.commit_requests(gathered)
+                await sequencer.all_passed_on()
             nursery.cancel_scope.cancel()
 
 
-async def _gather(requests: "trio.MemoryReceiveChannel[Request]", deadline: float) -> list[Request]:
+async def _gather_requests(requests: "trio.MemoryReceiveChannel[Request]", deadline: float) -> list[Request]:
     """The next request and all that wait behind it, about GATHER_BYTES at most; empty at the deadline.
 
     A source has one chunk under way, so one gathering takes at most one chunk of each: that is all the

@@ -43,7 +43,7 @@ class Trained(msgspec.Struct):
     sha256: str
 
 
-class _Report(msgspec.Struct):
+class _TrainerReport(msgspec.Struct):
     """The child's last line."""
 
     done: Trained | None = None
@@ -57,15 +57,15 @@ async def train_in_child(command: Sequence[str], status: TrainingStatus, silent_
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None and process.stderr is not None and process.stdin is not None
-    stderr = _Tail(process.stderr)
-    report = _Report()
+    stderr = _StderrTail(process.stderr)
+    report = _TrainerReport()
     allowed, last_line_at = silent_seconds, trio.current_time()
     try:
         with trio.CancelScope(deadline=last_line_at + allowed) as patience:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(stderr.read)
-                async for line in _lines(process.stdout):
-                    report = _parse(line, status) or report
+                nursery.start_soon(stderr.read_to_end)
+                async for line in _trainer_output_lines(process.stdout):
+                    report = _parse_trainer_message(line, status) or report
                     now = trio.current_time()
                     # A slow machine gets more time.
                     allowed, last_line_at = max(allowed, SILENT_TIMES * (now - last_line_at)), now
@@ -79,40 +79,40 @@ async def train_in_child(command: Sequence[str], status: TrainingStatus, silent_
             for pipe in (process.stdin, process.stdout, process.stderr):
                 await pipe.aclose()
     if patience.cancelled_caught:
-        raise TrainingKilled(f"trainer hung: it said nothing for {_duration(allowed)}, and was killed")
+        raise TrainingKilled(f"trainer hung: it said nothing for {_silence_text(allowed)}, and was killed")
     if process.returncode == 0 and (report.done is not None or report.refused is not None):
         return report.done or report.refused or ""
     killed = process.returncode is not None and process.returncode < 0
     raise (TrainingKilled if killed else TrainingFailed)(
-        report.error or f"trainer {_ending(process.returncode)}{stderr.last_line()}"
+        report.error or f"trainer {_trainer_ending_text(process.returncode)}{stderr.last_error_line()}"
     )
 
 
-def _duration(seconds: float) -> str:
+def _silence_text(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120.0 else f"{seconds / 60.0:.0f} minutes"
 
 
-def _parse(line: bytes, status: TrainingStatus) -> _Report | None:
+def _parse_trainer_message(line: bytes, status: TrainingStatus) -> _TrainerReport | None:
     """One line of the child: progress goes into `status`, a result is returned."""
     try:
         message: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
         if "stage" in message:
-            status.progress(msgspec.convert(message, RunProgress))
+            status.note_progress(msgspec.convert(message, RunProgress))
             return None
         if "resumed" in message:
-            status.resume(msgspec.convert(message["resumed"], float))
+            status.note_resumed(msgspec.convert(message["resumed"], float))
             return None
         if "note" in message:
             log.warning("training generation %s: %s", status.generation, message["note"])
             return None
-        return msgspec.convert(message, _Report)
+        return msgspec.convert(message, _TrainerReport)
     except msgspec.DecodeError as exc:
         # A library that prints must not cost a model.
         log.warning("training: the trainer wrote %r, which is no progress: %s", line[:200], exc)
         return None
 
 
-def _ending(returncode: int | None) -> str:
+def _trainer_ending_text(returncode: int | None) -> str:
     if returncode is None:
         return "cannot be killed"
     if returncode == -signal.SIGKILL:
@@ -120,7 +120,7 @@ def _ending(returncode: int | None) -> str:
     return f"was killed by signal {-returncode}" if returncode < 0 else f"exited with status {returncode}"
 
 
-async def _lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
+async def _trainer_output_lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
     """Whole lines; one longer than MAX_LINE_BYTES comes in pieces."""
     rest = b""
     async for data in stream:
@@ -134,17 +134,17 @@ async def _lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
         yield rest
 
 
-class _Tail:
+class _StderrTail:
     """Reads a stream to its end and keeps the last of it, so that a chatty child never blocks."""
 
     def __init__(self, stream: trio.abc.ReceiveStream) -> None:
         self._stream = stream
         self._kept = b""
 
-    async def read(self) -> None:
+    async def read_to_end(self) -> None:
         async for data in self._stream:
             self._kept = (self._kept + data)[-STDERR_BYTES:]
 
-    def last_line(self) -> str:
+    def last_error_line(self) -> str:
         lines = self._kept.decode(errors="replace").strip().splitlines()
         return f": {lines[-1]}" if lines else ""

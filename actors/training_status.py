@@ -47,38 +47,41 @@ class TrainingStatus:
     retry_at: float | None = None
     now: Callable[[], float] = field(default=time.time, repr=False)
 
-    def begin(self, generation: int) -> None:
-        self._move(RunProgress(stage="starting", fraction=0.0))
+    def begin_run(self, generation: int) -> None:
+        self._set_run_progress(RunProgress(stage="starting", fraction=0.0))
         self.in_progress, self.generation = True, generation
         self.attempts += 1
         self.retry_at = None
 
-    def progress(self, progress: RunProgress) -> None:
-        if _step(progress.fraction) > _step(self.fraction) or progress.stage != self.stage:
-            log.info("training generation %s: %s", self.generation, _in_words(progress))
-        self._move(progress)
+    def note_progress(self, progress: RunProgress) -> None:
+        if (
+            _log_step_of_fraction(progress.fraction) > _log_step_of_fraction(self.fraction)
+            or progress.stage != self.stage
+        ):
+            log.info("training generation %s: %s", self.generation, _training_progress_text(progress))
+        self._set_run_progress(progress)
 
-    def resume(self, fraction: float) -> None:
+    def note_resumed(self, fraction: float) -> None:
         """The run under way goes on from `fraction`."""
         self.resumed_from = self.fraction = fraction
         log.info("training generation %s: resumed at %.0f %%", self.generation, 100.0 * fraction)
 
-    def failed(self, attempts: Attempts) -> None:
+    def note_failed(self, attempts: Attempts) -> None:
         """The last run failed, the last of `attempts`."""
-        self.stopped()
-        self.failed_before(attempts)
+        self.note_stopped()
+        self.note_failed_before(attempts)
 
-    def failed_before(self, attempts: Attempts) -> None:
+    def note_failed_before(self, attempts: Attempts) -> None:
         """No run is under way."""
         self.attempts, self.error, self.failures_total = attempts.failures, attempts.error, attempts.failures_total
 
-    def succeeded(self) -> None:
-        self.stopped()
+    def note_succeeded(self) -> None:
+        self.note_stopped()
         self.attempts, self.error = 0, None
 
-    def stopped(self) -> None:
+    def note_stopped(self) -> None:
         """No run is under way any more."""
-        self._move(RunProgress(stage=""))
+        self._set_run_progress(RunProgress(stage=""))
         self.in_progress, self.stage, self.resumed_from = False, None, None
 
     def as_dict(self) -> dict[str, Any]:
@@ -86,16 +89,17 @@ class TrainingStatus:
         left = None if self.retry_at is None else round(max(self.retry_at - self.now(), 0.0), 1)
         return {**shown, "retry_in_seconds": left}
 
-    def _move(self, progress: RunProgress) -> None:
+    def _set_run_progress(self, progress: RunProgress) -> None:
         for name in RunProgress.__struct_fields__:
             setattr(self, name, getattr(progress, name))
 
 
-def _step(fraction: float | None) -> int:
+def _log_step_of_fraction(fraction: float | None) -> int:
+    """How many steps of LOG_STEP a run has behind it: each new one is logged."""
     return int((fraction or 0.0) / LOG_STEP + 1e-9)
 
 
-def _in_words(progress: RunProgress) -> str:
+def _training_progress_text(progress: RunProgress) -> str:
     words = [progress.stage]
     if progress.fraction is not None:
         words.append(f"{progress.fraction:.0%}")

@@ -23,9 +23,9 @@ import numpy as np
 from actors.sequencer import FRAME_BYTES
 from benchmarks.end_to_end import read_lines
 from benchmarks.running import QUICK, Vigild
-from daemon.startup.scan import find
+from daemon.startup.scan import scan_directory
 from detection.frames import Frame, LinesFrame, ModelFrame, Segment, count_lines, encode
-from persistence.model_file import generation_of, write_model
+from persistence.model_file import generation_of_model_file, write_model
 from persistence.segment import Entry
 from persistence.store import open_store
 
@@ -64,7 +64,7 @@ def train(daemon: Vigild, lines: list[bytes]) -> None:
 def leave(state: Path, lines: list[bytes], model_bytes: int) -> None:
     """A model of `model_bytes`, the frame that puts it in force, and `lines` in full frames."""
     with open_store(state) as store:
-        found = find(store)
+        found = scan_directory(store)
         store.start_journal(found.seq, found.line)
         columns = store.load_model(found.models[0].name)
         size = (state / found.models[0].name).stat().st_size
@@ -72,7 +72,7 @@ def leave(state: Path, lines: list[bytes], model_bytes: int) -> None:
         model = write_model(store.training, padded)
         store.adopt_model(store.training / model.name)
         seq, line, frames = found.seq, found.line, 0
-        for frame in (ModelFrame(generation_of(model.name), model.name, model.sha256), *full_frames(lines)):
+        for frame in (ModelFrame(generation_of_model_file(model.name), model.name, model.sha256), *full_frames(lines)):
             seq, line, frames = seq + 1, line + count_lines(frame), frames + 1
             store.append([Entry(seq, line, count_lines(frame), encode(frame))])
         print(f"left           a model of {(state / model.name).stat().st_size / 1e6:.1f} MB, "

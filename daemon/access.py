@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon.places import SYSTEM_STATE
+from daemon.default_directories import SYSTEM_STATE
 
 SERVICE_USER = "vigild"  # systemd/vigild.sysusers
 
@@ -68,7 +68,7 @@ def as_user(user: User, attempt: Callable[[], str | None]) -> str | None:
             os.setgroups(user.groups)
             os.setresgid(user.gid, user.gid, user.gid)
             os.setresuid(user.uid, user.uid, user.uid)
-            answer = _encoded(attempt)
+            answer = _attempt_answer_bytes(attempt)
         finally:
             # Not sys.exit: buffers and exit handlers belong to the parent.
             os.write(writing, answer)
@@ -82,7 +82,7 @@ def as_user(user: User, attempt: Callable[[], str | None]) -> str | None:
     return answer[1:].decode() if answer.startswith(b"=") else None
 
 
-def _encoded(attempt: Callable[[], str | None]) -> bytes:
+def _attempt_answer_bytes(attempt: Callable[[], str | None]) -> bytes:
     try:
         answer = attempt()
     except OSError as exc:

@@ -8,7 +8,7 @@ import sys
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from daemon.places import runtime_directory
+from daemon.default_directories import runtime_directory
 
 ANSWER_SECONDS = 5.0
 

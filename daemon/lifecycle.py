@@ -25,23 +25,23 @@ from actors.alerts import Alerts, run_alerts
 from actors.backlog import Backlog, run_backlog
 from actors.checkpoint import CheckpointError, Checkpoints, CheckpointSettings, run_checkpoint
 from actors.ingest import MAX_CONNECTIONS, Counters, IngestSettings, Inherited, run_ingest
-from actors.peek_mark import marks_work
+from actors.peek_mark import peek_marks_work
 from actors.scoring import Scoring, run_scoring
-from actors.sequencer import Request, Sequencer, run_sequencer, submit
+from actors.sequencer import Request, Sequencer, run_sequencer, submit_frame
 from actors.training import Trainer, run_training
 from actors.training_status import TrainingStatus
 from daemon.api.app import create_app
 from daemon.api.server import run_server
 from daemon.control.condition import Running
 from daemon.control.service import Service
-from daemon.host.listeners import ListenError, Listeners, inherit, open_listeners, room_for_connections
+from daemon.default_directories import make_private_directory, runtime_directory
+from daemon.host.listeners import ListenError, Listeners, inherit_sockets, open_listeners, room_for_connections
 from daemon.host.malloc import keep_freed_buffers
 from daemon.host.notify import Notifier
 from daemon.host.page_token import TOKEN_NAME, open_page_token
-from daemon.host.patience import ALIVE_SECONDS, Patience
 from daemon.host.signals import ignore_stop_signals, run_signals
-from daemon.places import make_private, runtime_directory
-from daemon.settings import Settings, SettingsError, load, read_rules, token_path
+from daemon.host.watchdog_extension import ALIVE_SECONDS, WatchdogExtension
+from daemon.settings import Settings, SettingsError, load_settings, read_rules, token_path
 from daemon.startup.records import OUTLETS, resumed_alerts
 from daemon.startup.recovery import (
     DEGRADED_DRAIN_SECONDS,
@@ -50,7 +50,7 @@ from daemon.startup.recovery import (
     known_through,
     start_journal,
 )
-from daemon.startup.scan import Found, check_snapshot, find
+from daemon.startup.scan import Found, check_snapshot, scan_directory
 from detection.frames import Sequenced, SettingsFrame
 from detection.settings import RuleText
 from persistence.directory import StoreError
@@ -97,12 +97,12 @@ def run(
     notifier = Notifier.from_environment()
     try:
         with ExitStack() as stack:
-            inherited = inherit()
+            inherited = inherit_sockets()
             store = stack.enter_context(
                 open_store(state_directory, keep=settings.checkpoint.keep, check=check_snapshot)
             )
             runtime = runtime_directory()
-            make_private(runtime)
+            make_private_directory(runtime)
             listeners = stack.enter_context(
                 open_listeners(runtime, settings.ingest.socket, settings.admin.bind, inherited)
             )
@@ -122,16 +122,16 @@ def run(
             finally:
                 ignore_stop_signals()
     except Exception as exc:
-        known = _known(exc)
+        known = _known_failure_messages(exc)
         if not known:
             raise
         raise Failed("; ".join(known)) from exc
 
 
-def _known(exc: BaseException) -> list[str]:
+def _known_failure_messages(exc: BaseException) -> list[str]:
     """The messages for the operator if every part of `exc` is a fault of the surroundings, else none."""
     if isinstance(exc, BaseExceptionGroup):
-        parts = [_known(part) for part in exc.exceptions]
+        parts = [_known_failure_messages(part) for part in exc.exceptions]
         return list(dict.fromkeys(message for part in parts for message in part)) if all(parts) else []
     expected = (StoreError, ListenError, JournalError, CheckpointError, OSError)
     if isinstance(exc, expected):
@@ -176,7 +176,7 @@ class _Daemon:
             },
         )
         self._condition = self._service.condition
-        self._patience = Patience(notifier)
+        self._watchdog = WatchdogExtension(notifier)
 
     async def run(self, token: str | None, own_token: str | None) -> None:
         """The whole life of the process, from listening sockets to the last snapshot.
@@ -191,11 +191,11 @@ class _Daemon:
         )
         async with trio.open_nursery() as outer:
             # A reload runs beside: it may have to wait (for the start, for a disk), and the next signal must not.
-            await outer.start(run_signals, self._begin_stop, partial(outer.start_soon, self._reload))
+            await outer.start(run_signals, self._begin_stop, partial(outer.start_soon, self._reload_settings))
             counters = self._condition.admin
             await outer.start(partial(run_server, app, self._listeners.admin, self._stop.wait, counters=counters))
-            outer.start_soon(self._keep_status)
-            await self._work()
+            outer.start_soon(self._keep_manager_status)
+            await self._take_lines_until_stop()
             outer.cancel_scope.cancel()
 
     def _begin_stop(self, signal_name: str) -> None:
@@ -205,7 +205,7 @@ class _Daemon:
             self._condition.stopping = True
             self._stop.set()
 
-    async def _work(self) -> None:
+    async def _take_lines_until_stop(self) -> None:
         """Take lines and recover, then run the other actors until the stop has flowed through all of them."""
         write_all = self._settings.alarms.verdicts == "all"
         alerts, last_line = resumed_alerts(self._outlets, write_all)
@@ -213,30 +213,30 @@ class _Daemon:
         async with trio.open_nursery() as flow:
             await flow.start(run_alerts, alerts, verdicts)
             with verdicts_in:
-                found = await self._find(last_line)
-                alerts.begin_after(found.snapshot_seq, found.line)
+                found = await self._scan_directory(last_line)
+                alerts.begin_after_snapshot(found.snapshot_seq, found.line)
                 self._condition.reading = found.reading
                 store, counters, backlog = self._store, Counters(), Backlog(EARLY_BYTES)
                 sequencer = Sequencer(store.append, store.rotate, seq=found.seq, line=found.line, now=time.time)
                 self._condition.sequencer = sequencer
-                requests_in, frames = await self._journal(flow, sequencer, backlog)
+                requests_in, frames = await self._begin_to_journal(flow, sequencer, backlog)
                 with requests_in:
                     async with trio.open_nursery() as background:
                         background.start_soon(self._cancel_at_stop, background.cancel_scope)
                         up_to_date, listening = trio.Event(), trio.Event()
                         background.start_soon(
-                            self._listen, flow, found, requests_in.clone(), counters, up_to_date, listening
+                            self._take_lines, flow, found, requests_in.clone(), counters, up_to_date, listening
                         )
                         # A stop does not end it: what is journaled already is to be applied and saved.
                         with trio.CancelScope(shield=True):
-                            recovery = BackgroundRecovery(store, found, sequencer, self._patience, self._stop)
-                            recovered = await recovery.run(_sending(verdicts_in))
+                            recovery = BackgroundRecovery(store, found, sequencer, self._watchdog, self._stop)
+                            recovered = await recovery.run(_send_verdicts_from_thread(verdicts_in))
                             self._log_recovery(recovered)
                             if found.only_models_left:
                                 # Not before: a model may turn out to be of a later version, whose directory this is.
                                 await start_journal(self._store, found)
                             verdicts_out = verdicts_in.clone()  # scoring's, which closes it
-                            running = await self._running(
+                            running = await self._run_recovered_actors(
                                 found, recovered, sequencer, alerts, counters, requests_in, verdicts_out
                             )
                             self._service.run(running)
@@ -245,18 +245,18 @@ class _Daemon:
                                 run_scoring, running.scoring, frames, verdicts_out, self._notifier.watchdog
                             )
                             backlog.room = 0
-                        background.start_soon(self._patience.extend_until, self._condition.started)
+                        background.start_soon(self._watchdog.extend_until, self._condition.started)
                         settings = SettingsFrame(self._settings.detection, self._rules)
                         await bring_up_to_date(found, recovered, settings, requests_in, running.scoring)
                         up_to_date.set()
-                        await self._serve(background, running, listening, known_through(found, recovered))
+                        await self._train_and_serve(background, running, listening, known_through(found, recovered))
             drain_seconds = DRAIN_SECONDS if sequencer.failure is None else DEGRADED_DRAIN_SECONDS
             flow.cancel_scope.deadline = trio.current_time() + drain_seconds
         if sequencer.failure is not None:
             log.warning("stopped while lines waited, which were never confirmed: %s", sequencer.failure.error)
         log.info("stopped at line %d", running.scoring.published.summary.line)
 
-    async def _journal(
+    async def _begin_to_journal(
         self, flow: trio.Nursery, sequencer: Sequencer, backlog: Backlog
     ) -> "tuple[trio.MemorySendChannel[Request], trio.MemoryReceiveChannel[Sequenced]]":
         """Begin to journal: where to hand in requests, and where the frames come out that are to be applied."""
@@ -268,7 +268,7 @@ class _Daemon:
         await flow.start(partial(run_sequencer, sequencer, requests, journaled_in, idle_seconds=idle_seconds))
         return requests_in, frames
 
-    async def _listen(
+    async def _take_lines(
         self,
         flow: trio.Nursery,
         found: Found,
@@ -288,7 +288,7 @@ class _Daemon:
             if found.only_models_left:
                 await up_to_date.wait()
             if found.settings != settings:
-                await submit(requests, settings)
+                await submit_frame(requests, settings)
             if found.replay_bytes > MAX_EARLY_REPLAY_BYTES:
                 await up_to_date.wait()
             stored = self._listeners.stored
@@ -325,7 +325,7 @@ class _Daemon:
         await self._stop.wait()
         scope.cancel()
 
-    async def _running(
+    async def _run_recovered_actors(
         self,
         found: Found,
         recovered: "Recovered",
@@ -342,7 +342,9 @@ class _Daemon:
 
         store, detector, checkpoint = self._store, recovered.detector, self._settings.checkpoint
 
-        scoring = Scoring(detector, ReadBack(store, recovered, _sending(verdicts), self._patience.alive))
+        scoring = Scoring(
+            detector, ReadBack(store, recovered, _send_verdicts_from_thread(verdicts), self._watchdog.alive)
+        )
         checkpoints = Checkpoints(
             store,
             sequencer,
@@ -372,12 +374,12 @@ class _Daemon:
         for note in recovered.report.notes:
             log.warning("recovery: %s", note)
 
-    async def _serve(
+    async def _train_and_serve(
         self, background: trio.Nursery, running: Running, listening: trio.Event, known_through: int
     ) -> None:
         """Train, and say that we serve; until cancelled, as `background` is at the stop."""
         from daemon.startup.replay import adopt_model
-        from daemon.trainer import program
+        from daemon.trainer import training_program
 
         # Before there is a clone of `requests`: nobody would close it if this were cancelled, and the stop would wait.
         trainer = Trainer(
@@ -385,7 +387,7 @@ class _Daemon:
             scratch=self._store.training,
             models=self._store.training,
             load=partial(adopt_model, self._store),
-            program=await trio.to_thread.run_sync(program),
+            program=await trio.to_thread.run_sync(training_program),
         )
         await background.start(
             partial(
@@ -406,23 +408,23 @@ class _Daemon:
         self._notifier.ready(self._condition.sentence())
         await self._stop.wait()
 
-    async def _find(self, last_line: int) -> Found:
+    async def _scan_directory(self, last_line: int) -> Found:
         """What is there, in a thread, and a new segment of the journal behind it.
 
         `last_line` is the last line that a record was written about: the journal went that far at least.
         """
-        found = await trio.to_thread.run_sync(find, self._store, last_line)
+        found = await trio.to_thread.run_sync(scan_directory, self._store, last_line)
         if not found.only_models_left:
             await start_journal(self._store, found)
         return found
 
-    async def _keep_status(self) -> None:
+    async def _keep_manager_status(self) -> None:
         """Keep `systemctl status` true."""
         while True:
             self._notifier.status(self._condition.sentence())
             await trio.sleep(STATUS_SECONDS if self._condition.started.is_set() else ALIVE_SECONDS)
 
-    async def _reload(self) -> None:
+    async def _reload_settings(self) -> None:
         """SIGHUP: read settings and rules again. Those of sockets, format and sessions wait for a restart."""
         async with self._reloading:
             await self._condition.started.wait()
@@ -431,7 +433,7 @@ class _Daemon:
                 return
             self._notifier.reloading()
             try:
-                fresh = load(self._config, os.environ)
+                fresh = load_settings(self._config, os.environ)
                 await self._service.adopt(fresh, read_rules(fresh))
             except SettingsError as exc:
                 log.error("not reloaded, the settings in force stay: %s", exc)
@@ -444,13 +446,13 @@ class _Daemon:
 def _why_nothing_is_kept(notifier: Notifier, stored: Collection[str]) -> str | None:
     """None when connections outlive us, each with its mark (`actors.peek_mark`); otherwise the reason, for people.
     Blocking."""
-    if not marks_work():
+    if not peek_marks_work():
         return "this kernel keeps no mark beside the bytes of a socket (SO_PEEK_OFF)"
     # What came back from the store proves that there is one.
     return None if stored else notifier.why_nothing_is_kept()
 
 
-def _sending(verdicts: "trio.MemorySendChannel[Verdicts]") -> "Callable[[Verdicts], None]":
+def _send_verdicts_from_thread(verdicts: "trio.MemorySendChannel[Verdicts]") -> "Callable[[Verdicts], None]":
     """`verdicts.send` for worker threads."""
 
     def send(item: "Verdicts") -> None:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     managed = "NOTIFY_SOCKET" in os.environ
     status = 1
     try:
-        status = _main(arguments)
+        status = _run_vigild(arguments)
     except KeyboardInterrupt:  # the event loop, which stops in order, had not taken the signal over yet
         print("vigild: interrupted before it began", file=sys.stderr)
         status = 130
@@ -53,26 +53,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _main(arguments: Sequence[str] | None) -> int:
+def _run_vigild(arguments: Sequence[str] | None) -> int:
     # Until the event loop takes them: the settings have only just been read, there is nothing to reload. First of
     # all, for by default they would end us.
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    from daemon.default_directories import state_directory
     from daemon.host.limits import LimitError, refuse_small_limits
-    from daemon.places import state_directory
-    from daemon.settings import SettingsError, load, read_rules, read_token
+    from daemon.settings import SettingsError, load_settings, read_rules, read_token
 
-    options = _parser().parse_args(arguments)
+    options = _vigild_parser().parse_args(arguments)
     _log_to_stderr()
     try:
-        settings = load(options.config, os.environ)
+        settings = load_settings(options.config, os.environ)
         if options.check:
-            return _check(settings, options.state_dir or state_directory())
+            return _check_config(settings, options.state_dir or state_directory())
         rules = read_rules(settings)
         token = read_token(settings)
         refuse_small_limits()
     except (SettingsError, LimitError) as exc:
-        return _failed(str(exc))
+        return _print_failure(str(exc))
     from daemon.lifecycle import Failed, run
 
     try:
@@ -84,11 +84,11 @@ def _main(arguments: Sequence[str] | None) -> int:
             state_directory=options.state_dir or state_directory(),
         )
     except Failed as exc:
-        return _failed(str(exc))
+        return _print_failure(str(exc))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _vigild_parser() -> argparse.ArgumentParser:
     from importlib.metadata import version
 
     parser = argparse.ArgumentParser(
@@ -108,12 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(settings: "Settings", state: Path) -> int:
+def _check_config(settings: "Settings", state: Path) -> int:
     """As root, also whether the user who owns `state`, or will own it, can read what is to be read."""
     from daemon.access import service_user
-    from daemon.checking import check
+    from daemon.check_config import check_config
 
-    checked = check(settings, service_user(state), os.environ.get("VIGILD_INSTANCE"))
+    checked = check_config(settings, service_user(state), os.environ.get("VIGILD_INSTANCE"))
     where = settings.path or "no file, defaults"
     print(f"settings ({where}) and {checked.rules} rules are in order")
     if checked.token_later:
@@ -141,7 +141,7 @@ class _JournalFormatter(logging.Formatter):
         return "\n".join(prefix + line for line in super().format(record).splitlines())
 
 
-def _failed(message: str) -> int:
+def _print_failure(message: str) -> int:
     print(f"vigild: {message}", file=sys.stderr)
     return 1
 

@@ -88,7 +88,7 @@ class Settings(msgspec.Struct, frozen=True):
         return DetectionSettings(self.format, self.session, self.learning, self.alarms)
 
 
-def load(path: Path | None, env: Mapping[str, str]) -> Settings:
+def load_settings(path: Path | None, env: Mapping[str, str]) -> Settings:
     """The settings from the file that applies; `path` is that of `--config`. Reads files; raises SettingsError."""
     instance = env.get("VIGILD_INSTANCE")
     if instance in _RESERVED_INSTANCES:
@@ -97,16 +97,16 @@ def load(path: Path | None, env: Mapping[str, str]) -> Settings:
     if instance is not None:
         unset = Settings(admin=AdminSettings(bind=("unix:admin.sock",)))
     try:
-        found = _find(path, env, instance)
+        found = _find_settings_file(path, env, instance)
         if found is None:
             return unset
-        text = _read_text(found)
+        text = _read_regular_file(found)
     except (OSError, ValueError) as exc:
-        raise SettingsError(_unreadable(exc, path or SYSTEM_DIRECTORY)) from exc
-    return parse(text, found, unset)
+        raise SettingsError(_unreadable_file_error(exc, path or SYSTEM_DIRECTORY)) from exc
+    return parse_settings(text, found, unset)
 
 
-def _find(path: Path | None, env: Mapping[str, str], instance: str | None) -> Path | None:
+def _find_settings_file(path: Path | None, env: Mapping[str, str], instance: str | None) -> Path | None:
     if path is not None:
         return path
     if named := env.get("VIGILD_CONFIG"):
@@ -116,29 +116,29 @@ def _find(path: Path | None, env: Mapping[str, str], instance: str | None) -> Pa
     return usual if usual.exists() else None
 
 
-def parse(text: str, path: Path, unset: Settings | None = None) -> Settings:
+def parse_settings(text: str, path: Path, unset: Settings | None = None) -> Settings:
     """The settings in `text`, the content of `path`, with defaults from `unset`. Raises SettingsError."""
     unset = unset or Settings()
     try:
         tables = tomllib.loads(text)
     except (ValueError, RecursionError) as exc:  # TOMLDecodeError, a number of thousands of digits, deep nesting
-        raise SettingsError(_syntax(path, str(exc))) from exc
+        raise SettingsError(_settings_syntax_error(path, str(exc))) from exc
     sections: dict[str, Any] = {}
     for name, table in tables.items():
-        place = f"{path}:{_line(text, name)}"
+        place = f"{path}:{_line_of_setting(text, name)}"
         if name not in _SECTIONS:
-            raise SettingsError(f"{place}: unknown section [{name}]{_nearest(name, _SECTIONS)}")
+            raise SettingsError(f"{place}: unknown section [{name}]{_nearest_setting_name(name, _SECTIONS)}")
         if not isinstance(table, dict):
             raise SettingsError(f"{place}: {name} is a section: write [{name}] and its keys below it")
         section = getattr(unset, name)
         known = {each.name: each for each in msgspec.structs.fields(section)}
         values: dict[str, Any] = {}
         for key, value in table.items():
-            place = f"{path}:{_line(text, name, key)}"
+            place = f"{path}:{_line_of_setting(text, name, key)}"
             if key not in known:
-                raise SettingsError(f"{place}: unknown key {key!r} in [{name}]{_nearest(key, known)}")
+                raise SettingsError(f"{place}: unknown key {key!r} in [{name}]{_nearest_setting_name(key, known)}")
             try:
-                values[key] = _checked(f"{name}.{key}", value, known[key].type)
+                values[key] = _checked_setting(f"{name}.{key}", value, known[key].type)
             except ValueError as exc:  # ours, and msgspec's ValidationError
                 raise SettingsError(f"{place}: {key} in [{name}] {exc}") from exc
         sections[name] = msgspec.structs.replace(section, **values)
@@ -156,17 +156,17 @@ def read_rules(settings: Settings) -> tuple[RuleText, ...]:
     pack = importlib.resources.files("detection").joinpath("rulepack.toml").read_text("utf-8")
     texts = [RuleText("builtin", pack)]
     for entry in settings.rules.paths:
-        place = _beside(settings, entry)
+        place = _path_beside_settings(settings, entry)
         try:
-            for path in _rule_files(place, entry):
+            for path in _rule_files_of_entry(place, entry):
                 place = path
-                texts.append(RuleText(str(path), _read_text(path)))
+                texts.append(RuleText(str(path), _read_regular_file(path)))
         except (OSError, ValueError) as exc:
-            raise SettingsError(_unreadable(exc, place)) from exc
+            raise SettingsError(_unreadable_file_error(exc, place)) from exc
     return tuple(texts)
 
 
-def _rule_files(path: Path, entry: str) -> list[Path]:
+def _rule_files_of_entry(path: Path, entry: str) -> list[Path]:
     # An empty directory or a glob without a match is no error: rules may come later. A missing file is one.
     if path.is_dir():
         return sorted(path.glob("*.toml"))
@@ -175,14 +175,14 @@ def _rule_files(path: Path, entry: str) -> list[Path]:
     return [path]
 
 
-def _read_text(path: Path) -> str:
+def _read_regular_file(path: Path) -> str:
     # Before it is opened: a FIFO would wait for its writer, and a device may never end.
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("is not a regular file")
     return path.read_text("utf-8")
 
 
-def _unreadable(exc: OSError | ValueError, path: Path | str) -> str:
+def _unreadable_file_error(exc: OSError | ValueError, path: Path | str) -> str:
     if isinstance(exc, OSError):
         return f"{exc.filename or path}: {exc.strerror}"
     return f"{path}: {'is not UTF-8 text' if isinstance(exc, UnicodeDecodeError) else exc}"
@@ -210,15 +210,15 @@ def read_token(settings: Settings) -> str | None:
 
 def token_path(settings: Settings) -> Path | None:
     """The file that `read_token` reads, None if no token is set."""
-    return None if settings.admin.token_file is None else _beside(settings, settings.admin.token_file)
+    return None if settings.admin.token_file is None else _path_beside_settings(settings, settings.admin.token_file)
 
 
 def rule_directories(settings: Settings) -> list[Path]:
     """The directories in which `read_rules` looks for files."""
-    return [path for entry in settings.rules.paths if (path := _beside(settings, entry)).is_dir()]
+    return [path for entry in settings.rules.paths if (path := _path_beside_settings(settings, entry)).is_dir()]
 
 
-def _beside(settings: Settings, entry: str) -> Path:
+def _path_beside_settings(settings: Settings, entry: str) -> Path:
     return (settings.path.parent if settings.path else Path()) / Path(entry).expanduser()
 
 
@@ -244,21 +244,21 @@ _SECTIONS = ("ingest", "format", "session", "learning", "alarms", "alerts", "che
 T = TypeVar("T")
 
 
-def _checked(name: str, value: object, kind: Any) -> Any:
+def _checked_setting(name: str, value: object, kind: Any) -> Any:
     try:
         converted = msgspec.convert(value, kind)
     except msgspec.ValidationError:
-        raise ValueError(f"is {_shown(value)}, but must be {_described(name, kind)}") from None
+        raise ValueError(f"is {_shown_setting_value(value)}, but must be {_allowed_values_text(name, kind)}") from None
     if name in _BOUNDS:
         least, most = _BOUNDS[name]
         if not least <= converted <= most:  # written so that nan fails
-            raise ValueError(f"is {_shown(value)}, but must be {_described(name, kind)}")
+            raise ValueError(f"is {_shown_setting_value(value)}, but must be {_allowed_values_text(name, kind)}")
     if name in _CHECKS:
         _CHECKS[name](converted)
     return converted
 
 
-def _described(name: str, kind: Any) -> str:
+def _allowed_values_text(name: str, kind: Any) -> str:
     noun = {
         int: "a whole number",
         float: "a number",
@@ -273,28 +273,29 @@ def _described(name: str, kind: Any) -> str:
     return f"{noun} from {least:,} to {most:,}"
 
 
-def _shown(value: object) -> str:
+def _shown_setting_value(value: object) -> str:
     text = str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _check_socket(path: str) -> None:
+def _check_socket_path(path: str) -> None:
     if not path or "\0" in path or path.startswith("unix:"):
-        raise ValueError(f'is {_shown(path)}, but must be a path, such as "log.sock"')
+        raise ValueError(f'is {_shown_setting_value(path)}, but must be a path, such as "log.sock"')
 
 
-def _check_kind(kind: str) -> None:
+def _check_log_kind(kind: str) -> None:
     if kind == "auto":
         return
     from detection.formats.kinds import KINDS  # it imports numpy, which the default "auto" does not need
 
     if kind not in KINDS:
         raise ValueError(
-            f"is {_shown(kind)}, but must be one of " + ", ".join(f'"{each}"' for each in ("auto", *KINDS))
+            f"is {_shown_setting_value(kind)}, but must be one of "
+            + ", ".join(f'"{each}"' for each in ("auto", *KINDS))
         )
 
 
-def _check_key(key: str) -> None:
+def _check_session_key(key: str) -> None:
     if key == "auto":
         return
     import re2
@@ -313,48 +314,49 @@ def _check_key(key: str) -> None:
         )
 
 
-def _check_bind(addresses: tuple[str, ...]) -> None:
+def _check_bind_addresses(addresses: tuple[str, ...]) -> None:
     if not addresses:
         raise ValueError("is empty, but the daemon must be reachable; leave the key out for the default")
     for address in addresses:
         parse_address(address)
 
 
-def _check_retrain(lines: int) -> None:
+def _check_retrain_lines(lines: int) -> None:
     if 0 < lines < 100:
         raise ValueError(f"is {lines}, but must be 0 (learn no more) or a whole number from 100 to 1,000,000,000")
 
 
 _CHECKS: Mapping[str, Callable[[Any], None]] = {
-    "ingest.socket": _check_socket,
-    "format.kind": _check_kind,
-    "session.key": _check_key,
-    "learning.retrain_lines": _check_retrain,
-    "admin.bind": _check_bind,
+    "ingest.socket": _check_socket_path,
+    "format.kind": _check_log_kind,
+    "session.key": _check_session_key,
+    "learning.retrain_lines": _check_retrain_lines,
+    "admin.bind": _check_bind_addresses,
 }
 
 
 def _refuse_open_admin(text: str, settings: Settings) -> None:
     for address in map(parse_address, settings.admin.bind):
         if isinstance(address, TcpAddress) and not address.loopback and settings.admin.token_file is None:
+            line = _line_of_setting(text, "admin", "bind")
             raise SettingsError(
-                f"{settings.path}:{_line(text, 'admin', 'bind')}: {address} can be reached from other hosts: "
+                f"{settings.path}:{line}: {address} can be reached from other hosts: "
                 "set token_file in [admin] too, or bind a loopback address"
             )
 
 
-def _nearest(name: str, known: Any) -> str:
+def _nearest_setting_name(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
-def _syntax(path: Path, message: str) -> str:
+def _settings_syntax_error(path: Path, message: str) -> str:
     if found := re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", message, re.DOTALL):
         return f"{path}:{found[2]}: {found[1]} (column {found[3]})"
     return f"{path}: {message}"
 
 
-def _line(text: str, *keys: str) -> int:
+def _line_of_setting(text: str, *keys: str) -> int:
     """The line of `text` on which the statement begins that sets `keys`, counting from 1.
 
     tomllib keeps no positions, and a scanner of our own would be a second parser to get wrong. Instead: the shortest

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # for the daemon, but sent to the whole service
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _yield_to_everyone()
+    _take_lowest_priority()
 
     # Imported only now: the numeric libraries read the number of threads, and an orphan dies while importing, too.
     from detection.columns.state import OtherVersionError
@@ -56,9 +56,9 @@ def main(arguments: list[str]) -> int:
     from detection.members.registry import ONLINE_NAMES
     from detection.models.model import to_columns
     from detection.models.training_set import from_columns
-    from persistence.disk import failure
+    from persistence.disk import os_error_text
+    from persistence.format_preamble import NewerFormatError
     from persistence.model_file import write_model
-    from persistence.preamble import NewerFormatError
     from persistence.snapshot import SnapshotError, read_snapshot
 
     source, target = Path(arguments[0]), Path(arguments[1])
@@ -68,20 +68,20 @@ def main(arguments: list[str]) -> int:
         model = train(from_columns(columns, ONLINE_NAMES), progress=_Reporter(notebook.fraction), notebook=notebook)
         written = write_model(target, to_columns(model))
     except RefusedError as exc:
-        _report({"refused": str(exc)})
+        _report_to_parent({"refused": str(exc)})
         return 0
     except (TrainingError, SnapshotError, NewerFormatError, OtherVersionError) as exc:
-        _report({"error": str(exc)})
+        _report_to_parent({"error": str(exc)})
         return 1
     except OSError as exc:
-        _report({"error": failure(exc, target)})
+        _report_to_parent({"error": os_error_text(exc, target)})
         return 1
     except (KeyError, TypeError, ValueError) as exc:
-        _report({"error": f"{source}: not a training set: {exc}"})
+        _report_to_parent({"error": f"{source}: not a training set: {exc}"})
         return 1
     for name, reason in model.unfitted.items():
-        _report({"note": f"trained without {name}, which could not be fitted: {reason}"})
-    _report({"done": {"name": written.name, "sha256": written.sha256}})
+        _report_to_parent({"note": f"trained without {name}, which could not be fitted: {reason}"})
+    _report_to_parent({"done": {"name": written.name, "sha256": written.sha256}})
     return 0
 
 
@@ -92,39 +92,39 @@ class Notebook:
     """
 
     def __init__(self, source: Path) -> None:
-        from persistence.training_files import PartialError, read_partial
+        from persistence.training_files import PartialError, read_partial_result
 
         self._source = source
-        self._program = program()
+        self._program = training_program()
         self._not_before = time.monotonic() + NOTES_SECONDS
         self.found: Columns = {}
         self.fraction = 0.0
         try:
-            notes = read_partial(source, self._program)
+            notes = read_partial_result(source, self._program)
         except PartialError as exc:
-            _report({"note": f"beginning anew: {exc}"})
+            _report_to_parent({"note": f"beginning anew: {exc}"})
             return
         if notes is not None:
             self.found, self.fraction = notes.work, notes.fraction
-            _report({"resumed": round(notes.fraction, 4)})
+            _report_to_parent({"resumed": round(notes.fraction, 4)})
 
     def note(self, fraction: float, state: "Callable[[], State]") -> None:
         """Write `state()` as the partial result at `fraction`, unless the last one was written too recently.
 
         An error ends the writing, with a note on standard output, and not the run.
         """
-        from persistence.disk import failure
-        from persistence.training_files import partial_path, write_partial
+        from persistence.disk import os_error_text
+        from persistence.training_files import partial_result_path, write_partial_result
 
         began = time.monotonic()
         # A fit that is taken from the partial result reports again what is in it already.
         if began < self._not_before or fraction <= self.fraction:
             return
         try:
-            write_partial(self._source, self._program, fraction, state())
+            write_partial_result(self._source, self._program, fraction, state())
         except (OSError, ValueError) as exc:
-            why = failure(exc, partial_path(self._source)) if isinstance(exc, OSError) else str(exc)
-            _report({"note": f"a restart will resume at {self.fraction:.0%}, which was written last: {why}"})
+            why = os_error_text(exc, partial_result_path(self._source)) if isinstance(exc, OSError) else str(exc)
+            _report_to_parent({"note": f"a restart will resume at {self.fraction:.0%}, which was written last: {why}"})
             self._not_before = math.inf  # a full disk is needed for more important writes
             return
         self.fraction = fraction
@@ -132,7 +132,7 @@ class Notebook:
         self._not_before = now + max(NOTES_SECONDS, (now - began) / NOTES_SHARE)
 
 
-def program() -> str:
+def training_program() -> str:
     """What must be equal for one run to resume another: the code, the libraries, the number of threads."""
     import detection
 
@@ -158,7 +158,7 @@ class _Reporter:
         spent = time.monotonic() - self._started
         done = progress.fraction - self._begun
         left = spent * (1.0 - progress.fraction) / done if done > 0.0 else None
-        _report(
+        _report_to_parent(
             {
                 "stage": progress.stage,
                 "epoch": progress.epoch,
@@ -170,7 +170,7 @@ class _Reporter:
         )
 
 
-def _report(message: dict[str, object]) -> None:
+def _report_to_parent(message: dict[str, object]) -> None:
     print(json.dumps(message), flush=True)
 
 
@@ -181,7 +181,7 @@ def _exit_with_parent() -> None:
     os._exit(ORPHANED)
 
 
-def _yield_to_everyone() -> None:
+def _take_lowest_priority() -> None:
     """Take the lowest CPU priority, which the I/O priority follows, and one thread however many cores there are."""
     os.nice(19)
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

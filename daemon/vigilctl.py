@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from daemon.client import commands, learning_commands
+from daemon.client import commands, feedback_and_model_commands
 from daemon.client.admin import Admin, Failure, UsageError, admin_urls, read_token
-from daemon.places import SYSTEM_RUNTIME
+from daemon.default_directories import SYSTEM_RUNTIME
 
 ANSWERS = ("normal", "anomaly", "undo")
 Command = Callable[[argparse.Namespace], int]
@@ -51,14 +51,14 @@ Exit status: 0 nothing fails, 1 something does. With --json a list of {check, st
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 usage. Expected errors are one line, no traceback."""
-    parser = _parser()
+    parser = _vigilctl_parser()
     args = parser.parse_args(argv)
     try:
         status: int = args.run(args)
         sys.stdout.flush()
         return status
     except Failure as exc:
-        return _fail(str(exc))
+        return _print_vigilctl_failure(str(exc))
     except UsageError as exc:
         parser.error(str(exc))
     except BrokenPipeError:
@@ -66,17 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        return 0 if args.run is _tail else _fail("interrupted")
+        return 0 if args.run is _run_tail else _print_vigilctl_failure("interrupted")
 
 
-def _fail(message: str) -> int:
+def _print_vigilctl_failure(message: str) -> int:
     sys.stdout.flush()
     line = " ".join(message.split())
     print(f"vigilctl: {line}", file=sys.stderr)
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _vigilctl_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vigilctl",
         description="Query and control a running vigild.",
@@ -89,91 +89,98 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     choices = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    _add(
+    _add_command(
         choices,
         "status",
-        _on_admin(commands.status),
+        _run_on_admin(commands.status),
         "phase, progress, lines, detectors, last checkpoint, failures",
     )
-    _add(
+    _add_command(
         choices,
         "checkpoint",
-        _on_admin(commands.checkpoint),
+        _run_on_admin(commands.checkpoint),
         "save everything now; returns when it is durable",
     )
-    _add(
+    _add_command(
         choices,
         "flush",
-        _on_admin(commands.flush),
+        _run_on_admin(commands.flush),
         "close every open session and score the closings (end of a file)",
     )
 
-    _add(
+    _add_command(
         choices,
         "page",
-        _on_admin(commands.page),
+        _run_on_admin(commands.page),
         "print the address of the page, with the token that lets it answer alerts",
     )
 
-    doctor = _add(
+    doctor = _add_command(
         choices,
         "doctor",
-        _doctor,
+        _run_doctor,
         "check everything that a daemon needs, and say what to do about each fault",
         epilog=DOCTOR_EPILOG,
     )
     doctor.add_argument("instance", metavar="NAME", nargs="?", help="check the instance vigild@NAME")
 
-    detect = _add(choices, "detect", _detect, "judge a line without changing anything")
+    detect = _add_command(choices, "detect", _run_detect, "judge a line without changing anything")
     detect.add_argument("line", metavar="LINE", nargs="?", default="-", help="a log line; - reads many (default)")
     detect.add_argument("--session", metavar="ID", help="judge as the next line of this session")
     detect.add_argument("--explain", action="store_true", help="say why: what was expected, what stands out")
 
-    send = _add(choices, "send", _send, "send a file or standard input; 0 only when everything is durable")
+    send = _add_command(choices, "send", _run_send, "send a file or standard input; 0 only when everything is durable")
     send.add_argument("file", metavar="FILE", nargs="?", default="-", help="a log file, plain or .gz; - is stdin")
     send.add_argument("--socket", metavar="PATH", help="the daemon's log.sock, if it is not in a default place")
 
-    train = _add(choices, "train-from", _train_from, "learn from a file that you vouch for; its lines are not counted")
+    train = _add_command(
+        choices, "train-from", _run_train_from, "learn from a file that you vouch for; its lines are not counted"
+    )
     train.add_argument("file", metavar="FILE", help="a log file of clean lines, plain or .gz; - is stdin")
     train.add_argument("--no-wait", action="store_true", help="return when the lines are durable, before the training")
 
-    tail = _add(choices, "tail", _tail, "follow the incidents: the first, 10th, 100th... alert of each; Ctrl-C ends it")
+    tail = _add_command(
+        choices, "tail", _run_tail, "follow the incidents: the first, 10th, 100th... alert of each; Ctrl-C ends it"
+    )
     tail.add_argument("--every", action="store_true", help="every record, also of incidents over the budget")
     tail.add_argument("--all", action="store_true", help="also a sample of everything else")
 
-    incidents = _add(choices, "incidents", _incidents, "alerts grouped by cause, newest first")
+    incidents = _add_command(choices, "incidents", _run_incidents, "alerts grouped by cause, newest first")
     incidents.add_argument("--limit", metavar="N", type=int, default=50, help="at most N (default 50)")
 
-    feedback = _add(choices, "feedback", _feedback, "answer an alert; without ID, list the answers")
+    feedback = _add_command(choices, "feedback", _run_feedback, "answer an alert; without ID, list the answers")
     feedback.add_argument("alert", metavar="ID", nargs="?", help="the id of the alert, such as 1207 or 1207.1")
     feedback.add_argument("answer", metavar="ANSWER", nargs="?", choices=ANSWERS, help="normal, anomaly or undo")
     feedback.add_argument("--note", metavar="TEXT", default="", help="a reason, shown in the list")
 
-    _add_models(choices)
-    _add_snapshots(choices)
+    _add_models_commands(choices)
+    _add_snapshots_commands(choices)
     return parser
 
 
-def _add_models(choices: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_models_commands(choices: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     models = choices.add_parser("models", help="list the model generations, or go back to one")
     generations = models.add_subparsers(metavar="ACTION", required=True)
-    _add(
-        generations, "list", _on_admin(learning_commands.models_list), "every generation: in force, or refused and why"
+    _add_command(
+        generations,
+        "list",
+        _run_on_admin(feedback_and_model_commands.models_list),
+        "every generation: in force, or refused and why",
     )
-    rollback = _add(generations, "rollback", _rollback, "put an earlier generation in force again")
+    rollback = _add_command(generations, "rollback", _run_rollback, "put an earlier generation in force again")
     rollback.add_argument(
-        "generation", metavar="GENERATION", type=_generation, help="a number from the list, such as 3"
+        "generation", metavar="GENERATION", type=_generation_number, help="a number from the list, such as 3"
     )
 
 
-def _add_snapshots(choices: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_snapshots_commands(choices: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     snapshots = choices.add_parser("snapshots", help="list, verify, pin or restore the saved states")
     actions = snapshots.add_subparsers(metavar="ACTION", required=True)
-    _add(actions, "list", _on_admin(commands.snapshots_list), "every snapshot: line, size, time")
-    _add(
+    _add_command(actions, "list", _run_on_admin(commands.snapshots_list), "every snapshot: line, size, time")
+    _add_command(
         actions,
         "verify",
-        _on_admin(commands.snapshots_verify),
+        _run_on_admin(commands.snapshots_verify),
         "check each against its checksums; exits 1 if one is damaged",
     )
     for action, command, text in (
@@ -181,13 +188,13 @@ def _add_snapshots(choices: "argparse._SubParsersAction[argparse.ArgumentParser]
         ("unpin", commands.snapshots_unpin, "undo pin"),
         ("restore", commands.snapshots_restore, "go back to its knowledge; line numbers and alerts go on"),
     ):
-        one = _add(actions, action, _on_snapshot(command), text)
+        one = _add_command(actions, action, _run_on_snapshot(command), text)
         one.add_argument(
             "name", metavar="NAME", help="a name from the list, such as snapshot-00000000000000000812.msgpack"
         )
 
 
-def _add(
+def _add_command(
     choices: "argparse._SubParsersAction[argparse.ArgumentParser]",
     name: str,
     run: Command,
@@ -210,19 +217,19 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _on_admin(command: Callable[[Admin, bool], int]) -> Command:
-    return lambda args: command(_admin(args), args.json)
+def _run_on_admin(command: Callable[[Admin, bool], int]) -> Command:
+    return lambda args: command(_admin_of_options(args), args.json)
 
 
-def _on_snapshot(command: Callable[[Admin, bool, str], int]) -> Command:
-    return lambda args: command(_admin(args), args.json, args.name)
+def _run_on_snapshot(command: Callable[[Admin, bool, str], int]) -> Command:
+    return lambda args: command(_admin_of_options(args), args.json, args.name)
 
 
-def _detect(args: argparse.Namespace) -> int:
-    return commands.detect(_admin(args), args.json, args.line, args.session, args.explain)
+def _run_detect(args: argparse.Namespace) -> int:
+    return commands.detect(_admin_of_options(args), args.json, args.line, args.session, args.explain)
 
 
-def _doctor(args: argparse.Namespace) -> int:
+def _run_doctor(args: argparse.Namespace) -> int:
     from daemon.client.doctor.checks import ANSWER_SECONDS, doctor
 
     chosen, token = args.admin or os.environ.get("VIGILD_ADMIN"), read_token(args.token_file, os.environ)
@@ -231,37 +238,37 @@ def _doctor(args: argparse.Namespace) -> int:
     return doctor(admin, chosen, args.instance, os.environ, args.json)
 
 
-def _send(args: argparse.Namespace) -> int:
+def _run_send(args: argparse.Namespace) -> int:
     return commands.send_file(args.file, args.socket, os.environ, args.json)
 
 
-def _tail(args: argparse.Namespace) -> int:
-    return commands.tail(_admin(args), args.json, args.all, args.every)
+def _run_tail(args: argparse.Namespace) -> int:
+    return commands.tail(_admin_of_options(args), args.json, args.all, args.every)
 
 
-def _train_from(args: argparse.Namespace) -> int:
-    return learning_commands.train_from(_admin(args), args.json, args.file, not args.no_wait)
+def _run_train_from(args: argparse.Namespace) -> int:
+    return feedback_and_model_commands.train_from(_admin_of_options(args), args.json, args.file, not args.no_wait)
 
 
-def _incidents(args: argparse.Namespace) -> int:
-    return learning_commands.incidents(_admin(args), args.json, args.limit)
+def _run_incidents(args: argparse.Namespace) -> int:
+    return feedback_and_model_commands.incidents(_admin_of_options(args), args.json, args.limit)
 
 
-def _feedback(args: argparse.Namespace) -> int:
-    return learning_commands.feedback(_admin(args), args.json, args.alert, args.answer, args.note)
+def _run_feedback(args: argparse.Namespace) -> int:
+    return feedback_and_model_commands.feedback(_admin_of_options(args), args.json, args.alert, args.answer, args.note)
 
 
-def _rollback(args: argparse.Namespace) -> int:
-    return learning_commands.models_rollback(_admin(args), args.json, args.generation)
+def _run_rollback(args: argparse.Namespace) -> int:
+    return feedback_and_model_commands.models_rollback(_admin_of_options(args), args.json, args.generation)
 
 
-def _generation(text: str) -> int:
+def _generation_number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**18):
         raise argparse.ArgumentTypeError(f"{text!r} is not the number of a generation")
     return int(text)
 
 
-def _admin(args: argparse.Namespace) -> Admin:
+def _admin_of_options(args: argparse.Namespace) -> Admin:
     return Admin(admin_urls(args.admin, os.environ), read_token(args.token_file, os.environ))
 
 

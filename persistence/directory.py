@@ -40,31 +40,31 @@ class Lock:
 
     def mark_journaled(self) -> None:
         """Note durably that a journal was begun. Raises OSError."""
-        os.pwrite(self.descriptor, _lock_text(True), 0)
+        os.pwrite(self.descriptor, _lock_file_text(True), 0)
         os.fsync(self.descriptor)
 
 
 @contextmanager
-def open_directory(directory: Path) -> Iterator[Lock]:
+def open_state_directory(directory: Path) -> Iterator[Lock]:
     """Create `directory` if it is missing, check it, and hold its lock. Raises `StoreError`."""
     try:
-        _make(directory)
-        _check_directory(directory)
+        _make_state_directory(directory)
+        _check_state_directory(directory)
         for path in directory.iterdir():
-            if _is_ours(path.name):
-                _check_file(path)
+            if _is_state_file_name(path.name):
+                _check_state_file(path)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError as exc:
         raise StoreError(f"{directory}: is not a directory") from exc
     except OSError as exc:
         raise StoreError(f"{exc.filename or directory}: {exc.strerror}") from exc
     try:
-        yield _locked(directory, descriptor)
+        yield _lock_state_directory(directory, descriptor)
     finally:
         os.close(descriptor)
 
 
-def _locked(directory: Path, descriptor: int) -> Lock:
+def _lock_state_directory(directory: Path, descriptor: int) -> Lock:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
@@ -74,25 +74,25 @@ def _locked(directory: Path, descriptor: int) -> Lock:
     try:
         was_journaled = os.pread(descriptor, 64, 0).endswith(_JOURNALED)
         # Overwritten first, truncated second: a kill in between must not erase that a journal was begun.
-        os.pwrite(descriptor, _lock_text(was_journaled), 0)
-        os.ftruncate(descriptor, len(_lock_text(was_journaled)))
+        os.pwrite(descriptor, _lock_file_text(was_journaled), 0)
+        os.ftruncate(descriptor, len(_lock_file_text(was_journaled)))
     except OSError as exc:
         raise StoreError(f"{directory}: is not writable: {exc.strerror}") from exc
     return Lock(descriptor, was_journaled)
 
 
-def _lock_text(journaled: bool) -> bytes:
+def _lock_file_text(journaled: bool) -> bytes:
     return b"%-10d\n%s" % (os.getpid(), _JOURNALED if journaled else b"")
 
 
-def _make(directory: Path) -> None:
+def _make_state_directory(directory: Path) -> None:
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in missing:
         REAL.sync(path.parent)  # or a power cut takes the new directory and everything in it
 
 
-def _check_directory(directory: Path) -> None:
+def _check_state_directory(directory: Path) -> None:
     found = directory.lstat()
     if stat.S_ISLNK(found.st_mode):
         # A link can be pointed elsewhere between two of our calls. Only a link of root's is trusted, and only
@@ -110,7 +110,7 @@ def _check_directory(directory: Path) -> None:
         raise StoreError(f"{directory}: is not writable")
 
 
-def _check_file(path: Path) -> None:
+def _check_state_file(path: Path) -> None:
     found = path.lstat()
     if stat.S_ISLNK(found.st_mode):
         raise StoreError(f"{path}: is a symbolic link")
@@ -122,7 +122,7 @@ def _check_file(path: Path) -> None:
         raise StoreError(f"{path}: others may write to it (mode {stat.S_IMODE(found.st_mode):04o})")
 
 
-def _is_ours(name: str) -> bool:
+def _is_state_file_name(name: str) -> bool:
     base = name.removesuffix(".tmp").removesuffix(PIN_SUFFIX)
     return (
         base in _NAMES

@@ -13,9 +13,9 @@ from persistence import model_file, segment, snapshot
 from persistence.columns import Value
 from persistence.directory import PIN_SUFFIX, SNAPSHOT
 from persistence.disk import Disk, UnreadableError
-from persistence.journal import JournalReader, segments
+from persistence.format_preamble import NewerFormatError, check_preamble
+from persistence.journal import JournalReader, segment_paths
 from persistence.model_file import ModelError, ModelFile
-from persistence.preamble import NewerFormatError, check_preamble
 from persistence.segment import Entry
 from persistence.snapshot import SnapshotError
 
@@ -75,29 +75,29 @@ def scan_directory(
     """
     # Names that a killed process created may not be durable yet, and new files will rely on them.
     disk.sync(directory)
-    _refuse_newer(directory, disk)
+    _refuse_newer_formats(directory, disk)
     for path in sorted(directory.glob("*.tmp")):
-        if _is_leftover(path.name):
+        if _is_unfinished_write_of_ours(path.name):
             disk.unlink(path)
             losses.notes.append(f"{path.name}: removed, an unfinished write")
     positions = _snapshot_positions(directory, disk)
     found = newest_snapshot(directory, disk, losses, read)
-    models = _intact_models(directory, disk, losses)
+    models = _intact_model_files(directory, disk, losses)
     _, seq, line, _ = found if found is not None else ("", 0, 0, {})
-    journal_missing = was_journaled and not segments(directory)
+    journal_missing = was_journaled and not segment_paths(directory)
     if journal_missing and found is None:
         losses.notes.append("neither snapshot nor journal is left of what this directory held")
     elif journal_missing:
         losses.notes.append("no journal is left: how many lines came after the newest snapshot is not known")
     reader = JournalReader(
-        directory, seq, line, set_aside=lambda path, why: set_aside(path, why, disk, losses), disk=disk
+        directory, seq, line, set_aside=lambda path, why: set_damaged_file_aside(path, why, disk, losses), disk=disk
     )
     for header_seq, header_line in positions:
         reader.note_position(header_seq, header_line)
     return Recovery(
         snapshot=None if found is None else found[1:],
         snapshot_name=None if found is None else found[0],
-        entries=_entries(reader, losses),
+        entries=_journal_entries(reader, losses),
         models=models,
         set_aside=losses.set_aside,
         notes=losses.notes,
@@ -119,10 +119,10 @@ def snapshot_paths(directory: Path) -> list[tuple[int, Path]]:
 def model_paths(directory: Path) -> list[Path]:
     """The model files in `directory` that are not set aside, newest generation first."""
     paths = [path for path in directory.iterdir() if model_file.NAME.fullmatch(path.name)]
-    return sorted(paths, key=lambda path: (model_file.generation_of(path.name), path.name), reverse=True)
+    return sorted(paths, key=lambda path: (model_file.generation_of_model_file(path.name), path.name), reverse=True)
 
 
-def set_aside(path: Path, reason: str, disk: Disk, losses: Losses) -> None:
+def set_damaged_file_aside(path: Path, reason: str, disk: Disk, losses: Losses) -> None:
     """Rename a damaged file to a free `<name>.bad`. If that fails the file stays, with a note."""
     target = path.with_name(path.name + ".bad")
     attempt = 0
@@ -138,19 +138,19 @@ def set_aside(path: Path, reason: str, disk: Disk, losses: Losses) -> None:
         losses.notes.append(f"{path.name}: {reason}; set aside as {target.name}")
 
 
-def bare_reason(path: Path, exc: Exception) -> str:
+def reason_without_path(path: Path, exc: Exception) -> str:
     """The message of a damage error without the path at its beginning."""
     return str(exc).removeprefix(f"{path}: ")
 
 
-def _entries(reader: JournalReader, losses: Losses) -> Iterator[Entry]:
+def _journal_entries(reader: JournalReader, losses: Losses) -> Iterator[Entry]:
     yield from reader
     losses.notes += [note for note in reader.notes if note not in losses.notes]
 
 
-def _refuse_newer(directory: Path, disk: Disk) -> None:
+def _refuse_newer_formats(directory: Path, disk: Disk) -> None:
     kinds = [(path, snapshot.MAGIC, snapshot.VERSION) for _, path in snapshot_paths(directory)]
-    kinds += [(path, segment.MAGIC, segment.VERSION) for _, path in segments(directory)]
+    kinds += [(path, segment.MAGIC, segment.VERSION) for _, path in segment_paths(directory)]
     for path, magic, newest in kinds:
         try:
             with disk.read(path) as file:
@@ -169,7 +169,7 @@ def _snapshot_positions(directory: Path, disk: Disk) -> list[tuple[int, int]]:
             continue
         seq = int(match[1])
         try:
-            header = snapshot.read_header(path, disk=disk)
+            header = snapshot.read_snapshot_header(path, disk=disk)
             positions.append((seq, header.line if header.seq == seq else 0))
         except (SnapshotError, NewerFormatError, OSError):
             # Only a lower bound is lost; the damage is dealt with when the file is read in full.
@@ -194,38 +194,38 @@ def newest_snapshot(
             if seq != named:
                 raise SnapshotError(f"{path}: is of frame {seq}")
         except SnapshotError as exc:
-            set_aside(path, bare_reason(path, exc), disk, losses)
+            set_damaged_file_aside(path, reason_without_path(path, exc), disk, losses)
         except UnreadableError as exc:
             unreadable.append(exc)
         else:
-            if unreadable and not any(first <= seq + 1 for first, _ in segments(directory)):
+            if unreadable and not any(first <= seq + 1 for first, _ in segment_paths(directory)):
                 break
-            _note_unreadable(unreadable, losses)
+            _note_unreadable_files(unreadable, losses)
             return path.name, seq, line, columns
     if unreadable:
         raise unreadable[0]
     return None
 
 
-def _intact_models(directory: Path, disk: Disk, losses: Losses) -> list[ModelFile]:
+def _intact_model_files(directory: Path, disk: Disk, losses: Losses) -> list[ModelFile]:
     models = []
     for path in model_paths(directory):
         try:
             models.append(model_file.hash_model(path, disk=disk))
         except ModelError as exc:
-            set_aside(path, bare_reason(path, exc), disk, losses)
+            set_damaged_file_aside(path, reason_without_path(path, exc), disk, losses)
         except UnreadableError as exc:
             # It matters only if the state needs this model; then loading it raises again.
-            _note_unreadable([exc], losses)
+            _note_unreadable_files([exc], losses)
     return models
 
 
-def _note_unreadable(errors: list[UnreadableError], losses: Losses) -> None:
+def _note_unreadable_files(errors: list[UnreadableError], losses: Losses) -> None:
     notes = [f"{Path(exc.filename).name}: {exc.strerror}" for exc in errors]
     losses.notes += [note for note in notes if note not in losses.notes]
 
 
-def _is_leftover(name: str) -> bool:
+def _is_unfinished_write_of_ours(name: str) -> bool:
     base = name.removesuffix(".tmp").removesuffix(PIN_SUFFIX)
     ours = SNAPSHOT.fullmatch(base) or model_file.NAME.fullmatch(base) or segment.NAME.fullmatch(base)
     return bool(ours) or name.endswith((".bad.tmp", ".mark.tmp"))

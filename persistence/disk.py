@@ -36,7 +36,7 @@ class UnreadableError(OSError):
         return f"{self.filename}: {self.strerror}"
 
 
-def failure(exc: OSError, path: Path) -> str:
+def os_error_text(exc: OSError, path: Path) -> str:
     """`exc` as a line for people: the file (`path` if `exc` names none), the error, what to do about a full disk."""
     full = exc.errno in FULL
     return f"{exc.filename or path}: {exc.strerror or exc}{'; free some space there' if full else ''}"
@@ -158,10 +158,10 @@ def replace_file(disk: Disk, path: Path, chunks: Iterable[Buffer]) -> int:
     temp = path.with_name(path.name + ".tmp")
     unlink_if_there(disk, temp)
     try:
-        size = _write_new(disk, temp, chunks)
+        size = _write_new_file(disk, temp, chunks)
         disk.rename(temp, path)
     except BaseException:
-        discard(disk, temp)
+        discard_file(disk, temp)
         raise
     disk.sync(path.parent)  # the contents were durable before the name was; now the name must be, too
     return size
@@ -175,7 +175,7 @@ def unlink_if_there(disk: Disk, path: Path) -> None:
         return
 
 
-def discard(disk: Disk, path: Path) -> None:
+def discard_file(disk: Disk, path: Path) -> None:
     """Remove a file if possible, while a more important error is being raised."""
     try:
         disk.unlink(path)
@@ -185,7 +185,7 @@ def discard(disk: Disk, path: Path) -> None:
         return
 
 
-def _write_new(disk: Disk, path: Path, chunks: Iterable[Buffer]) -> int:
+def _write_new_file(disk: Disk, path: Path, chunks: Iterable[Buffer]) -> int:
     file = disk.create(path)
     try:
         size = 0

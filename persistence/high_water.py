@@ -44,16 +44,16 @@ class HighWaterMark:
         self._boot = boot or boot_id()
         self._durable: str | None = None
         self._file: File | None = None
-        self._read()
+        self._read_high_water_file()
 
     def note_written(self, last: str) -> None:
         """Records through `last` were written. If the mark cannot be, the next `note_synced` makes up for it."""
         self.last = last
         try:
             if self._file is None:
-                self._replace(self._durable)
+                self._replace_high_water_file(self._durable)
                 self._file = self._disk.append(self._path)
-            self._file.write(_line(last))
+            self._file.write(_high_water_line(last))
         except OSError:
             # The records themselves are there. This matters only if they are rotated away and we are killed
             # before the next sync; and a failing disk is reported by the writes of records.
@@ -64,7 +64,7 @@ class HighWaterMark:
         if self.last is None or (self.last == self._durable and self._file is None and not self.unsynced):
             return
         self.close()
-        self._replace(self.last)
+        self._replace_high_water_file(self.last)
         self.unsynced = False
 
     def fall_back_to_durable(self) -> None:
@@ -72,7 +72,7 @@ class HighWaterMark:
         if self.last == self._durable:
             return
         self.close()
-        self._replace(self._durable)
+        self._replace_high_water_file(self._durable)
         self.last = self._durable
 
     def close(self) -> None:
@@ -80,20 +80,20 @@ class HighWaterMark:
         if file is not None:
             file.close()
 
-    def _replace(self, durable: str | None) -> None:
-        replace_file(self._disk, self._path, [_line(f"{durable or _NONE} {self._boot}")])
+    def _replace_high_water_file(self, durable: str | None) -> None:
+        replace_file(self._disk, self._path, [_high_water_line(f"{durable or _NONE} {self._boot}")])
         self._durable = durable
 
-    def _read(self) -> None:
-        def read() -> bytes:
+    def _read_high_water_file(self) -> None:
+        def read_high_water_bytes() -> bytes:
             with self._disk.read(self._path) as file:
                 return file.read()
 
         try:
-            data = read_with_patience(self._path, read)
+            data = read_with_patience(self._path, read_high_water_bytes)
         except FileNotFoundError:
             return
-        first, *entries = _whole_lines(data) or [""]
+        first, *entries = _whole_high_water_lines(data) or [""]
         durable, _, boot = first.partition(" ")
         if not boot:
             return
@@ -103,11 +103,11 @@ class HighWaterMark:
             self.last, self.unsynced = entries[-1], True
 
 
-def _line(text: str) -> bytes:
+def _high_water_line(text: str) -> bytes:
     return b"%s %08x\n" % (text.encode("ascii"), zlib.crc32(text.encode("ascii")))
 
 
-def _whole_lines(data: bytes) -> list[str]:
+def _whole_high_water_lines(data: bytes) -> list[str]:
     lines = []
     at = 0
     while (match := _LINE.match(data, at)) is not None and int(match[2], 16) == zlib.crc32(match[1]):

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from persistence.disk import REAL, Disk, File, discard, failure, read_with_patience, unlink_if_there
+from persistence.disk import REAL, Disk, File, discard_file, os_error_text, read_with_patience, unlink_if_there
 from persistence.segment import (
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -33,10 +33,10 @@ from persistence.segment import (
     Entry,
     Header,
     Scan,
-    pack_closing,
-    pack_entries,
-    pack_header,
-    scan,
+    pack_closing_frame,
+    pack_segment_entries,
+    pack_segment_header,
+    scan_segment,
     segment_name,
 )
 
@@ -106,21 +106,21 @@ class JournalWriter:
         """
         if not entries:
             return
-        self._check(entries)
+        self._check_entries_continue(entries)
         if self._segment is not None and self._segment.size >= SEGMENT_BYTES:
             self.rotate()
         in_use = self._segment
         try:
-            self._write(entries)
+            self._write_journal_entries(entries)
         except OSError as exc:
             if in_use is not None:  # else the caller has had the error before, and is retrying
                 log.warning("journal: %s; the same frames go to a new segment", exc)
-            self._abandon()
+            self._abandon_segment()
             try:
-                self._write(entries)
+                self._write_journal_entries(entries)
             except OSError as again:
-                self._abandon()
-                raise JournalError(f"journal not written: {failure(again, self._directory)}") from again
+                self._abandon_segment()
+                raise JournalError(f"journal not written: {os_error_text(again, self._directory)}") from again
         self.seq, self.line = entries[-1].seq, entries[-1].line
 
     def rotate(self) -> None:
@@ -131,25 +131,25 @@ class JournalWriter:
         try:
             self._segment = self._open_next_segment()
         except OSError as exc:
-            raise JournalError(f"no new journal segment: {failure(exc, self._directory)}") from exc
+            raise JournalError(f"no new journal segment: {os_error_text(exc, self._directory)}") from exc
         if old is None:
             return
         self._segment.announced = True
         try:
-            old.file.write(pack_closing(old.header, old.size, old.size, self.seq, self.line))
+            old.file.write(pack_closing_frame(old.header, old.size, old.size, self.seq, self.line))
             old.file.sync()
         except OSError as exc:
             # Every entry is durable and the next segment is too: only the announcement is missing.
             log.warning("journal: %s not closed: %s", old.path.name, exc)
-        _close(old.file)
+        _close_segment_file(old.file)
 
     def close(self) -> None:
         """Close the file. Everything appended is durable already."""
         if self._segment is not None:
-            _close(self._segment.file)
+            _close_segment_file(self._segment.file)
             self._segment = None
 
-    def _check(self, entries: Sequence[Entry]) -> None:
+    def _check_entries_continue(self, entries: Sequence[Entry]) -> None:
         seq, line = self.seq, self.line
         for entry in entries:
             seq, line = seq + 1, line + entry.count
@@ -160,11 +160,11 @@ class JournalWriter:
             if len(entry.payload) > MAX_PAYLOAD_BYTES:
                 raise ValueError(f"frame {seq} has {len(entry.payload)} bytes, at most {MAX_PAYLOAD_BYTES} fit")
 
-    def _write(self, entries: Sequence[Entry]) -> None:
+    def _write_journal_entries(self, entries: Sequence[Entry]) -> None:
         if self._segment is None:
             self._segment = self._open_next_segment()
         segment = self._segment
-        data = pack_entries(segment.header, segment.size, entries)
+        data = pack_segment_entries(segment.header, segment.size, entries)
         segment.file.write(data)
         segment.file.sync()
         segment.size += len(data)
@@ -179,12 +179,12 @@ class JournalWriter:
         for name in siblings:
             # Starts that journaled nothing must not pile up files.
             if not name.bad and name.path.stat().st_size <= HEADER_BYTES:
-                discard(self._disk, name.path)
+                discard_file(self._disk, name.path)
         opened = _OpenSegment(path, file, header, HEADER_BYTES)
         if self._tail is not None:
             opened.announced = True
             tail, self._tail = self._tail, None
-            self._close_tail(tail)
+            self._close_tail_segment(tail)
         return opened
 
     def _create_segment(self, path: Path, header: Header) -> File:
@@ -194,41 +194,41 @@ class JournalWriter:
         unlink_if_there(self._disk, temp)
         file = self._disk.create(temp)
         try:
-            file.write(pack_header(header))
+            file.write(pack_segment_header(header))
             file.sync()
             self._disk.rename(temp, path)
         except BaseException:
-            _close(file)
-            discard(self._disk, temp)
+            _close_segment_file(file)
+            discard_file(self._disk, temp)
             raise
         try:
             self._disk.sync(self._directory)
         except BaseException:
-            _close(file)
-            discard(self._disk, path)
+            _close_segment_file(file)
+            discard_file(self._disk, path)
             raise
         return file
 
-    def _abandon(self) -> None:
+    def _abandon_segment(self) -> None:
         segment, self._segment = self._segment, None
         if segment is None:
             return
-        _close(segment.file)
+        _close_segment_file(segment.file)
         # Nothing in it was ever accepted. While the disk is full this runs every few seconds, and its attempts
         # must not fill the disk. An announced segment stays, or it would be reported as lost.
         if segment.size == HEADER_BYTES and not segment.announced:
-            discard(self._disk, segment.path)
+            discard_file(self._disk, segment.path)
 
-    def _close_tail(self, tail: Tail) -> None:
+    def _close_tail_segment(self, tail: Tail) -> None:
         try:
             file = self._disk.append(tail.path)
             try:
                 # Behind whatever a crash left there: `durable` in the closing frame tells where the trusted part ended.
                 offset = file.stat().st_size
-                file.write(pack_closing(tail.header, offset, tail.end, self.seq, self.line))
+                file.write(pack_closing_frame(tail.header, offset, tail.end, self.seq, self.line))
                 file.sync()
             finally:
-                _close(file)
+                _close_segment_file(file)
         except OSError as exc:
             log.warning("journal: %s not closed: %s", tail.path.name, exc)
 
@@ -291,11 +291,11 @@ class JournalReader:
             is_last = position == len(present) - 1
             if stop is not None and stop <= self._last_yielded[0] + 1 and not is_last:
                 continue
-            found = self._scan(name)
+            found = self._scan_segment_file(name)
             if found is None:
                 continue
-            self._note_damage(name, found, is_last)
-            yield from self._skip_known(entry for entry in found.entries if stop is None or entry.seq < stop)
+            self._note_segment_damage(name, found, is_last)
+            yield from self._skip_known_entries(entry for entry in found.entries if stop is None or entry.seq < stop)
             self.note_position(found.header.first_seq - 1, found.header.line)
             if found.closing is not None:
                 self.note_position(found.closing.seq, found.closing.line)
@@ -307,10 +307,11 @@ class JournalReader:
                     )
             elif is_last:
                 self.tail = Tail(name.path, found.header, found.end)
-        self._note_gap(self.last_seq + 1, self.last_line)
+        self._note_lost_frames(self.last_seq + 1, self.last_line)
         self.finished = True
 
-    def _scan(self, name: "_SegmentName") -> Scan | None:
+    def _scan_segment_file(self, name: "_SegmentName") -> Scan | None:
+        """What the segment holds, made durable first; None when nothing can be trusted and it was set aside."""
         try:
             # A killed process may have left frames in the page cache only: what is replayed now must
             # still be there after a power cut.
@@ -319,18 +320,18 @@ class JournalReader:
             # Not damage: setting the segment aside would lose intact frames. The next start tries again.
             raise JournalError(f"{name.path}: {exc.strerror}") from exc
 
-        def read() -> bytes:
+        def read_segment() -> bytes:
             with self._disk.read(name.path) as file:
                 return file.read(_MAX_SEGMENT_BYTES + 1)
 
         try:
-            data = read_with_patience(name.path, read)
+            data = read_with_patience(name.path, read_segment)
         except OSError as exc:
             raise JournalError(f"{name.path}: {exc.strerror}") from exc
         try:
             if len(data) > _MAX_SEGMENT_BYTES:
                 raise ValueError(f"is larger than {_MAX_SEGMENT_BYTES} bytes")
-            found = scan(data, name.path)
+            found = scan_segment(data, name.path)
             if found.header.first_seq != name.first:
                 raise ValueError(f"begins with frame {found.header.first_seq}")
         except ValueError as exc:
@@ -338,7 +339,7 @@ class JournalReader:
             return None
         return found
 
-    def _note_damage(self, name: "_SegmentName", found: Scan, is_last: bool) -> None:
+    def _note_segment_damage(self, name: "_SegmentName", found: Scan, is_last: bool) -> None:
         if found.rotten:
             self.notes.append(f"{name.path.name}: {found.rotten} bytes are damaged")
         # In an older segment this is what a write error left, which was logged at the time.
@@ -347,16 +348,16 @@ class JournalReader:
                 f"{name.path.name}: the last {found.torn} bytes are a write that was never confirmed; dropped"
             )
 
-    def _skip_known(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+    def _skip_known_entries(self, entries: Iterator[Entry]) -> Iterator[Entry]:
         for entry in entries:
             if entry.seq <= self._last_yielded[0]:
                 continue
-            self._note_gap(entry.seq, entry.line - entry.count)
+            self._note_lost_frames(entry.seq, entry.line - entry.count)
             self._last_yielded = (entry.seq, entry.line)
             self.note_position(entry.seq, entry.line)
             yield entry
 
-    def _note_gap(self, next_seq: int, line: int) -> None:
+    def _note_lost_frames(self, next_seq: int, line: int) -> None:
         seq, last_line = self._last_yielded
         lost = max(line - last_line, 0)
         if next_seq > seq + 1 or lost:
@@ -373,7 +374,7 @@ class _SegmentName:
     bad: bool
 
 
-def segments(directory: Path) -> list[tuple[int, Path]]:
+def segment_paths(directory: Path) -> list[tuple[int, Path]]:
     """The segments in `directory` that are not set aside, oldest first, with their first seq."""
     return [(name.first, name.path) for name in _segment_names(directory) if not name.bad]
 
@@ -387,7 +388,7 @@ def _segment_names(directory: Path) -> list[_SegmentName]:
     return sorted(names, key=lambda name: (name.first, name.attempt))
 
 
-def _close(file: File) -> None:
+def _close_segment_file(file: File) -> None:
     try:
         file.close()
     except OSError as exc:

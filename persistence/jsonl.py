@@ -76,7 +76,7 @@ def last_records(path: Path, limit_bytes: int) -> Iterator[bytes]:
     with ExitStack() as stack:
         files: list[BinaryIO] = []
         # The file before its parts: what is renamed in between is found twice, not never.
-        for each in (path, *reversed(parts(path))) if path.exists() else reversed(parts(path)):
+        for each in (path, *reversed(rotated_parts(path))) if path.exists() else reversed(rotated_parts(path)):
             try:
                 files.append(stack.enter_context(open(each, "rb")))
             except FileNotFoundError:
@@ -85,7 +85,7 @@ def last_records(path: Path, limit_bytes: int) -> Iterator[bytes]:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         seen: set[tuple[int, int]] = set()
         for file in files:
-            if (inode := _inode(os.fstat(file.fileno()))) in seen:
+            if (inode := _device_and_inode(os.fstat(file.fileno()))) in seen:
                 continue
             seen.add(inode)
             size = file.seek(0, os.SEEK_END)
@@ -96,10 +96,10 @@ def last_records(path: Path, limit_bytes: int) -> Iterator[bytes]:
             limit_bytes -= size
 
 
-def parts(path: Path) -> list[Path]:
+def rotated_parts(path: Path) -> list[Path]:
     """The parts to which `JsonlWriter` rotated the file at `path`, oldest first."""
     name = re.compile(re.escape(path.name) + PART_SUFFIX)
-    return sorted((each for each in path.parent.iterdir() if name.fullmatch(each.name)), key=_number)
+    return sorted((each for each in path.parent.iterdir() if name.fullmatch(each.name)), key=_part_number)
 
 
 def free_space(directory: Path) -> tuple[int, int]:
@@ -138,11 +138,11 @@ class JsonlWriter:
         self._inode: tuple[int, int] | None = None
         self._durable = 0
         self._unsynced = bytearray()
-        self.last = self._cut_torn_tail() or self._last_of_newest_part()
+        self.last = self._cut_torn_record() or self._last_record_of_newest_part()
         if self._mark.unsynced:
-            self._sync_rotated()
-        self._bytes = self._current().stat().st_size
-        self._bytes_in_parts = sum(part.stat().st_size for part in parts(path))
+            self._sync_rotated_parts()
+        self._bytes = self._current_records_file().stat().st_size
+        self._bytes_in_parts = sum(part.stat().st_size for part in rotated_parts(path))
 
     def append(self, records: Sequence[bytes], last_id: str | None = None) -> None:
         """Write `records`, which hold no newlines. After OSError none of them counts as written: try again.
@@ -151,12 +151,12 @@ class JsonlWriter:
         Raises ValueError for bytes that would not be read back as a record.
         """
         for record in records:
-            if not _is_record(record):
+            if not _is_json_record(record):
                 raise ValueError(f"not a record of JSON lines: {record[:80]!r}")
         data = b"".join(record + b"\n" for record in records)
         try:
-            self._make_room(len(data))
-            file = self._current()
+            self._make_room_for_records(len(data))
+            file = self._current_records_file()
             file.write(data)
             self._bytes = file.stat().st_size
         except OSError:
@@ -169,7 +169,7 @@ class JsonlWriter:
     def sync(self) -> None:
         """Make everything appended so far durable. After OSError, call it again."""
         try:
-            file = self._current()
+            file = self._current_records_file()
             if self._unsynced:
                 file.sync()
                 self._durable = file.stat().st_size
@@ -189,25 +189,25 @@ class JsonlWriter:
             "bytes_removed": self._removed_bytes,
         }
 
-    def _make_room(self, size: int) -> None:
+    def _make_room_for_records(self, size: int) -> None:
         """Before `size` bytes are appended: rotate the file when it is large, and keep `keep_free` bytes free."""
         if self._part_bytes:
-            held = self._current().stat().st_size
+            held = self._current_records_file().stat().st_size
             if held and held + size > self._part_bytes:
-                self._rotate()
+                self._rotate_records_file()
         free, total = self._space(self.path.parent)
         wanted = min(self._keep_free, total // 20)
         while free < wanted + size:
-            if not self._part_bytes or not (oldest := parts(self.path)):
+            if not self._part_bytes or not (oldest := rotated_parts(self.path)):
                 kept = f"less than {wanted >> 20} MB are free, which are kept for the journal"
                 raise OSError(errno.ENOSPC, kept, str(self.path))
-            self._remove(oldest[0], "the disk is almost full")
+            self._remove_oldest_part(oldest[0], "the disk is almost full")
             free, _ = self._space(self.path.parent)
 
-    def _rotate(self) -> None:
+    def _rotate_records_file(self) -> None:
         self.sync()  # nothing is written twice, whatever a power cut leaves of the names
-        rotated = parts(self.path)
-        number = _number(rotated[-1]) + 1 if rotated else 1
+        rotated = rotated_parts(self.path)
+        number = _part_number(rotated[-1]) + 1 if rotated else 1
         part = self.path.with_name(f"{self.path.name}.{number:08d}")
         self._disk.rename(self.path, part)
         self._disk.sync(self.path.parent)
@@ -218,9 +218,9 @@ class JsonlWriter:
         for each in rotated:
             if self._bytes_in_parts <= self._max_bytes - self._part_bytes:
                 return
-            self._remove(each, "max_bytes is reached")
+            self._remove_oldest_part(each, "max_bytes is reached")
 
-    def _remove(self, part: Path, why: str) -> None:
+    def _remove_oldest_part(self, part: Path, why: str) -> None:
         size = part.stat().st_size
         self._disk.unlink(part)
         self._bytes_in_parts -= size
@@ -235,24 +235,24 @@ class JsonlWriter:
         if file is not None:
             file.close()
 
-    def _current(self) -> File:
-        if self._file is not None and not self._is_in_place(self._file):
+    def _current_records_file(self) -> File:
+        if self._file is not None and not self._is_file_in_place(self._file):
             # Moved away: its records must be durable before it is closed.
             self._file.sync()
             self._unsynced.clear()
             self._mark.note_synced()
             self.close()
         if self._file is None:
-            self._file = self._open_file()
+            self._file = self._open_records_file()
         return self._file
 
-    def _is_in_place(self, file: File) -> bool:
+    def _is_file_in_place(self, file: File) -> bool:
         try:
-            return _inode(os.lstat(self.path)) == _inode(file.stat())
+            return _device_and_inode(os.lstat(self.path)) == _device_and_inode(file.stat())
         except FileNotFoundError:
             return False
 
-    def _open_file(self) -> File:
+    def _open_records_file(self) -> File:
         try:
             file = self._disk.append(self.path)
         except FileNotFoundError:
@@ -262,8 +262,8 @@ class JsonlWriter:
             if self._unsynced:
                 self._mark.fall_back_to_durable()
             found = file.stat()
-            if _inode(found) != self._inode:
-                self._inode, self._durable = _inode(found), found.st_size
+            if _device_and_inode(found) != self._inode:
+                self._inode, self._durable = _device_and_inode(found), found.st_size
             elif found.st_size > self._durable:
                 # The same file is reopened, so there was an error: what follows the durable part may be
                 # damaged, and is still in memory.
@@ -277,7 +277,7 @@ class JsonlWriter:
             raise
         return file
 
-    def _cut_torn_tail(self) -> bytes | None:
+    def _cut_torn_record(self) -> bytes | None:
         try:
             # A killed process may have left records in the page cache only, and readers of `last` rely on
             # them.
@@ -288,23 +288,23 @@ class JsonlWriter:
             size = file.seek(0, os.SEEK_END)
             last, end = next(_records_backwards(file, size), (None, 0))
             if end < size:
-                self._set_tail_aside(file, end, size)
+                self._set_torn_record_aside(file, end, size)
         return last
 
-    def _last_of_newest_part(self) -> bytes | None:
+    def _last_record_of_newest_part(self) -> bytes | None:
         """The last record where the file is empty or missing, as just after a rotation."""
-        for part in reversed(parts(self.path)):
+        for part in reversed(rotated_parts(self.path)):
             with self._disk.read(part) as file:
                 return next(_records_backwards(file, file.seek(0, os.SEEK_END)), (None, 0))[0]
         return None
 
-    def _sync_rotated(self) -> None:
+    def _sync_rotated_parts(self) -> None:
         """Sync the file and its rotations: the last process was killed with records unsynced, maybe rotated since."""
         for path in sorted(self.path.parent.glob(f"{self.path.name}*")):
             if path.is_file():
                 self._disk.sync(path)
 
-    def _set_tail_aside(self, file: BinaryIO, end: int, size: int) -> None:
+    def _set_torn_record_aside(self, file: BinaryIO, end: int, size: int) -> None:
         aside = self.path.with_name(f"{self.path.name}.{end}.bad")
         attempt = 0
         while os.path.lexists(aside):
@@ -328,15 +328,15 @@ class JsonlWriter:
         self.note = f"{self.path.name}: its last {size - end} bytes are no whole record; {kept}"
 
 
-def _is_record(line: bytes) -> bool:
+def _is_json_record(line: bytes) -> bool:
     return line.startswith(b"{") and line.endswith(b"}") and b"\0" not in line and b"\n" not in line
 
 
-def _number(part: Path) -> int:
+def _part_number(part: Path) -> int:
     return int(part.name.rpartition(".")[2])
 
 
-def _inode(status: os.stat_result) -> tuple[int, int]:
+def _device_and_inode(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
@@ -353,7 +353,7 @@ def _records_backwards(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]
         while (newline := data.rfind(b"\n", 0, end)) >= 0 or (at == 0 and end > 0):
             line = data[newline + 1 : end]
             # Bytes after the file's last newline are not terminated, so they are no record.
-            if at + end < size and _is_record(line):
+            if at + end < size and _is_json_record(line):
                 yield line, at + end + 1
             end = max(newline, 0)
         rest = data[:end]

@@ -23,7 +23,7 @@ import numpy as np
 
 from persistence.columns import Columns, Value, array_bytes, empty_array, writable_bytes
 from persistence.disk import REAL, Disk, read_with_patience, replace_file
-from persistence.preamble import NewerFormatError
+from persistence.format_preamble import NewerFormatError
 
 if TYPE_CHECKING:
     import torch
@@ -49,10 +49,10 @@ class ModelFile:
 
     @property
     def generation(self) -> int:
-        return generation_of(self.name)
+        return generation_of_model_file(self.name)
 
 
-def generation_of(name: str) -> int:
+def generation_of_model_file(name: str) -> int:
     """The generation in `name`. Raises ValueError when that is not the name of a model file."""
     match = NAME.fullmatch(name)
     if match is None:
@@ -70,7 +70,7 @@ def write_model(directory: Path, columns: Columns, *, disk: Disk = REAL) -> Mode
     generation = columns.get("generation")
     if type(generation) is not int or not 0 < generation < 10**18:
         raise ValueError(f"a model's generation is an integer from 1, not {generation!r}")
-    packed = {name: _pack(name, value) for name, value in columns.items()}
+    packed = {name: _pack_model_column(name, value) for name, value in columns.items()}
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "columns": packed}, buffer)
     sha256 = hashlib.sha256(buffer.getbuffer()).hexdigest()
@@ -85,9 +85,9 @@ def read_model(path: Path, sha256: str | None = None, *, disk: Disk = REAL) -> d
     Raises `ModelError` on any damage, `NewerFormatError` for a later format, OSError (`UnreadableError` when the
     medium fails).
     """
-    data = _read_verified(path, sha256, disk)
+    data = _read_verified_model(path, sha256, disk)
     try:
-        content = _torch_load(data)
+        content = _load_torch_file(data)
         version = content.get("format")
         if type(version) is int and version > FORMAT:
             raise NewerFormatError(
@@ -96,26 +96,26 @@ def read_model(path: Path, sha256: str | None = None, *, disk: Disk = REAL) -> d
         columns = content.get("columns")
         if type(version) is not int or version < 1 or not isinstance(columns, dict):
             raise ValueError("not a model of ours")
-        return {str(name): _unpack(column, len(data)) for name, column in columns.items()}
+        return {str(name): _unpack_model_column(column, len(data)) for name, column in columns.items()}
     except ValueError as exc:
         raise ModelError(f"{path}: {exc}") from exc
 
 
 def hash_model(path: Path, *, disk: Disk = REAL) -> ModelFile:
     """The name and hash of the model file at `path`. Raises `ModelError` when they do not match, OSError."""
-    return ModelFile(path.name, hashlib.sha256(_read_verified(path, None, disk)).hexdigest())
+    return ModelFile(path.name, hashlib.sha256(_read_verified_model(path, None, disk)).hexdigest())
 
 
-def _read_verified(path: Path, sha256: str | None, disk: Disk) -> bytes:
+def _read_verified_model(path: Path, sha256: str | None, disk: Disk) -> bytes:
     match = NAME.fullmatch(path.name)
     if match is None:
         raise ModelError(f"{path}: is not named like a model file")
 
-    def read() -> bytes:
+    def read_model_bytes() -> bytes:
         with disk.read(path) as file:
             return file.read(MAX_BYTES + 1)
 
-    data = read_with_patience(path, read)
+    data = read_with_patience(path, read_model_bytes)
     if len(data) > MAX_BYTES:
         raise ModelError(f"{path}: is larger than {MAX_BYTES} bytes")
     found = hashlib.sha256(data).hexdigest()
@@ -124,7 +124,7 @@ def _read_verified(path: Path, sha256: str | None, disk: Disk) -> bytes:
     return data
 
 
-def _torch_load(data: bytes) -> dict[str, Any]:
+def _load_torch_file(data: bytes) -> dict[str, Any]:
     import torch
 
     try:
@@ -148,42 +148,42 @@ def _torch_load(data: bytes) -> dict[str, Any]:
     return content
 
 
-def _pack(name: str, value: Value) -> object:
+def _pack_model_column(name: str, value: Value) -> object:
     if isinstance(value, np.ndarray):
         raw = array_bytes(name, value)
         if value.dtype.str not in _NATIVE:
-            return {"dtype": value.dtype.str, "shape": list(value.shape), "raw": _tensor(raw)}
+            return {"dtype": value.dtype.str, "shape": list(value.shape), "raw": _bytes_tensor(raw)}
         import torch
 
         # A copy: torch warns about memory it must not write, and keeps what it is given.
         return torch.from_numpy(np.array(value, order="C"))
     if type(value) is str:
-        return {"text": _tensor(memoryview(value.encode()))}
+        return {"text": _bytes_tensor(memoryview(value.encode()))}
     if type(value) is bytes:
-        return {"bytes": _tensor(memoryview(value))}
+        return {"bytes": _bytes_tensor(memoryview(value))}
     if value is None or type(value) in (bool, int, float):
         return value
     raise TypeError(f"column {name}: a model file cannot hold a {type(value).__name__}")
 
 
-def _tensor(raw: memoryview) -> "torch.Tensor":
+def _bytes_tensor(raw: memoryview) -> "torch.Tensor":
     import torch
 
     return torch.from_numpy(np.frombuffer(raw, np.uint8).copy())
 
 
-def _unpack(column: object, max_bytes: int) -> Value:
+def _unpack_model_column(column: object, max_bytes: int) -> Value:
     import torch
 
     if column is None or isinstance(column, bool | int | float):
         return column
     if isinstance(column, torch.Tensor):
-        return _array(column, max_bytes)
+        return _array_of_tensor(column, max_bytes)
     if isinstance(column, dict):
         for kind in ("text", "bytes", "raw"):
             held = column.get(kind)
             if isinstance(held, torch.Tensor):
-                raw = _array(held, max_bytes)
+                raw = _array_of_tensor(held, max_bytes)
                 if raw.dtype != np.uint8 or raw.ndim != 1:
                     raise ValueError("a column's bytes are damaged")
                 if kind != "raw":
@@ -196,9 +196,9 @@ def _unpack(column: object, max_bytes: int) -> Value:
     raise ValueError(f"a column of unknown type {type(column).__name__}")
 
 
-def _array(tensor: "torch.Tensor", max_bytes: int) -> np.ndarray[Any, Any]:
+def _array_of_tensor(tensor: "torch.Tensor", max_bytes: int) -> np.ndarray[Any, Any]:
     # A tensor may be a view that repeats few bytes many times (stride 0): check the size it claims.
-    if tensor.layout is not _strided() or tensor.numel() * tensor.element_size() > max_bytes:
+    if tensor.layout is not _strided_tensor_layout() or tensor.numel() * tensor.element_size() > max_bytes:
         raise ValueError("a tensor that is larger than its file")
     try:
         return np.array(tensor.numpy(), order="C")
@@ -206,7 +206,7 @@ def _array(tensor: "torch.Tensor", max_bytes: int) -> np.ndarray[Any, Any]:
         raise ValueError(f"a tensor that is not an array: {exc}") from exc
 
 
-def _strided() -> "torch.layout":
+def _strided_tensor_layout() -> "torch.layout":
     import torch
 
     return torch.strided

@@ -1,7 +1,7 @@
 """One journal segment as bytes: the format, and how much of a damaged segment can be trusted. Pure functions.
 
     segment := header frame* [closing]                   all integers little endian
-    header  := preamble (magic "VIGILJNL", version 2; see persistence/preamble.py)
+    header  := preamble (magic "VIGILJNL", version 2; see persistence/format_preamble.py)
                salt 16 random bytes, first seq u64, line before it u64, CRC-32 of all before it u32
                Version 1 differs only in what entries may hold: no frame withdraws a member or brings one back
     frame   := marker "VJF\\xf1", kind u32, length u32, seq u64, line u64, count u64, durable u64,
@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from persistence.preamble import check_preamble, pack_preamble
+from persistence.format_preamble import check_preamble, pack_preamble
 
 MAGIC = b"VIGILJNL"
 VERSION = 2
@@ -88,28 +88,28 @@ def segment_name(first_seq: int, attempt: int) -> str:
     return f"journal-{first_seq:020d}.log" if attempt == 0 else f"journal-{first_seq:020d}-{attempt}.log"
 
 
-def pack_header(header: Header) -> bytes:
+def pack_segment_header(header: Header) -> bytes:
     """The header, HEADER_BYTES long, in the newest version."""
     data = pack_preamble(MAGIC, VERSION) + _HEADER.pack(header.salt, header.first_seq, header.line)
     return data + _CRC.pack(zlib.crc32(data))
 
 
-def pack_entries(header: Header, offset: int, entries: Sequence[Entry]) -> bytes:
+def pack_segment_entries(header: Header, offset: int, entries: Sequence[Entry]) -> bytes:
     """The bytes of `entries`, for one write at `offset`, before which everything is durable."""
     parts = []
     at = offset
     for entry in entries:
-        parts += [_pack_head(header.salt, at, _ENTRY, entry, offset), entry.payload]
+        parts += [_pack_journal_frame_head(header.salt, at, _ENTRY, entry, offset), entry.payload]
         at += FRAME_BYTES + len(entry.payload)
     return b"".join(parts)
 
 
-def pack_closing(header: Header, offset: int, durable: int, seq: int, line: int) -> bytes:
+def pack_closing_frame(header: Header, offset: int, durable: int, seq: int, line: int) -> bytes:
     """The bytes of the closing frame; `seq` and `line` are the last ones before the next segment."""
-    return _pack_head(header.salt, offset, _CLOSING, Entry(seq, line, 0, b""), durable)
+    return _pack_journal_frame_head(header.salt, offset, _CLOSING, Entry(seq, line, 0, b""), durable)
 
 
-def unpack_header(data: bytes, path: Path) -> Header:
+def unpack_segment_header(data: bytes, path: Path) -> Header:
     """The header in `data`, the first bytes of `path`. Raises ValueError on damage, `NewerFormatError`."""
     check_preamble(data, MAGIC, VERSION, path)
     if len(data) < HEADER_BYTES:
@@ -120,20 +120,20 @@ def unpack_header(data: bytes, path: Path) -> Header:
     return Header(*_HEADER.unpack_from(data, 16))
 
 
-def scan(data: bytes, path: Path) -> Scan:
+def scan_segment(data: bytes, path: Path) -> Scan:
     """Everything that can be trusted of the segment at `path`, whose bytes are `data`.
 
     Raises ValueError when its header is damaged, for then nothing can be trusted; `NewerFormatError`.
     """
-    header = unpack_header(data, path)
+    header = unpack_segment_header(data, path)
     frames: list[_Frame] = []
     gaps: list[tuple[int, int]] = []
     at = HEADER_BYTES
     while at < len(data):
-        frame = _frame_at(data, at, header.salt)
+        frame = _journal_frame_at(data, at, header.salt)
         if frame is None:
             start = at
-            frame, at = _next_frame(data, at + 1, header.salt)
+            frame, at = _next_valid_journal_frame(data, at + 1, header.salt)
             gaps.append((start, at))
         if frame is not None:
             frames.append(frame)
@@ -164,24 +164,24 @@ class _Frame:
     entry: Entry
 
 
-def _pack_head(salt: bytes, offset: int, kind: int, entry: Entry, durable: int) -> bytes:
+def _pack_journal_frame_head(salt: bytes, offset: int, kind: int, entry: Entry, durable: int) -> bytes:
     fields = _FIELDS.pack(_MARKER, kind, len(entry.payload), entry.seq, entry.line, entry.count, durable)
-    head_crc = _head_crc(salt, offset, fields)
+    head_crc = _journal_frame_head_crc(salt, offset, fields)
     return fields + _SUMS.pack(head_crc, zlib.crc32(entry.payload, head_crc))
 
 
-def _head_crc(salt: bytes, offset: int, fields: bytes) -> int:
+def _journal_frame_head_crc(salt: bytes, offset: int, fields: bytes) -> int:
     return zlib.crc32(fields, zlib.crc32(salt + _OFFSET.pack(offset)))
 
 
-def _frame_at(data: bytes, offset: int, salt: bytes) -> _Frame | None:
+def _journal_frame_at(data: bytes, offset: int, salt: bytes) -> _Frame | None:
     if len(data) - offset < FRAME_BYTES:
         return None
     marker, kind, length, seq, line, count, durable = _FIELDS.unpack_from(data, offset)
     head_crc, crc = _SUMS.unpack_from(data, offset + _FIELDS.size)
     end = offset + FRAME_BYTES + length
     # The head has its own checksum, so that a rotten length never makes us sum up half the file.
-    if marker != _MARKER or head_crc != _head_crc(salt, offset, data[offset : offset + _FIELDS.size]):
+    if marker != _MARKER or head_crc != _journal_frame_head_crc(salt, offset, data[offset : offset + _FIELDS.size]):
         return None
     payload = data[offset + FRAME_BYTES : end]
     if end > len(data) or crc != zlib.crc32(payload, head_crc) or kind not in (_ENTRY, _CLOSING):
@@ -189,9 +189,9 @@ def _frame_at(data: bytes, offset: int, salt: bytes) -> _Frame | None:
     return _Frame(offset, end, kind, durable, Entry(seq, line, count, payload))
 
 
-def _next_frame(data: bytes, offset: int, salt: bytes) -> tuple[_Frame | None, int]:
+def _next_valid_journal_frame(data: bytes, offset: int, salt: bytes) -> tuple[_Frame | None, int]:
     while (offset := data.find(_MARKER, offset)) >= 0:
-        frame = _frame_at(data, offset, salt)
+        frame = _journal_frame_at(data, offset, salt)
         if frame is not None:
             return frame, offset
         offset += 1

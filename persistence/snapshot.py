@@ -1,7 +1,7 @@
 """Snapshot files: the state at one sequence number, whole or not at all.
 
     file     := header body                             all integers little endian
-    header   := preamble (magic "VIGILSNP", version 1; see persistence/preamble.py)
+    header   := preamble (magic "VIGILSNP", version 1; see persistence/format_preamble.py)
                 seq u64, line u64, body length u64, SHA-256 of the body (32 bytes),
                 CRC-32 of all header bytes before it u32
     body     := msgpack stream: manifest, then `columns` times: column, then its bins
@@ -37,7 +37,7 @@ import numpy as np
 
 from persistence.columns import Columns, Value, array_bytes, empty_array, writable_bytes
 from persistence.disk import REAL, Buffer, Disk, read_with_patience, replace_file
-from persistence.preamble import check_preamble, pack_preamble
+from persistence.format_preamble import check_preamble, pack_preamble
 
 MAGIC = b"VIGILSNP"
 VERSION = 1
@@ -72,7 +72,7 @@ def write_snapshot(
     whole. The columns are not copied and must not change until this returns. Blocking. Raises OSError (see
     `replace_file` for what is left then) and TypeError for a value that the format has no type for.
     """
-    body = list(_body(columns, models))
+    body = list(_snapshot_body(columns, models))
     sha = hashlib.sha256()
     for chunk in body:
         sha.update(chunk)
@@ -87,7 +87,7 @@ def read_snapshot(path: Path, *, disk: Disk = REAL) -> tuple[int, int, dict[str,
     Raises `SnapshotError` on any damage, `NewerFormatError` for a later format, OSError (`UnreadableError` when
     the medium fails).
     """
-    header, _, columns = _load(path, disk, _read_columns)
+    header, _, columns = _load_snapshot(path, disk, _read_snapshot_columns)
     return header.seq, header.line, columns
 
 
@@ -96,27 +96,27 @@ def check_snapshot(path: Path, *, disk: Disk = REAL) -> tuple[Header, tuple[str,
 
     Keeps no column in memory. Raises as `read_snapshot` does.
     """
-    header, models, _ = _load(path, disk, lambda _unpacker, _body, _count: {})
+    header, models, _ = _load_snapshot(path, disk, lambda _unpacker, _body, _count: {})
     return header, models
 
 
-def read_header(path: Path, *, disk: Disk = REAL) -> Header:
+def read_snapshot_header(path: Path, *, disk: Disk = REAL) -> Header:
     """The verified header alone; the body may still be damaged. Raises as `read_snapshot` does."""
 
-    def read() -> Header:
+    def read_header() -> Header:
         with disk.read(path) as file:
-            return _read_header(file, path)
+            return _read_verified_snapshot_header(file, path)
 
     try:
-        return read_with_patience(path, read)
+        return read_with_patience(path, read_header)
     except ValueError as exc:
         raise SnapshotError(f"{path}: {exc}") from exc
 
 
-def _body(columns: Columns, models: Collection[str]) -> Iterator[Buffer]:
+def _snapshot_body(columns: Columns, models: Collection[str]) -> Iterator[Buffer]:
     yield msgpack.packb({"columns": len(columns), "models": sorted(models)})
     for name, value in columns.items():
-        described, raw = _describe(name, value)
+        described, raw = _describe_snapshot_column(name, value)
         yield msgpack.packb({"name": name, **described})
         for start in range(0, len(raw), CHUNK_BYTES):
             chunk = raw[start : start + CHUNK_BYTES]
@@ -124,7 +124,7 @@ def _body(columns: Columns, models: Collection[str]) -> Iterator[Buffer]:
             yield chunk
 
 
-def _describe(name: str, value: Value) -> tuple[dict[str, Any], memoryview]:
+def _describe_snapshot_column(name: str, value: Value) -> tuple[dict[str, Any], memoryview]:
     if isinstance(value, np.ndarray):
         raw = array_bytes(name, value)
         shape = list(value.shape)
@@ -145,7 +145,7 @@ def _describe(name: str, value: Value) -> tuple[dict[str, Any], memoryview]:
     return {"type": kind, "bytes": len(raw)}, raw
 
 
-class _BodyReader:
+class _SnapshotBodyReader:
     """The file that the unpacker reads: ends where the body is declared to end, and hashes what is read."""
 
     def __init__(self, file: BinaryIO, length: int) -> None:
@@ -161,22 +161,26 @@ class _BodyReader:
         return data
 
 
-_ReadColumns = Callable[["msgpack.Unpacker", _BodyReader, int], dict[str, Value]]
+_ReadColumns = Callable[["msgpack.Unpacker", _SnapshotBodyReader, int], dict[str, Value]]
 
 
-def _load(path: Path, disk: Disk, read_columns: _ReadColumns) -> tuple[Header, tuple[str, ...], dict[str, Value]]:
-    return read_with_patience(path, lambda: _load_once(path, disk, read_columns))
+def _load_snapshot(
+    path: Path, disk: Disk, read_columns: _ReadColumns
+) -> tuple[Header, tuple[str, ...], dict[str, Value]]:
+    return read_with_patience(path, lambda: _load_snapshot_once(path, disk, read_columns))
 
 
-def _load_once(path: Path, disk: Disk, read_columns: _ReadColumns) -> tuple[Header, tuple[str, ...], dict[str, Value]]:
+def _load_snapshot_once(
+    path: Path, disk: Disk, read_columns: _ReadColumns
+) -> tuple[Header, tuple[str, ...], dict[str, Value]]:
     try:
         with disk.read(path) as file:
-            header = _read_header(file, path)
+            header = _read_verified_snapshot_header(file, path)
             size = file.seek(0, io.SEEK_END)
             if size != header.size:
                 raise ValueError(f"{size} bytes long instead of {header.size}")
             file.seek(_HEADER_BYTES)
-            body = _BodyReader(file, header.size - _HEADER_BYTES)
+            body = _SnapshotBodyReader(file, header.size - _HEADER_BYTES)
             unpacker = msgpack.Unpacker(
                 body,
                 read_size=1 << 16,
@@ -189,7 +193,7 @@ def _load_once(path: Path, disk: Disk, read_columns: _ReadColumns) -> tuple[Head
             )
             # Parsed and hashed in one pass, so that the bytes that were parsed are the bytes that were
             # hashed. The checksum comes last, so every length has to be checked on its own.
-            manifest = _as_map(unpacker.unpack())
+            manifest = _require_msgpack_map(unpacker.unpack())
             count, models = manifest.get("columns"), manifest.get("models")
             if type(count) is not int or not isinstance(models, list):
                 raise ValueError("damaged manifest")
@@ -203,7 +207,7 @@ def _load_once(path: Path, disk: Disk, read_columns: _ReadColumns) -> tuple[Head
     return header, tuple(str(name) for name in models), columns
 
 
-def _read_header(file: BinaryIO, path: Path) -> Header:
+def _read_verified_snapshot_header(file: BinaryIO, path: Path) -> Header:
     data = file.read(_HEADER_BYTES)
     check_preamble(data, MAGIC, VERSION, path)
     if len(data) < _HEADER_BYTES:
@@ -215,20 +219,22 @@ def _read_header(file: BinaryIO, path: Path) -> Header:
     return Header(seq, line, _HEADER_BYTES + length, sha.hex())
 
 
-def _read_columns(unpacker: "msgpack.Unpacker", body: _BodyReader, count: int) -> dict[str, Value]:
+def _read_snapshot_columns(unpacker: "msgpack.Unpacker", body: _SnapshotBodyReader, count: int) -> dict[str, Value]:
     columns: dict[str, Value] = {}
     for _ in range(count):
-        column = _as_map(unpacker.unpack())
+        column = _require_msgpack_map(unpacker.unpack())
         name, kind = column.get("name"), column.get("type")
         if not isinstance(name, str) or name in columns:
             raise ValueError(f"damaged column after {len(columns)}")
-        columns[name] = _read_value(unpacker, body, column, kind)
+        columns[name] = _read_snapshot_column(unpacker, body, column, kind)
     if unpacker.tell() != body.length:
         raise ValueError(f"{body.length - unpacker.tell()} bytes after the last column")
     return columns
 
 
-def _read_value(unpacker: "msgpack.Unpacker", body: _BodyReader, column: dict[str, Any], kind: object) -> Value:
+def _read_snapshot_column(
+    unpacker: "msgpack.Unpacker", body: _SnapshotBodyReader, column: dict[str, Any], kind: object
+) -> Value:
     if kind == "value":
         value = column.get("value")
         if value is None or type(value) in (bool, int, float):
@@ -241,10 +247,10 @@ def _read_value(unpacker: "msgpack.Unpacker", body: _BodyReader, column: dict[st
         array = empty_array(column.get("dtype"), column.get("shape"), body.length)
         if array.nbytes != size:
             raise ValueError(f"an array of {array.nbytes} bytes in {size}")
-        _fill(unpacker, writable_bytes(array))
+        _fill_snapshot_column(unpacker, writable_bytes(array))
         return array
     raw = bytearray(size)
-    _fill(unpacker, memoryview(raw))
+    _fill_snapshot_column(unpacker, memoryview(raw))
     if kind == "bytes":
         return bytes(raw)
     if kind == "str":
@@ -254,7 +260,7 @@ def _read_value(unpacker: "msgpack.Unpacker", body: _BodyReader, column: dict[st
     raise ValueError(f"a column of unknown type {kind!r}")
 
 
-def _fill(unpacker: "msgpack.Unpacker", target: memoryview) -> None:
+def _fill_snapshot_column(unpacker: "msgpack.Unpacker", target: memoryview) -> None:
     done = 0
     while done < len(target):
         chunk = unpacker.unpack()
@@ -264,7 +270,7 @@ def _fill(unpacker: "msgpack.Unpacker", target: memoryview) -> None:
         done += len(chunk)
 
 
-def _as_map(item: object) -> dict[str, Any]:
+def _require_msgpack_map(item: object) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise ValueError("a map was expected")
     return item

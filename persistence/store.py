@@ -38,22 +38,22 @@ from pathlib import Path
 
 from persistence import model_file, snapshot
 from persistence.columns import Columns, Value
-from persistence.directory import PIN_SUFFIX, SNAPSHOT, Lock, StoreError, open_directory
+from persistence.directory import PIN_SUFFIX, SNAPSHOT, Lock, StoreError, open_state_directory
 from persistence.directory_scan import (
     Losses,
     Recovery,
     Snapshot,
-    bare_reason,
     model_paths,
     newest_snapshot,
+    reason_without_path,
     scan_directory,
-    set_aside,
+    set_damaged_file_aside,
     snapshot_paths,
 )
 from persistence.disk import REAL, Disk, UnreadableError, replace_file, unlink_if_there
-from persistence.journal import JournalReader, JournalWriter, segments
+from persistence.format_preamble import NewerFormatError
+from persistence.journal import JournalReader, JournalWriter, segment_paths
 from persistence.model_file import ModelError, ModelFile
-from persistence.preamble import NewerFormatError
 from persistence.segment import Entry
 from persistence.snapshot import SnapshotError
 from persistence.training_files import open_training_directory
@@ -90,7 +90,7 @@ def open_store(directory: Path, *, keep: int = 5, check: Check | None = None, di
     """
     if keep < 1:
         raise ValueError(f"keep {keep} snapshots: at least 1")
-    with open_directory(directory) as lock:
+    with open_state_directory(directory) as lock:
         store = Store(directory, keep, disk, lock, check)
         try:
             yield store
@@ -122,7 +122,7 @@ class Store:
         self._extra: set[str] = set()
         # Held while snapshots and segments are listed or removed.
         self._files = threading.RLock()
-        self._open_training()
+        self._open_training_files()
 
     def recover(self) -> Recovery:
         """Read the directory; see `Recovery` and `scan_directory`. A journal that is open is closed first.
@@ -136,7 +136,7 @@ class Store:
                 self.directory,
                 self._disk,
                 self._losses,
-                self._read_snapshot,
+                self._read_checked_snapshot,
                 was_journaled=self._lock.was_journaled,
             )
         except NewerFormatError as exc:
@@ -176,7 +176,7 @@ class Store:
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Make `entries` durable; see `JournalWriter.append`."""
-        self._writer().append(entries)
+        self._open_journal_writer().append(entries)
 
     def set_frame_aside(self, entry: Entry) -> str:
         """Write the payload of a frame that cannot be applied to `frame-<seq>.bad`, durably; returns the file's name.
@@ -189,7 +189,7 @@ class Store:
 
     def rotate(self) -> None:
         """Continue in a new segment, so that pruning can remove the old one; see `JournalWriter.rotate`."""
-        self._writer().rotate()
+        self._open_journal_writer().rotate()
 
     def close(self) -> None:
         """Close the journal. Everything appended is durable already."""
@@ -217,8 +217,10 @@ class Store:
             if not counts:
                 self._extra.add(path.name)
             seconds = time.monotonic() - began
-            notes = tuple(self._prune())
-            return SnapshotInfo(path.name, seq, line, size, path.stat().st_mtime, _is_pinned(path), seconds, notes)
+            notes = tuple(self._prune_old_files())
+            return SnapshotInfo(
+                path.name, seq, line, size, path.stat().st_mtime, _is_snapshot_pinned(path), seconds, notes
+            )
 
     def has_snapshot(self, name: str) -> bool:
         """Whether there is a file of that name; it is not read."""
@@ -230,17 +232,17 @@ class Store:
         for seq, path in snapshot_paths(self.directory):
             try:
                 found = path.stat()
-                line = snapshot.read_header(path, disk=self._disk).line
+                line = snapshot.read_snapshot_header(path, disk=self._disk).line
             except FileNotFoundError:
                 continue  # pruned since it was listed
             except (SnapshotError, NewerFormatError, UnreadableError):
                 line = 0
-            infos.append(SnapshotInfo(path.name, seq, line, found.st_size, found.st_mtime, _is_pinned(path)))
+            infos.append(SnapshotInfo(path.name, seq, line, found.st_size, found.st_mtime, _is_snapshot_pinned(path)))
         return infos
 
-    def verify(self) -> list[tuple[SnapshotInfo, str | None]]:
+    def verify_snapshots(self) -> list[tuple[SnapshotInfo, str | None]]:
         """Check every snapshot, and the models it names, against their checksums: each with the error, or None."""
-        return [(info, self._error_in(info)) for info in self.snapshots()]
+        return [(info, self._snapshot_error(info)) for info in self.snapshots()]
 
     def load_snapshot(self, name: str, sha256: str | None = None) -> tuple[str, dict[str, Value]]:
         """The SHA-256 of the body of snapshot `name`, and its columns. The file is kept as long as the journal may
@@ -251,17 +253,17 @@ class Store:
         """
         path = self._snapshot_path(name)
         with self._files:
-            self._used[name] = max(self._last_seq(), self._used.get(name, 0))
-            seq, _, columns = self._read_snapshot(path)
-            header = snapshot.read_header(path, disk=self._disk)
+            self._used[name] = max(self._last_journaled_seq(), self._used.get(name, 0))
+            seq, _, columns = self._read_checked_snapshot(path)
+            header = snapshot.read_snapshot_header(path, disk=self._disk)
         if f"{seq:020d}" not in name:
             raise SnapshotError(f"{path}: is of frame {seq}")
         if sha256 is not None and header.sha256 != sha256:
             raise SnapshotError(f"{path}: is another snapshot than the one that was meant")
         return header.sha256, columns
 
-    def hold(self, name: str) -> None:
-        """Keep snapshot `name` until `release`.
+    def hold_snapshot(self, name: str) -> None:
+        """Keep snapshot `name` until `release_snapshot`.
 
         Raises ValueError when `name` is not a snapshot's, FileNotFoundError when there is none.
         """
@@ -269,9 +271,11 @@ class Store:
             self._snapshot_path(name).stat()
             self._used[name] = math.inf
 
-    def release(self, name: str) -> None:
-        """End `hold`: keep the snapshot only as long as a frame journaled meanwhile may refer to it. Does not block."""
-        self._used[name] = self._last_seq()
+    def release_snapshot(self, name: str) -> None:
+        """End `hold_snapshot`: keep the snapshot only as long as a frame journaled meanwhile may refer to it.
+
+        Does not block."""
+        self._used[name] = self._last_journaled_seq()
 
     @contextmanager
     def reading_back(self, before: int) -> Iterator[tuple[dict[str, Value] | None, Iterator[Entry]]]:
@@ -283,35 +287,35 @@ class Store:
         """
         with self._files:
             try:
-                found = newest_snapshot(self.directory, self._disk, self._losses, self._read_snapshot)
+                found = newest_snapshot(self.directory, self._disk, self._losses, self._read_checked_snapshot)
             except OSError as exc:
                 raise StoreError(f"{exc.filename or self.directory}: {exc.strerror}") from exc
             _, seq, line, columns = found if found is not None else ("", 0, 0, None)
             reading = JournalReader(
-                self.directory, seq, line, before=before, set_aside=self._set_aside, disk=self._disk
+                self.directory, seq, line, before=before, set_aside=self._set_file_aside, disk=self._disk
             )
             yield columns, iter(reading)
 
-    def pin(self, name: str) -> None:
+    def pin_snapshot(self, name: str) -> None:
         """Keep snapshot `name` for ever; it no longer counts among the last `keep`.
 
         Raises ValueError when `name` is not a snapshot's, FileNotFoundError when there is none, OSError."""
         path = self._snapshot_path(name)
         with self._files:
             path.stat()
-            replace_file(self._disk, _pin_path(path), [])
+            replace_file(self._disk, _snapshot_pin_path(path), [])
 
-    def unpin(self, name: str) -> None:
-        """Undo `pin`; no error when it was not pinned. Raises as `pin` does."""
+    def unpin_snapshot(self, name: str) -> None:
+        """Undo `pin_snapshot`; no error when it was not pinned. Raises as `pin_snapshot` does."""
         path = self._snapshot_path(name)
         with self._files:
             path.stat()
-            unlink_if_there(self._disk, _pin_path(path))
+            unlink_if_there(self._disk, _snapshot_pin_path(path))
             self._disk.sync(self.directory)
 
     def model_path(self, name: str) -> Path:
         """The path of model file `name`. Raises ValueError when that is not the name of one."""
-        model_file.generation_of(name)
+        model_file.generation_of_model_file(name)
         return self.directory / name
 
     def adopt_model(self, path: Path) -> ModelFile:
@@ -321,7 +325,7 @@ class Store:
         """
         model = model_file.hash_model(path, disk=self._disk)
         self._disk.sync(path)
-        self._used[model.name] = self._last_seq()
+        self._used[model.name] = self._last_journaled_seq()
         self._disk.rename(path, self.directory / model.name)
         self._disk.sync(self.directory)
         self._intact_models[model.name] = model
@@ -334,21 +338,21 @@ class Store:
         `NewerFormatError`, OSError.
         """
         path = self.model_path(name)
-        self._used[name] = self._last_seq()
+        self._used[name] = self._last_journaled_seq()
         try:
             return model_file.read_model(path, sha256, disk=self._disk)
         except FileNotFoundError as exc:
             raise ModelError(f"{path}: is missing") from exc
         except ModelError as exc:
             # A wrong `sha256` alone does not prove the file damaged: its contents may still match its name.
-            if not self._is_intact(path):
-                set_aside(path, bare_reason(path, exc), self._disk, self._losses)
+            if not self._is_model_intact(path):
+                set_damaged_file_aside(path, reason_without_path(path, exc), self._disk, self._losses)
                 self._intact_models.pop(name, None)
             raise
 
     def set_model_aside(self, name: str, reason: str) -> None:
         """Set aside model file `name`, which is what was written, but of no use: of another layout, or no model."""
-        set_aside(self.model_path(name), reason, self._disk, self._losses)
+        set_damaged_file_aside(self.model_path(name), reason, self._disk, self._losses)
         self._intact_models.pop(name, None)
 
     def models(self) -> list[ModelFile]:
@@ -364,7 +368,8 @@ class Store:
                 continue
         return models
 
-    def _prune(self) -> list[str]:
+    def _prune_old_files(self) -> list[str]:
+        """Remove the snapshots, segments and models that are no longer needed; notes of what failed."""
         losses = Losses()
         try:
             intact = self._intact_snapshots(losses)
@@ -374,12 +379,12 @@ class Store:
             oldest_state = kept[:2][-1][0] if kept else 0
             superseded = [each for each in intact[1:] if each[1].name in self._extra]
             for _, path in older + superseded:
-                if not _is_pinned(path) and self._used.get(path.name, -1) < oldest_state:
+                if not _is_snapshot_pinned(path) and self._used.get(path.name, -1) < oldest_state:
                     self._disk.unlink(path)
                     self._models_of.pop(path.name, None)
                     self._extra.discard(path.name)
             if len(kept) > 1 or (kept and self._keep == 1):
-                self._prune_before(oldest_state)
+                self._prune_files_before(oldest_state)
         except OSError as exc:
             # The snapshot is safe; the old files take space until the next one.
             losses.notes.append(f"not tidied up: {exc}")
@@ -390,24 +395,25 @@ class Store:
         for seq, path in snapshot_paths(self.directory):
             try:
                 if path.name not in self._models_of:
-                    self._models_of[path.name] = self._checked(seq, path)
+                    self._models_of[path.name] = self._models_of_checked_snapshot(seq, path)
                 intact.append((seq, path))
             except SnapshotError as exc:
-                set_aside(path, bare_reason(path, exc), self._disk, losses)
+                set_damaged_file_aside(path, reason_without_path(path, exc), self._disk, losses)
             except UnreadableError as exc:
                 # Neither counted nor removed while it cannot be read.
                 losses.notes.append(str(exc))
         return intact
 
-    def _checked(self, seq: int, path: Path) -> tuple[str, ...]:
+    def _models_of_checked_snapshot(self, seq: int, path: Path) -> tuple[str, ...]:
+        """The names of the models of the snapshot at `path`, once all of it was checked. Raises as `check_snapshot`."""
         header, models = snapshot.check_snapshot(path, disk=self._disk)
         if header.seq != seq:
             raise SnapshotError(f"{path}: is of frame {header.seq}")
         return models
 
-    def _prune_before(self, seq: int) -> None:
+    def _prune_files_before(self, seq: int) -> None:
         """Remove the segments and models that only a state before `seq` would need."""
-        row = segments(self.directory)
+        row = segment_paths(self.directory)
         # The last but one stays: it announces the last, whose loss would otherwise go unnoticed.
         for (_, path), (next_first, _) in pairwise(row[:-1]):
             if next_first > seq + 1:
@@ -420,7 +426,7 @@ class Store:
                 self._disk.unlink(path)
                 self._intact_models.pop(path.name, None)
 
-    def _read_snapshot(self, path: Path) -> Snapshot:
+    def _read_checked_snapshot(self, path: Path) -> Snapshot:
         """Raises as `snapshot.read_snapshot` does; SnapshotError also for one that `check` refuses."""
         seq, line, columns = snapshot.read_snapshot(path, disk=self._disk)
         if self._check is not None and path not in self._sound:
@@ -431,12 +437,13 @@ class Store:
             self._sound.add(path)
         return seq, line, columns
 
-    def _set_aside(self, path: Path, reason: str) -> None:
-        set_aside(path, reason, self._disk, self._losses)
+    def _set_file_aside(self, path: Path, reason: str) -> None:
+        set_damaged_file_aside(path, reason, self._disk, self._losses)
 
-    def _error_in(self, info: SnapshotInfo) -> str | None:
+    def _snapshot_error(self, info: SnapshotInfo) -> str | None:
+        """What is wrong with the snapshot or a model that it names, None when nothing is."""
         try:
-            for name in self._checked(info.seq, self.directory / info.name):
+            for name in self._models_of_checked_snapshot(info.seq, self.directory / info.name):
                 model_file.hash_model(self.model_path(name), disk=self._disk)
         except FileNotFoundError as exc:
             return f"{exc.filename}: is missing"
@@ -444,7 +451,7 @@ class Store:
             return str(exc)
         return None
 
-    def _is_intact(self, path: Path) -> bool:
+    def _is_model_intact(self, path: Path) -> bool:
         try:
             model_file.read_model(path, disk=self._disk)
         except ModelError:
@@ -456,26 +463,26 @@ class Store:
             raise ValueError(f"{name!r} is not the name of a snapshot")
         return self.directory / name
 
-    def _writer(self) -> JournalWriter:
+    def _open_journal_writer(self) -> JournalWriter:
         if self._journal is None:
             raise RuntimeError("the journal is not open")
         return self._journal
 
-    def _last_seq(self) -> int:
+    def _last_journaled_seq(self) -> int:
         if self._journal is not None:
             return self._journal.seq
         return self._reader.last_seq if self._reader is not None else 0
 
-    def _open_training(self) -> None:
+    def _open_training_files(self) -> None:
         try:
             open_training_directory(self.training)
         except OSError as exc:
             raise StoreError(f"{self.training}: {exc.strerror}") from exc
 
 
-def _pin_path(path: Path) -> Path:
+def _snapshot_pin_path(path: Path) -> Path:
     return path.with_name(path.name + PIN_SUFFIX)
 
 
-def _is_pinned(path: Path) -> bool:
-    return os.path.lexists(_pin_path(path))
+def _is_snapshot_pinned(path: Path) -> bool:
+    return os.path.lexists(_snapshot_pin_path(path))

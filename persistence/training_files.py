@@ -27,8 +27,8 @@ import msgspec
 
 from persistence.columns import Columns, Value
 from persistence.disk import REAL, Disk, replace_file, unlink_if_there
-from persistence.preamble import NewerFormatError
-from persistence.snapshot import SnapshotError, read_header, read_snapshot, write_snapshot
+from persistence.format_preamble import NewerFormatError
+from persistence.snapshot import SnapshotError, read_snapshot, read_snapshot_header, write_snapshot
 
 MAX_PARTIAL_BYTES = 256 << 20  # a run of the largest models writes some 20 MB
 MAX_ATTEMPTS_BYTES = 1 << 16
@@ -79,27 +79,29 @@ def open_training_directory(directory: Path) -> None:
         if ours and _INPUT.fullmatch(path.name):
             inputs.append(path)
         elif not (ours and (path.name == _ATTEMPTS or _PARTIAL.fullmatch(path.name))):
-            _remove(path)
-    newest = max(inputs, key=_generation, default=None)
+            _remove_file_or_directory(path)
+    newest = max(inputs, key=_generation_of_input, default=None)
     for path in directory.iterdir():
         if path.name != _ATTEMPTS and (newest is None or path.stem != newest.stem):
             path.unlink()
 
 
-def write_input(directory: Path, generation: int, seq: int, line: int, columns: Columns, about: str) -> Path:
+def write_training_input(directory: Path, generation: int, seq: int, line: int, columns: Columns, about: str) -> Path:
     """Write the training set of run `generation`, and remove the files of earlier runs. Raises OSError."""
-    forget_run(directory)
+    forget_training_run(directory)
     path = directory / f"training-{generation}.msgpack"
     write_snapshot(path, seq, line, {**columns, _ABOUT: about})
     return path
 
 
-def find_input(directory: Path) -> tuple[Path, str] | None:
+def find_training_input(directory: Path) -> tuple[Path, str] | None:
     """The path of the training set of a run that did not end, and its "about"; None when there is none.
 
     Raises SnapshotError when it is damaged, NewerFormatError, OSError.
     """
-    path = max((path for path in directory.iterdir() if _INPUT.fullmatch(path.name)), key=_generation, default=None)
+    path = max(
+        (path for path in directory.iterdir() if _INPUT.fullmatch(path.name)), key=_generation_of_input, default=None
+    )
     if path is None:
         return None
     _, _, columns = read_snapshot(path)
@@ -109,19 +111,19 @@ def find_input(directory: Path) -> tuple[Path, str] | None:
     return path, about
 
 
-def forget_run(directory: Path) -> None:
+def forget_training_run(directory: Path) -> None:
     """Remove the files of the last run, except for `Attempts`. Raises OSError."""
     for path in directory.iterdir():
         if path.name != _ATTEMPTS:
-            _remove(path)
+            _remove_file_or_directory(path)
 
 
-def partial_path(source: Path) -> Path:
+def partial_result_path(source: Path) -> Path:
     """The file for the partial result of the run on `source`."""
     return source.with_suffix(".part")
 
 
-def write_partial(source: Path, program: str, fraction: float, work: Columns, *, disk: Disk = REAL) -> int:
+def write_partial_result(source: Path, program: str, fraction: float, work: Columns, *, disk: Disk = REAL) -> int:
     """Replace the partial result of the run on `source`; returns the file's size in bytes.
 
     Raises OSError, and ValueError when `work` is larger than MAX_PARTIAL_BYTES; the one before stays then.
@@ -130,24 +132,28 @@ def write_partial(source: Path, program: str, fraction: float, work: Columns, *,
     if size > MAX_PARTIAL_BYTES:
         raise ValueError(f"{size} bytes are more than the {MAX_PARTIAL_BYTES} that are kept")
     identity: dict[str, Value] = {
-        "input": read_header(source, disk=disk).sha256,
+        "input": read_snapshot_header(source, disk=disk).sha256,
         "program": program,
         "fraction": fraction,
     }
     return write_snapshot(
-        partial_path(source), 0, 0, {**identity, **{_WORK + name: value for name, value in work.items()}}, disk=disk
+        partial_result_path(source),
+        0,
+        0,
+        {**identity, **{_WORK + name: value for name, value in work.items()}},
+        disk=disk,
     )
 
 
-def read_partial(source: Path, program: str | None, *, disk: Disk = REAL) -> Partial | None:
+def read_partial_result(source: Path, program: str | None, *, disk: Disk = REAL) -> Partial | None:
     """The partial result of the run on `source`, None without one. With `program` None that of any program is taken.
 
     Raises PartialError when it is damaged, or belongs to another input or program.
     """
-    path = partial_path(source)
+    path = partial_result_path(source)
     try:
         _, _, columns = read_snapshot(path, disk=disk)
-        theirs = read_header(source, disk=disk).sha256
+        theirs = read_snapshot_header(source, disk=disk).sha256
     except FileNotFoundError:
         return None
     except (SnapshotError, NewerFormatError) as exc:
@@ -165,7 +171,7 @@ def read_partial(source: Path, program: str | None, *, disk: Disk = REAL) -> Par
     return Partial(fraction, work)
 
 
-def write_attempts(directory: Path, attempts: Attempts) -> None:
+def write_training_attempts(directory: Path, attempts: Attempts) -> None:
     """Replace the file; remove it when `attempts` is as new. Raises OSError."""
     if attempts == Attempts():
         unlink_if_there(REAL, directory / _ATTEMPTS)
@@ -173,7 +179,7 @@ def write_attempts(directory: Path, attempts: Attempts) -> None:
     replace_file(REAL, directory / _ATTEMPTS, [msgspec.json.encode(attempts)])
 
 
-def read_attempts(directory: Path) -> Attempts:
+def read_training_attempts(directory: Path) -> Attempts:
     """The attempts on file; those of a new directory when the file is missing or damaged. Raises OSError."""
     try:
         with REAL.read(directory / _ATTEMPTS) as file:
@@ -182,13 +188,13 @@ def read_attempts(directory: Path) -> Attempts:
         return Attempts()
 
 
-def _generation(path: Path) -> int:
+def _generation_of_input(path: Path) -> int:
     match = _INPUT.fullmatch(path.name)
     assert match is not None
     return int(match[1])
 
 
-def _remove(path: Path) -> None:
+def _remove_file_or_directory(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

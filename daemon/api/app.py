@@ -16,15 +16,15 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from daemon.api import metrics
-from daemon.api.audit import asked, audited
+from daemon.api.audit import audited_handler, requested_path_text
 from daemon.api.bodies import (
     MAX_BATCH_LINES,
     MAX_BODY_BYTES,
     BatchRequest,
     DetectRequest,
     FeedbackRequest,
-    decode,
-    encode,
+    decode_body,
+    encode_answer,
     line_bytes,
     note_text,
 )
@@ -72,11 +72,11 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
     _add_guards(app, Access(hosts, token, token_for))
-    _add_errors(app)
-    _add_queries(app, control)
-    _add_actions(app, control)
-    _add_learning_commands(app, control)
-    _add_page(app)
+    _add_error_handlers(app)
+    _add_query_routes(app, control)
+    _add_action_routes(app, control)
+    _add_learning_routes(app, control)
+    _add_page_routes(app)
     return app
 
 
@@ -85,7 +85,12 @@ def _add_guards(app: QuartTrio, access: Access) -> None:
     async def guard() -> None:
         # What no route takes changes nothing: it is answered 404 or 405.
         changes = request.url_rule is not None and request.method not in ("GET", "HEAD", "OPTIONS")
-        await access.check(_peer(), request.headers.get, asked(), changes and request.endpoint not in _ASKING_ENDPOINTS)
+        await access.check_access(
+            _request_peer(),
+            request.headers.get,
+            requested_path_text(),
+            changes and request.endpoint not in _ASKING_ENDPOINTS,
+        )
 
     @app.after_request
     async def harden(response: Response) -> Response:
@@ -93,10 +98,10 @@ def _add_guards(app: QuartTrio, access: Access) -> None:
         return response
 
 
-def _add_errors(app: QuartTrio) -> None:
+def _add_error_handlers(app: QuartTrio) -> None:
     @app.errorhandler(ControlError)
     async def refused(error: ControlError) -> Response:
-        response = _error(error.status, error.code, error.message)
+        response = _error_response(error.status, error.code, error.message)
         if error.status == 503:
             response.headers["Retry-After"] = str(RETRY_SECONDS)
         if error.status == 401:
@@ -109,7 +114,7 @@ def _add_errors(app: QuartTrio) -> None:
     async def framework_refused(error: HTTPException) -> Response:
         status = error.code or 500
         code, message = _FRAMEWORK_ERRORS.get(status, (error.name.lower().replace(" ", "_"), error.name))
-        response = _error(status, code, message)
+        response = _error_response(status, code, message)
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
         return response
@@ -118,7 +123,7 @@ def _add_errors(app: QuartTrio) -> None:
     async def failed(error: Exception) -> Response:
         # A bug fails this one request; the traceback goes to the log, the sentence to the caller.
         log.error("%s %s failed", request.method, request.path, exc_info=error)
-        return _error(500, "internal", "the daemon failed on this request; its log says why")
+        return _error_response(500, "internal", "the daemon failed on this request; its log says why")
 
 
 _FRAMEWORK_ERRORS = {
@@ -129,209 +134,211 @@ _FRAMEWORK_ERRORS = {
 }
 
 
-def _add_queries(app: QuartTrio, control: Control) -> None:
+def _add_query_routes(app: QuartTrio, control: Control) -> None:
     streams = Streams(control)
 
     async def health() -> Response:
         answer = control.health()
-        return _json(answer, 200 if answer["serving"] else 503)
+        return _json_answer(answer, 200 if answer["serving"] else 503)
 
     async def status() -> Response:
-        return _json(control.status())
+        return _json_answer(control.status())
 
     async def prometheus() -> Response:
-        return Response(metrics.render(control.status()), content_type=metrics.CONTENT_TYPE)
+        return Response(metrics.render_metrics(control.status()), content_type=metrics.CONTENT_TYPE)
 
     async def snapshots() -> Response:
-        return _json({"snapshots": await control.snapshots()})
+        return _json_answer({"snapshots": await control.snapshots()})
 
     async def anomalies() -> Response:
         after = request.args.get("after")
         if after is not None and not RECORD_ID.fullmatch(after):
             raise ControlError(400, "bad_request", "after is the id of a record, such as 1207 or 1207.1")
-        return _json({"anomalies": await control.anomalies(after, _limit(MAX_ANOMALIES))})
+        return _json_answer({"anomalies": await control.anomalies(after, _limit_parameter(MAX_ANOMALIES))})
 
     async def anomaly(alert: str) -> Response:
-        return _json(await control.anomaly(_alert_id(alert, 404, RECORD_ID)))
+        return _json_answer(await control.anomaly(_checked_alert_id(alert, 404, RECORD_ID)))
 
     async def incidents() -> Response:
-        return _json({"incidents": await control.incidents(_limit(MAX_INCIDENTS))})
+        return _json_answer({"incidents": await control.incidents(_limit_parameter(MAX_INCIDENTS))})
 
     async def answers() -> Response:
-        return _json({"feedback": await control.answers()})
+        return _json_answer({"feedback": await control.answers()})
 
     async def models() -> Response:
-        return _json({"models": await control.models()})
+        return _json_answer({"models": await control.models()})
 
     async def events() -> Response:
-        everything = _flag("all")
+        everything = _flag_parameter("all")
         # A HEAD request has no body, so its stream would never be read or ended.
-        body = b"" if request.method == "HEAD" else streams.open(everything=everything, unix=_peer().over_unix)
+        body = b"" if request.method == "HEAD" else streams.open(everything=everything, unix=_request_peer().over_unix)
         response = Response(body, content_type="text/event-stream")
         response.headers["X-Accel-Buffering"] = "no"  # a proxy in front must not wait for more
         # The framework would cut the stream after its RESPONSE_TIMEOUT.
         response.timeout = None
         return response
 
-    _route(app, "/health", health)
-    _route(app, "/status", status)
-    _route(app, "/metrics", prometheus)
-    _route(app, "/snapshots", snapshots)
-    _route(app, "/anomalies", anomalies)
-    _route(app, "/anomalies/<alert>", anomaly)
-    _route(app, "/incidents", incidents)
-    _route(app, "/feedback", answers)
-    _route(app, "/models", models)
-    _route(app, "/events", events)
+    _add_route(app, "/health", health)
+    _add_route(app, "/status", status)
+    _add_route(app, "/metrics", prometheus)
+    _add_route(app, "/snapshots", snapshots)
+    _add_route(app, "/anomalies", anomalies)
+    _add_route(app, "/anomalies/<alert>", anomaly)
+    _add_route(app, "/incidents", incidents)
+    _add_route(app, "/feedback", answers)
+    _add_route(app, "/models", models)
+    _add_route(app, "/events", events)
 
 
-def _add_actions(app: QuartTrio, control: Control) -> None:
+def _add_action_routes(app: QuartTrio, control: Control) -> None:
     async def detect() -> Response:
-        explain = _flag("explain")
-        wanted = decode(await _body(), DetectRequest)
+        explain = _flag_parameter("explain")
+        wanted = decode_body(await _request_body(), DetectRequest)
         [answer] = await control.detect([line_bytes(wanted.log_line)], wanted.session_id, explain)
-        return _json(answer)
+        return _json_answer(answer)
 
     async def detect_batch() -> Response:
-        wanted = decode(await _body(), BatchRequest)
+        wanted = decode_body(await _request_body(), BatchRequest)
         if len(wanted.log_lines) > MAX_BATCH_LINES:
             raise ControlError(413, "too_many_lines", f"a batch holds at most {MAX_BATCH_LINES} lines")
         results = await control.detect([line_bytes(text) for text in wanted.log_lines], None)
         flagged = sum(bool(result["is_anomaly"]) for result in results)
         answer = {"results": results, "total_logs": len(results), "anomalies_detected": flagged}
         # Encoding thousands of results takes a while; in a thread, so that other requests go on.
-        return _json_response(await trio.to_thread.run_sync(encode, answer))
+        return _json_response(await trio.to_thread.run_sync(encode_answer, answer))
 
     async def checkpoint() -> Response:
-        return _json(await control.checkpoint(extra=not _peer().over_unix))
+        return _json_answer(await control.checkpoint(extra=not _request_peer().over_unix))
 
     async def flush() -> Response:
-        return _json(await control.flush())
+        return _json_answer(await control.flush())
 
     async def verify_snapshots() -> Response:
-        return _json({"snapshots": await control.verify_snapshots()})
+        return _json_answer({"snapshots": await control.verify_snapshots()})
 
     async def restore_snapshot(name: str) -> Response:
-        return _json(await control.restore_snapshot(_snapshot_name(name)))
+        return _json_answer(await control.restore_snapshot(_checked_snapshot_name(name)))
 
     async def pin_snapshot(name: str) -> Response:
-        return _json(await control.pin_snapshot(_snapshot_name(name)))
+        return _json_answer(await control.pin_snapshot(_checked_snapshot_name(name)))
 
     async def unpin_snapshot(name: str) -> Response:
-        return _json(await control.unpin_snapshot(_snapshot_name(name)))
+        return _json_answer(await control.unpin_snapshot(_checked_snapshot_name(name)))
 
-    _route(app, "/detect", detect, "POST")
-    _route(app, "/detect/batch", detect_batch, "POST")
-    _route(app, "/checkpoint", checkpoint, "POST")
-    _route(app, "/flush", flush, "POST")
-    _route(app, "/snapshots/verify", verify_snapshots, "POST")
-    _route(app, "/snapshots/<name>/restore", restore_snapshot, "POST")
-    _route(app, "/snapshots/<name>/pin", pin_snapshot, "POST")
-    _route(app, "/snapshots/<name>/unpin", unpin_snapshot, "POST")
+    _add_route(app, "/detect", detect, "POST")
+    _add_route(app, "/detect/batch", detect_batch, "POST")
+    _add_route(app, "/checkpoint", checkpoint, "POST")
+    _add_route(app, "/flush", flush, "POST")
+    _add_route(app, "/snapshots/verify", verify_snapshots, "POST")
+    _add_route(app, "/snapshots/<name>/restore", restore_snapshot, "POST")
+    _add_route(app, "/snapshots/<name>/pin", pin_snapshot, "POST")
+    _add_route(app, "/snapshots/<name>/unpin", unpin_snapshot, "POST")
 
 
-def _add_learning_commands(app: QuartTrio, control: Control) -> None:
+def _add_learning_routes(app: QuartTrio, control: Control) -> None:
     """Requests by which the operator changes what the daemon knows."""
 
     async def feedback() -> Response:
-        given = decode(await _body(), FeedbackRequest)
-        return _json(await control.feedback(_alert_id(given.id, 400), given.answer, note_text(given.note)))
+        given = decode_body(await _request_body(), FeedbackRequest)
+        return _json_answer(
+            await control.feedback(_checked_alert_id(given.id, 400), given.answer, note_text(given.note))
+        )
 
     async def undo_feedback(alert: str) -> Response:
-        return _json(await control.undo_feedback(_alert_id(alert, 404)))
+        return _json_answer(await control.undo_feedback(_checked_alert_id(alert, 404)))
 
     async def rollback_model(generation: str) -> Response:
         if not GENERATION.fullmatch(generation):
             raise ControlError(404, "not_found", f"{generation[:80]!a} is not the number of a model generation")
-        return _json(await control.rollback_model(int(generation)))
+        return _json_answer(await control.rollback_model(int(generation)))
 
     async def train_from() -> Response:
         source = request.args.get("source", "")
         if not UPLOAD.fullmatch(source):
             raise ControlError(400, "bad_request", "source is a name of up to 64 letters, digits, dots and dashes")
-        last = _flag("last")
-        data = await _body()
+        last = _flag_parameter("last")
+        data = await _request_body()
         if len(data) > MAX_CHUNK_BYTES:
             raise ControlError(413, "too_large", f"a chunk is over {MAX_CHUNK_BYTES} bytes; send it in several")
-        return _json(await control.train_from(source, data, last))
+        return _json_answer(await control.train_from(source, data, last))
 
-    _route(app, "/feedback", feedback, "POST")
-    _route(app, "/feedback/<alert>/undo", undo_feedback, "POST")
-    _route(app, "/models/<generation>/rollback", rollback_model, "POST")
-    _route(app, "/train-from", train_from, "POST")
+    _add_route(app, "/feedback", feedback, "POST")
+    _add_route(app, "/feedback/<alert>/undo", undo_feedback, "POST")
+    _add_route(app, "/models/<generation>/rollback", rollback_model, "POST")
+    _add_route(app, "/train-from", train_from, "POST")
 
 
-def _add_page(app: QuartTrio) -> None:
+def _add_page_routes(app: QuartTrio) -> None:
     for path, name, content_type in (
         ("/", "page.html", "text/html; charset=utf-8"),
         ("/page.css", "page.css", "text/css; charset=utf-8"),
         ("/page.js", "page.js", "text/javascript; charset=utf-8"),
         ("/incidents.js", "incidents.js", "text/javascript; charset=utf-8"),
     ):
-        _route(app, path, _asset((files("daemon.api") / name).read_bytes(), content_type))
+        _add_route(app, path, _page_file_handler((files("daemon.api") / name).read_bytes(), content_type))
 
 
-def _asset(content: bytes, content_type: str) -> Handler:
+def _page_file_handler(content: bytes, content_type: str) -> Handler:
     async def asset() -> Response:
         return Response(content, content_type=content_type)
 
     return asset
 
 
-def _peer() -> Peer:
+def _request_peer() -> Peer:
     """Who sent the current request."""
     peer: Peer = request.scope.get("state", {}).get("peer", UNKNOWN_LOCAL)
     return peer
 
 
-def _limit(most: int) -> int:
+def _limit_parameter(most: int) -> int:
     limit = request.args.get("limit", "100")
     if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= most):
         raise ControlError(400, "bad_request", f"limit is a number from 1 to {most}")
     return int(limit)
 
 
-def _flag(name: str) -> bool:
+def _flag_parameter(name: str) -> bool:
     value = request.args.get(name, "0")
     if value not in ("0", "1"):
         raise ControlError(400, "bad_request", f"{name} is 0 or 1")
     return value == "1"
 
 
-def _alert_id(text: str, status: int, form: re.Pattern[str] = ALERT_ID) -> str:
+def _checked_alert_id(text: str, status: int, form: re.Pattern[str] = ALERT_ID) -> str:
     if not form.fullmatch(text):
         code = "bad_request" if status == 400 else "not_found"
         raise ControlError(status, code, f"{text[:80]!a} is not an alert's id, such as 1207 or 1207.1")
     return text
 
 
-def _snapshot_name(name: str) -> str:
+def _checked_snapshot_name(name: str) -> str:
     """`name` from the URL, if it can be a snapshot's; no other text is ever used as part of a path."""
     if not SNAPSHOT.fullmatch(name):
         raise ControlError(404, "not_found", f"{name[:80]!a} is not the name of a snapshot")
     return name
 
 
-async def _body() -> bytes:
-    body = await request.get_data(as_text=False)  # raises 408 and 413, answered in `_add_errors`
+async def _request_body() -> bytes:
+    body = await request.get_data(as_text=False)  # raises 408 and 413, answered in `_add_error_handlers`
     assert isinstance(body, bytes)
     return body
 
 
-def _route(app: QuartTrio, path: str, handler: Handler, method: str = "GET") -> None:
+def _add_route(app: QuartTrio, path: str, handler: Handler, method: str = "GET") -> None:
     if method != "GET" and path not in POSTS_THAT_CHANGE_NOTHING:
-        handler = audited(handler, _peer)
+        handler = audited_handler(handler, _request_peer)
     for prefix in PREFIXES:
         app.add_url_rule(prefix + path, endpoint=f"{method} {prefix}{path}", view_func=handler, methods=[method])
 
 
-def _json(answer: Any, status: int = 200) -> Response:
-    return _json_response(encode(answer), status)
+def _json_answer(answer: Any, status: int = 200) -> Response:
+    return _json_response(encode_answer(answer), status)
 
 
 def _json_response(body: bytes, status: int = 200) -> Response:
     return Response(body + b"\n", status=status, content_type="application/json")
 
 
-def _error(status: int, code: str, message: str) -> Response:
-    return _json({"error": {"code": code, "message": message}}, status)
+def _error_response(status: int, code: str, message: str) -> Response:
+    return _json_answer({"error": {"code": code, "message": message}}, status)

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 Handler = Callable[..., Awaitable[Response]]
 
 
-def audited(handler: Handler, peer: Callable[[], Peer]) -> Handler:
+def audited_handler(handler: Handler, peer: Callable[[], Peer]) -> Handler:
     """`handler`, whose requests are logged when they have ended, however they end.
 
     `peer` gives who sent the current one; over TCP it has shown the token.
@@ -38,18 +38,18 @@ def audited(handler: Handler, peer: Callable[[], Peer]) -> Handler:
         finally:
             who = peer()
             by = who.name if who.over_unix else f"the token from {who.name}"
-            log.info("audit: %s: %s: %s", by, asked(), _one_line(outcome))
+            log.info("audit: %s: %s: %s", by, requested_path_text(), _audit_result_text(outcome))
 
     return change
 
 
-def asked() -> str:
+def requested_path_text() -> str:
     """Method, path and query of the current request, as one word each; a body is not in it."""
     query = request.query_string.decode("ascii", "replace")
     path = quote(request.path, errors="replace")[:200]
     return f"{request.method} {path}" + (f"?{quote(query[:100], safe='=&-._')}" if query else "")
 
 
-def _one_line(text: str) -> str:
+def _audit_result_text(text: str) -> str:
     line = text.encode("unicode_escape").decode("ascii")
     return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 3] + "..."

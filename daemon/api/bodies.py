@@ -35,12 +35,12 @@ class FeedbackRequest(msgspec.Struct):
 T = TypeVar("T")
 
 
-def decode(raw: bytes, kind: type[T]) -> T:
+def decode_body(raw: bytes, kind: type[T]) -> T:
     """Decode JSON as a `kind`, whatever the content type. Raises `ControlError` 400 with the reason."""
     if not raw.strip():
         raise ControlError(400, "no_body", "this request needs a JSON body")
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_json_constant)
     except RecursionError:
         raise ControlError(400, "bad_json", "the body is nested too deeply") from None
     except UnicodeDecodeError as exc:
@@ -75,27 +75,27 @@ def note_text(text: str) -> str:
     return text
 
 
-def encode(value: Any) -> bytes:
+def encode_answer(value: Any) -> bytes:
     """Strict JSON in ASCII: no NaN, no infinity (both become null), control characters escaped."""
     try:
-        return _dumps(value)
+        return _dump_strict_json(value)
     except ValueError:
-        return _dumps(_finite(value))
+        return _dump_strict_json(_with_null_for_nan(value))
 
 
-def _dumps(value: Any) -> bytes:
+def _dump_strict_json(value: Any) -> bytes:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
-def _finite(value: Any) -> Any:
+def _with_null_for_nan(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _with_null_for_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [_with_null_for_nan(item) for item in value]
     return value
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _refuse_json_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")

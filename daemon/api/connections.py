@@ -51,26 +51,26 @@ class Connection(trio.abc.HalfCloseableStream):
     def unix(self) -> bool:
         return self.socket.family == socket.AF_UNIX
 
-    def asks(self) -> int:
-        """The head of a request has come. Returns its number, for `answered`."""
+    def note_request_head(self) -> int:
+        """The head of a request has come. Returns its number, for `note_request_answered`."""
         self._until = trio.current_time() + PATIENCE_SECONDS
         self._requests += 1
         return self._requests
 
-    def answers(self) -> None:
+    def note_whole_request(self) -> None:
         """The request has come whole: the client waits for us."""
         self._until = None
 
-    def answered(self, request: int) -> None:
+    def note_request_answered(self, request: int) -> None:
         """It is between two requests, unless the next one is there already."""
         if request == self._requests:
             self._until = trio.current_time()
 
-    def begins_answer(self) -> None:
+    def begin_answer(self) -> None:
         """The task that calls this sends an answer from here on."""
         self._answering = trio.lowlevel.current_task(), trio.Event()
 
-    def ends_answer(self) -> None:
+    def end_answer(self) -> None:
         if self._answering is not None:
             self._answering[1].set()
             self._answering = None
@@ -81,11 +81,11 @@ class Connection(trio.abc.HalfCloseableStream):
             with trio.move_on_after(SEND_SECONDS):
                 await self._answering[1].wait()
 
-    def waits_until(self) -> float | None:
+    def waited_for_until(self) -> float | None:
         """How long the daemon waits for this client if others want its place; None while the client waits for us."""
         return self._until if self._sending_until is None else self._sending_until
 
-    def give_way(self) -> None:
+    def give_up_place(self) -> None:
         # Closed as well, for cancelling alone would not reach a shielded write.
         self.socket.close()
         self.broken.set()
@@ -140,7 +140,7 @@ class Connection(trio.abc.HalfCloseableStream):
 
 
 class Room(trio.abc.Listener[Connection]):
-    """Accepts connections of one listening socket; each is to be let go by `leave`."""
+    """Accepts connections of one listening socket; each is to be let go by `leave_place`."""
 
     def __init__(self, listener: trio.SocketListener, counters: AdminCounters) -> None:
         self._listener = listener
@@ -158,11 +158,11 @@ class Room(trio.abc.Listener[Connection]):
         self._counters.connections += 1
         if len(self._hall) + len(self._queue) > MAX_WAITING:
             self._counters.gave_way += 1
-            next(iter(self._hall)).give_way()
+            next(iter(self._hall)).give_up_place()
             del self._hall[next(iter(self._hall))]
         return connection
 
-    async def admit(self, connection: Connection) -> bool:
+    async def admit_connection(self, connection: Connection) -> bool:
         """True when it has sent a request's head and has a place; False when it is to be closed."""
         came = False
         with trio.move_on_after(HEAD_SECONDS) as waited:
@@ -172,7 +172,7 @@ class Room(trio.abc.Listener[Connection]):
         if not came:
             return False
         if len(self._served) < MAX_CONNECTIONS and not self._queue:
-            self._serve(connection)
+            self._give_place(connection)
             return True
         turn = (connection, trio.Event())
         self._queue.append(turn)
@@ -183,43 +183,43 @@ class Room(trio.abc.Listener[Connection]):
         finally:
             if turn in self._queue:
                 self._queue.remove(turn)
-                self._wake()
+                self._wake_waiting_accept()
         return True
 
-    def leave(self, connection: Connection) -> None:
+    def leave_place(self, connection: Connection) -> None:
         self._counters.connections -= 1
         self._hall.pop(connection, None)
         self._served.discard(connection)
         while self._queue and len(self._served) < MAX_CONNECTIONS:
             following, turn = self._queue.popleft()
-            self._serve(following)
+            self._give_place(following)
             turn.set()
-        self._wake()
+        self._wake_waiting_accept()
 
-    def close_hall(self) -> None:
+    def close_waiting_connections(self) -> None:
         """Close connections from which no request has come."""
         for connection in self._hall:
             connection.broken.set()
 
-    def _serve(self, connection: Connection) -> None:
-        connection.asks()
+    def _give_place(self, connection: Connection) -> None:
+        connection.note_request_head()
         self._served.add(connection)
 
     def _make_way(self) -> float:
         """Close those that are waited for too long, as many as wait for a place. Returns when to try again."""
         now = trio.current_time()
-        waits = [(until, each) for each in self._served if (until := each.waits_until()) is not None]
+        waits = [(until, each) for each in self._served if (until := each.waited_for_until()) is not None]
         leaving = sum(each.broken.is_set() for each in self._served)
         for until, connection in sorted(waits, key=lambda wait: wait[0]):
             if leaving >= len(self._queue) or now < until:
                 break
             if not connection.broken.is_set():
                 self._counters.gave_way += 1
-                connection.give_way()
+                connection.give_up_place()
                 leaving += 1
         return now + PATIENCE_SECONDS / 5
 
-    def _wake(self) -> None:
+    def _wake_waiting_accept(self) -> None:
         self._moved.set()
         self._moved = trio.Event()
 

@@ -16,7 +16,7 @@ from weakref import WeakSet
 import trio
 from quart.wrappers.response import ResponseBody
 
-from daemon.api.bodies import encode
+from daemon.api.bodies import encode_answer
 from daemon.control.interface import Control, ControlError
 
 HEARTBEAT_SECONDS = 15.0
@@ -81,18 +81,18 @@ class EventStream(ResponseBody):
         assert self._records is not None, "entered before it is iterated"
         with trio.move_on_after(HEARTBEAT_SECONDS):
             try:
-                events = [_event(await self._records.receive())]
+                events = [_server_sent_event(await self._records.receive())]
             except trio.EndOfChannel:
                 raise StopAsyncIteration from None
             # Records that wait already go into the same write.
             waiting = self._records.statistics().current_buffer_used
             for _ in range(min(waiting, MAX_RECORDS_A_WRITE)):
-                events.append(_event(self._records.receive_nowait()))
+                events.append(_server_sent_event(self._records.receive_nowait()))
             return b"".join(events)
         return b": still here\n\n"
 
 
-def _event(record: dict[str, Any]) -> bytes:
+def _server_sent_event(record: dict[str, Any]) -> bytes:
     name = record.get("id")
     head = f"id: {name}\n".encode() if isinstance(name, str) and name.isprintable() else b""
-    return head + b"data: " + encode(record) + b"\n\n"
+    return head + b"data: " + encode_answer(record) + b"\n\n"

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
-from daemon.api.guesses import Guesses
 from daemon.api.peers import Peer
+from daemon.api.token_guesses import TokenGuesses
 from daemon.control.interface import ControlError
 
 TOKEN_NEEDED = (
@@ -36,9 +36,9 @@ class Access:
     hosts: Collection[str]
     token: str | None
     token_for: TokenFor
-    guesses: Guesses = field(default_factory=Guesses)
+    guesses: TokenGuesses = field(default_factory=TokenGuesses)
 
-    async def check(self, peer: Peer, header: Callable[[str], str | None], request: str, changes: bool) -> None:
+    async def check_access(self, peer: Peer, header: Callable[[str], str | None], request: str, changes: bool) -> None:
         """Raises `ControlError` unless `peer` may make the request. Waits when wrong tokens came from there.
 
         `header` gives the value of a header by its name. `request` is the name of the request in the log, `changes`
@@ -50,34 +50,36 @@ class Access:
         check_origin(header("Origin"), host, self.hosts)
         if peer.over_unix:
             return
-        everything = self._for_all or not peer.loopback or not _is_loopback(_host_name(host or "") or "")
+        everything = (
+            self._token_for_all or not peer.loopback or not _is_loopback_host(_host_header_name(host or "") or "")
+        )
         if not everything and not changes:
             return
         given = _token_in(header("Authorization"))
         if given is None and not everything:
             raise ControlError(403, "token_needed", TOKEN_NEEDED)
         if given is not None:
-            await self.guesses.wait(peer)
+            await self.guesses.wait_before_answer(peer)
             if self.token is not None and hmac.compare_digest(given, self.token.encode()):
                 return
-            self.guesses.count(peer, request)
+            self.guesses.count_wrong_token(peer, request)
         if not everything:
             raise ControlError(401, "wrong_token", WRONG_TOKEN)
-        if self._for_all:
+        if self._token_for_all:
             raise ControlError(401, "unauthorized", "this needs the token of the daemon's token_file")
         raise ControlError(
             401, "unauthorized", "from another host, or by its name, this needs a token: set token_file in [admin]"
         )
 
     @property
-    def _for_all(self) -> bool:
+    def _token_for_all(self) -> bool:
         return self.token is not None and self.token_for == "all"
 
 
 def check_host(host: str | None, hosts: Collection[str]) -> None:
     """Raises `ControlError` 421 unless `host` (a Host header) names loopback or one of `hosts`."""
-    name = _host_name(host or "")
-    if name is None or not _is_known(name, hosts):
+    name = _host_header_name(host or "")
+    if name is None or not _is_known_host(name, hosts):
         raise ControlError(421, "foreign_host", "this Host is not served here; name it under [admin] hosts to allow it")
 
 
@@ -88,7 +90,7 @@ def check_origin(origin: str | None, host: str | None, hosts: Collection[str]) -
     try:
         parts = urlsplit(origin)
         own = parts.scheme in ("http", "https") and parts.netloc.lower() == (host or "").lower()
-        named = (parts.hostname or "") in _lowered(hosts)
+        named = (parts.hostname or "") in _lowered_hosts(hosts)
     except ValueError:
         own = named = False
     if not own and not named:
@@ -114,7 +116,7 @@ def _token_in(authorization: str | None) -> bytes | None:
         return b""
 
 
-def _host_name(header: str) -> str | None:
+def _host_header_name(header: str) -> str | None:
     """The host in a Host header, lower case, without port and brackets; None if it is malformed."""
     try:
         parts = urlsplit(f"//{header}")
@@ -126,11 +128,11 @@ def _host_name(header: str) -> str | None:
     return (parts.hostname or "").removesuffix(".") or None
 
 
-def _is_known(name: str, hosts: Collection[str]) -> bool:
-    return _is_loopback(name) or name in _lowered(hosts)
+def _is_known_host(name: str, hosts: Collection[str]) -> bool:
+    return _is_loopback_host(name) or name in _lowered_hosts(hosts)
 
 
-def _is_loopback(name: str) -> bool:
+def _is_loopback_host(name: str) -> bool:
     if name == "localhost":
         return True
     try:
@@ -139,5 +141,5 @@ def _is_loopback(name: str) -> bool:
         return False
 
 
-def _lowered(hosts: Collection[str]) -> set[str]:
+def _lowered_hosts(hosts: Collection[str]) -> set[str]:
     return {host.lower().strip("[]") for host in hosts}

@@ -103,7 +103,7 @@ _GAUGES = {
 }
 
 
-def render(status: Mapping[str, Any]) -> bytes:
+def render_metrics(status: Mapping[str, Any]) -> bytes:
     """Render a `Control.status` in the format of `CONTENT_TYPE`."""
     registry = CollectorRegistry()
     registry.register(_StatusCollector(status))
@@ -118,10 +118,10 @@ class _StatusCollector(Collector):
         status = self._status
         starting = status.get("status") == "starting"
         for name, (path, text) in _COUNTERS.items():
-            if (value := self._number(path)) is not None:
+            if (value := self._number_in_status(path)) is not None:
                 yield CounterMetricFamily(name, text, value=value)
         for name, (path, text) in _GAUGES.items():
-            if (value := self._number(path)) is not None:
+            if (value := self._number_in_status(path)) is not None:
                 yield GaugeMetricFamily(name, text, value=value)
         serving = float(bool(status.get("serving")))
         yield GaugeMetricFamily(
@@ -140,7 +140,7 @@ class _StatusCollector(Collector):
         yield degraded
         yield InfoMetricFamily("vigild", "The daemon.", value={"version": str(self._status.get("version"))})
 
-    def _number(self, path: str) -> float | None:
+    def _number_in_status(self, path: str) -> float | None:
         value: Any = self._status
         for key in path.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None

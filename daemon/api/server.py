@@ -69,7 +69,7 @@ async def run_server(
     `scope["state"]["peer"]` who sent it, as a `Peer`.
     """
     context = WorkerContext(None)
-    config = _config()
+    config = _hypercorn_config()
     still_open: set[Connection] = set()
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
     rooms = [Room(listener, counters or AdminCounters()) for listener in listeners]
@@ -84,14 +84,14 @@ async def run_server(
                 await shutdown()
                 accepting.cancel_scope.cancel()
             for room in rooms:
-                room.close_hall()
+                room.close_waiting_connections()
             await context.terminated.set()
             # `connections` closes before `reaper` does; cancelling it after that is harmless.
-            reaper.start_soon(_cut_after_grace, still_open, connections)  # noqa: ASYNC111
+            reaper.start_soon(_cut_connections_after_grace, still_open, connections)  # noqa: ASYNC111
         reaper.cancel_scope.cancel()
 
 
-async def _cut_after_grace(still_open: set[Connection], connections: trio.Nursery) -> None:
+async def _cut_connections_after_grace(still_open: set[Connection], connections: trio.Nursery) -> None:
     await trio.sleep(GRACE_SECONDS)
     for connection in still_open:
         connection.socket.close()  # cancelling alone would not reach a shielded write
@@ -112,18 +112,18 @@ async def _serve_connection(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_when_stuck, connection, nursery.cancel_scope)
-            if await room.admit(connection):
+            if await room.admit_connection(connection):
                 # hypercorn's annotation is an SSL stream; it uses only what `Connection` has.
                 await _Protocol(wrapped, config, context, state, connection)  # type: ignore[arg-type]
             nursery.cancel_scope.cancel()
     except* Exception as group:
         # One client's protocol error ends that connection, not the daemon. Cancelled is not caught.
-        for error in _leaves(group):
+        for error in _leaves_of_exception_group(group):
             log.error("admin connection dropped: %s: %s", type(error).__name__, error)
     finally:
         still_open.discard(connection)
         connection.socket.close()
-        room.leave(connection)
+        room.leave_place(connection)
 
 
 async def _end_when_stuck(connection: Connection, scope: trio.CancelScope) -> None:
@@ -137,14 +137,14 @@ async def _end_when_stuck(connection: Connection, scope: trio.CancelScope) -> No
     scope.cancel()
 
 
-def _leaves(group: BaseExceptionGroup[Exception]) -> list[Exception]:
+def _leaves_of_exception_group(group: BaseExceptionGroup[Exception]) -> list[Exception]:
     leaves: list[Exception] = []
     for error in group.exceptions:
-        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+        leaves += _leaves_of_exception_group(error) if isinstance(error, BaseExceptionGroup) else [error]
     return leaves
 
 
-def _config() -> Config:
+def _hypercorn_config() -> Config:
     config = Config()
     config.keep_alive_timeout = IDLE_SECONDS
     config.include_server_header = False
@@ -168,37 +168,37 @@ class _Application:
         async def receive_and_note() -> ASGIReceiveEvent:
             event = await receive()
             if event["type"] == "http.request" and not event.get("more_body", False):
-                self._connection.answers()
+                self._connection.note_whole_request()
             return event
 
         async def send_to_the_end(event: ASGISendEvent) -> None:
             if event["type"] == "http.response.start":
-                self._connection.begins_answer()
+                self._connection.begin_answer()
             last = event["type"] == "http.response.body" and not event.get("more_body", False)
             with trio.CancelScope(shield=last):  # bounded: see `Connection.send_all`
                 await send(event)
 
-        request = self._connection.asks()
+        request = self._connection.note_request_head()
         try:
             if scope["type"] == "http" and not scope["path"].startswith("/"):
                 # "*" or a whole URL, on which the framework may trip
-                await _refuse(send_to_the_end, "bad_target", "the request target is not a path")
+                await _refuse_bad_request(send_to_the_end, "bad_target", "the request target is not a path")
             elif scope["type"] == "http" and _LENGTHS <= {name for name, _ in scope["headers"]}:
                 # A proxy in front may have gone by the other one, and where the next request begins is anybody's guess.
                 message = "a request has Content-Length or Transfer-Encoding, not both"
-                await _refuse(send_to_the_end, "two_lengths", message)
+                await _refuse_bad_request(send_to_the_end, "two_lengths", message)
             else:
                 await self._app(scope, receive_and_note, send_to_the_end)
         finally:
-            self._connection.ends_answer()
-            self._connection.answered(request)
+            self._connection.end_answer()
+            self._connection.note_request_answered(request)
 
 
 # RFC 9112, 6.3: with both of them a request may be an attempt at smuggling another one.
 _LENGTHS = frozenset({b"content-length", b"transfer-encoding"})
 
 
-async def _refuse(send: ASGISendCallable, code: str, message: str) -> None:
+async def _refuse_bad_request(send: ASGISendCallable, code: str, message: str) -> None:
     """Answer 400 and close the connection: what it holds beyond this request is not read."""
     body = b'{"error":{"code":"%s","message":"%s"}}\n' % (code.encode(), message.encode())
     length = str(len(body)).encode()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daemon.places import SYSTEM_RUNTIME, runtime_directory
+from daemon.default_directories import SYSTEM_RUNTIME, runtime_directory
 
 if TYPE_CHECKING:
     import httpx
@@ -60,7 +60,7 @@ def read_token(given: str | None, env: Mapping[str, str]) -> str | None:
     try:
         token = Path(path).read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as exc:
-        raise Failure(f"cannot read the token file {path}: {reason(exc)}") from exc
+        raise Failure(f"cannot read the token file {path}: {os_error_reason(exc)}") from exc
     if not token.isprintable():
         raise Failure(f"the token file {path} holds more than one line of printable characters")
     return token
@@ -81,39 +81,39 @@ class Admin:
 
     def get(self, path: str) -> Answer:
         """The JSON answer to a GET. Raises `Failure` with the API's message for a status from 400 on."""
-        return self._ask("GET", path)
+        return self._request_answer("GET", path)
 
     def post(self, path: str, body: Any = None) -> Answer:
         """The JSON answer to a POST, as `get`. `body` is sent as JSON, bytes as they are."""
-        return self._ask("POST", path, body)
+        return self._request_answer("POST", path, body)
 
     def health(self) -> Any:
         """The body of `GET /health`, with status 200 or 503."""
-        return self._ask("GET", "/health", accepted=503).body
+        return self._request_answer("GET", "/health", accepted=503).body
 
     def events(self, path: str) -> Iterator[dict[str, Any]]:
         """The records of a server-sent event stream, until the daemon ends it."""
         with (
-            _translated_errors("the daemon went silent", "the stream broke off"),
-            closing(self._send("GET", path, None, SILENCE_SECONDS)) as response,
+            _http_errors_as_failures("the daemon went silent", "the stream broke off"),
+            closing(self._send_request("GET", path, None, SILENCE_SECONDS)) as response,
         ):
             if response.status_code != 200:
-                _read_answer(response)
+                _read_admin_answer(response)
                 raise Failure(f"the daemon answered HTTP {response.status_code}")
             # Also splits at U+2028 and the like, of which the API's ASCII has none.
             for line in response.iter_lines():
                 if line.startswith("data:"):
-                    yield _parsed(line[5:], "the stream is not vigild's (not JSON)")
+                    yield _parsed_json_answer(line[5:], "the stream is not vigild's (not JSON)")
 
-    def _ask(self, method: str, path: str, body: Any = None, accepted: int | None = None) -> Answer:
+    def _request_answer(self, method: str, path: str, body: Any = None, accepted: int | None = None) -> Answer:
         seconds = ANSWER_SECONDS if self.answer_seconds is None else self.answer_seconds
         with (
-            _translated_errors(f"no answer within {seconds:.0f} s", "the daemon hung up"),
-            closing(self._send(method, path, body, seconds)) as response,
+            _http_errors_as_failures(f"no answer within {seconds:.0f} s", "the daemon hung up"),
+            closing(self._send_request(method, path, body, seconds)) as response,
         ):
-            return _read_answer(response, accepted)
+            return _read_admin_answer(response, accepted)
 
-    def _send(self, method: str, path: str, body: Any, seconds: float) -> "httpx.Response":
+    def _send_request(self, method: str, path: str, body: Any, seconds: float) -> "httpx.Response":
         """The head of the response; the caller reads the body and closes it."""
         import httpx
 
@@ -129,12 +129,12 @@ class Admin:
             headers["Content-Type"] = "application/json"
         timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
         refusals = []
-        for url, client in [self._connected] if self._connected else ((url, _client(url)) for url in self.urls):
+        for url, client in [self._connected] if self._connected else ((url, _http_client(url)) for url in self.urls):
             request = client.build_request(method, path, content=data, headers=headers, timeout=timeout)
             try:
                 response = client.send(request, stream=True)
             except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
-                refusals.append(f"{url} ({reason(exc)})")
+                refusals.append(f"{url} ({os_error_reason(exc)})")
             except UnicodeError as exc:  # from the resolver, for an impossible host name
                 raise UsageError(f"{url}: {exc}") from exc
             else:
@@ -143,7 +143,7 @@ class Admin:
         raise Failure(f"no daemon answers; tried {', '.join(refusals)}")
 
 
-def reason(exc: BaseException) -> str:
+def os_error_reason(exc: BaseException) -> str:
     """The operating system's message behind `exc`, without number and file name; else the text of `exc`."""
     cause: BaseException | None = exc
     while cause is not None:
@@ -153,7 +153,7 @@ def reason(exc: BaseException) -> str:
     return str(exc) or type(exc).__name__
 
 
-def _client(url: str) -> "httpx.Client":
+def _http_client(url: str) -> "httpx.Client":
     import ssl
 
     import httpx
@@ -181,7 +181,7 @@ def _client(url: str) -> "httpx.Client":
 
 
 @contextmanager
-def _translated_errors(silent: str, broken: str) -> Iterator[None]:
+def _http_errors_as_failures(silent: str, broken: str) -> Iterator[None]:
     """Turn httpx's errors into `Failure`: `silent` for a timeout, `broken` and the reason for any other."""
     import httpx
 
@@ -190,12 +190,12 @@ def _translated_errors(silent: str, broken: str) -> Iterator[None]:
     except httpx.TimeoutException as exc:
         raise Failure(silent) from exc
     except httpx.HTTPError as exc:
-        raise Failure(f"{broken}: {reason(exc)}") from exc
+        raise Failure(f"{broken}: {os_error_reason(exc)}") from exc
 
 
-def _read_answer(response: "httpx.Response", accepted: int | None = None) -> Answer:
+def _read_admin_answer(response: "httpx.Response", accepted: int | None = None) -> Answer:
     """Raises Failure for a status from 400 on, except for `accepted`."""
-    body = _parsed(response.read(), f"what answers is not vigild (HTTP {response.status_code}, not JSON)")
+    body = _parsed_json_answer(response.read(), f"what answers is not vigild (HTTP {response.status_code}, not JSON)")
     if response.status_code >= 400 and response.status_code != accepted:
         error = body.get("error") if isinstance(body, dict) else None
         if isinstance(error, dict):
@@ -204,7 +204,7 @@ def _read_answer(response: "httpx.Response", accepted: int | None = None) -> Ans
     return Answer(response.status_code, body)
 
 
-def _parsed(data: str | bytes, otherwise: str) -> Any:
+def _parsed_json_answer(data: str | bytes, otherwise: str) -> Any:
     try:
         return json.loads(data)
     except ValueError as exc:

@@ -7,16 +7,16 @@ from typing import Any
 from urllib.parse import quote
 
 from daemon.client.admin import Admin, Failure, UsageError, read_token
-from daemon.client.sending import log_sockets, send
+from daemon.client.send_command import log_sockets, send_lines
 from daemon.client.text.answers import (
-    announces,
+    is_announced_by_tail,
     judgement_lines,
     judgement_row,
     record_row,
     snapshot_rows,
     status_lines,
 )
-from daemon.client.text.values import Style, printable, show, size, to_stdout
+from daemon.client.text.values import Style, print_lines, printable, show_answer, size_text
 
 BATCH_LINES = 500
 BATCH_BYTES = 128 * 1024  # of raw lines; as JSON escapes they grow sixfold at worst, within 1 MiB
@@ -24,18 +24,18 @@ BATCH_BYTES = 128 * 1024  # of raw lines; as JSON escapes they grow sixfold at w
 
 def status(admin: Admin, as_json: bool) -> int:
     answer = admin.get("/status").body
-    show(answer, as_json, lambda: to_stdout(status_lines(answer, Style(sys.stdout))))
+    show_answer(answer, as_json, lambda: print_lines(status_lines(answer, Style(sys.stdout))))
     return 0
 
 
 def checkpoint(admin: Admin, as_json: bool) -> int:
     answer = admin.post("/checkpoint").body
-    show(
+    show_answer(
         answer,
         as_json,
         lambda: print(
             f"saved through line {answer['line']:,} in {answer['seconds']:.2f} s: "
-            f"{printable(answer['path'])} ({size(answer['bytes'])}), digest {printable(answer['digest'])}"
+            f"{printable(answer['path'])} ({size_text(answer['bytes'])}), digest {printable(answer['digest'])}"
         ),
     )
     return 0
@@ -44,7 +44,7 @@ def checkpoint(admin: Admin, as_json: bool) -> int:
 def flush(admin: Admin, as_json: bool) -> int:
     answer = admin.post("/flush").body
     facts = ", ".join(f"{printable(name).replace('_', ' ')} {value}" for name, value in answer.items())
-    show(answer, as_json, lambda: print(f"every open session is closed: {facts}"))
+    show_answer(answer, as_json, lambda: print(f"every open session is closed: {facts}"))
     return 0
 
 
@@ -57,11 +57,11 @@ def page(admin: Admin, as_json: bool) -> int:
     address = _page_address(places["listening"])
     if places.get("token_of") == "settings":
         note = f"the browser will ask for a name, which may be anything, and a password: the token in {places['token']}"
-        show({"address": address, "token_file": places["token"]}, as_json, lambda: print(address))
+        show_answer({"address": address, "token_file": places["token"]}, as_json, lambda: print(address))
         print(f"vigilctl: {printable(note)}", file=sys.stderr)
         return 0
     token = read_token(places["token"], {})
-    show({"address": f"{address}#token={token}"}, as_json, lambda: print(f"{address}#token={token}"))
+    show_answer({"address": f"{address}#token={token}"}, as_json, lambda: print(f"{address}#token={token}"))
     return 0
 
 
@@ -79,13 +79,13 @@ def detect(admin: Admin, as_json: bool, line: str, session: str | None, explain:
     any line with `explain`, gets the full judgement."""
     style = Style(sys.stdout)
     many = line == "-" and not explain
-    for text, answer in _judged(admin, _stdin_lines() if line == "-" else iter([line]), session, explain):
+    for text, answer in _print_judgements(admin, _lines_of_stdin() if line == "-" else iter([line]), session, explain):
         if as_json:
             print(json.dumps(answer))
         elif many:
             print(judgement_row(text, answer, style))
         else:
-            to_stdout(judgement_lines(text, answer, style))
+            print_lines(judgement_lines(text, answer, style))
     return 0
 
 
@@ -93,7 +93,7 @@ def tail(admin: Admin, as_json: bool, everything: bool, every: bool) -> int:
     """Follow the first alert of each incident, and its 10th, 100th, 1,000th...; with `every`, every record."""
     style = Style(sys.stdout)
     for record in admin.events("/events?all=1" if everything else "/events"):
-        if not every and not announces(record):
+        if not every and not is_announced_by_tail(record):
             continue
         # Flushed one by one: a pipe must get each record as it happens.
         print(json.dumps(record) if as_json else record_row(record, style), flush=True)
@@ -104,7 +104,7 @@ def tail(admin: Admin, as_json: bool, everything: bool, every: bool) -> int:
 def snapshots_list(admin: Admin, as_json: bool) -> int:
     answer = admin.get("/snapshots").body
     rows = snapshot_rows(answer["snapshots"], Style(sys.stdout), verified=False)
-    show(answer, as_json, lambda: to_stdout(rows))
+    show_answer(answer, as_json, lambda: print_lines(rows))
     return 0
 
 
@@ -112,7 +112,7 @@ def snapshots_verify(admin: Admin, as_json: bool) -> int:
     """Fails when a snapshot is damaged."""
     answer = admin.post("/snapshots/verify").body
     rows = snapshot_rows(answer["snapshots"], Style(sys.stdout), verified=True)
-    show(answer, as_json, lambda: to_stdout(rows))
+    show_answer(answer, as_json, lambda: print_lines(rows))
     damaged = [one["name"] for one in answer["snapshots"] if one.get("error")]
     if damaged:
         raise Failure(f"damaged: {printable(', '.join(damaged))}")
@@ -120,21 +120,21 @@ def snapshots_verify(admin: Admin, as_json: bool) -> int:
 
 
 def snapshots_pin(admin: Admin, as_json: bool, name: str) -> int:
-    answer = admin.post(f"/snapshots/{_snapshot(name)}/pin").body
-    show(answer, as_json, lambda: print(f"{printable(answer['name'])} is kept for ever"))
+    answer = admin.post(f"/snapshots/{_snapshot_url_name(name)}/pin").body
+    show_answer(answer, as_json, lambda: print(f"{printable(answer['name'])} is kept for ever"))
     return 0
 
 
 def snapshots_unpin(admin: Admin, as_json: bool, name: str) -> int:
-    answer = admin.post(f"/snapshots/{_snapshot(name)}/unpin").body
-    show(answer, as_json, lambda: print(f"{printable(answer['name'])} is kept as long as the others"))
+    answer = admin.post(f"/snapshots/{_snapshot_url_name(name)}/unpin").body
+    show_answer(answer, as_json, lambda: print(f"{printable(answer['name'])} is kept as long as the others"))
     return 0
 
 
 def snapshots_restore(admin: Admin, as_json: bool, name: str) -> int:
-    answer = admin.post(f"/snapshots/{_snapshot(name)}/restore").body
+    answer = admin.post(f"/snapshots/{_snapshot_url_name(name)}/restore").body
     saved = answer["snapshot"]
-    show(
+    show_answer(
         answer,
         as_json,
         lambda: print(
@@ -145,7 +145,7 @@ def snapshots_restore(admin: Admin, as_json: bool, name: str) -> int:
     return 0
 
 
-def _snapshot(name: str) -> str:
+def _snapshot_url_name(name: str) -> str:
     """`name`, or the file name if it is a path, quoted for a URL."""
     return quote(name.rpartition("/")[2], safe="")
 
@@ -153,27 +153,27 @@ def _snapshot(name: str) -> str:
 def send_file(source: str, socket_path: str | None, env: Mapping[str, str], as_json: bool) -> int:
     if source == "-" and sys.stdin.isatty():
         raise UsageError("send reads standard input, which is your terminal; name a FILE or pipe one in")
-    sent = send(source, log_sockets(socket_path, env), show=sys.stderr.isatty() and not as_json)
+    sent = send_lines(source, log_sockets(socket_path, env), show=sys.stderr.isatty() and not as_json)
     answer = {"lines": sent.lines, "bytes": sent.bytes, "seconds": round(sent.seconds, 3), "durable": True}
     rate = sent.lines / max(sent.seconds, 1e-3)
-    show(
+    show_answer(
         answer,
         as_json,
         lambda: print(
-            f"{sent.lines:,} lines ({size(sent.bytes)}) in {sent.seconds:.1f} s, {rate:,.0f} lines/s; all durable"
+            f"{sent.lines:,} lines ({size_text(sent.bytes)}) in {sent.seconds:.1f} s, {rate:,.0f} lines/s; all durable"
         ),
     )
     return 0
 
 
-def _stdin_lines() -> Iterator[str]:
+def _lines_of_stdin() -> Iterator[str]:
     if sys.stdin.isatty():
         raise UsageError("detect reads standard input, which is your terminal; give a LINE or pipe some in")
     for line in sys.stdin.buffer:
         yield line.removesuffix(b"\n").decode("utf-8", "surrogateescape")
 
 
-def _judged(
+def _print_judgements(
     admin: Admin, lines: Iterator[str], session: str | None, explain: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     if session is not None or explain:
@@ -181,12 +181,12 @@ def _judged(
         for line in lines:
             yield line, admin.post(path, {"log_line": line, "session_id": session}).body
         return
-    for batch in _batches(lines):
+    for batch in _detect_batches(lines):
         answer = admin.post("/detect/batch", {"log_lines": batch}).body
         yield from zip(batch, answer["results"], strict=True)
 
 
-def _batches(lines: Iterator[str]) -> Iterator[list[str]]:
+def _detect_batches(lines: Iterator[str]) -> Iterator[list[str]]:
     batch: list[str] = []
     length = 0
     for line in lines:

@@ -17,7 +17,7 @@ from actors.ingest import Counters as IngestCounters
 from actors.scoring import Scoring
 from actors.sequencer import Request, Sequencer
 from actors.training_status import TrainingStatus
-from daemon.control.degraded import Reason, reasons
+from daemon.control.degraded import Reason, degraded_reasons
 from daemon.startup.progress import ReplayProgress
 from detection.members.failing import Withdrawn
 from detection.summary import Summary
@@ -77,7 +77,7 @@ class Condition:
         with suppress(trio.EndOfChannel):
             while True:
                 self.withdrawals.update(summary.withdrawn)
-                summary = await published.newer(summary)
+                summary = await published.newer_summary(summary)
 
     def health(self) -> dict[str, Any]:
         """As `daemon.control.interface.Control.health` has it."""
@@ -102,7 +102,7 @@ class Condition:
         """What the daemon is doing, whether it serves (takes lines and judges them), and what is wrong if anything is:
         in one sentence, since when where that is known, and as a list."""
         running, failure = self.running, self.sequencer.failure if self.sequencer is not None else None
-        found = [] if self.stopping else self._reasons()
+        found = [] if self.stopping else self._degraded_reasons()
         words = "; ".join(one.text for one in found) or None
         reading = self.reading if running is None else None
         reason: str | None
@@ -127,14 +127,14 @@ class Condition:
             "reading": reading.as_dict() if reading is not None and not self.stopping else None,
         }
 
-    def _reasons(self) -> list[Reason]:
+    def _degraded_reasons(self) -> list[Reason]:
         failure = self.sequencer.failure if self.sequencer is not None else None
         journal = failure.error if failure is not None else None
         running = self.running
         if running is None:
-            return reasons(journal=journal)
+            return degraded_reasons(journal=journal)
         training = running.training
-        return reasons(
+        return degraded_reasons(
             journal=journal,
             training=training.error,
             trainings_failed=training.attempts - training.in_progress,

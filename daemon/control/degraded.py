@@ -32,7 +32,7 @@ class Reason:
         return asdict(self)
 
 
-def reasons(
+def degraded_reasons(
     *,
     journal: str | None = None,
     training: str | None = None,

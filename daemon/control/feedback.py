@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from actors.record_ids import counted_alert, id_key
+from actors.record_ids import counted_alert, record_id_key
 from daemon.control.interface import ControlError
 from detection.causes import fingerprints as causes
 from detection.templates.table import MAX_ID, OTHER
@@ -17,7 +17,7 @@ SEARCHED_BYTES = 1 << 30  # of alerts.jsonl and its parts, from the end: about a
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class AnsweredAlert:
     """The cause of an alert, as `detection.causes.fingerprints` has it, the template that it is about (0: none), and
     the shapes that "normal" holds for, too."""
 
@@ -43,12 +43,12 @@ def find_record(path: Path, alert_id: str) -> Mapping[str, Any]:
     Blocking. Raises `ControlError` 404: "not_found" where there never was such an alert, "gone" where its record
     may have been rotated away.
     """
-    wanted = id_key(alert_id)
+    wanted = record_id_key(alert_id)
     try:
         for line in last_records(path, SEARCHED_BYTES):
             try:
                 head = _head_decoder.decode(line)
-                key = id_key(head.id)
+                key = record_id_key(head.id)
                 # It comes after all alerts that it stands for, so none with a lower id than the wanted one has it.
                 counted = counted_alert(msgspec.json.decode(line), alert_id) if head.stands_for else None
             except (ValueError, KeyError):
@@ -72,7 +72,7 @@ def find_record(path: Path, alert_id: str) -> Mapping[str, Any]:
     )
 
 
-def about(record: Mapping[str, Any]) -> About:
+def answered_alert(record: Mapping[str, Any]) -> AnsweredAlert:
     """What the alert of `record` is about. Raises `ControlError` 409 for a record that does not say."""
     if "stands_for" in record:
         raise ControlError(
@@ -84,11 +84,11 @@ def about(record: Mapping[str, Any]) -> About:
     try:
         kind = causes.KINDS.index(record["cause_kind"])
         template, shapes = record["cause_template"], record.get("cause_shapes", [])
-        return About(
+        return AnsweredAlert(
             causes.read(str(record["cause"])),
             kind,
             str(record["what"]),
-            _template(template),
+            _template_text(template),
             tuple(causes.read(str(each)) for each in shapes),
         )
     except (KeyError, ValueError):
@@ -99,7 +99,7 @@ def about(record: Mapping[str, Any]) -> About:
         ) from None
 
 
-def _template(given: object) -> int:
+def _template_text(given: object) -> int:
     """As the table of templates has it. Raises ValueError."""
     if given is None:
         return OTHER

@@ -7,12 +7,12 @@ from daemon.control.interface import ControlError
 from detection.columns.state import OtherVersionError
 from detection.frames import ModelFrame
 from detection.models.model import Model
-from persistence.model_file import ModelError, generation_of
-from persistence.preamble import NewerFormatError
+from persistence.format_preamble import NewerFormatError
+from persistence.model_file import ModelError, generation_of_model_file
 from persistence.store import Store
 
 
-def listed(store: Store, known: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def listed_generations(store: Store, known: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """`known` generations, and those of files that the state knows nothing of, as `Control.models` has them.
 
     Blocking.
@@ -24,7 +24,7 @@ def listed(store: Store, known: Sequence[Mapping[str, Any]]) -> list[dict[str, A
         except FileNotFoundError:
             continue  # pruned since
     strangers = [
-        {"generation": generation_of(name), "name": name, "line": None, "in_force": False, "members": []}
+        {"generation": generation_of_model_file(name), "name": name, "line": None, "in_force": False, "members": []}
         | {"promoted": True, "reason": None}
         for name in files.keys() - {entry["name"] for entry in known}
     ]

@@ -18,12 +18,12 @@ from msgspec.structs import replace
 
 from actors.alerts import Alerts
 from actors.checkpoint import CheckpointError
-from actors.record_ids import counted_alert, id_key
+from actors.record_ids import counted_alert, record_id_key
 from actors.scoring import StateAbandoned
-from actors.sequencer import FrameRequest, submit
+from actors.sequencer import FrameRequest, submit_frame
 from daemon.control import generations, snapshots
 from daemon.control.condition import Condition, Running
-from daemon.control.feedback import about, find_record
+from daemon.control.feedback import answered_alert, find_record
 from daemon.control.interface import ControlError
 from daemon.control.status import whole_status
 from daemon.control.train_from import VouchedUploads
@@ -85,7 +85,7 @@ class Service:
 
         Raises SettingsError when a rule is not in order; nothing has changed then.
         """
-        running = self._ready()
+        running = self._running_or_503()
         try:
             await trio.to_thread.run_sync(RuleSet.compile, rules)
         except RuleError as exc:
@@ -93,7 +93,7 @@ class Service:
         old = self.settings
         self.settings = replace(old, learning=fresh.learning, alarms=fresh.alarms, rules=fresh.rules, path=fresh.path)
         running.alerts.write_all = fresh.alarms.verdicts == "all"
-        await submit(running.requests, SettingsFrame(self.settings.detection, rules))
+        await submit_frame(running.requests, SettingsFrame(self.settings.detection, rules))
         log.info("settings and %d files of rules reloaded", len(rules))
         if replace(fresh, path=None) != replace(self.settings, path=None):
             log.warning("some of the changed settings take effect at the next start")
@@ -109,45 +109,45 @@ class Service:
     async def detect(
         self, lines: Sequence[bytes], session_id: str | None, explain: bool = False
     ) -> list[dict[str, Any]]:
-        self._ready()
+        self._running_or_503()
         answers: list[dict[str, Any]] = []
         # One request at a time and in small parts: frames, and the watchdog, wait for one part at most.
         async with self._detecting:
             for start in range(0, len(lines), LINES_PER_QUERY):
                 some = lines[start : start + LINES_PER_QUERY]
-                answers += await self._query(partial(_ask, some, session_id, explain))
+                answers += await self._query_detector(partial(_judge_asked_lines, some, session_id, explain))
         timestamp = datetime.fromtimestamp(self._now(), UTC).isoformat()
         return [{**answer, "phase": self.condition.phase(), "timestamp": timestamp} for answer in answers]
 
     async def answers(self) -> list[dict[str, Any]]:
-        return await self._query(lambda detector: detector.answers())
+        return await self._query_detector(lambda detector: detector.answers())
 
     async def incidents(self, limit: int) -> list[dict[str, Any]]:
-        return await self._query(lambda detector: detector.incidents(limit))
+        return await self._query_detector(lambda detector: detector.incidents(limit))
 
     async def models(self) -> list[dict[str, Any]]:
-        known = await self._query(lambda detector: detector.generations())
-        return await trio.to_thread.run_sync(generations.listed, self._ready().store, known)
+        known = await self._query_detector(lambda detector: detector.generations())
+        return await trio.to_thread.run_sync(generations.listed_generations, self._running_or_503().store, known)
 
-    async def _query(self, question: "Callable[[Detector], T]") -> T:
+    async def _query_detector(self, question: "Callable[[Detector], T]") -> T:
         """The answer of `question`, which only reads the state, as of the last frame applied."""
         try:
-            return await self._ready().scoring.query(question)
+            return await self._running_or_503().scoring.query(question)
         except StateAbandoned as exc:
             raise ControlError(503, "stopping", str(exc)) from exc
 
     async def anomalies(self, after: str | None, limit: int) -> list[dict[str, Any]]:
         try:
-            return self._ready().alerts.recent(after, limit)
+            return self._running_or_503().alerts.recent_records(after, limit)
         except ValueError as exc:
             raise ControlError(400, "bad_id", f"after={after!r} is not an alert's id, such as 123 or 123.1") from exc
 
     async def anomaly(self, alert_id: str) -> Mapping[str, Any]:
-        running, (line, k, *counting_record) = self._ready(), id_key(alert_id)
-        record = running.alerts.find(alert_id)
+        running, (line, k, *counting_record) = self._running_or_503(), record_id_key(alert_id)
+        record = running.alerts.find_record(alert_id)
         if record is None and not counting_record:
             # In no file yet: the count that it may be in is part of the state.
-            counting = await self._query(lambda detector: detector.counting(line, k))
+            counting = await self._query_detector(lambda detector: detector.counting(line, k))
             record = counted_alert(counting, alert_id) if counting is not None else None
         if record is None:
             path = running.store.directory / "alerts.jsonl"
@@ -156,37 +156,37 @@ class Service:
 
     def events(self, *, everything: bool) -> AbstractAsyncContextManager["trio.MemoryReceiveChannel[dict[str, Any]]"]:
         # Not in the context manager: that is entered when an answer has begun, which is too late to refuse.
-        return _subscribed(self._ready().alerts, everything)
+        return _event_subscription(self._running_or_503().alerts, everything)
 
     # --- snapshots ------------------------------------------------------------------------------------
 
     async def checkpoint(self, *, extra: bool = False) -> dict[str, Any]:
         try:
-            return (await self._ready().checkpoints.request(extra=extra)).reply()
+            return (await self._running_or_503().checkpoints.request_snapshot(extra=extra)).reply()
         except CheckpointError as exc:
             raise ControlError(503, "not_saved", str(exc)) from exc
 
     async def snapshots(self) -> list[dict[str, Any]]:
-        return await trio.to_thread.run_sync(snapshots.listed, self._ready().store)
+        return await trio.to_thread.run_sync(snapshots.listed_snapshots, self._running_or_503().store)
 
     async def verify_snapshots(self) -> list[dict[str, Any]]:
-        return await trio.to_thread.run_sync(snapshots.verified, self._ready().store)
+        return await trio.to_thread.run_sync(snapshots.verified_snapshots, self._running_or_503().store)
 
     async def pin_snapshot(self, name: str) -> dict[str, Any]:
-        await trio.to_thread.run_sync(snapshots.set_pinned, self._ready().store, name, True)
+        await trio.to_thread.run_sync(snapshots.set_pinned, self._running_or_503().store, name, True)
         return {"name": name, "pinned": True}
 
     async def unpin_snapshot(self, name: str) -> dict[str, Any]:
-        await trio.to_thread.run_sync(snapshots.set_pinned, self._ready().store, name, False)
+        await trio.to_thread.run_sync(snapshots.set_pinned, self._running_or_503().store, name, False)
         return {"name": name, "pinned": False}
 
     async def restore_snapshot(self, name: str) -> dict[str, Any]:
-        store = self._ready().store
+        store = self._running_or_503().store
         self._refuse_degraded("restored")
-        sha256, knowledge = await trio.to_thread.run_sync(snapshots.held, store, name)
+        sha256, knowledge = await trio.to_thread.run_sync(snapshots.hold_snapshot_knowledge, store, name)
         # The file stays held when the caller hangs up while the frame is on its way: applying it may need it.
-        seq, line, after = await self._apply(RestoreFrame(name, sha256), knowledge=knowledge)
-        store.release(name)
+        seq, line, after = await self._apply_frame(RestoreFrame(name, sha256), knowledge=knowledge)
+        store.release_snapshot(name)
         if after.restored < seq:
             raise ControlError(500, "not_restored", f"{name} could not be restored; the log says why")
         log.info("restored %s: its knowledge is in force again from line %d on", name, line)
@@ -197,10 +197,10 @@ class Service:
     # --- frames: what changes the state ---------------------------------------------------------------
 
     async def flush(self) -> dict[str, Any]:
-        self._ready()
+        self._running_or_503()
         before = self.condition.summary()
         # Also when degraded: it waits until the journal can be written, as lines do.
-        _, line, after = await self._apply(FlushFrame(self._now()))
+        _, line, after = await self._apply_frame(FlushFrame(self._now()))
         return {
             "line": line,
             "sessions_closed": after.sessions_closed - before.sessions_closed,
@@ -209,10 +209,13 @@ class Service:
 
     async def feedback(self, alert_id: str, answer: str, note: str) -> dict[str, Any]:
         record = await self.anomaly(alert_id)
-        alert, alert_id = about(record), str(record["id"])  # as it is written there: 0701 is no other alert than 701
+        alert, alert_id = (
+            answered_alert(record),
+            str(record["id"]),
+        )  # as it is written there: 0701 is no other alert than 701
         said: Literal["normal", "anomaly"] = "normal" if answer == "normal" else "anomaly"
         # An anomaly is still kept out of what is learned; what is called normal would be raised again all the same.
-        if said == "normal" and not await self._query(lambda detector: detector.has_template(alert.template)):
+        if said == "normal" and not await self._query_detector(lambda detector: detector.has_template(alert.template)):
             raise ControlError(
                 409,
                 "template_gone",
@@ -220,7 +223,7 @@ class Service:
                 "state was restored): the next line like it raises another alert; answer that one",
             )
         frame = FeedbackFrame(alert_id, alert.cause, alert.kind, alert.what, said, note, alert.template, alert.shapes)
-        line = await self._answer(frame)
+        line = await self._apply_feedback(frame)
         return {"id": alert_id, "answer": said, "kind": KINDS[alert.kind], "what": alert.what, "line": line}
 
     async def undo_feedback(self, alert_id: str) -> dict[str, Any]:
@@ -228,42 +231,44 @@ class Service:
         if given is None:
             raise ControlError(404, "not_found", f"there is no answer to alert {alert_id}")
         cause, kind = causes.read(given["cause"]), KINDS.index(given["kind"])
-        line = await self._answer(FeedbackFrame(alert_id, cause, kind, given["what"], "undo", ""))
+        line = await self._apply_feedback(FeedbackFrame(alert_id, cause, kind, given["what"], "undo", ""))
         return {"id": alert_id, "answer": "undo", "kind": given["kind"], "what": given["what"], "line": line}
 
-    async def _answer(self, frame: FeedbackFrame) -> int:
+    async def _apply_feedback(self, frame: FeedbackFrame) -> int:
         """The line after which the answer of `frame` is in force."""
         self._refuse_degraded("changed")
-        _, line, _ = await self._apply(frame)
+        _, line, _ = await self._apply_frame(frame)
         log.info("alert %s: %s; %s", frame.alert, frame.answer, frame.what)
         return line
 
     async def rollback_model(self, generation: int) -> dict[str, Any]:
-        known = await self._query(lambda detector: detector.generations())
-        frame, model = await trio.to_thread.run_sync(generations.earlier_model, self._ready().store, known, generation)
+        known = await self._query_detector(lambda detector: detector.generations())
+        frame, model = await trio.to_thread.run_sync(
+            generations.earlier_model, self._running_or_503().store, known, generation
+        )
         self._refuse_degraded("changed")
-        seq, line, _ = await self._apply(frame, model)
+        seq, line, _ = await self._apply_frame(frame, model)
         log.info("rolled back to model generation %d from line %d on", generation, line)
         return {"generation": generation, "name": frame.name, "line": line, "seq": seq}
 
     async def train_from(self, source: str, data: bytes, last: bool) -> dict[str, Any]:
-        self._ready()
+        self._running_or_503()
         assert self._uploads is not None, "made when there is a state"
 
         async def apply(frame: VouchedFrame, sent: Callable[[], None]) -> Summary:
             self._refuse_degraded("changed")
-            _, _, summary = await self._apply(frame, sent=sent)
+            _, _, summary = await self._apply_frame(frame, sent=sent)
             return summary
 
-        return await self._uploads.take(source, data, last, self.condition.summary, apply)
+        return await self._uploads.take_chunk(source, data, last, self.condition.summary, apply)
 
     def _refuse_degraded(self, what: str) -> None:
         """For requests that are better refused than left waiting for the disk."""
-        failure = self._ready().sequencer.failure
+        failure = self._running_or_503().sequencer.failure
         if failure is not None:
             raise ControlError(503, "degraded", f"nothing can be {what} now: {failure.error}")
 
-    async def _apply(
+    async def _apply_frame(
         self,
         frame: Frame,
         model: Model | None = None,
@@ -274,28 +279,32 @@ class Service:
 
         `sent` is called when it is on its way: from then on it takes its place even when the caller hangs up.
         """
-        running = self._ready()
+        running = self._running_or_503()
         request = FrameRequest(frame, model, knowledge)
         try:
             await running.requests.send(request)
             sent()
             await request.committed.wait()
-            summary = await running.scoring.published.wait_for(request.seq)
+            summary = await running.scoring.published.wait_for_frame(request.seq)
         except (trio.ClosedResourceError, trio.BrokenResourceError, trio.EndOfChannel) as exc:
             raise ControlError(503, "stopping", "the daemon is stopping") from exc
         return request.seq, request.line, summary
 
-    def _ready(self) -> Running:
+    def _running_or_503(self) -> Running:
         if self.condition.running is None:
             raise ControlError(503, "starting", "the state is still being read; try again in a moment")
         return self.condition.running
 
 
-def _ask(lines: Sequence[bytes], session: str | None, explain: bool, detector: "Detector") -> list[dict[str, Any]]:
+def _judge_asked_lines(
+    lines: Sequence[bytes], session: str | None, explain: bool, detector: "Detector"
+) -> list[dict[str, Any]]:
     return detector.ask(lines, session, explain)
 
 
 @asynccontextmanager
-async def _subscribed(alerts: Alerts, everything: bool) -> AsyncIterator["trio.MemoryReceiveChannel[dict[str, Any]]"]:
+async def _event_subscription(
+    alerts: Alerts, everything: bool
+) -> AsyncIterator["trio.MemoryReceiveChannel[dict[str, Any]]"]:
     with alerts.subscribe(everything=everything) as channel:
         yield channel

@@ -25,11 +25,11 @@ def whole_status(
         "uptime_seconds": round(now - condition.began, 1),
         "phase": condition.phase(),
         "logs_processed": condition.line(),
-        **_readiness(summary, settings),
+        **_readiness_fields(summary, settings),
         "time": now,
         "places": dict(places),
         "seq": summary.seq if reading is None else max(summary.seq, reading.seq),
-        "process": _process(),
+        "process": _process_fields(),
         "admin": asdict(condition.admin),
     }
     running = condition.running
@@ -40,19 +40,19 @@ def whole_status(
     return {
         **status,
         "training_in_progress": running.training.in_progress,
-        **_digest(running),
+        **_digest_fields(running),
         "recovery": running.recovery.as_dict(),
         "checkpoint": {**running.checkpoints.status(), "lines_at_risk": running.ingest.lines_under_way},
-        "training": _training(running, summary, withdrawals=len(condition.withdrawals)),
-        "ingest": _ingest(running, summary),
-        "alarms": _alarms(running, summary, settings),
-        **_tables(summary),
+        "training": _training_fields(running, summary, withdrawals=len(condition.withdrawals)),
+        "ingest": _ingest_fields(running, summary),
+        "alarms": _alarm_fields(running, summary, settings),
+        **_table_size_fields(summary),
         "lost_lines": summary.lost_lines,
         "log_time": summary.log_time,
     }
 
 
-def _readiness(summary: Summary, settings: Settings) -> dict[str, Any]:
+def _readiness_fields(summary: Summary, settings: Settings) -> dict[str, Any]:
     """What is ready, by the names of the original's fields."""
     ready = "transformer" in summary.members
     return {
@@ -72,14 +72,14 @@ def _readiness(summary: Summary, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _digest(running: Running) -> dict[str, Any]:
+def _digest_fields(running: Running) -> dict[str, Any]:
     last = running.checkpoints.last
     if last is None:
         return {"state_digest": running.loaded_digest, "digest_line": running.loaded_line}
     return {"state_digest": last.digest, "digest_line": last.line}
 
 
-def _training(running: Running, summary: Summary, withdrawals: int) -> dict[str, Any]:
+def _training_fields(running: Running, summary: Summary, withdrawals: int) -> dict[str, Any]:
     training = running.training
     return {
         **training.as_dict(),
@@ -97,7 +97,7 @@ def _training(running: Running, summary: Summary, withdrawals: int) -> dict[str,
     }
 
 
-def _ingest(running: Running, summary: Summary) -> dict[str, Any]:
+def _ingest_fields(running: Running, summary: Summary) -> dict[str, Any]:
     return {
         **asdict(running.ingest),
         "connections": running.ingest.connections_open,
@@ -106,7 +106,7 @@ def _ingest(running: Running, summary: Summary) -> dict[str, Any]:
     }
 
 
-def _alarms(running: Running, summary: Summary, settings: Settings) -> dict[str, Any]:
+def _alarm_fields(running: Running, summary: Summary, settings: Settings) -> dict[str, Any]:
     return {
         **running.alerts.status(),
         "flagged": summary.flagged,
@@ -134,7 +134,7 @@ def _alarms(running: Running, summary: Summary, settings: Settings) -> dict[str,
     }
 
 
-def _tables(summary: Summary) -> dict[str, Any]:
+def _table_size_fields(summary: Summary) -> dict[str, Any]:
     """What the state holds of vouched lines, templates, sessions and clients."""
     return {
         "vouched": {
@@ -158,7 +158,7 @@ def _tables(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _process() -> dict[str, Any]:
+def _process_fields() -> dict[str, Any]:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     with open("/proc/self/statm") as file:
         resident = int(file.read().split()[1]) * _PAGE_BYTES

@@ -14,8 +14,8 @@ from typing import Any
 
 import trio
 
-from actors.lines import Recognise, Source
 from actors.sequencer import FRAME_BYTES
+from actors.source_lines import Recognise, Source
 from daemon.control.interface import ControlError
 from daemon.control.vouched_text import VouchedText
 from detection.frames import Segment, VouchedFrame
@@ -51,7 +51,7 @@ class VouchedUploads:
         self._upload: _Upload | None = None
         self._turn = trio.Lock()
 
-    async def take(
+    async def take_chunk(
         self, name: str, data: bytes, last: bool, summary: Callable[[], Summary], apply: Apply
     ) -> dict[str, Any]:
         """The next `data` of upload `name`, its end with `last`; what they came to, as `Control.train_from` has it.
@@ -61,10 +61,10 @@ class VouchedUploads:
         it never came.
         """
         async with self._turn:
-            upload = await self._going_on(name, apply)
+            upload = await self._upload_under_way(name, apply)
             read = copy.deepcopy(upload.text)
             try:
-                text = read.take(data, last)
+                text = read.text_in_chunk(data, last)
             except ControlError:
                 if not upload.source.begun:
                     self._upload = None  # the next file need not wait for this one
@@ -76,23 +76,23 @@ class VouchedUploads:
                 if segment is None:  # all of it is the rest of a line that is full already
                     upload.source = advanced
                 else:
-                    after = await self._apply(upload, advanced, segment, False, apply)
+                    after = await self._apply_vouched(upload, advanced, segment, False, apply)
             upload.text = read
             if last:
-                after = await self._end(upload, apply) or after
+                after = await self._end_upload(upload, apply) or after
         return {
             "lines": after.vouched_lines - before.vouched_lines,
             "rule_hits": after.vouched_rule_hits - before.vouched_rule_hits,
             "sessions": after.vouched_sessions - before.vouched_sessions,
         }
 
-    async def _going_on(self, name: str, apply: Apply) -> _Upload:
+    async def _upload_under_way(self, name: str, apply: Apply) -> _Upload:
         """Upload `name`, begun now if it is not the one under way."""
         now = trio.current_time()
         if self._upload is not None and self._upload.name != name:
             if now - self._upload.last_chunk < ABANDONED_SECONDS:
                 raise ControlError(409, "busy", "another file is being learned from; try again when it is done")
-            await self._end(self._upload, apply)
+            await self._end_upload(self._upload, apply)
         if self._upload is None:
             self._begun += 1
             source = Source(f"vouched-{self._salt}-{self._begun}", self._kind, self._recognise, self._max_line_bytes)
@@ -100,14 +100,16 @@ class VouchedUploads:
         self._upload.last_chunk = now
         return self._upload
 
-    async def _end(self, upload: _Upload, apply: Apply) -> Summary | None:
+    async def _end_upload(self, upload: _Upload, apply: Apply) -> Summary | None:
         advanced = copy.deepcopy(upload.source)
         segment = advanced.finish()
-        after = None if segment is None else await self._apply(upload, advanced, segment, True, apply)
+        after = None if segment is None else await self._apply_vouched(upload, advanced, segment, True, apply)
         self._upload = None
         return after
 
-    async def _apply(self, upload: _Upload, advanced: Source, segment: Segment, done: bool, apply: Apply) -> Summary:
+    async def _apply_vouched(
+        self, upload: _Upload, advanced: Source, segment: Segment, done: bool, apply: Apply
+    ) -> Summary:
         def sent() -> None:
             upload.source = advanced
             if done:

@@ -46,7 +46,7 @@ class VouchedText:
         self._begun = False
         self._control = self._counted = 0
 
-    def take(self, data: bytes, last: bool) -> bytes:
+    def text_in_chunk(self, data: bytes, last: bool) -> bytes:
         """The text in the next `data`, which may lack its end until more comes; the rest of it with `last`.
 
         Bytes of an unknown encoding stay as they are. Raises ControlError 415 "not_text".
@@ -55,7 +55,7 @@ class VouchedText:
             self._head = (self._head + data)[:_HEAD_BYTES]
             for place, magic, what in _FORMATS:
                 if self._head.startswith(magic, place):
-                    raise _refusal(f"this is {what}, not text; unpack it, and send the log that is in it")
+                    raise _not_text_refusal(f"this is {what}, not text; unpack it, and send the log that is in it")
         data, self._waiting = self._waiting + data, b""
         if not self._begun:
             if len(data) < _MARK_BYTES and not last:
@@ -64,7 +64,7 @@ class VouchedText:
             self._begun = True
             encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
             self._decoder = None if encoding is None else codecs.getincrementaldecoder(encoding)("surrogateescape")
-        text = data if self._decoder is None else _as_utf8(self._decoder, data, last)
+        text = data if self._decoder is None else _recoded_as_utf8(self._decoder, data, last)
         self._refuse_binary(text)
         return text
 
@@ -72,7 +72,7 @@ class VouchedText:
         self._control += len(text) - len(text.translate(None, _CONTROL))
         self._counted += len(text)
         if self._control > max(_FEW_CONTROL, _CONTROL_SHARE * self._counted):
-            raise _refusal(
+            raise _not_text_refusal(
                 f"this is not text: {self._control / self._counted:.0%} of it are NUL and other control characters; "
                 "send the log as UTF-8, or as UTF-16 with a byte order mark"
             )
@@ -80,12 +80,12 @@ class VouchedText:
             self._control = self._counted = 0
 
 
-def _as_utf8(decoder: codecs.IncrementalDecoder, data: bytes, last: bool) -> bytes:
+def _recoded_as_utf8(decoder: codecs.IncrementalDecoder, data: bytes, last: bool) -> bytes:
     try:
         return decoder.decode(data, last).encode("utf-8", "surrogateescape")
     except UnicodeError as exc:
-        raise _refusal(f"this begins like UTF-16 or UTF-32, and is not: {exc}") from exc
+        raise _not_text_refusal(f"this begins like UTF-16 or UTF-32, and is not: {exc}") from exc
 
 
-def _refusal(message: str) -> ControlError:
+def _not_text_refusal(message: str) -> ControlError:
     return ControlError(415, "not_text", message)

@@ -26,10 +26,16 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from daemon.demo.text import found_in, greeting, how_to_go_on, memory, training_words
+from daemon.default_directories import make_private_directory
+from daemon.demo.text import (
+    commands_to_try,
+    flagged_record_lines,
+    remembered_state_lines,
+    state_size_lines,
+    training_progress_text,
+)
 from daemon.host.listeners import PATH_BYTES
 from daemon.host.page_token import TOKEN_NAME
-from daemon.places import make_private
 
 if TYPE_CHECKING:
     import httpx  # slow to import, so Ctrl-C would often interrupt the import
@@ -51,9 +57,9 @@ class DemoError(Exception):
 
 def main() -> int:
     """The exit status: 0 after Ctrl-C, 1 when the demonstration failed."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt_on_sigterm)
     try:
-        demonstrate(Path.cwd() / ".run", _say)
+        demonstrate(Path.cwd() / ".run", _print_at_once)
     except DemoError as exc:
         print(exc, file=sys.stderr)
         return 1
@@ -66,26 +72,26 @@ def demonstrate(directory: Path, say: Say) -> None:
     """Run the demonstration in `directory`, until an interrupt stops the daemon. Raises DemoError."""
     runtime = runtime_directory(directory)
     for each in (directory, runtime):
-        make_private(each)
+        make_private_directory(each)
     port = free_port()
     say(f"vigild, with its state in {directory}/state and its log in {directory}/vigild.log.")
     if port != PORTS[0]:
         say(f"Port {PORTS[0]} is taken; the admin API gets {port}.")
-    with _daemon(directory, runtime, port) as process, _api(runtime) as api:
+    with _daemon_process(directory, runtime, port) as process, _admin_client(runtime) as api:
         try:
-            send_sample(Daemon(process, api, directory, runtime), sample(), say)
-            say(how_to_go_on(runtime, port, page_token(runtime)))
+            send_sample(Daemon(process, api, directory, runtime), sample_lines(), say)
+            say(commands_to_try(runtime, port, page_token(runtime)))
             process.wait()
-            raise DemoError(_ended(process, directory))
+            raise DemoError(_daemon_ended_text(process, directory))
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would interrupt the stop
             say("\nStopping: saving what was learned...")
-            remember(api, directory)
-            _stop(process, directory)
+            note_judgements(api, directory)
+            _stop_daemon(process, directory)
             say("Stopped. Run it again: it will remember.")
 
 
-def sample() -> list[bytes]:
+def sample_lines() -> list[bytes]:
     """The bundled lines, each with its newline."""
     packed = importlib.resources.files("daemon").joinpath("sample", "access.log.gz").read_bytes()
     return gzip.decompress(packed).splitlines(keepends=True)
@@ -131,20 +137,20 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         if self.process.poll() is not None:
-            raise DemoError(_ended(self.process, self.directory))
-        return _answer(self.api.get("/status"))
+            raise DemoError(_daemon_ended_text(self.process, self.directory))
+        return _answer_or_error(self.api.get("/status"))
 
     def send(self, name: str, lines: Sequence[bytes]) -> None:
         """Send `lines` with vigilctl, which shows progress; returns when all of them are durable."""
         part = self.directory / name
         part.write_bytes(b"".join(lines))
-        command = [_program("vigilctl"), "send", "--socket", str(self.runtime / "log.sock"), str(part)]
+        command = [_installed_program("vigilctl"), "send", "--socket", str(self.runtime / "log.sock"), str(part)]
         if subprocess.run(command).returncode:
             raise DemoError(f"vigilctl could not send {part}")
 
     def flagged(self) -> list[dict[str, Any]]:
         """The flagged records, oldest first."""
-        found: list[dict[str, Any]] = _answer(self.api.get("/anomalies", params={"limit": 1000}))["anomalies"]
+        found: list[dict[str, Any]] = _answer_or_error(self.api.get("/anomalies", params={"limit": 1000}))["anomalies"]
         return found
 
 
@@ -153,7 +159,7 @@ def send_sample(daemon: Daemon, lines: Sequence[bytes], say: Say) -> None:
     status = daemon.status()
     known = status["logs_processed"]
     if known:
-        for line in greeting(status, recall(daemon.api, daemon.directory)):
+        for line in remembered_state_lines(status, compare_noted_judgements(daemon.api, daemon.directory)):
             say(line)
     else:
         say(
@@ -169,18 +175,18 @@ def send_sample(daemon: Daemon, lines: Sequence[bytes], say: Say) -> None:
         say(f"\nSending lines {begin + 1:,} to {len(lines):,}, which meet all detectors:")
         daemon.send("second.log", lines[begin:])
         # The end of the file ends its sessions; a stream would go on.
-        _answer(daemon.api.post("/flush"))
-    for line in found_in(daemon.flagged()):
+        _answer_or_error(daemon.api.post("/flush"))
+    for line in flagged_record_lines(daemon.flagged()):
         say(line)
-    _answer(daemon.api.post("/checkpoint"))
-    for line in memory(daemon.status(), daemon.directory / "state"):
+    _answer_or_error(daemon.api.post("/checkpoint"))
+    for line in state_size_lines(daemon.status(), daemon.directory / "state"):
         say(line)
 
 
 def _await_ensemble(daemon: Daemon, say: Say) -> None:
     printed = ""
     while (status := daemon.status())["phase"] != "ensemble":
-        words = training_words(status.get("training") or {})
+        words = training_progress_text(status.get("training") or {})
         if words != printed:
             say(words)
             printed = words
@@ -188,13 +194,13 @@ def _await_ensemble(daemon: Daemon, say: Say) -> None:
     say("Trained: the Isolation Forest and the transformer judge from here on.")
 
 
-def remember(api: "httpx.Client", directory: Path) -> None:
-    """Save, and note the digest and the judgements of the sample's last lines, for `recall` to compare."""
+def note_judgements(api: "httpx.Client", directory: Path) -> None:
+    """Save, and note the digest and the judgements of the sample's last lines for `compare_noted_judgements`."""
     import httpx
 
     try:
-        saved = _answer(api.post("/checkpoint"))
-        note = {"digest": saved["digest"], "line": saved["line"], "answers": _ask(api)}
+        saved = _answer_or_error(api.post("/checkpoint"))
+        note = {"digest": saved["digest"], "line": saved["line"], "answers": _judge_last_sample_lines(api)}
     except (httpx.HTTPError, DemoError) as exc:
         # The daemon still saves when it stops; only the comparison is lost.
         print(f"nothing noted for the next run: {exc}", file=sys.stderr)
@@ -202,25 +208,25 @@ def remember(api: "httpx.Client", directory: Path) -> None:
     (directory / "remembered.json").write_text(json.dumps(note))
 
 
-def recall(api: "httpx.Client", directory: Path) -> dict[str, Any] | None:
-    """The note of `remember`, None without one; "same" counts the lines whose judgement is the same now."""
+def compare_noted_judgements(api: "httpx.Client", directory: Path) -> dict[str, Any] | None:
+    """The note of `note_judgements`, None without one; "same" counts the lines whose judgement is the same now."""
     try:
         note: dict[str, Any] = json.loads((directory / "remembered.json").read_text())
     except FileNotFoundError:
         return None
-    answers = _ask(api)
+    answers = _judge_last_sample_lines(api)
     note["same"] = sum(one == other for one, other in zip(note["answers"], answers, strict=True))
     return note
 
 
-def _ask(api: "httpx.Client") -> list[list[Any]]:
-    lines = [line.decode("utf-8", "surrogateescape").rstrip("\n") for line in sample()[-COMPARED_LINES:]]
-    results = _answer(api.post("/detect/batch", json={"log_lines": lines}))["results"]
+def _judge_last_sample_lines(api: "httpx.Client") -> list[list[Any]]:
+    lines = [line.decode("utf-8", "surrogateescape").rstrip("\n") for line in sample_lines()[-COMPARED_LINES:]]
+    results = _answer_or_error(api.post("/detect/batch", json={"log_lines": lines}))["results"]
     return [[each["verdict"], each["anomaly_score"], each["p"]] for each in results]
 
 
 @contextmanager
-def _daemon(directory: Path, runtime: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def _daemon_process(directory: Path, runtime: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """The process of a daemon that serves. Killed at the end if it still runs."""
     settings = directory / "vigild.toml"
     settings.write_text(
@@ -231,7 +237,7 @@ def _daemon(directory: Path, runtime: Path, port: int) -> Iterator[subprocess.Po
     ours = ("VIGILD_", "LISTEN_", "STATE_DIRECTORY", "CONFIGURATION_DIRECTORY", "WATCHDOG_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     env |= {"RUNTIME_DIRECTORY": str(runtime), "NOTIFY_SOCKET": f"@vigild-demo-{os.getpid()}"}
-    command = [_program("vigild"), "--config", str(settings), "--state-dir", str(directory / "state")]
+    command = [_installed_program("vigild"), "--config", str(settings), "--state-dir", str(directory / "state")]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         # We act as its service manager: it notifies us when it serves, so nobody has to poll.
         manager.bind(f"\0vigild-demo-{os.getpid()}")
@@ -240,7 +246,7 @@ def _daemon(directory: Path, runtime: Path, port: int) -> Iterator[subprocess.Po
             # In a session of its own, so that Ctrl-C reaches only us and we stop it.
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
         # It keeps notifying, and would log errors if nobody read.
-        listener = threading.Thread(target=_drain, args=(process, manager), daemon=True)
+        listener = threading.Thread(target=_drain_notifications, args=(process, manager), daemon=True)
         try:
             _await_ready(process, manager, directory)
             listener.start()
@@ -257,7 +263,7 @@ def _await_ready(process: subprocess.Popen[bytes], manager: socket.socket, direc
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise DemoError(_ended(process, directory))
+            raise DemoError(_daemon_ended_text(process, directory))
         try:
             words = manager.recv(4096).split(b"\n")
         except TimeoutError:
@@ -267,50 +273,50 @@ def _await_ready(process: subprocess.Popen[bytes], manager: socket.socket, direc
     raise DemoError(f"vigild does not serve after {START_SECONDS:.0f} s; see {directory}/vigild.log")
 
 
-def _drain(process: subprocess.Popen[bytes], manager: socket.socket) -> None:
+def _drain_notifications(process: subprocess.Popen[bytes], manager: socket.socket) -> None:
     while process.poll() is None:
         with contextlib.suppress(TimeoutError):
             manager.recv(4096)
 
 
-def _stop(process: subprocess.Popen[bytes], directory: Path) -> None:
+def _stop_daemon(process: subprocess.Popen[bytes], directory: Path) -> None:
     process.terminate()
     try:
         status = process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         raise DemoError(f"vigild still runs after {STOP_SECONDS:.0f} s; see {directory}/vigild.log") from None
     if status:
-        raise DemoError(_ended(process, directory))
+        raise DemoError(_daemon_ended_text(process, directory))
 
 
-def _ended(process: subprocess.Popen[bytes], directory: Path) -> str:
+def _daemon_ended_text(process: subprocess.Popen[bytes], directory: Path) -> str:
     last = (directory / "vigild.log").read_text("utf-8", "replace").splitlines()[-5:]
     return "\n".join([f"vigild ended with status {process.returncode}; the end of its log says:", *last])
 
 
-def _api(runtime: Path) -> "httpx.Client":
+def _admin_client(runtime: Path) -> "httpx.Client":
     import httpx
 
     transport = httpx.HTTPTransport(uds=str(runtime / "admin.sock"))
     return httpx.Client(transport=transport, base_url="http://localhost", timeout=60.0)
 
 
-def _answer(response: "httpx.Response") -> dict[str, Any]:
+def _answer_or_error(response: "httpx.Response") -> dict[str, Any]:
     answer: dict[str, Any] = response.json()
     if response.is_error:
         raise DemoError(f"{response.request.url.path}: {answer['error']['message']}")
     return answer
 
 
-def _program(name: str) -> str:
+def _installed_program(name: str) -> str:
     return str(Path(sysconfig.get_path("scripts")) / name)
 
 
-def _say(text: str) -> None:
+def _print_at_once(text: str) -> None:
     print(text, flush=True)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt_on_sigterm(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 

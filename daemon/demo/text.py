@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.record_ids import stands_for
+from actors.record_ids import alert_count_of_record
 
 SHOWN_RECORDS = 12
 SHOWN_CHARACTERS = 140
 
 
-def greeting(status: Mapping[str, Any], note: Mapping[str, Any] | None) -> Iterator[str]:
-    """The first lines of a run on a state that exists. `note` is that of `recall`."""
+def remembered_state_lines(status: Mapping[str, Any], note: Mapping[str, Any] | None) -> Iterator[str]:
+    """The first lines of a run on a state that exists. `note` is that of `compare_noted_judgements`."""
     known, tier = status["logs_processed"], status["recovery"]["tier"]
     yield f"It remembers {known:,} lines (recovery: {tier}); nothing of that is sent again."
     if note is None:
@@ -24,7 +24,7 @@ def greeting(status: Mapping[str, Any], note: Mapping[str, Any] | None) -> Itera
     yield f"{note['same']} of {len(note['answers'])} lines queried then and now got exactly the same score."
 
 
-def training_words(training: Mapping[str, Any]) -> str:
+def training_progress_text(training: Mapping[str, Any]) -> str:
     """Progress in steps of ten per cent, readable in a file as on a terminal."""
     if training.get("error"):
         return f"training failed, it will be tried again: {training['error']}"
@@ -34,18 +34,18 @@ def training_words(training: Mapping[str, Any]) -> str:
     return f"training {int(percent // 10) * 10} %"
 
 
-def found_in(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def flagged_record_lines(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The last few flagged records, each with the reason; control characters escaped, lines cut."""
-    flagged = sum(stands_for(record) for record in records)
+    flagged = sum(alert_count_of_record(record) for record in records)
     beyond = f", of which the last {SHOWN_RECORDS} in full:" if flagged > SHOWN_RECORDS else ""
     yield f"\nFlagged so far: {flagged}{beyond}"
     for record in [record for record in records if "stands_for" not in record][-SHOWN_RECORDS:]:
-        yield f"  line {record['line']:>6,}  {record['verdict']:<8} {_why(record)}"
+        yield f"  line {record['line']:>6,}  {record['verdict']:<8} {_flagged_because(record)}"
         safe = str(record["text"] or record["template"]).encode("unicode_escape").decode("ascii")
         yield f"      {safe if len(safe) <= SHOWN_CHARACTERS else safe[: SHOWN_CHARACTERS - 3] + '...'}"
 
 
-def _why(record: Mapping[str, Any]) -> str:
+def _flagged_because(record: Mapping[str, Any]) -> str:
     rules = [f"{rule['type']} ({rule['name']}, {rule['severity']})" for rule in record.get("rules") or ()]
     ps = {name: member["p"] for name, member in record["members"].items() if member["p"] is not None}
     members = [f"{name} p={ps[name]:.2g}" for name in sorted(ps, key=lambda name: ps[name])]
@@ -53,7 +53,7 @@ def _why(record: Mapping[str, Any]) -> str:
     return "; ".join(rules + closing + members)
 
 
-def memory(status: Mapping[str, Any], state: Path) -> Iterator[str]:
+def state_size_lines(status: Mapping[str, Any], state: Path) -> Iterator[str]:
     """Size and digest of the state."""
     files = [path.stat() for path in state.rglob("*") if path.is_file()]
     size = sum(each.st_size for each in files) / 1e6
@@ -63,7 +63,7 @@ def memory(status: Mapping[str, Any], state: Path) -> Iterator[str]:
     )
 
 
-def how_to_go_on(runtime: Path, port: int, token: str | None) -> str:
+def commands_to_try(runtime: Path, port: int, token: str | None) -> str:
     """The commands to try on the running daemon; the page gets `token` in its address."""
     socket_path, admin = runtime / "log.sock", runtime / "admin.sock"
     fragment = f"#token={token}" if token else ""

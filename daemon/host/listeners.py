@@ -75,7 +75,7 @@ def parse_address(text: str) -> UnixAddress | TcpAddress:
 
 
 @dataclass(slots=True)
-class Inherited:
+class InheritedSockets:
     """What the service manager passed: listening sockets by purpose, stored connections by name."""
 
     log: list[socket.socket] = field(default_factory=list)
@@ -83,14 +83,14 @@ class Inherited:
     stored: dict[str, socket.socket] = field(default_factory=dict)
 
 
-def inherit(env: MutableMapping[str, str] = os.environ) -> Inherited:
+def inherit_sockets(env: MutableMapping[str, str] = os.environ) -> InheritedSockets:
     """Take over the sockets passed to this process, and remove their variables from `env`, so that no child sees them.
 
     Raises ListenError for a listening socket that is not named "log" or "admin".
     """
     pid, count = env.pop("LISTEN_PID", None), env.pop("LISTEN_FDS", None)
     names = env.pop("LISTEN_FDNAMES", "").split(":")
-    found = Inherited()
+    found = InheritedSockets()
     if pid != str(os.getpid()) or count is None:
         return found
     for index in range(int(count)):
@@ -131,36 +131,36 @@ class Listeners:
 
     @property
     def places(self) -> list[str]:
-        return [_place(each) for each in (*self.log, *self.admin)]
+        return [_listening_address_text(each) for each in (*self.log, *self.admin)]
 
 
 @contextlib.contextmanager
 def open_listeners(
-    directory: Path, log: str, admin: Sequence[str], inherited: Inherited | None = None
+    directory: Path, log: str, admin: Sequence[str], inherited: InheritedSockets | None = None
 ) -> Iterator[Listeners]:
     """Listen on `log` (a path) and on every address of `admin`; relative paths are in `directory`.
 
     Leaving the context closes all sockets and removes the socket files that it created, unless they were replaced
     since. Raises ListenError; nothing stays bound then. Unix sockets have mode 0660.
     """
-    given = inherited or Inherited()
+    given = inherited or InheritedSockets()
     with contextlib.ExitStack() as stack:
         for each in (*given.log, *given.admin, *given.stored.values()):
             stack.callback(each.close)
-        logs = given.log or [stack.enter_context(_open_unix(directory / log))]
+        logs = given.log or [stack.enter_context(_listen_on_unix_socket(directory / log))]
         admins = list(given.admin)
         for address in map(parse_address, admin):
             if isinstance(address, TcpAddress):
-                admins.append(stack.enter_context(_open_tcp(address)))
+                admins.append(stack.enter_context(_listen_on_tcp(address)))
             elif not given.admin:
-                admins.append(stack.enter_context(_open_unix(directory / address.path)))
+                admins.append(stack.enter_context(_listen_on_unix_socket(directory / address.path)))
         for each in (*logs, *admins):
             each.setblocking(False)
         yield Listeners(logs, admins, given.stored, log_is_ours=not given.log)
 
 
 @contextlib.contextmanager
-def _open_unix(path: Path) -> Iterator[socket.socket]:
+def _listen_on_unix_socket(path: Path) -> Iterator[socket.socket]:
     size = len(os.fsencode(path))
     if size > PATH_BYTES:
         raise ListenError(
@@ -169,24 +169,24 @@ def _open_unix(path: Path) -> Iterator[socket.socket]:
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
-            identity = _bind_alone(listener, path)
+            identity = _bind_unix_socket_under_lock(listener, path)
         except OSError as exc:
             raise ListenError(f"{path}: cannot listen: {exc.strerror or exc}") from exc
         try:
             yield listener
         finally:
             with contextlib.suppress(FileNotFoundError):  # removed by somebody else
-                if _identity(path) == identity:
+                if _socket_file_identity(path) == identity:
                     path.unlink()
 
 
-def _bind_alone(listener: socket.socket, path: Path) -> tuple[int, int]:
+def _bind_unix_socket_under_lock(listener: socket.socket, path: Path) -> tuple[int, int]:
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # Without the lock, two daemons that find the same stale file would each remove the other's new
         # socket.
         fcntl.flock(directory, fcntl.LOCK_EX)
-        _remove_stale(path)
+        _remove_stale_socket(path)
         # By umask, so that the mode is right from the first moment; no other thread runs yet.
         before = os.umask(0o777 & ~SOCKET_MODE)
         try:
@@ -195,12 +195,12 @@ def _bind_alone(listener: socket.socket, path: Path) -> tuple[int, int]:
             os.umask(before)
         # Under the lock: a socket that is bound and does not listen looks stale to the other daemon.
         listener.listen(BACKLOG)
-        return _identity(path)
+        return _socket_file_identity(path)
     finally:
         os.close(directory)
 
 
-def _remove_stale(path: Path) -> None:
+def _remove_stale_socket(path: Path) -> None:
     """Leave no file at `path`. Raises ListenError when it is in use or is not a socket."""
     try:
         mode = path.lstat().st_mode
@@ -223,7 +223,7 @@ def _remove_stale(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _open_tcp(address: TcpAddress) -> Iterator[socket.socket]:
+def _listen_on_tcp(address: TcpAddress) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         # Connections of the previous process may linger (TIME_WAIT); they must not block its successor.
@@ -238,7 +238,7 @@ def _open_tcp(address: TcpAddress) -> Iterator[socket.socket]:
         yield listener
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def _socket_file_identity(path: Path) -> tuple[int, int]:
     found = path.lstat()
     return found.st_dev, found.st_ino
 
@@ -256,6 +256,6 @@ def room_for_connections(most: int) -> int:
     return most if soft == resource.RLIM_INFINITY else min(most, max(soft - RESERVED_FILES, soft // 2))
 
 
-def _place(listener: socket.socket) -> str:
+def _listening_address_text(listener: socket.socket) -> str:
     name = listener.getsockname()
     return name if isinstance(name, str) else str(TcpAddress(name[0], name[1]))

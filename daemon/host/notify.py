@@ -44,11 +44,11 @@ class Notifier:
 
     def ready(self, status: str) -> None:
         """The start, or the reload announced by `reloading`, is over."""
-        self.send("READY=1", f"STATUS={_one_line(status)}")
+        self.send("READY=1", f"STATUS={_status_on_one_line(status)}")
 
     def status(self, status: str) -> None:
         """One line for `systemctl status`."""
-        self.send(f"STATUS={_one_line(status)}")
+        self.send(f"STATUS={_status_on_one_line(status)}")
 
     def stopping(self) -> None:
         self.send("STOPPING=1")
@@ -97,7 +97,7 @@ class Notifier:
         with ours:
             with given:
                 self.send("FDSTORE=1", f"FDNAME={PROBE_NAME}", fds=[given.fileno()])
-            if not self._barrier():
+            if not self._wait_for_manager():
                 return None
             ours.setblocking(False)
             try:
@@ -107,7 +107,7 @@ class Notifier:
                 return True
         return False
 
-    def _barrier(self) -> bool:
+    def _wait_for_manager(self) -> bool:
         """Wait until the manager has processed every message so far. False after BARRIER_SECONDS."""
         reading, writing = os.pipe()
         try:
@@ -139,6 +139,6 @@ class Notifier:
             self._failing = False
 
 
-def _one_line(text: str) -> str:
+def _status_on_one_line(text: str) -> str:
     # A line break would begin a variable of its own.
     return " ".join(text.splitlines())

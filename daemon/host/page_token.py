@@ -25,7 +25,7 @@ def open_page_token(directory: Path) -> Iterator[str | None]:
     """
     path, token = directory / TOKEN_NAME, secrets.token_urlsafe(TOKEN_BYTES)
     try:
-        identity = _write(path, f"{token}\n".encode())
+        identity = _write_page_token(path, f"{token}\n".encode())
     except OSError as exc:
         log.warning("%s: not written (%s): the page cannot answer alerts", path, exc.strerror)
         yield None
@@ -34,11 +34,11 @@ def open_page_token(directory: Path) -> Iterator[str | None]:
         yield token
     finally:
         with contextlib.suppress(OSError):  # another daemon in this directory may have put its own there
-            if _identity(path) == identity:
+            if _page_token_identity(path) == identity:
                 path.unlink()
 
 
-def _write(path: Path, content: bytes) -> tuple[int, int]:
+def _write_page_token(path: Path, content: bytes) -> tuple[int, int]:
     # Renamed into place: nobody reads half a token, and a link that somebody left at `path` is not followed.
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with contextlib.suppress(FileNotFoundError):  # left by a killed process that had our number
@@ -53,9 +53,9 @@ def _write(path: Path, content: bytes) -> tuple[int, int]:
         with contextlib.suppress(OSError):  # the error that led here is the one to report
             temp.unlink()
         raise
-    return _identity(path)
+    return _page_token_identity(path)
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def _page_token_identity(path: Path) -> tuple[int, int]:
     found = path.lstat()
     return found.st_dev, found.st_ino

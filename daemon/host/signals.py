@@ -28,7 +28,7 @@ async def run_signals(
     # One that comes while this is set up is held back.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     for each in STOPPING:
-        signal.signal(each, _do_nothing)  # what the receiver puts back when it is left
+        signal.signal(each, _ignore_signal)  # what the receiver puts back when it is left
     with trio.open_signal_receiver(*STOPPING, signal.SIGHUP, *HARMLESS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         task_status.started()
@@ -48,5 +48,5 @@ def ignore_stop_signals() -> None:
         signal.signal(each, signal.SIG_IGN)
 
 
-def _do_nothing(number: int, frame: FrameType | None) -> None:
+def _ignore_signal(number: int, frame: FrameType | None) -> None:
     pass

@@ -110,19 +110,19 @@ class Ladder:
         self._unsettled.add(seq)
         out = self._withdrawn.get(seq, {})
         if error.hopeless:
-            self._skip(entry, reason)
+            self._skip_frame(entry, reason)
         elif self._failures[seq] == 1 and (member is None or self._recovered[member] < PATIENCE):
-            log.error("frame %d: %s; it is tried once more", seq, _describe(member, reason), exc_info=cause)
+            log.error("frame %d: %s; it is tried once more", seq, _failure_with_member(member, reason), exc_info=cause)
         elif member is not None and member not in out:
-            log.error("frame %d: %s; it is tried without %s", seq, _describe(member, reason), member)
-            self._decide(seq, out | {member: reason})
+            log.error("frame %d: %s; it is tried without %s", seq, _failure_with_member(member, reason), member)
+            self._note_decision(seq, out | {member: reason})
         elif not out.keys() >= set(NAMES):
-            log.error("frame %d: %s; it is tried with rules alone", seq, _describe(member, reason))
-            self._decide(seq, out | {name: reason for name in NAMES if name not in out})
+            log.error("frame %d: %s; it is tried with rules alone", seq, _failure_with_member(member, reason))
+            self._note_decision(seq, out | {name: reason for name in NAMES if name not in out})
         else:
-            self._skip(entry, reason, cause)
+            self._skip_frame(entry, reason, cause)
 
-    def settle(self, entry: Entry) -> None:
+    def journal_decision(self, entry: Entry) -> None:
         """The frame was applied or skipped as decided: journal the decision, before its verdicts leave."""
         seq = entry.seq
         if seq not in self._unsettled:
@@ -146,18 +146,18 @@ class Ladder:
         # A failure in a later replay starts from the first rung.
         del self._failures[seq]
 
-    def _decide(self, seq: int, out: dict[str, str]) -> None:
+    def _note_decision(self, seq: int, out: dict[str, str]) -> None:
         self._withdrawn[seq] = out
         self.decided.add(seq)
         self._unjournaled.add(seq)
 
-    def _skip(self, entry: Entry, reason: str, bug: BaseException | None = None) -> None:
+    def _skip_frame(self, entry: Entry, reason: str, bug: BaseException | None = None) -> None:
         log.error("frame %d cannot be applied, it is set aside and skipped: %s", entry.seq, reason, exc_info=bug)
         self._skipped.add(entry.seq)
         self.decided.add(entry.seq)
 
 
-def _describe(member: str | None, reason: str) -> str:
+def _failure_with_member(member: str | None, reason: str) -> str:
     return f"{member} failed: {reason}" if member is not None else reason
 
 
@@ -170,7 +170,7 @@ class Fold(Protocol):
     def skip(self, entry: Entry) -> Verdicts:
         """Pass the frame without applying it."""
 
-    def copied(self) -> "Callable[[], None]":
+    def copy_to_go_back_to(self) -> "Callable[[], None]":
         """Copy the state; calling the result restores it, any number of times."""
 
 
@@ -196,8 +196,8 @@ class Replay(Generic[FoldT]):
 
     def apply(self, entry: Entry) -> "Applied":
         """Apply or skip `entry`, after a failure together with the frames since the last copy."""
-        if self._copies and (self._go_back is None or self._is_due(entry)):
-            self._copy()
+        if self._copies and (self._go_back is None or self._copy_is_due(entry)):
+            self._copy_state()
         if not self._copies:
             self._since_copy = []
         self._since_copy.append(entry)
@@ -216,7 +216,7 @@ class Replay(Generic[FoldT]):
                 self._go_back()
                 at = 0
                 continue
-            self._ladder.settle(each)
+            self._ladder.journal_decision(each)
             reapplied[each.seq] = verdicts
             self._alive()
             at += 1
@@ -227,13 +227,13 @@ class Replay(Generic[FoldT]):
             return self.fold.skip(entry)
         return self.fold.apply(entry, self._ladder.without(entry.seq))
 
-    def _is_due(self, entry: Entry) -> bool:
+    def _copy_is_due(self, entry: Entry) -> bool:
         spent = time.monotonic() - self._copied_at
         return self._ladder.has_failed(entry.seq) or spent * COPY_SHARE > self._copy_seconds
 
-    def _copy(self) -> None:
+    def _copy_state(self) -> None:
         began = time.monotonic()
-        self._go_back, self._since_copy = self.fold.copied(), []
+        self._go_back, self._since_copy = self.fold.copy_to_go_back_to(), []
         self._copied_at = time.monotonic()
         self._copy_seconds = self._copied_at - began
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from actors.scoring import Scoring
-from actors.sequencer import Request, Sequencer, submit
-from daemon.host.patience import Patience
+from actors.sequencer import Request, Sequencer, submit_frame
+from daemon.host.watchdog_extension import WatchdogExtension
 from daemon.startup.scan import Found
 from detection.frames import Frame, ModelFrame, SettingsFrame
 from detection.models.model import Model
@@ -31,11 +31,13 @@ log = logging.getLogger("vigild")
 class BackgroundRecovery:
     """Reads the state of what was `found` in `store`; `stop` is set when the daemon is to stop."""
 
-    def __init__(self, store: Store, found: Found, sequencer: Sequencer, patience: Patience, stop: trio.Event) -> None:
+    def __init__(
+        self, store: Store, found: Found, sequencer: Sequencer, watchdog: WatchdogExtension, stop: trio.Event
+    ) -> None:
         self._store = store
         self._found = found
         self._sequencer = sequencer
-        self._patience = patience
+        self._watchdog = watchdog
         self._stop = stop
 
     async def run(self, deliver: "Callable[[Verdicts], None]") -> "Recovered":
@@ -58,7 +60,7 @@ class BackgroundRecovery:
             torch.set_num_threads(1)
             from daemon.startup.replay import recover
 
-            return recover(self._store, self._found, replayed, self._patience.extend, journal)
+            return recover(self._store, self._found, replayed, self._watchdog.extend, journal)
 
         return await trio.to_thread.run_sync(recover)
 
@@ -68,21 +70,21 @@ class BackgroundRecovery:
         The disk may be full for a while; then this waits, and all that needs the state waits behind it, but for a stop.
         Raises StoreError when that comes.
         """
-        with trio.CancelScope() as patience:
+        with trio.CancelScope() as until_stop:
             async with trio.open_nursery() as waiting:
-                waiting.start_soon(self._wait_for_stop, patience)
+                waiting.start_soon(self._wait_for_stop, until_stop)
                 if self._found.only_models_left and not self._store.is_journaling:
                     await start_journal(self._store, self._found)
-                await self._sequencer.interject(frame)
+                await self._sequencer.interject_frame(frame)
                 waiting.cancel_scope.cancel()
-        if patience.cancelled_caught:
+        if until_stop.cancelled_caught:
             failure = self._sequencer.failure
             why = failure.error if failure is not None else "stopped"
             raise StoreError(f"what was decided about a frame that failed could not be journaled: {why}")
 
     async def _wait_for_stop(self, scope: trio.CancelScope) -> None:
         """When we are to stop, cancel `scope` a little later."""
-        await self._patience.hold_until(self._stop)
+        await self._watchdog.hold_until(self._stop)
         await trio.sleep(DEGRADED_DRAIN_SECONDS)
         scope.cancel()
 
@@ -116,8 +118,8 @@ async def bring_up_to_date(
     if recovered.members is not None:
         changes.append((recovered.members, None))
     for frame, model in changes:
-        seq, _ = await submit(requests, frame, model)
-        await scoring.published.wait_for(seq)
+        seq, _ = await submit_frame(requests, frame, model)
+        await scoring.published.wait_for_frame(seq)
 
 
 def known_through(found: Found, recovered: "Recovered") -> int:

@@ -42,8 +42,8 @@ from detection.parts import model_in
 from detection.verdicts.records import Verdicts
 from persistence.directory import StoreError
 from persistence.disk import UnreadableError
+from persistence.format_preamble import NewerFormatError
 from persistence.model_file import ModelError
-from persistence.preamble import NewerFormatError
 from persistence.segment import Entry
 from persistence.snapshot import SnapshotError
 from persistence.store import Store
@@ -108,17 +108,17 @@ def recover(
         found.skipped,
         found.withdrawn,
         since=found.snapshot_seq,
-        journal=_refuse if journal is None else journal,
+        journal=_refuse_to_journal if journal is None else journal,
         set_aside=lambda entry: keep_skipped_frame(store, entry, report),
         note=report.notes.append,
     )
     try:
         try:
-            recovered = _recover(store, found, deliver, alive, report, ladder, copies=False)
+            recovered = _replay_since_snapshot(store, found, deliver, alive, report, ladder, copies=False)
         except ApplyError as error:
             # Start over, as there is no copy to return to; this time with copies, in case more frames fail.
             ladder.record_failure(error)
-            recovered = _recover(store, found, deliver, alive, report, ladder, copies=True)
+            recovered = _replay_since_snapshot(store, found, deliver, alive, report, ladder, copies=True)
     except OtherVersionError as exc:
         raise StoreError(f"{exc}; {exc.advice}") from exc
     except (NewerFormatError, UnreadableError) as exc:
@@ -128,7 +128,7 @@ def recover(
     return recovered
 
 
-def _refuse(frame: Frame) -> None:
+def _refuse_to_journal(frame: Frame) -> None:
     raise StoreError(f"nothing can be journaled here: {frame}")
 
 
@@ -177,7 +177,7 @@ def load_knowledge(store: Store, name: str, sha256: str | None = None) -> tuple[
     NewerFormatError, OtherVersionError."""
     try:
         found, columns = store.load_snapshot(name, sha256)
-        columns = _upgraded(store, name, columns)
+        columns = _upgraded_snapshot(store, name, columns)
         reference = model_in(columns)
         model = load_model(store, reference.name, reference.sha256) if reference.name else None
     except UnreadableError as exc:
@@ -194,13 +194,13 @@ def _with_location(where: Path | str) -> Iterator[None]:
         raise type(exc)(f"{where}: {exc}") from exc
 
 
-def _upgraded(store: Store, name: str, columns: Columns) -> State:
+def _upgraded_snapshot(store: Store, name: str, columns: Columns) -> State:
     """The `columns` of snapshot `name` in this version's layout."""
     with _with_location(store.directory / name):
         return STATES.upgraded(columns)
 
 
-def _recover(
+def _replay_since_snapshot(
     store: Store,
     found: Found,
     deliver: Callable[[Verdicts], None],
@@ -219,7 +219,7 @@ def _recover(
             for verdicts in (*applied.reapplied, applied.verdicts):
                 deliver(verdicts)
             if entry.seq in found.skipped:
-                fold.note(f"frame {entry.seq} is left out, as it was when it came")
+                fold.add_note(f"frame {entry.seq} is left out, as it was when it came")
             elif not ladder.is_skipped(entry.seq):
                 report.replayed_lines += entry.count
     poisoned = any(ladder.is_skipped(seq) for seq in ladder.decided)
@@ -227,7 +227,7 @@ def _recover(
     model_to_use = None
     incomplete = found.lost_lines > 0 or found.frames_missing or found.journal_missing
     if found.only_models_left and not detector.model.name and (incomplete or not detector.seq):
-        model_to_use = _any_model(store, found, report)
+        model_to_use = _newest_intact_model(store, found, report)
     if columns is None and not detector.seq and not found.seq and model_to_use is None:
         report.tier = "fresh"
     elif fold.lost or incomplete or poisoned or (columns is None and not detector.seq):
@@ -265,7 +265,7 @@ class Fold:
         self._store = store
         self._report = report
         self._given = given
-        self.detector = Detector() if columns is None else self._loaded(columns)
+        self.detector = Detector() if columns is None else self._load_snapshot_state(columns)
 
     def apply(self, entry: Entry, without: Mapping[str, str]) -> Verdicts:
         """Apply a frame without the members in `without`. Raises ApplyError, and the detector is undefined then."""
@@ -277,7 +277,7 @@ class Fold:
             except ValueError as exc:
                 raise ApplyError(entry, hopeless=True) from exc
             try:
-                item = self._resolved(entry, frame)
+                item = self._with_model_or_knowledge(entry, frame)
             except (OtherVersionError, NewerFormatError, OSError, StoreError, MemoryError):
                 raise  # not the frame's fault but that of the directory, the medium or the machine
             except Exception as exc:
@@ -299,7 +299,7 @@ class Fold:
         self.detector.skip(entry.seq, entry.line, frame)
         return Verdicts(entry.seq, entry.line, 0, ())
 
-    def copied(self) -> Callable[[], None]:
+    def copy_to_go_back_to(self) -> Callable[[], None]:
         """Copy the state; calling the result restores it, any number of times."""
         columns, model, withdraw = self.detector.export(), self.detector.in_force, self.withdraw
 
@@ -310,23 +310,23 @@ class Fold:
 
         return back
 
-    def _loaded(self, columns: Columns) -> Detector:
+    def _load_snapshot_state(self, columns: Columns) -> Detector:
         with _with_location(f"{self._store.directory}: the newest snapshot"):
             state = STATES.upgraded(columns)
         self._report.snapshot_line = int(state["line"])  # type: ignore[arg-type]
-        model = self._model(model_in(state))
+        model = self._referenced_model(model_in(state))
         with _with_location(f"{self._store.directory}: the newest snapshot"):
             return Detector.load(state, model)
 
-    def _resolved(self, entry: Entry, frame: Frame) -> Sequenced:
+    def _with_model_or_knowledge(self, entry: Entry, frame: Frame) -> Sequenced:
         model = knowledge = None
         if isinstance(frame, ModelFrame):
-            model = self._model(frame)
+            model = self._referenced_model(frame)
         elif isinstance(frame, RestoreFrame):
-            knowledge = self._knowledge(frame)
+            knowledge = self._referenced_knowledge(frame)
         return Sequenced(entry.seq, entry.line, frame, model, knowledge)
 
-    def _model(self, reference: ModelFrame) -> Model | None:
+    def _referenced_model(self, reference: ModelFrame) -> Model | None:
         self.withdraw = None
         if not reference.name:
             return None
@@ -340,20 +340,20 @@ class Fold:
         except ModelError as exc:
             what, because = "is lost", f": {exc}"
         self.withdraw, self.lost = reference, True
-        self.note(f"model generation {reference.generation} {what}, only rules judge until retrained{because}")
+        self.add_note(f"model generation {reference.generation} {what}, only rules judge until retrained{because}")
         return None
 
-    def _knowledge(self, frame: RestoreFrame) -> Knowledge | None:
+    def _referenced_knowledge(self, frame: RestoreFrame) -> Knowledge | None:
         try:
             _, columns = self._store.load_snapshot(frame.name, frame.sha256)
         except (SnapshotError, FileNotFoundError, ValueError) as exc:
             self.lost = True
-            self.note(f"what {frame.name} held was restored and is lost, newer knowledge is used instead: {exc}")
+            self.add_note(f"what {frame.name} held was restored and is lost, newer knowledge is used instead: {exc}")
             return None
-        state = _upgraded(self._store, frame.name, columns)
-        return Knowledge(state, self._model(model_in(state)))
+        state = _upgraded_snapshot(self._store, frame.name, columns)
+        return Knowledge(state, self._referenced_model(model_in(state)))
 
-    def note(self, note: str) -> None:
+    def add_note(self, note: str) -> None:
         if note not in self._report.notes:
             self._report.notes.append(note)
 
@@ -362,7 +362,7 @@ def _set_model_aside(store: Store, name: str, exc: OtherVersionError) -> None:
     store.set_model_aside(name, str(exc).removeprefix(f"{store.model_path(name)}: "))
 
 
-def _any_model(store: Store, found: Found, report: Report) -> tuple[ModelFrame, Model] | None:
+def _newest_intact_model(store: Store, found: Found, report: Report) -> tuple[ModelFrame, Model] | None:
     """The newest intact model, used because there is no state."""
     for file in found.models:
         try:

@@ -17,8 +17,8 @@ from detection.sessions.connections import LivingSource, LivingSources
 from detection.settings import DetectionSettings, RuleText
 from persistence.directory import StoreError
 from persistence.directory_scan import Recovery
-from persistence.model_file import ModelFile, generation_of
-from persistence.preamble import NewerFormatError
+from persistence.format_preamble import NewerFormatError
+from persistence.model_file import ModelFile, generation_of_model_file
 from persistence.segment import Entry
 from persistence.store import Store
 
@@ -65,7 +65,7 @@ class Found:
         return not self.snapshot_seq and bool(self.models)
 
 
-def find(store: Store, last_line: int = 0) -> Found:
+def scan_directory(store: Store, last_line: int = 0) -> Found:
     """Scan the directory of `store`. Blocking. `last_line` is known to have been accepted, whatever the files say.
 
     Raises StoreError and JournalError when the disk fails, and StoreError for files of a later version, which are
@@ -74,7 +74,7 @@ def find(store: Store, last_line: int = 0) -> Found:
     recovery = store.recover()
     try:
         scan = _Scan() if recovery.snapshot is None else _Scan.of(recovery.snapshot[2])
-        return _found(recovery, scan, last_line)
+        return _found_by_scan(recovery, scan, last_line)
     except NewerFormatError as exc:
         raise StoreError(str(exc)) from exc
     except OtherVersionError as exc:
@@ -97,12 +97,12 @@ def check_snapshot(seq: int, line: int, columns: Columns) -> None:
     try:
         model = decoded(state, "model", ModelFrame).name
         if model:
-            generation_of(model)
+            generation_of_model_file(model)
     except ValueError as exc:
         raise DamagedError(f"column model: {exc}") from exc
 
 
-def _found(recovery: Recovery, scan: "_Scan", last_line: int) -> Found:
+def _found_by_scan(recovery: Recovery, scan: "_Scan", last_line: int) -> Found:
     scan.take(recovery.entries)
     lost_lines, line = recovery.lost_lines, recovery.last_line
     if last_line > line:

@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors import alerts as module
 from actors.alerts import Alerts, Outlet, run_alerts
-from actors.record_ids import id_key
+from actors.record_ids import record_id_key
 from detection.verdicts.records import Verdicts
 from tests.actors.fakes import FakeVerdicts, FakeWriter, record
 
@@ -33,7 +33,7 @@ def ids(records: Sequence[bytes]) -> list[str]:
 
 def test_ids_are_ordered_as_numbers_not_as_text() -> None:
     texts = ["9", "10", "10.1", "10.2", "10.10", "11"]
-    assert sorted(reversed(texts), key=id_key) == texts
+    assert sorted(reversed(texts), key=record_id_key) == texts
 
 
 async def test_flagged_records_go_to_the_file_and_the_ring_the_rest_nowhere() -> None:
@@ -44,7 +44,7 @@ async def test_flagged_records_go_to_the_file_and_the_ring_the_rest_nowhere() ->
         await alerts.sync_through(1)
         assert ids(flagged.records) == ["2", "3"] and flagged.synced == 2
         assert everything.records == []
-        assert [r["id"] for r in alerts.recent()] == ["2", "3"]
+        assert [r["id"] for r in alerts.recent_records()] == ["2", "3"]
 
         alerts.write_all = True
         await verdicts.send(said(2, record(4, flagged=False), record(5)))
@@ -60,17 +60,17 @@ async def test_a_replay_is_neither_written_nor_remembered_twice() -> None:
         await verdicts.send(said(1, *replayed))
         await alerts.sync_through(1)
     assert ids(writer.records) == ["7.10", "8"]
-    assert [r["id"] for r in alerts.recent()] == ["6", "7.2", "7.10", "8"]
+    assert [r["id"] for r in alerts.recent_records()] == ["6", "7.2", "7.10", "8"]
 
 
 def test_the_ring_is_read_in_pages() -> None:
     alerts = Alerts(Outlet("alerts", FakeWriter()), seq=0, recent=[record(n) for n in range(1, 1501)])
-    assert [r["id"] for r in alerts.recent(limit=2)] == ["1499", "1500"]
-    assert [r["id"] for r in alerts.recent(after="501", limit=2)] == ["502", "503"]
-    assert len(alerts.recent()) == 1000
-    assert alerts.recent(limit=0) == alerts.recent(after="1500") == []
+    assert [r["id"] for r in alerts.recent_records(limit=2)] == ["1499", "1500"]
+    assert [r["id"] for r in alerts.recent_records(after="501", limit=2)] == ["502", "503"]
+    assert len(alerts.recent_records()) == 1000
+    assert alerts.recent_records(limit=0) == alerts.recent_records(after="1500") == []
     with pytest.raises(ValueError, match="x"):
-        alerts.recent(after="x")
+        alerts.recent_records(after="x")
 
 
 async def test_text_of_a_log_reaches_the_file_as_ascii() -> None:
@@ -161,7 +161,7 @@ async def test_memory_is_bounded_while_the_disk_is_full_and_the_loss_is_counted(
 
 async def test_sync_through_waits_for_the_frame_and_says_when_it_cannot_come() -> None:
     alerts = Alerts(Outlet("alerts", FakeWriter()), seq=0)
-    alerts.begin_after(4, 100)
+    alerts.begin_after_snapshot(4, 100)
     done: list[int] = []
 
     async def sync(seq: int) -> None:
@@ -225,6 +225,6 @@ async def test_a_subscriber_that_leaves_is_forgotten() -> None:
 async def test_an_id_beyond_the_last_line_hides_nothing() -> None:
     writer = FakeWriter()
     alerts = Alerts(Outlet("alerts", writer, last="92"), seq=0)
-    alerts.begin_after(0, 3)
-    await alerts.take(said(1, record(2), record(4)))
+    alerts.begin_after_snapshot(0, 3)
+    await alerts.take_verdicts(said(1, record(2), record(4)))
     assert ids(writer.records) == ["4"]

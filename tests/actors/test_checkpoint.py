@@ -72,7 +72,7 @@ class Flow:
         await chunk.committed.wait()
 
     async def applied(self) -> None:
-        await self.scoring.published.wait_for(self.sequencer.handed_on)
+        await self.scoring.published.wait_for_frame(self.sequencer.handed_on)
         await self.alerts.sync_through(self.sequencer.handed_on)
 
 
@@ -92,7 +92,7 @@ async def test_a_requested_snapshot_covers_every_line_accepted_before() -> None:
     async with flowing(Flow(FakeStore())) as flow:
         for n in range(20):
             await flow.log(b"line %d" % n, b"BAD %d" % n)
-        saved = await flow.checkpoints.request()
+        saved = await flow.checkpoints.request_snapshot()
 
         seq, line, columns, models = flow.store.snapshots[-1]
         assert (seq, line, models) == (20, 40, ())
@@ -169,7 +169,7 @@ async def test_periodic_snapshots_take_a_twentieth_of_a_processor_requested_ones
         await until(lambda: flow.store.rotations == [1, 2])
         for _ in range(2):
             await flow.log(b"x")
-            await flow.checkpoints.request()
+            await flow.checkpoints.request_snapshot()
         assert [line for _, line, _, _ in flow.store.snapshots] == [1, 2, 3, 4]
 
 
@@ -179,7 +179,7 @@ async def test_requests_that_wait_together_are_served_by_one_snapshot(nursery: t
         lines: list[int] = []
 
         async def ask() -> None:
-            lines.append((await flow.checkpoints.request()).line)
+            lines.append((await flow.checkpoints.request_snapshot()).line)
 
         async with trio.open_nursery() as asking:
             for _ in range(50):
@@ -191,27 +191,27 @@ async def test_requests_that_wait_together_are_served_by_one_snapshot(nursery: t
 async def test_a_request_with_nothing_new_is_answered_with_the_last_snapshot_if_that_is_there() -> None:
     async with flowing(Flow(FakeStore())) as flow:
         await flow.log(b"x")
-        first = await flow.checkpoints.request()
-        assert await flow.checkpoints.request() is first
-        assert await flow.checkpoints.request(extra=True) is first
+        first = await flow.checkpoints.request_snapshot()
+        assert await flow.checkpoints.request_snapshot() is first
+        assert await flow.checkpoints.request_snapshot(extra=True) is first
         assert len(flow.store.snapshots) == 1
 
         flow.store.snapshots.clear()  # somebody removed it
-        assert (await flow.checkpoints.request()).line == 1
+        assert (await flow.checkpoints.request_snapshot()).line == 1
         await flow.log(b"y")
-        assert (await flow.checkpoints.request()).line == 2
+        assert (await flow.checkpoints.request_snapshot()).line == 2
         assert [line for _, line, _, _ in flow.store.snapshots] == [1, 2]
 
 
 async def test_extra_requests_wait_for_each_other_and_share_a_snapshot(mock_clock: MockClock) -> None:
     async with flowing(Flow(FakeStore())) as flow:
         await flow.log(b"x")
-        assert (await flow.checkpoints.request(extra=True)).line == 1
+        assert (await flow.checkpoints.request_snapshot(extra=True)).line == 1
         await flow.log(b"y")
         lines: list[int] = []
 
         async def ask() -> None:
-            lines.append((await flow.checkpoints.request(extra=True)).line)
+            lines.append((await flow.checkpoints.request_snapshot(extra=True)).line)
 
         async with trio.open_nursery() as asking:
             for _ in range(10):
@@ -223,7 +223,7 @@ async def test_extra_requests_wait_for_each_other_and_share_a_snapshot(mock_cloc
         assert flow.store.extra == [True, True]
 
         await flow.log(b"z")
-        assert (await flow.checkpoints.request()).line == 3, "others never wait"
+        assert (await flow.checkpoints.request_snapshot()).line == 3, "others never wait"
         assert flow.store.extra == [True, True, False]
 
 
@@ -240,10 +240,10 @@ async def test_extra_snapshots_take_a_twentieth_of_a_processor(mock_clock: MockC
     slow = Slow()
     async with flowing(Flow(slow, worked=lambda: slow.worked)) as flow:
         await flow.log(b"x")
-        await flow.checkpoints.request(extra=True)
+        await flow.checkpoints.request_snapshot(extra=True)
         await flow.log(b"x")
         async with trio.open_nursery() as asking:
-            asking.start_soon(partial(flow.checkpoints.request, extra=True))
+            asking.start_soon(partial(flow.checkpoints.request_snapshot, extra=True))
             for seconds in (0, 39.9):
                 mock_clock.jump(seconds)
                 await wait_all_tasks_blocked()
@@ -255,7 +255,7 @@ async def test_extra_requests_put_no_periodic_snapshot_off(mock_clock: MockClock
     async with flowing(Flow(FakeStore(), every_seconds=30)) as flow:
         for _ in range(100):  # a second each, and a periodic one is at most a second late
             await flow.log(b"x")
-            await flow.checkpoints.request(extra=True)
+            await flow.checkpoints.request_snapshot(extra=True)
             await flow.applied()
             mock_clock.jump(EXTRA_SECONDS)
             await until(lambda: flow.store.rotations[-1] == flow.checkpoints.seq)
@@ -263,7 +263,7 @@ async def test_extra_requests_put_no_periodic_snapshot_off(mock_clock: MockClock
         assert flow.store.extra.count(False) == 3
 
         await flow.log(b"x")
-        await flow.checkpoints.request(extra=True)
+        await flow.checkpoints.request_snapshot(extra=True)
         mock_clock.jump(30)
         await until(lambda: flow.store.extra.count(False) == 4)
         assert [line for _, line, _, _ in flow.store.snapshots][-2:] == [101, 101], "also when nothing came since"
@@ -274,8 +274,8 @@ async def test_a_snapshot_outlives_whoever_asked_for_it() -> None:
         await flow.log(b"x")
         with trio.CancelScope() as caller:
             caller.cancel()
-            await flow.checkpoints.request()
-        await flow.checkpoints.request()
+            await flow.checkpoints.request_snapshot()
+        await flow.checkpoints.request_snapshot()
         assert [line for _, line, _, _ in flow.store.snapshots][:1] == [1]
 
 
@@ -285,7 +285,7 @@ async def test_a_failed_periodic_snapshot_is_said_and_tried_again_scoring_goes_o
         await until(lambda: flow.checkpoints.failures == 1)
         assert "No space left" in flow.checkpoints.status()["error"]
         with pytest.raises(CheckpointError, match="No space left"):
-            await flow.checkpoints.request()
+            await flow.checkpoints.request_snapshot()
         await flow.log(b"y")
         await flow.applied()
         assert flow.checkpoints.failures == 2, "not with every frame"
@@ -302,7 +302,7 @@ async def test_no_snapshot_is_published_when_its_alerts_are_not_durable() -> Non
         await flow.applied()
         flow.writer.full = True
         with pytest.raises(CheckpointError, match="No space left"):
-            await flow.checkpoints.request()
+            await flow.checkpoints.request_snapshot()
         assert flow.store.snapshots == []
         flow.writer.full = False
 
@@ -358,7 +358,7 @@ async def test_who_asks_while_the_daemon_stops_is_told(tmp_path: Path) -> None:
         await flow.log(b"x")
     await wait_all_tasks_blocked()
     with pytest.raises(CheckpointError, match="stopping"):
-        await flow.checkpoints.request()
+        await flow.checkpoints.request_snapshot()
 
 
 async def test_a_snapshot_that_cannot_be_followed_by_a_new_segment_stands() -> None:
@@ -368,7 +368,7 @@ async def test_a_snapshot_that_cannot_be_followed_by_a_new_segment_stands() -> N
 
     async with flowing(Flow(NoRotation())) as flow:
         await flow.log(b"x")
-        assert (await flow.checkpoints.request()).line == 1
+        assert (await flow.checkpoints.request_snapshot()).line == 1
         assert flow.checkpoints.status()["error"] is None
 
 
@@ -413,8 +413,8 @@ async def test_a_disk_that_stays_full_is_said_once(mock_clock: MockClock, caplog
         await flow.log(b"x")
         for _ in range(5):
             with pytest.raises(CheckpointError, match="No space left"):
-                await flow.checkpoints.request()
+                await flow.checkpoints.request_snapshot()
         assert len(caplog.records) == 1
         store.snapshots_fail = False
-        await flow.checkpoints.request()
+        await flow.checkpoints.request_snapshot()
         assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]

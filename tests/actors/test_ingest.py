@@ -15,11 +15,11 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from actors.connection_places import CALM_SECONDS, IDLE_SECONDS, SILENT_SECONDS
+from actors.connection_turns import CHUNK_BYTES
 from actors.ingest import ACCEPT_PAUSE_SECONDS, Counters, IngestSettings, Inherited, run_ingest
-from actors.peek_mark import SO_PEEK_OFF, Keeper, marks_work, set_mark
-from actors.places import CALM_SECONDS, IDLE_SECONDS, SILENT_SECONDS
+from actors.peek_mark import SO_PEEK_OFF, Keeper, peek_marks_work, set_peek_mark
 from actors.sequencer import Chunk
-from actors.turns import CHUNK_BYTES
 from detection.frames import Segment
 from detection.sessions.connections import LivingSource, LivingSources
 
@@ -285,7 +285,7 @@ async def test_what_one_that_gives_way_says_at_that_very_moment_counts(
             silent.socket._sock.send(b"just in time\n")  # type: ignore[attr-defined]
             return False
 
-        monkeypatch.setattr("actors.places._readable", has_said_nothing)
+        monkeypatch.setattr("actors.connection_places._connection_readable", has_said_nothing)
         newcomer = await ingest.connect()
         assert (await ingest.commit()).data == b"just in time\n"
         assert (await ingest.commit()).last
@@ -314,7 +314,7 @@ async def test_a_connection_that_sent_one_byte_and_idles_gives_way_too(
 @asynccontextmanager
 async def places_of(ingest: Ingest, monkeypatch: pytest.MonkeyPatch, uid: int, places: int) -> AsyncIterator[None]:
     """Taken by connections of that user, each of which has just sent a line."""
-    monkeypatch.setattr("actors.ingest._peer", lambda connection: uid)
+    monkeypatch.setattr("actors.ingest._connection_peer_uid", lambda connection: uid)
     streams = [await ingest.connect() for _ in range(places)]
     for stream in streams:
         await stream.send_all(b"busy\n")
@@ -328,7 +328,7 @@ async def test_users_share_the_places_equally_however_busy_the_one_is_that_came_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     async with ingesting(tmp_path, max_connections=4) as ingest, places_of(ingest, monkeypatch, 1000, 4):
-        monkeypatch.setattr("actors.ingest._peer", lambda connection: 1001)
+        monkeypatch.setattr("actors.ingest._connection_peer_uid", lambda connection: 1001)
         others: list[trio.SocketStream] = []
         segments: list[Segment] = []
         async with trio.open_nursery() as nursery:
@@ -365,7 +365,7 @@ async def test_who_fills_the_door_is_refused_and_others_come_through(
             with suppress(trio.BrokenResourceError):
                 await stream.send_all(b"let me in\n")
         await until(lambda: ingest.counters.connections_refused == 19)  # at the door is room for one
-        monkeypatch.setattr("actors.ingest._peer", lambda connection: 1001)
+        monkeypatch.setattr("actors.ingest._connection_peer_uid", lambda connection: 1001)
         async with await ingest.connect() as other:
             await other.send_all(b"of another\n")
             await other.send_eof()
@@ -521,7 +521,7 @@ async def test_a_kept_connection_goes_on_with_every_byte_once_whether_or_not_its
 async def test_killed_between_two_bytes_of_consuming_the_rest_is_consumed(tmp_path: Path, store: Store) -> None:
     reader, writer = socket.socketpair()
     writer.sendall(b"journaled\nnew\n")
-    set_mark(reader, 10, 1)
+    set_peek_mark(reader, 10, 1)
     assert reader.recv(4) == b"jour"
     store.keep("a-1", reader.fileno())
     living = [left("a-1", b"", parity=1)]
@@ -629,4 +629,4 @@ async def test_connections_that_found_no_room_in_the_store_are_told_of_and_kept_
 
 
 def test_this_kernel_keeps_marks() -> None:
-    assert marks_work()
+    assert peek_marks_work()

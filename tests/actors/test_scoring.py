@@ -5,7 +5,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from actors.latest_summary import Published
+from actors.latest_summary import LatestSummary
 from actors.scoring import HEARTBEAT_SECONDS, Scoring, StateAbandoned, run_scoring
 from detection.columns.state import State
 from detection.frames import LinesFrame, Segment, Sequenced
@@ -19,7 +19,7 @@ def frame(seq: int, line: int, text: bytes = b"x\n") -> Sequenced:
 
 
 async def exported(scoring: Scoring) -> tuple[Summary, State]:
-    async with scoring.exporting() as moment:
+    async with scoring.exported_state() as moment:
         return moment
 
 
@@ -42,13 +42,13 @@ async def test_frames_become_verdicts_and_the_summary_is_published_until_the_end
     await nursery.start(run_scoring, scoring, frames, verdicts_in, Beats())
     frames_in.send_nowait(frame(1, 2, b"a\nBAD\n"))
     frames_in.send_nowait(frame(2, 3))
-    assert (await scoring.published.wait_for(2)).line == 3
+    assert (await scoring.published.wait_for_frame(2)).line == 3
     frames_in.close()
 
     said = [item async for item in verdicts]
     assert [(v.seq, [r["id"] for r in v.flagged()]) for v in said] == [(1, ["2"]), (2, [])]
     with pytest.raises(trio.EndOfChannel):
-        await scoring.published.newer(scoring.published.summary)
+        await scoring.published.newer_summary(scoring.published.summary)
     assert await ask(scoring, b"still") == [{"line": "still", "known": 3}]
 
 
@@ -72,16 +72,16 @@ async def test_a_question_waits_for_one_frame_however_many_are_queued(nursery: t
 
 async def test_an_export_is_of_one_moment() -> None:
     scoring = scoring_of(FakeDetector())
-    await scoring.apply(frame(1, 1))
+    await scoring.apply_frame(frame(1, 1))
     summary, columns = await exported(scoring)
     assert (summary.seq, summary.line) == (columns["seq"], columns["line"]) == (1, 1)
 
 
 async def test_after_a_frame_that_raised_half_way_the_state_is_not_given_to_anyone() -> None:
     scoring = scoring_of(FakeDetector())
-    await scoring.apply(frame(1, 1))
+    await scoring.apply_frame(frame(1, 1))
     with pytest.raises(ValueError, match="poison"):
-        await scoring.apply(frame(2, 2, b"POISON\n"))
+        await scoring.apply_frame(frame(2, 2, b"POISON\n"))
     with pytest.raises(StateAbandoned, match="frame 2"):
         await exported(scoring)
     with pytest.raises(StateAbandoned):
@@ -131,7 +131,7 @@ async def test_a_question_that_waits_behind_such_a_frame_is_answered_by_the_stat
         answers.append((known, await ask(scoring, b"?"), training_set))
 
     async with trio.open_nursery() as turns:
-        turns.start_soon(scoring.apply, frame(1, 3, b"a\nPOISON\nb\n"))
+        turns.start_soon(scoring.apply_frame, frame(1, 3, b"a\nPOISON\nb\n"))
         await wait_all_tasks_blocked()
         turns.start_soon(question)
         await wait_all_tasks_blocked()
@@ -143,7 +143,7 @@ async def test_a_question_that_waits_behind_such_a_frame_is_answered_by_the_stat
 
 async def test_what_the_detector_knows_is_asked_in_a_turn() -> None:
     scoring = scoring_of(FakeDetector())
-    await scoring.apply(frame(1, 3, b"a\nb\nc\n"))
+    await scoring.apply_frame(frame(1, 3, b"a\nb\nc\n"))
     assert await scoring.query(lambda detector: detector.incidents(2)) == [{"id": "3"}, {"id": "2"}]
     assert await scoring.query(lambda detector: (detector.answers(), detector.generations())) == ([], [])
     [answer] = await scoring.query(lambda detector: detector.ask([b"?"], None, explain=True))
@@ -159,10 +159,10 @@ async def test_a_state_that_is_being_saved_is_saved_before_another_is_read_back(
         return FakeDetector(seq=item.seq, line=item.line), FakeVerdicts(item.seq, item.line)
 
     scoring = scoring_of(FakeDetector(), read_back)
-    await scoring.apply(frame(1, 1))
+    await scoring.apply_frame(frame(1, 1))
     async with trio.open_nursery() as turns:
-        async with scoring.exporting() as (summary, _):
-            turns.start_soon(scoring.apply, frame(2, 2, b"POISON\n"))
+        async with scoring.exported_state() as (summary, _):
+            turns.start_soon(scoring.apply_frame, frame(2, 2, b"POISON\n"))
             assert not await trio.to_thread.run_sync(read.wait, 0.3)
             assert summary.seq == 1
     assert read.is_set()
@@ -172,8 +172,8 @@ async def test_a_cancelled_turn_leaves_the_state_whole() -> None:
     scoring = scoring_of(FakeDetector())
     with trio.CancelScope() as scope:
         scope.cancel()
-        await scoring.apply(frame(1, 1))
-    await scoring.apply(frame(1, 1))
+        await scoring.apply_frame(frame(1, 1))
+    await scoring.apply_frame(frame(1, 1))
     assert (await exported(scoring))[0].seq == 1
 
 
@@ -200,14 +200,14 @@ async def test_the_heart_beats_while_idle_and_stops_while_a_frame_hangs(
 
 
 async def test_published_wakes_every_reader_and_tells_them_of_the_end() -> None:
-    published = Published(Summary())
+    published = LatestSummary(Summary())
     seen: list[int] = []
 
     async def read() -> None:
         summary = published.summary
         with pytest.raises(trio.EndOfChannel):
             while True:
-                summary = await published.newer(summary)
+                summary = await published.newer_summary(summary)
                 seen.append(summary.seq)
 
     async with trio.open_nursery() as reading:
@@ -215,7 +215,7 @@ async def test_published_wakes_every_reader_and_tells_them_of_the_end() -> None:
         reading.start_soon(read)
         for seq in (1, 2):
             await wait_all_tasks_blocked()
-            published.publish(Summary(seq=seq, line=seq))
+            published.publish_summary(Summary(seq=seq, line=seq))
         await wait_all_tasks_blocked()
         assert seen == [1, 1, 2, 2]
         published.close()

@@ -8,7 +8,16 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from actors.sequencer import FRAME_BYTES, GATHER_BYTES, Chunk, FrameRequest, Request, Sequencer, run_sequencer, submit
+from actors.sequencer import (
+    FRAME_BYTES,
+    GATHER_BYTES,
+    Chunk,
+    FrameRequest,
+    Request,
+    Sequencer,
+    run_sequencer,
+    submit_frame,
+)
 from detection.frames import FlushFrame, LinesFrame, Segment, Sequenced, SkipFrame, TickFrame, decode
 from persistence.segment import Entry
 from tests.actors.fakes import FakeStore, wall_clock
@@ -82,7 +91,7 @@ async def test_other_frames_keep_their_place_among_lines_and_are_told_it() -> No
 
         assert [type(item.frame) for item in items] == [LinesFrame, FlushFrame, LinesFrame]
         assert (flush.seq, flush.line) == (9, 101)
-        assert await submit(run.requests, FlushFrame(2.0)) == (11, 102)
+        assert await submit_frame(run.requests, FlushFrame(2.0)) == (11, 102)
 
 
 async def test_nothing_reaches_scoring_or_a_source_before_the_journal_has_it(
@@ -165,7 +174,7 @@ async def test_rotation_falls_between_appends(autojump_clock: MockClock) -> None
     async with running(Watched()) as run:
         run.requests.send_nowait(chunk("a", b"1\n"))
         await busy.wait()
-        await run.sequencer.rotate()
+        await run.sequencer.rotate_journal()
         assert overlaps == ["append", "done", "rotate"]
         assert run.store.rotations == [8]
 
@@ -182,7 +191,7 @@ async def test_after_silence_one_tick_is_journaled_and_none_until_lines_come_aga
         assert 60 < trio.current_time() - sent < 65
 
         await trio.sleep(3600)
-        await submit(run.requests, FlushFrame(0.0))
+        await submit_frame(run.requests, FlushFrame(0.0))
         await run.frames.receive()
         await trio.sleep(3600)
         assert run.sequencer.seq == 10, "a flush is no line"
@@ -201,7 +210,7 @@ async def test_a_frame_is_journaled_at_once_while_whoever_applies_frames_takes_n
             await wait_all_tasks_blocked()
         assert [entry.seq for entry in run.store.entries] == [8], "the others wait until this one is taken"
         with trio.fail_after(5):
-            assert await run.sequencer.interject(SkipFrame(8)) == 9
+            assert await run.sequencer.interject_frame(SkipFrame(8)) == 9
         assert [decode(entry.payload) for entry in run.store.entries] == [FlushFrame(0), SkipFrame(8)]
         taken = [await run.frames.receive() for _ in range(4)]
         assert [(item.seq, item.frame) for item in taken] == [
@@ -215,7 +224,7 @@ async def test_a_frame_is_journaled_at_once_while_whoever_applies_frames_takes_n
 async def test_a_frame_that_comes_when_all_is_quiet_is_passed_on_too() -> None:
     async with running(FakeStore()) as run:
         await wait_all_tasks_blocked()
-        assert await run.sequencer.interject(SkipFrame(8)) == 8
+        assert await run.sequencer.interject_frame(SkipFrame(8)) == 8
         assert (await run.frames.receive()).frame == SkipFrame(8)
 
 
@@ -226,5 +235,5 @@ async def test_it_ends_with_its_requesters_and_what_they_asked_for_is_passed_on(
         run.requests.close()
         assert [item.line async for item in run.frames] == [103]
         await wait_all_tasks_blocked()
-        await run.sequencer.rotate()
+        await run.sequencer.rotate_journal()
         assert run.store.rotations == [8]

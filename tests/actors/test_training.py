@@ -17,7 +17,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from actors.sequencer import submit
+from actors.sequencer import submit_frame
 from actors.trainer_process import SILENT_SECONDS
 from actors.training import MAX_RETRY_SECONDS, RETRY_SECONDS, Trainer, run_training
 from actors.training_status import TrainingStatus
@@ -25,7 +25,7 @@ from detection.frames import ModelFrame, RefusedFrame, decode
 from detection.models.model import Model
 from detection.models.training_set import TrainingCutoff
 from persistence.snapshot import read_snapshot
-from persistence.training_files import read_attempts, write_input
+from persistence.training_files import read_training_attempts, write_training_input
 from tests.actors.fakes import FakeStore
 from tests.actors.test_checkpoint import Flow, until
 
@@ -238,8 +238,8 @@ async def test_a_model_does_not_undo_a_rollback_that_came_while_it_was_trained(t
         await case.flow.log(b"one", b"two")
         await until(lambda: case.status.in_progress)
         older = ModelFrame(7, "older.pt", "cd" * 32)
-        seq, _ = await submit(case.flow.requests, older)
-        await case.flow.scoring.published.wait_for(seq)
+        seq, _ = await submit_frame(case.flow.requests, older)
+        await case.flow.scoring.published.wait_for_frame(seq)
         (tmp_path / "models" / "go").touch()
         await until(lambda: not case.status.in_progress)
         assert (case.model_frames(), case.flow.detector.model) == ([older], "older.pt")
@@ -262,14 +262,14 @@ async def test_lines_go_on_being_scored_while_a_child_trains(tmp_path: Path) -> 
 RESUMES = """
 import hashlib, json, os, pathlib, signal, sys, time
 source, models = map(pathlib.Path, sys.argv[1:])
-from persistence.training_files import read_partial, write_partial
-notes = read_partial(source, "this program")
+from persistence.training_files import read_partial_result, write_partial_result
+notes = read_partial_result(source, "this program")
 begun = notes.fraction if notes else 0.0
 if notes:
     print(json.dumps({"resumed": begun}), flush=True)
 with open(models / "begun", "a") as file:
     file.write(f"{begun}\\n")
-write_partial(source, "this program", begun + 0.25, {})
+write_partial_result(source, "this program", begun + 0.25, {})
 print(json.dumps({"stage": "transformer", "fraction": begun + 0.25}), flush=True)
 if begun + 0.25 >= 1.0:
     print(json.dumps({"done": {"name": "model-1-0123456789abcdef.pt", "sha256": "ab" * 32}}))
@@ -296,7 +296,7 @@ async def lives(
     case.silent_seconds = changes.pop("silent_seconds", SILENT_SECONDS)
     for name, value in changes.items():
         setattr(case.flow.detector, name, value)
-    case.flow.scoring.published.publish(case.flow.detector.summary())
+    case.flow.scoring.published.publish_summary(case.flow.detector.summary())
     async with training(case):
         await case.flow.log(b"one", b"two")
         if clock is not None:
@@ -432,7 +432,7 @@ async def test_a_restart_does_not_try_at_once_what_has_failed_before(tmp_path: P
     clock = 1_000_000.0
     async with lives(tmp_path, SAYS_NO, clock=autojump_clock) as case:
         case.status.now = lambda: clock
-        while read_attempts(tmp_path / "training").failures < 4:  # noqa: ASYNC110
+        while read_training_attempts(tmp_path / "training").failures < 4:  # noqa: ASYNC110
             await trio.sleep(0.05)
     for since, expected in ((10.0, 70.0), (-1000.0, 80.0), (100.0, 0.0)):
         (tmp_path / "count").unlink(missing_ok=True)
@@ -484,9 +484,9 @@ async def test_a_disk_too_full_for_what_is_learned_from_is_a_failure_in_words(
     def no_room(*arguments: Any) -> Path:
         if full:
             raise full.pop()
-        return write_input(*arguments)
+        return write_training_input(*arguments)
 
-    monkeypatch.setattr("actors.training.write_input", no_room)
+    monkeypatch.setattr("actors.training.write_training_input", no_room)
     async with lives(tmp_path, TRAINS, clock=autojump_clock) as case:
         while case.status.error is None:  # noqa: ASYNC110
             await trio.sleep(0.05)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.running import Vigild, sample_lines, vigild
-from persistence.training_files import PartialError, read_partial
+from persistence.training_files import PartialError, read_partial_result
 
 pytestmark = pytest.mark.timeout(1500)  # the trainer yields to everyone
 
@@ -26,7 +26,7 @@ def training(daemon: Vigild) -> dict[str, Any]:
 def noted(source: Path) -> float:
     """The fraction in the partial result of the run on `source`, 0 without one."""
     try:
-        notes = read_partial(source, None)
+        notes = read_partial_result(source, None)
     except PartialError:
         return 0.0
     return notes.fraction if notes is not None else 0.0

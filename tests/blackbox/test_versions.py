@@ -18,7 +18,7 @@ from benchmarks.running import sample_lines, vigild
 from detection.columns.upgrades import STATES
 from detection.frames import ModelFrame
 from persistence import model_file, segment, snapshot
-from persistence.preamble import SIZE, pack_preamble
+from persistence.format_preamble import SIZE, pack_preamble
 from tests.faults.altered import BRIEF_TRAINING, alter, restore
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "state-1.tar.xz"

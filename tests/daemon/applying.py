@@ -7,7 +7,7 @@ from typing import Any
 
 from daemon.startup.read_back import ReadBack
 from daemon.startup.replay import Recovered, recover
-from daemon.startup.scan import Found, find
+from daemon.startup.scan import Found, scan_directory
 from detection.columns.state import digest
 from detection.detector import Detector
 from detection.frames import Frame, Sequenced, SkipFrame, WithdrawnFrame, count_lines, encode
@@ -37,7 +37,7 @@ class Process:
         self.decided: list[Frame] = []
         self._moment = moment
         self._pending: list[Sequenced] = []
-        self.found: Found = find(store)
+        self.found: Found = scan_directory(store)
         self.seq, self.line = self.found.seq, self.found.line
         store.start_journal(self.seq, self.line)
         self.recovered: Recovered = recover(store, self.found, self._deliver, lambda: None, self._say)

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import pytest
 
-from daemon.startup.records import last_ids
+from daemon.startup.records import last_record_ids
 from persistence.disk import REAL
 from persistence.high_water import HighWaterMark
 from persistence.jsonl import JsonlWriter
@@ -32,7 +32,7 @@ def test_a_kill_between_the_records_and_their_mark_leaves_both_ids(
             writer.append([b'{"id":"2"}'], "2")
     writer.close()
     again = JsonlWriter(path, REAL)
-    assert last_ids(again) == ("1", "2")
+    assert last_record_ids(again) == ("1", "2")
     again.close()
 
 
@@ -41,5 +41,5 @@ def test_a_last_record_of_another_program_is_ignored(tmp_path: Path, last: bytes
     path = tmp_path / "alerts.jsonl"
     path.write_bytes(b'{"id":"1"}\n' + last + b"\n")
     writer = JsonlWriter(path, REAL)
-    assert last_ids(writer) == (None, None)
+    assert last_record_ids(writer) == (None, None)
     writer.close()

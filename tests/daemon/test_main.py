@@ -43,7 +43,7 @@ import daemon.settings
 def load(*_):
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.raise_signal(number)
-daemon.settings.load = load
+daemon.settings.load_settings = load
 sys.exit(daemon.main.main([]))
 """
     env = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}

@@ -10,8 +10,8 @@ from daemon.settings import (
     AdminSettings,
     Settings,
     SettingsError,
-    load,
-    parse,
+    load_settings,
+    parse_settings,
     read_rules,
     read_token,
 )
@@ -22,7 +22,7 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "vigild.toml"
 
 def message(text: str) -> str:
     with pytest.raises(SettingsError) as caught:
-        parse(text, Path("vigild.toml"))
+        parse_settings(text, Path("vigild.toml"))
     said = str(caught.value)
     assert "\n" not in said
     return said
@@ -30,7 +30,7 @@ def message(text: str) -> str:
 
 def test_the_example_holds_every_key_with_its_default() -> None:
     text = EXAMPLE.read_text("utf-8")
-    assert parse(text, EXAMPLE) == Settings(path=EXAMPLE)
+    assert parse_settings(text, EXAMPLE) == Settings(path=EXAMPLE)
     uncommented = tomllib.loads(re.sub(r"(?m)^# (alpha|token_file) =", r"\1 =", text))
     for section, keys in uncommented.items():
         assert set(keys) == {each.name for each in msgspec.structs.fields(getattr(Settings(), section))}
@@ -39,20 +39,20 @@ def test_the_example_holds_every_key_with_its_default() -> None:
 
 def test_what_the_example_says_about_bounds_is_what_is_checked() -> None:
     text = EXAMPLE.read_text("utf-8")
-    parse(text.replace("keep = 5", "keep = 1000"), EXAMPLE)
+    parse_settings(text.replace("keep = 5", "keep = 1000"), EXAMPLE)
     with pytest.raises(SettingsError, match="from 2 to 1,000"):
-        parse(text.replace("keep = 5", "keep = 1001"), EXAMPLE)
+        parse_settings(text.replace("keep = 5", "keep = 1001"), EXAMPLE)
 
 
 def test_given_keys_are_taken_and_the_others_keep_their_defaults() -> None:
-    settings = parse("[learning]\nwarmup_lines = 4000\n[session]\nidle_seconds = 30\n", Path("a.toml"))
+    settings = parse_settings("[learning]\nwarmup_lines = 4000\n[session]\nidle_seconds = 30\n", Path("a.toml"))
     assert settings.learning == LearningSettings(warmup_lines=4000)
     assert settings.session.idle_seconds == 30.0 and isinstance(settings.session.idle_seconds, float)
     assert settings.detection == DetectionSettings(session=settings.session, learning=settings.learning)
 
 
 def test_retraining_is_switched_off_or_does_not_follow_at_every_step() -> None:
-    assert parse("[learning]\nretrain_lines = 0\n", Path("a.toml")).learning.retrain_lines == 0
+    assert parse_settings("[learning]\nretrain_lines = 0\n", Path("a.toml")).learning.retrain_lines == 0
     assert message("[learning]\nretrain_lines = 99\n") == (
         "vigild.toml:2: retrain_lines in [learning] is 99, but must be 0 (learn no more) or a whole number from 100 "
         "to 1,000,000,000"
@@ -110,7 +110,7 @@ def test_an_error_names_what_is_wrong_and_what_is_allowed(text: str, said: str) 
 
 def test_an_address_for_other_hosts_is_accepted_with_a_token() -> None:
     text = '[admin]\nbind = ["0.0.0.0:8765"]\ntoken_file = "token"\n'
-    assert parse(text, Path("a.toml")).admin.bind == ("0.0.0.0:8765",)
+    assert parse_settings(text, Path("a.toml")).admin.bind == ("0.0.0.0:8765",)
 
 
 def test_the_first_place_that_names_settings_wins(tmp_path: Path) -> None:
@@ -118,40 +118,40 @@ def test_the_first_place_that_names_settings_wins(tmp_path: Path) -> None:
         (tmp_path / f"{name}.toml").write_text(f"[learning]\nwarmup_lines = {number}\n")
     env = {"CONFIGURATION_DIRECTORY": str(tmp_path)}
 
-    assert load(None, env).learning.warmup_lines == 103
-    assert load(None, {**env, "VIGILD_INSTANCE": "web"}).learning.warmup_lines == 104
+    assert load_settings(None, env).learning.warmup_lines == 103
+    assert load_settings(None, {**env, "VIGILD_INSTANCE": "web"}).learning.warmup_lines == 104
     env["VIGILD_CONFIG"] = str(tmp_path / "variable.toml")
-    assert load(None, env).learning.warmup_lines == 102
-    assert load(tmp_path / "given.toml", env).learning.warmup_lines == 101
-    assert load(None, {"CONFIGURATION_DIRECTORY": str(tmp_path / "none")}) == Settings()
+    assert load_settings(None, env).learning.warmup_lines == 102
+    assert load_settings(tmp_path / "given.toml", env).learning.warmup_lines == 101
+    assert load_settings(None, {"CONFIGURATION_DIRECTORY": str(tmp_path / "none")}) == Settings()
 
 
 def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"none\.toml: No such file"):
-        load(tmp_path / "none.toml", {})
+        load_settings(tmp_path / "none.toml", {})
     with pytest.raises(SettingsError, match=r"none\.toml: No such file"):
-        load(None, {"VIGILD_CONFIG": str(tmp_path / "none.toml")})
+        load_settings(None, {"VIGILD_CONFIG": str(tmp_path / "none.toml")})
 
 
 def test_an_instance_listens_on_its_unix_socket_only_unless_its_file_says_otherwise(tmp_path: Path) -> None:
     env = {"CONFIGURATION_DIRECTORY": str(tmp_path), "VIGILD_INSTANCE": "web"}
-    assert load(None, env).admin.bind == ("unix:admin.sock",)
+    assert load_settings(None, env).admin.bind == ("unix:admin.sock",)
     (tmp_path / "web.toml").write_text("[admin]\nhosts = ['logs.example']\n")
-    assert load(None, env).admin == AdminSettings(bind=("unix:admin.sock",), hosts=("logs.example",))
+    assert load_settings(None, env).admin == AdminSettings(bind=("unix:admin.sock",), hosts=("logs.example",))
     (tmp_path / "web.toml").write_text("[admin]\nbind = ['127.0.0.1:8800']\n")
-    assert load(None, env).admin.bind == ("127.0.0.1:8800",)
+    assert load_settings(None, env).admin.bind == ("127.0.0.1:8800",)
 
 
 def test_an_instance_cannot_take_the_name_of_a_directory_of_the_store() -> None:
     with pytest.raises(SettingsError, match="'training'"):
-        load(None, {"VIGILD_INSTANCE": "training"})
+        load_settings(None, {"VIGILD_INSTANCE": "training"})
 
 
 def test_rules_are_the_builtin_pack_and_then_files_directories_and_globs(tmp_path: Path) -> None:
     (tmp_path / "sets").mkdir()
     for name in ("one.toml", "sets/b.toml", "sets/a.toml", "x1.toml", "x2.toml", "sets/notes.txt"):
         (tmp_path / name).write_text(f"# {name}\n")
-    settings = parse('[rules]\npaths = ["one.toml", "sets", "x*.toml"]\n', tmp_path / "vigild.toml")
+    settings = parse_settings('[rules]\npaths = ["one.toml", "sets", "x*.toml"]\n', tmp_path / "vigild.toml")
     builtin, *own = read_rules(settings)
     assert builtin.name == "builtin" and "[[rule]]" in builtin.text
     assert [rule.text for rule in own] == [
@@ -160,13 +160,13 @@ def test_rules_are_the_builtin_pack_and_then_files_directories_and_globs(tmp_pat
 
 
 def test_a_missing_rules_file_is_an_error_and_not_an_empty_set(tmp_path: Path) -> None:
-    settings = parse('[rules]\npaths = ["mine.toml"]\n', tmp_path / "vigild.toml")
+    settings = parse_settings('[rules]\npaths = ["mine.toml"]\n', tmp_path / "vigild.toml")
     with pytest.raises(SettingsError, match=r"mine\.toml: No such file"):
         read_rules(settings)
 
 
 def test_a_token_is_read_beside_the_file_and_refused_where_everybody_can_read_it(tmp_path: Path) -> None:
-    settings = parse('[admin]\ntoken_file = "token"\n', tmp_path / "vigild.toml")
+    settings = parse_settings('[admin]\ntoken_file = "token"\n', tmp_path / "vigild.toml")
     token = tmp_path / "token"
     token.write_text("correct-horse-battery\n")
     os.chmod(token, 0o600)

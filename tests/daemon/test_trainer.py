@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daemon.trainer import ORPHANED, Notebook, program
+from daemon.trainer import ORPHANED, Notebook, training_program
 from detection.models.model import from_columns
 from persistence.model_file import read_model
 from persistence.snapshot import write_snapshot
-from persistence.training_files import partial_path, read_partial, write_partial
+from persistence.training_files import partial_result_path, read_partial_result, write_partial_result
 from tests.detection.streams import stream
 
 SECONDS = 120
@@ -91,9 +91,9 @@ def _killed_in_the_middle(source: Path, target: Path) -> float:
     """Run it until it has written a partial result, and kill it; returns the fraction of that."""
     with _trainer(source, target) as process:
         assert process.stdout is not None
-        while not partial_path(source).exists():
+        while not partial_result_path(source).exists():
             assert process.stdout.readline()
-    notes = read_partial(source, None)
+    notes = read_partial_result(source, None)
     assert notes is not None
     return notes.fraction
 
@@ -119,8 +119,8 @@ def test_a_killed_run_resumes_at_its_partial_result_and_reports_it(tmp_path: Pat
 @pytest.mark.parametrize("damage", ["rot", "cut off", "another input", "another program", "nothing there"])
 def test_an_unusable_partial_result_is_reported_and_costs_only_the_work(tmp_path: Path, damage: str) -> None:
     source = _input(tmp_path / "training-3.msgpack", 400, full=True)
-    write_partial(source, program(), 0.4, {"loss": 1.0})
-    path, expected = partial_path(source), []
+    write_partial_result(source, training_program(), 0.4, {"loss": 1.0})
+    path, expected = partial_result_path(source), []
     match damage:
         case "rot":
             data = bytearray(path.read_bytes())
@@ -134,7 +134,7 @@ def test_an_unusable_partial_result_is_reported_and_costs_only_the_work(tmp_path
             _input(source, 401, full=True)
             expected = [{"note": f"beginning anew: {path}: is of another training set"}]
         case "another program":
-            write_partial(source, program().replace("torch 2", "torch 1"), 0.4, {"loss": 1.0})
+            write_partial_result(source, training_program().replace("torch 2", "torch 1"), 0.4, {"loss": 1.0})
             what = "was begun by another version of the program or of its libraries"
             expected = [{"note": f"beginning anew: {path}: {what}"}]
         case _:
@@ -154,7 +154,7 @@ def test_a_disk_too_full_for_the_partial_result_costs_only_that(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/state/training/training-3.part.tmp")
 
     notebook = Notebook(source)
-    monkeypatch.setattr("persistence.training_files.write_partial", full)
+    monkeypatch.setattr("persistence.training_files.write_partial_result", full)
     for fraction in (0.1, 0.2):
         notebook.note(fraction, lambda: {})
     (said,) = capsys.readouterr().out.splitlines()
@@ -162,18 +162,18 @@ def test_a_disk_too_full_for_the_partial_result_costs_only_that(
         "a restart will resume at 0%, which was written last: "
         "/state/training/training-3.part.tmp: No space left on device; free some space there"
     )
-    assert not partial_path(source).exists()
+    assert not partial_result_path(source).exists()
 
 
 def test_a_partial_result_is_whole_or_the_previous_one(tmp_path: Path) -> None:
     source = _input(tmp_path / "training-3.msgpack", 40)
-    write_partial(source, "us", 0.25, {"kept": 1})
-    unfinished = partial_path(source).with_name(partial_path(source).name + ".tmp")
-    unfinished.write_bytes(partial_path(source).read_bytes()[:100])  # as a kill leaves it
-    notes = read_partial(source, "us")
+    write_partial_result(source, "us", 0.25, {"kept": 1})
+    unfinished = partial_result_path(source).with_name(partial_result_path(source).name + ".tmp")
+    unfinished.write_bytes(partial_result_path(source).read_bytes()[:100])  # as a kill leaves it
+    notes = read_partial_result(source, "us")
     assert notes is not None and (notes.fraction, notes.work) == (0.25, {"kept": 1})
-    write_partial(source, "us", 0.5, {"kept": 2})
-    notes = read_partial(source, "us")
+    write_partial_result(source, "us", 0.5, {"kept": 2})
+    notes = read_partial_result(source, "us")
     assert notes is not None and (notes.fraction, notes.work) == (0.5, {"kept": 2})
     assert not unfinished.exists()
 
@@ -181,10 +181,10 @@ def test_a_partial_result_is_whole_or_the_previous_one(tmp_path: Path) -> None:
 def test_a_partial_result_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = _input(tmp_path / "training-3.msgpack", 40)
     monkeypatch.setattr("persistence.training_files.MAX_PARTIAL_BYTES", 1000)
-    write_partial(source, "us", 0.25, {"kept": np.zeros(125)})
+    write_partial_result(source, "us", 0.25, {"kept": np.zeros(125)})
     with pytest.raises(ValueError, match="1008 bytes"):
-        write_partial(source, "us", 0.5, {"kept": np.zeros(126)})
-    notes = read_partial(source, "us")
+        write_partial_result(source, "us", 0.5, {"kept": np.zeros(126)})
+    notes = read_partial_result(source, "us")
     assert notes is not None and notes.fraction == 0.25
 
 

@@ -22,7 +22,7 @@ import trio
 
 from daemon.api import server
 from daemon.api.app import create_app
-from daemon.client import sending
+from daemon.client import send_command
 from daemon.client.admin import DEFAULT_URL, Admin, Failure, admin_urls
 from daemon.client.commands import BATCH_BYTES
 from daemon.client.text.explanation import explanation_lines
@@ -575,13 +575,13 @@ def test_send_waits_for_a_daemon_that_is_starting(tmp_path: Path, monkeypatch: p
     with socket.socket(socket.AF_UNIX) as listener:
         meanwhile = iter([lambda: listener.bind(str(path)), listener.listen])
         monkeypatch.setattr(time, "sleep", lambda seconds: next(meanwhile)())
-        with sending._connect([path]) as connection:
+        with send_command._connect_to_log_socket([path]) as connection:
             assert connection.getpeername() == str(path)
     with pytest.raises(Failure, match="path too long"):  # of no use to wait for
-        sending._connect([tmp_path / ("a" * 200)])
-    monkeypatch.setattr(sending, "STARTING_SECONDS", 0.0)
+        send_command._connect_to_log_socket([tmp_path / ("a" * 200)])
+    monkeypatch.setattr(send_command, "STARTING_SECONDS", 0.0)
     with pytest.raises(Failure, match="connection refused"):
-        sending._connect([path])
+        send_command._connect_to_log_socket([path])
 
 
 def test_send_is_not_confirmed_when_the_daemon_dies(tmp_path: Path) -> None:

@@ -29,12 +29,12 @@ train = actors.training.train_in_child
 trainer = '''
 import sys
 import daemon.trainer as trainer
-yield_to_everyone = trainer._yield_to_everyone
+yield_to_everyone = trainer._take_lowest_priority
 def before_the_libraries_are_imported():
     yield_to_everyone()
     from detection.members.transformer import fitting
     fitting.FEWEST_STEPS = fitting.MOST_STEPS = 20
-trainer._yield_to_everyone = before_the_libraries_are_imported
+trainer._take_lowest_priority = before_the_libraries_are_imported
 sys.exit(trainer.main(sys.argv[1:]))
 '''
 async def train_briefly(command, *rest):

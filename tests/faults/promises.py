@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from persistence.jsonl import open_jsonl, parts
+from persistence.jsonl import open_jsonl, rotated_parts
 from persistence.segment import Entry
 from persistence.store import open_store
 from tests.faults.worker import KEEP, Records
@@ -55,7 +55,7 @@ class Promises:
         """Recover `directory`, append a frame, and return what differs from the reports. May be called again."""
         with open_store(directory, keep=KEEP) as store:
             state, found = recovered(store)
-            wrong = [f"not sound: {error}" for _, error in store.verify() if error is not None]
+            wrong = [f"not sound: {error}" for _, error in store.verify_snapshots() if error is not None]
             if state.seq < self.durable or self.states.get(state.seq) != state:
                 wrong.append(f"recovered {state.seq}, durable was {self.durable}: {found.notes}")
             if found.lost_lines or found.set_aside:
@@ -82,7 +82,7 @@ class Promises:
             for entry in entries:
                 state = state.after(entry)
                 records.write([state])
-        files = [*parts(directory / "alerts.jsonl"), directory / "alerts.jsonl"]
+        files = [*rotated_parts(directory / "alerts.jsonl"), directory / "alerts.jsonl"]
         lines = [line for file in files for line in file.read_bytes().splitlines()]
         written = [(record["id"], record["digest"]) for record in map(json.loads, lines)]
         expected = [(seq, self.states[seq].digest.hex()) for seq in range(1, state.seq + 1)]

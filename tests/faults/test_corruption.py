@@ -10,7 +10,7 @@ import pytest
 
 from persistence.disk import REAL
 from persistence.model_file import ModelError
-from persistence.segment import HEADER_BYTES, Entry, scan
+from persistence.segment import HEADER_BYTES, Entry, scan_segment
 from persistence.snapshot import check_snapshot
 from persistence.store import open_store
 from tests.persistence.ledger import Ledger, State, fold, restored, save, toy_model
@@ -125,8 +125,8 @@ def _check(original: Original, directory: Path, damaged: set[str]) -> None:
                     store.load_model(name)
         if (found.last_seq != original.last.seq or found.last_line != original.last.line) and not ends_early:
             assert any(word in reported for word in ("never confirmed", "missing", "set aside", "neither")), reported
-        errors = [error for _, error in store.verify() if error is not None]
-        # Damage in what recovery did not read is found by `verify`.
+        errors = [error for _, error in store.verify_snapshots() if error is not None]
+        # Damage in what recovery did not read is found by `verify_snapshots`.
         unread = [name for name in damaged if name.startswith("snapshot-") and (directory / name).exists()]
         assert bool(errors) == bool(unread or damaged & original.named), errors
         store.start_journal(found.last_seq, found.last_line)
@@ -146,7 +146,7 @@ def _ends_with_an_earlier_frame(whole: Path, now: Path) -> bool:
     data = now.read_bytes()
     if len(data) < HEADER_BYTES or not whole.read_bytes().startswith(data):
         return False
-    found = scan(data, now)
+    found = scan_segment(data, now)
     return (found.torn, found.rotten) == (0, 0)
 
 

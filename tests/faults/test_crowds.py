@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from actors.connection_places import SILENT_SECONDS
 from actors.ingest import MAX_CONNECTIONS
-from actors.places import SILENT_SECONDS
 from benchmarks.running import QUICK, Vigild, sample_lines, vigild
 from tests.faults.altered import alter, restore
 
@@ -23,12 +23,12 @@ pytestmark = pytest.mark.timeout(600)
 
 ANOTHER_USER = 65534
 NO_SHARES = """
-import actors.turns
-actors.turns.ROUND_BYTES = actors.turns.SHARED_CHUNK_BYTES = 1 << 30
+import actors.connection_turns
+actors.connection_turns.ROUND_BYTES = actors.connection_turns.SHARED_CHUNK_BYTES = 1 << 30
 """
 NOBODY_GIVES_WAY = """
-import actors.places
-actors.places.Places._end = lambda self, place: False
+import actors.connection_places
+actors.connection_places.Places._shut_down_connection = lambda self, place: False
 """
 WHOEVER_COMES_HAS_A_PLACE = """
 import daemon.api.connections

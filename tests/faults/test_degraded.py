@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
+from actors.connection_places import SILENT_SECONDS
 from actors.ingest import MAX_CONNECTIONS
-from actors.places import SILENT_SECONDS
 from benchmarks.running import Vigild, sample_lines, vigild
 from daemon.control.degraded import CODES
 from tests.faults.altered import BRIEF_TRAINING, alter
@@ -25,8 +25,8 @@ from tests.faults.service_manager import SETTINGS, Managed
 pytestmark = pytest.mark.timeout(900)  # one waits for a trainer, which yields to everyone
 
 NOBODY_GIVES_WAY = """
-import actors.places
-actors.places.Places._end = lambda self, place: False
+import actors.connection_places
+actors.connection_places.Places._shut_down_connection = lambda self, place: False
 """
 TAKES_EVERY_FILE = """
 import daemon.lifecycle

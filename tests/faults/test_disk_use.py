@@ -26,7 +26,7 @@ _COUNTED = ("journal-*", "snapshot-*", "model-*", "frame-*", "training/*")
 
 KEEPS_EVERYTHING = """
 from persistence.store import Store
-Store._prune = lambda self: []
+Store._prune_old_files = lambda self: []
 """
 
 

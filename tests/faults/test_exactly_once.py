@@ -24,21 +24,21 @@ SENT_AT_ONCE = 200
 # What each control leaves out, with the critical moment prolonged so that kills hit it.
 NEVER_RECOGNISES = """
 import actors.ingest, trio
-consume = actors.ingest._consume
+consume = actors.ingest._consume_peeked_bytes
 async def late(connection, size):
     await trio.sleep(0.1)
     await consume(connection, size)
-actors.ingest._consume = late
+actors.ingest._consume_peeked_bytes = late
 actors.ingest.journaled_bytes = lambda connection, source: 0
 """
 TRUSTS_EVERY_MARK = """
 import actors.ingest, trio
 from actors.peek_mark import SO_PEEK_OFF
-commit = actors.ingest._Ingest._commit
+commit = actors.ingest._Ingest._commit_segment
 async def late(self, segment):
     await trio.sleep(0.1)
     await commit(self, segment)
-actors.ingest._Ingest._commit = late
+actors.ingest._Ingest._commit_segment = late
 actors.ingest.journaled_bytes = lambda c, source: max(c.getsockopt(1, SO_PEEK_OFF), 0) & ((1 << 30) - 1)
 """
 RUN = "\nfrom daemon.main import main\nraise SystemExit(main())\n"

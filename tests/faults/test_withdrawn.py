@@ -125,12 +125,12 @@ Transformer.score = failing
 KILLED = """
 import os, signal
 from actors.sequencer import Sequencer
-interject = Sequencer.interject
+interject_frame = Sequencer.interject_frame
 async def killed(self, frame):
     if {after}:
-        await interject(self, frame)
+        await interject_frame(self, frame)
     os.kill(os.getpid(), signal.SIGKILL)
-Sequencer.interject = killed
+Sequencer.interject_frame = killed
 """
 
 

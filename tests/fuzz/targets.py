@@ -25,13 +25,13 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import trio.testing
 
-from actors.lines import Source
 from actors.peek_mark import SO_PEEK_OFF, journaled_bytes
+from actors.source_lines import Source
 from daemon import settings
 from daemon.api.app import create_app
-from daemon.api.bodies import BatchRequest, DetectRequest, FeedbackRequest, decode, line_bytes, note_text
+from daemon.api.bodies import BatchRequest, DetectRequest, FeedbackRequest, decode_body, line_bytes, note_text
 from daemon.control.interface import ControlError
-from daemon.startup.records import last_ids
+from daemon.startup.records import last_record_ids
 from detection import frames
 from detection.formats.kinds import KINDS, parse, parse_each, recognise
 from detection.frames import Segment
@@ -40,14 +40,23 @@ from detection.rules.files import RuleError, read_rules
 from detection.sessions.connections import LivingSource
 from detection.settings import DetectionSettings, RuleText
 from persistence.disk import REAL, Disk
+from persistence.format_preamble import NewerFormatError, pack_preamble
 from persistence.high_water import HighWaterMark
 from persistence.journal import JournalReader
 from persistence.jsonl import JsonlWriter
 from persistence.model_file import ModelError, read_model, write_model
-from persistence.preamble import NewerFormatError, pack_preamble
-from persistence.segment import HEADER_BYTES, Entry, Header, pack_closing, pack_entries, pack_header, scan, segment_name
-from persistence.snapshot import SnapshotError, check_snapshot, read_header, read_snapshot, write_snapshot
-from persistence.training_files import read_attempts
+from persistence.segment import (
+    HEADER_BYTES,
+    Entry,
+    Header,
+    pack_closing_frame,
+    pack_segment_entries,
+    pack_segment_header,
+    scan_segment,
+    segment_name,
+)
+from persistence.snapshot import SnapshotError, check_snapshot, read_snapshot, read_snapshot_header, write_snapshot
+from persistence.training_files import read_training_attempts
 from tests.daemon.fake_control import FakeControl
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +103,7 @@ def settings_seeds() -> list[bytes]:
 def read_settings(data: bytes) -> None:
     with contextlib.suppress(UnicodeDecodeError):  # as the reader of the file does
         try:
-            settings.parse(data.decode(), PATH)
+            settings.parse_settings(data.decode(), PATH)
         except settings.SettingsError as exc:
             assert "\n" not in str(exc), "more than one line"
 
@@ -129,7 +138,7 @@ def read_body(data: bytes) -> None:
     )
     for kind in kinds:
         try:
-            request = decode(data, kind)
+            request = decode_body(data, kind)
             if isinstance(request, FeedbackRequest):
                 note_text(request.note).encode()
             elif isinstance(request, DetectRequest):
@@ -314,17 +323,17 @@ _HEADER = Header(b"\1" * 16, 5, 40)
 
 
 def segment_seeds() -> list[bytes]:
-    data, line = pack_header(_HEADER), 40
+    data, line = pack_segment_header(_HEADER), 40
     for seq, payload in enumerate(frame_seeds(), 5):
         line += 2
-        data += pack_entries(_HEADER, len(data), [Entry(seq, line, 2, payload)])
-    closed = data + pack_closing(_HEADER, len(data), HEADER_BYTES, 5 + len(_FRAMES) - 1, line)
-    return [data, closed, data[:400], pack_header(_HEADER)]
+        data += pack_segment_entries(_HEADER, len(data), [Entry(seq, line, 2, payload)])
+    closed = data + pack_closing_frame(_HEADER, len(data), HEADER_BYTES, 5 + len(_FRAMES) - 1, line)
+    return [data, closed, data[:400], pack_segment_header(_HEADER)]
 
 
 def read_segment(data: bytes) -> None:
     try:
-        found = scan(data, PATH)
+        found = scan_segment(data, PATH)
     except (ValueError, NewerFormatError):
         return
     assert all(entry.payload in data for entry in found.entries)
@@ -353,9 +362,9 @@ def place_seeds() -> list[bytes]:
 
 def read_places(data: bytes) -> None:
     """Frames whose checksums are right, and whose numbers are anything."""
-    segment = pack_header(_HEADER)
+    segment = pack_segment_header(_HEADER)
     for seq, line, count in _PLACE.iter_unpack(data[: len(data) // _PLACE.size * _PLACE.size]):
-        segment += pack_entries(_HEADER, len(segment), [Entry(seq, line, count, b"")])
+        segment += pack_segment_entries(_HEADER, len(segment), [Entry(seq, line, count, b"")])
     read_journal_of(segment)
 
 
@@ -385,7 +394,7 @@ _SNAPSHOT_HEADER = 76
 
 
 def read_snapshot_file(data: bytes) -> None:
-    for read in (read_snapshot, check_snapshot, read_header):
+    for read in (read_snapshot, check_snapshot, read_snapshot_header):
         try:
             found = read(PATH, disk=disk_of(data))
         except (SnapshotError, NewerFormatError):
@@ -444,7 +453,7 @@ def read_records(data: bytes) -> None:
         path = Path(directory) / "alerts.jsonl"
         path.write_bytes(data)
         writer = JsonlWriter(path, REAL, _BOOT)
-        last_ids(writer)
+        last_record_ids(writer)
         assert writer.last is None or writer.last + b"\n" in data
         writer.append([b'{"id":"99"}'], "99")
         writer.sync()
@@ -459,7 +468,7 @@ def read_records(data: bytes) -> None:
 def read_attempts_file(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "attempts.json").write_bytes(data)
-        assert read_attempts(Path(directory)).failures >= 0
+        assert read_training_attempts(Path(directory)).failures >= 0
 
 
 def _targets() -> Iterator[Target]:

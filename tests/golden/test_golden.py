@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from daemon.startup.replay import load_knowledge, recover
-from daemon.startup.scan import find
+from daemon.startup.scan import scan_directory
 from detection.columns.state import Value, digest
 from detection.columns.upgrades import MODELS, STATES
 from detection.detector import Detector
@@ -64,7 +64,7 @@ def test_it_recovers_in_full(golden: tuple[Path, dict[str, Any]]) -> None:
     directory, expected = golden
     models = list(directory.glob("model-*.pt"))
     with open_store(directory) as store:
-        found = find(store)
+        found = scan_directory(store)
         recovered = recover(store, found, lambda _: None, lambda: None)
         report = recovered.report
         # A model need not come along; all else must.
@@ -73,7 +73,7 @@ def test_it_recovers_in_full(golden: tuple[Path, dict[str, Any]]) -> None:
         assert bool(report.notes) == bool(aside)
         assert (report.snapshot_line, found.line) == (expected["line"], expected["last_line"])
         assert recovered.detector.summary().generation == int(has_model(expected))
-        assert all(error is None for _, error in store.verify()) == has_model(expected)
+        assert all(error is None for _, error in store.verify_snapshots()) == has_model(expected)
         store.start_journal(found.seq, found.line)
         assert found.living == recovered.detector.living_sources()
 

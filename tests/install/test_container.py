@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
+from daemon.default_directories import runtime_directory, state_directory
 from daemon.lifecycle import DRAIN_SECONDS
-from daemon.places import runtime_directory, state_directory
-from daemon.settings import load
+from daemon.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
@@ -47,7 +47,7 @@ def test_every_file_that_is_copied_is_there_and_reaches_the_build() -> None:
 
 def test_state_and_log_socket_lie_where_the_volumes_are() -> None:
     env = variables()
-    settings = load(ROOT / "install/container.toml", {})
+    settings = load_settings(ROOT / "install/container.toml", {})
     state, runtime = state_directory(env), runtime_directory(env)
     log_directory = Path(settings.ingest.socket).parent
     [volumes] = instructions("VOLUME")

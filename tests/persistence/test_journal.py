@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from persistence import segment
 from persistence.disk import Disk
-from persistence.journal import JournalError, JournalReader, JournalWriter, segments
-from persistence.preamble import NewerFormatError, pack_preamble
-from persistence.segment import FRAME_BYTES, HEADER_BYTES, Entry, scan
+from persistence.format_preamble import NewerFormatError, pack_preamble
+from persistence.journal import JournalError, JournalReader, JournalWriter, segment_paths
+from persistence.segment import FRAME_BYTES, HEADER_BYTES, Entry, scan_segment
 from tests.persistence.disks import FaultyDisk, fail_at, fail_from, fail_nth
 
 SALT = b"0123456789abcdef"
@@ -63,12 +63,12 @@ def test_a_segment_is_what_the_specification_says(tmp_path: Path) -> None:
         fields = struct.pack("<4sIIQQQQ", b"VJF\xf1", kind, len(payload), seq, line, count, durable)
         head = zlib.crc32(SALT + struct.pack("<Q", len(expected)) + fields)
         expected += fields + struct.pack("<II", head, zlib.crc32(payload, head)) + payload
-    assert [path.name for _, path in segments(tmp_path)] == [
+    assert [path.name for _, path in segment_paths(tmp_path)] == [
         "journal-00000000000000000005.log",
         "journal-00000000000000000007.log",
     ]
-    assert segments(tmp_path)[0][1].read_bytes() == expected
-    assert segments(tmp_path)[1][1].stat().st_size == HEADER_BYTES
+    assert segment_paths(tmp_path)[0][1].read_bytes() == expected
+    assert segment_paths(tmp_path)[1][1].stat().st_size == HEADER_BYTES
 
 
 def test_append_is_one_write_and_one_sync(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ class Journal(RuleBasedStateMachine):
     )
     def crash_in_the_middle_of_an_append(self, payloads: list[tuple[int, bytes]], cut: int) -> None:
         batch = self._next(payloads)
-        path = segments(self.directory)[-1][1]
+        path = segment_paths(self.directory)[-1][1]
         before = path.stat().st_size
         self.writer.append(batch)
         self.writer.close()
@@ -170,7 +170,7 @@ TestJournal.settings = settings(max_examples=25, stateful_step_count=20, deadlin
 
 def test_a_torn_tail_is_dropped_with_a_note_and_only_once(tmp_path: Path) -> None:
     write(tmp_path, entries_of(b"a" * 100), entries_of(b"b" * 100, b"c" * 100, seq=1, line=1)).close()
-    path = segments(tmp_path)[0][1]
+    path = segment_paths(tmp_path)[0][1]
     data = bytearray(path.read_bytes())
     # The disk wrote the pages of the last append out of order: its first frame is missing.
     start = HEADER_BYTES + FRAME_BYTES + 100
@@ -188,7 +188,7 @@ def test_a_torn_tail_is_dropped_with_a_note_and_only_once(tmp_path: Path) -> Non
 
 def test_rot_in_the_middle_is_skipped_and_its_lines_are_counted(tmp_path: Path) -> None:
     write(tmp_path, *[[Entry(n, 10 * n, 10, bytes([n]) * 50)] for n in range(1, 6)]).close()
-    path = segments(tmp_path)[0][1]
+    path = segment_paths(tmp_path)[0][1]
     data = bytearray(path.read_bytes())
     data[HEADER_BYTES + 2 * (FRAME_BYTES + 50) - 1] ^= 1
     path.write_bytes(data)
@@ -200,7 +200,7 @@ def test_rot_in_the_middle_is_skipped_and_its_lines_are_counted(tmp_path: Path) 
 
 def test_swapped_frames_of_one_size_are_not_trusted(tmp_path: Path) -> None:
     write(tmp_path, *[entries_of(bytes([n]) * 50, seq=n, line=n) for n in range(4)]).close()
-    path = segments(tmp_path)[0][1]
+    path = segment_paths(tmp_path)[0][1]
     data, size = path.read_bytes(), FRAME_BYTES + 50
     cuts = [HEADER_BYTES + n * size for n in range(5)]
     frames = [data[a:b] for a, b in pairwise(cuts)]
@@ -213,9 +213,9 @@ def test_swapped_frames_of_one_size_are_not_trusted(tmp_path: Path) -> None:
 def test_a_log_line_that_holds_a_frame_is_not_taken_for_one(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     write(tmp_path / "other", entries_of(b"evil", b"evil")).close()
-    evil = segments(tmp_path / "other")[0][1].read_bytes()
+    evil = segment_paths(tmp_path / "other")[0][1].read_bytes()
     write(tmp_path, entries_of(evil * 3), entries_of(b"good", seq=1, line=1)).close()
-    path = segments(tmp_path)[0][1]
+    path = segment_paths(tmp_path)[0][1]
     data = bytearray(path.read_bytes())
     data[HEADER_BYTES + 4] ^= 1
     path.write_bytes(data)
@@ -227,7 +227,7 @@ def test_a_log_line_that_holds_a_frame_is_not_taken_for_one(tmp_path: Path) -> N
 def test_a_vanished_segment_is_noticed(tmp_path: Path) -> None:
     batches = [[Entry(n, 10 * n, 10, b"p")] for n in range(1, 5)]
     write(tmp_path, *batches, rotate=True).close()
-    row = segments(tmp_path)
+    row = segment_paths(tmp_path)
     row[2][1].unlink()
     found, reading, _ = read(tmp_path)
     assert [entry.seq for entry in found] == [1, 2, 4]
@@ -246,13 +246,13 @@ def test_the_lost_last_segment_of_a_crashed_process_is_noticed_too(tmp_path: Pat
     writer = JournalWriter(tmp_path, 1, 1, tail=reading.tail)
     writer.append(entries_of(b"b", seq=1, line=1))
     writer.close()
-    segments(tmp_path)[-1][1].unlink()
+    segment_paths(tmp_path)[-1][1].unlink()
     assert "from frame 2 and line 2 on, is missing" in read(tmp_path)[1].notes[0]
 
 
 def test_a_damaged_header_costs_its_segment_and_the_numbers_do_not_go_back(tmp_path: Path) -> None:
     write(tmp_path, *[[Entry(n, 10 * n, 10, b"p")] for n in range(1, 4)], rotate=True).close()
-    path = segments(tmp_path)[1][1]
+    path = segment_paths(tmp_path)[1][1]
     data = bytearray(path.read_bytes())
     data[20] ^= 1
     path.write_bytes(data)
@@ -265,7 +265,7 @@ def test_a_damaged_header_costs_its_segment_and_the_numbers_do_not_go_back(tmp_p
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     later = segment.VERSION + 1
     with pytest.raises(NewerFormatError, match=rf"j\.log: has format {later}"):
-        scan(pack_preamble(b"VIGILJNL", later) + bytes(100), tmp_path / "j.log")
+        scan_segment(pack_preamble(b"VIGILJNL", later) + bytes(100), tmp_path / "j.log")
 
 
 def test_segments_of_an_older_format_are_read_and_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +297,7 @@ def test_after_a_write_error_the_same_frames_go_to_a_new_segment(tmp_path: Path,
     found, reading, _ = read(tmp_path)
     assert [entry.payload for entry in found] == [b"a", b"b", b"c", b"d"]
     assert reading.lost_lines == 0
-    assert len(segments(tmp_path)) == 2
+    assert len(segment_paths(tmp_path)) == 2
 
 
 def test_a_full_disk_is_an_error_each_time_until_there_is_room(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_full_disk_is_an_error_each_time_until_there_is_room(tmp_path: Path) -
         with pytest.raises(JournalError):
             writer.rotate()
     # The attempts do not use up the space that becomes free.
-    assert len(segments(tmp_path)) == 1
+    assert len(segment_paths(tmp_path)) == 1
     full = False
     # More lines have come meanwhile, so the next frame differs from the one that failed.
     writer.append(entries_of(b"B", b"c", seq=1, line=1))
@@ -387,7 +387,7 @@ def test_starts_that_journal_nothing_leave_one_file(tmp_path: Path) -> None:
         writer = JournalWriter(tmp_path, 1, 1, tail=reading.tail)
         writer.rotate()
         writer.close()
-    assert len(segments(tmp_path)) == 2
+    assert len(segment_paths(tmp_path)) == 2
     assert [entry.payload for entry in read(tmp_path)[0]] == [b"a"]
     assert read(tmp_path)[1].notes == []
 
@@ -395,7 +395,9 @@ def test_starts_that_journal_nothing_leave_one_file(tmp_path: Path) -> None:
 def test_a_segment_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("persistence.journal.SEGMENT_BYTES", 1000)
     write(tmp_path, *[entries_of(b"x" * 300, seq=n, line=n) for n in range(12)]).close()
-    assert [path.stat().st_size for _, path in segments(tmp_path)][:-1] == [HEADER_BYTES + 3 * 352 + FRAME_BYTES] * 3
+    assert [path.stat().st_size for _, path in segment_paths(tmp_path)][:-1] == [
+        HEADER_BYTES + 3 * 352 + FRAME_BYTES
+    ] * 3
     found, reading, _ = read(tmp_path)
     assert len(found) == 12
     assert reading.notes == []

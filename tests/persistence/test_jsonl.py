@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from persistence.disk import REAL, Disk
-from persistence.jsonl import JsonlWriter, last_records, open_jsonl, parts
+from persistence.jsonl import JsonlWriter, last_records, open_jsonl, rotated_parts
 from tests.persistence.disks import FaultyDisk, fail_from, fail_nth
 
 
@@ -307,7 +307,7 @@ def rotating(path: Path, disk: Disk = REAL, *, parts_kept: int = 8, free: int = 
 
 def held(path: Path) -> list[bytes]:
     """Every record in the parts and the file, in order."""
-    files = [*parts(path), *([path] if path.exists() else [])]
+    files = [*rotated_parts(path), *([path] if path.exists() else [])]
     return [record for each in files for record in each.read_bytes().splitlines()]
 
 
@@ -323,7 +323,7 @@ def test_it_rotates_by_itself_and_the_oldest_go_first_and_are_counted(tmp_path: 
     usage = writer.usage()
     assert usage["bytes"] == sum(len(record) + 1 for record in kept) <= EIGHTH * 8
     assert len(kept) > 50 and usage["bytes_removed"] == (300 - len(kept)) * (len(RECORD % 0) + 1)
-    assert usage["rotations"] == usage["parts_removed"] + len(parts(path))
+    assert usage["rotations"] == usage["parts_removed"] + len(rotated_parts(path))
     assert list(last_records(path, 1 << 30)) == kept[::-1]
     last_two_files = list(last_records(path, path.stat().st_size + 10))
     assert last_two_files == kept[: -len(last_two_files) - 1 : -1] and len(last_two_files) < 12
@@ -334,7 +334,7 @@ def test_without_a_bound_nothing_is_rotated(tmp_path: Path) -> None:
     with open_jsonl(path) as writer:
         for n in range(300):
             writer.append([RECORD % n])
-    assert parts(path) == [] and len(held(path)) == 300
+    assert rotated_parts(path) == [] and len(held(path)) == 300
 
 
 def test_a_start_just_after_a_rotation_knows_the_last_record_and_the_size(tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_a_start_just_after_a_rotation_knows_the_last_record_and_the_size(tmp_pa
         assert (again.last, again.usage()["bytes"]) == (RECORD % 19, size)
         for n in range(20, 40):
             again.append([RECORD % n])
-    assert [part.name for part in parts(path)][-1] > "alerts.jsonl.00000099"
+    assert [part.name for part in rotated_parts(path)][-1] > "alerts.jsonl.00000099"
     assert held(path) == [RECORD % n for n in range(40)]
 
 
@@ -398,11 +398,11 @@ def test_records_give_way_before_the_disk_is_full(tmp_path: Path) -> None:
     with closing(JsonlWriter(path, REAL, BOOT, max_bytes=8 * EIGHTH, space=space)) as writer:
         for n in range(30):
             writer.append([RECORD % n])
-        before = len(parts(path))
+        before = len(rotated_parts(path))
         free[0] = disk_size // 20 - 1
         with pytest.raises(OSError, match="less than 51 MB are free, which are kept for the journal") as full:
             writer.append([RECORD % 30])
-        assert full.value.errno == errno.ENOSPC and parts(path) == []
+        assert full.value.errno == errno.ENOSPC and rotated_parts(path) == []
         assert writer.usage()["parts_removed"] == before > 1
         free[0] = disk_size // 20 + 1000
         writer.append([RECORD % 30])

@@ -9,8 +9,8 @@ import pytest
 
 from persistence import model_file
 from persistence.columns import Value
-from persistence.model_file import ModelError, generation_of, hash_model, read_model, write_model
-from persistence.preamble import NewerFormatError
+from persistence.format_preamble import NewerFormatError
+from persistence.model_file import ModelError, generation_of_model_file, hash_model, read_model, write_model
 from tests.persistence.disks import FaultyDisk, fail_nth
 from tests.persistence.test_snapshot import same
 
@@ -156,7 +156,7 @@ def test_a_model_without_generation_is_refused(tmp_path: Path, generation: Value
     with pytest.raises(ValueError, match="generation"):
         write_model(tmp_path, {"generation": generation})
     with pytest.raises(ValueError, match="name of a model file"):
-        generation_of("model-0-0123456789abcdef.pt")
+        generation_of_model_file("model-0-0123456789abcdef.pt")
 
 
 @pytest.mark.parametrize("call", ["create", "write", "sync file", "rename"])

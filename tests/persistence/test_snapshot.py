@@ -16,8 +16,15 @@ from hypothesis.extra import numpy as hnp
 from persistence import snapshot
 from persistence.columns import Value
 from persistence.disk import UnreadableError
-from persistence.preamble import NewerFormatError, pack_preamble
-from persistence.snapshot import CHUNK_BYTES, SnapshotError, check_snapshot, read_header, read_snapshot, write_snapshot
+from persistence.format_preamble import NewerFormatError, pack_preamble
+from persistence.snapshot import (
+    CHUNK_BYTES,
+    SnapshotError,
+    check_snapshot,
+    read_snapshot,
+    read_snapshot_header,
+    write_snapshot,
+)
 from tests.persistence.disks import FaultyDisk, fail_nth
 
 COLUMNS: dict[str, Value] = {
@@ -173,7 +180,7 @@ def test_an_older_format_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_newer_format_is_refused_and_a_rotten_version_number_is_damage(tmp_path: Path) -> None:
     newer = sealed(_MANIFEST, version=2)
     (tmp_path / "s").write_bytes(newer)
-    for read in (read_snapshot, read_header, check_snapshot):
+    for read in (read_snapshot, read_snapshot_header, check_snapshot):
         with pytest.raises(NewerFormatError, match=r"/s: has format 2, this program knows formats up to 1"):
             read(tmp_path / "s")
     assert (tmp_path / "s").read_bytes() == newer
@@ -187,7 +194,7 @@ def test_a_snapshot_with_a_damaged_body_still_gives_its_seq_and_line(tmp_path: P
     data = bytearray((tmp_path / "s").read_bytes())
     data[-1] ^= 1
     (tmp_path / "s").write_bytes(data)
-    assert (read_header(tmp_path / "s").seq, read_header(tmp_path / "s").line) == (7, 70)
+    assert (read_snapshot_header(tmp_path / "s").seq, read_snapshot_header(tmp_path / "s").line) == (7, 70)
 
 
 @pytest.mark.parametrize("call", ["create", "write", "sync file", "rename", "sync path"])

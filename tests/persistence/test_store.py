@@ -12,13 +12,13 @@ from persistence.columns import Value
 from persistence.directory import StoreError
 from persistence.directory_scan import snapshot_paths
 from persistence.disk import REAL
+from persistence.format_preamble import pack_preamble
 from persistence.journal import JournalError
 from persistence.model_file import ModelError, ModelFile
-from persistence.preamble import pack_preamble
 from persistence.segment import Entry
 from persistence.snapshot import SnapshotError
 from persistence.store import MODELS_KEPT, Store, open_store
-from persistence.training_files import Attempts, read_attempts, write_attempts
+from persistence.training_files import Attempts, read_training_attempts, write_training_attempts
 from tests.persistence.disks import FaultyDisk, fail_at, fail_from, fail_nth
 from tests.persistence.ledger import toy_model
 
@@ -276,17 +276,17 @@ def test_pinned_snapshots_and_their_models_stay(directory: Path, monkeypatch: py
             store.rotate()
             store.write_snapshot(seq, 10 * seq, {}, [models[-1]])
             if seq == 2:
-                store.pin(snapshot_name(2))
+                store.pin_snapshot(snapshot_name(2))
         assert [(info.seq, info.pinned) for info in store.snapshots()] == [(6, False), (5, False), (2, True)]
         assert [model.generation for model in store.models()] == [6, 5, 2]
-        store.unpin(snapshot_name(2))
-        store.unpin(snapshot_name(2))
+        store.unpin_snapshot(snapshot_name(2))
+        store.unpin_snapshot(snapshot_name(2))
         store.write_snapshot(6, 60, {}, [models[-1]])
         assert [model.generation for model in store.models()] == [6, 5]
         with pytest.raises(FileNotFoundError):
-            store.pin(snapshot_name(2))
+            store.pin_snapshot(snapshot_name(2))
         with pytest.raises(ValueError, match="not the name of a snapshot"):
-            store.pin("../lock")
+            store.pin_snapshot("../lock")
 
 
 def test_the_last_generations_stay_to_go_back_to_though_nothing_needs_them(directory: Path) -> None:
@@ -383,7 +383,7 @@ def test_verify_names_what_is_wrong(directory: Path) -> None:
         data = bytearray((directory / snapshot_name(2)).read_bytes())
         data[-1] ^= 1
         (directory / snapshot_name(2)).write_bytes(data)
-        found = {info.seq: error for info, error in store.verify()}
+        found = {info.seq: error for info, error in store.verify_snapshots()}
         assert found[1] is None
         assert found[2] is not None and found[2].startswith(f"{directory / snapshot_name(2)}: ")
         assert found[3] is not None and found[3].endswith("is missing")
@@ -407,7 +407,7 @@ def test_the_newest_training_run_and_the_count_of_failures_are_kept(directory: P
         for generation in (1, 2):
             (store.training / f"training-{generation}.msgpack").touch(0o600)
             (store.training / f"training-{generation}.part").touch(0o600)
-        write_attempts(store.training, Attempts(failures=2, failures_total=3, error="out of cheese"))
+        write_training_attempts(store.training, Attempts(failures=2, failures_total=3, error="out of cheese"))
         (store.training / "training-2.part.tmp").touch(0o600)
         (store.training / "model-2-0123456789abcdef.pt").touch(0o600)
         (store.training / "training-3.msgpack").symlink_to(directory / "lock")
@@ -416,12 +416,12 @@ def test_the_newest_training_run_and_the_count_of_failures_are_kept(directory: P
     with open_store(directory) as store:
         stay = {"training-2.msgpack", "training-2.part", "attempts.json"}
         assert {path.name for path in store.training.iterdir()} == stay
-        assert read_attempts(store.training).failures == 2
+        assert read_training_attempts(store.training).failures == 2
         (store.training / "attempts.json").write_bytes(b"{rot")
-        assert read_attempts(store.training) == Attempts()
+        assert read_training_attempts(store.training) == Attempts()
         for count in (-1, 1 << 64):  # the next count could not be written
             (store.training / "attempts.json").write_text(f'{{"failures": {count}}}')
-            assert read_attempts(store.training) == Attempts()
+            assert read_training_attempts(store.training) == Attempts()
     assert (directory / "lock").exists()
 
 
@@ -573,11 +573,11 @@ def test_a_snapshot_that_a_frame_needs_is_kept_until_two_states_after_it_are(dir
         for seq in (1, 2):
             append(store, seq)
             store.write_snapshot(seq, 10 * seq, {"seq": seq})
-        store.hold(snapshot_name(1))
+        store.hold_snapshot(snapshot_name(1))
         sha256, columns = store.load_snapshot(snapshot_name(1))
         assert columns == {"seq": 1}
         append(store, 3)  # the frame that names it
-        store.release(snapshot_name(1))
+        store.release_snapshot(snapshot_name(1))
         held = []
         for seq in (3, 4, 5):
             if seq > 3:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from daemon.client.admin import Admin
 from daemon.client.doctor import machine, packages, permissions, settings, status, units
-from daemon.client.doctor.finding import Finding, fail, ok, unseen
+from daemon.client.doctor.finding import Finding, fail_finding, ok_finding, unchecked_finding
 from daemon.client.doctor.target import Target, inspect_daemon
 from daemon.client.text.values import Style, printable
 
@@ -15,14 +15,14 @@ ANSWER_SECONDS = 20.0
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-def _units(target: Target) -> Iterator[Finding]:
+def _check_all_units(target: Target) -> Iterator[Finding]:
     if target.no_systemd is not None:
         if units.SYSTEMD_RUNS.is_dir():
-            yield unseen("units", target.no_systemd)
+            yield unchecked_finding("units", target.no_systemd)
         else:
-            yield ok("units", f"{target.no_systemd}: this is a plain daemon")
+            yield ok_finding("units", f"{target.no_systemd}: this is a plain daemon")
     elif target.service is None and not any(unit.installed for unit in target.units.values()):
-        yield ok("units", "vigild is not installed as a service: this is a plain daemon")
+        yield ok_finding("units", "vigild is not installed as a service: this is a plain daemon")
     yield from units.check_units(target.units, target.service)
 
 
@@ -31,7 +31,7 @@ CHECKS: tuple[Callable[[Target], Iterator[Finding]], ...] = (
     packages.check_torch,
     packages.check_packages,
     packages.check_version,
-    _units,
+    _check_all_units,
     permissions.check_groups,
     permissions.check_directories,
     permissions.check_sockets,
@@ -59,14 +59,20 @@ def run_checks(target: Target) -> list[Finding]:
         try:
             found += check(target)
         except PermissionError as exc:
-            found.append(unseen(name, f"{exc.filename}: permission denied") if not target.root else _broken(name, exc))
+            found.append(
+                unchecked_finding(name, f"{exc.filename}: permission denied")
+                if not target.root
+                else _finding_of_broken_check(name, exc)
+            )
         except Exception as exc:  # the other checks matter all the more
-            found.append(_broken(name, exc))
+            found.append(_finding_of_broken_check(name, exc))
     return found
 
 
-def _broken(name: str, exc: Exception) -> Finding:
-    return fail(name, f"the check itself failed: {type(exc).__name__}: {exc}", "please report it with this line")
+def _finding_of_broken_check(name: str, exc: Exception) -> Finding:
+    return fail_finding(
+        name, f"the check itself failed: {type(exc).__name__}: {exc}", "please report it with this line"
+    )
 
 
 def doctor(admin: Admin, chosen: str | None, instance: str | None, env: Mapping[str, str], as_json: bool) -> int:
@@ -75,11 +81,11 @@ def doctor(admin: Admin, chosen: str | None, instance: str | None, env: Mapping[
     if as_json:
         print(json.dumps([asdict(each) for each in findings]))
     else:
-        _print(findings)
+        _print_findings(findings)
     return int(any(each.status == "fail" for each in findings))
 
 
-def _print(findings: list[Finding]) -> None:
+def _print_findings(findings: list[Finding]) -> None:
     style = Style(sys.stdout)
     width = max(len(each.check) for each in findings)
     for each in findings:

@@ -44,15 +44,15 @@ class Environment:
     @cached_property
     def packages(self) -> Mapping[str, Distribution]:
         """The installed packages by normalised name; the first of two counts, as for an import."""
-        path = sys.path if self.prefix is None else [str(each) for each in self._folders()]
+        path = sys.path if self.prefix is None else [str(each) for each in self._package_folders()]
         found: dict[str, Distribution] = {}
         for each in distributions(path=path):
             # A folder that pip left half removed has no name.
             if name := each.metadata["Name"]:
-                found.setdefault(normalised(name), each)
+                found.setdefault(normalised_package_name(name), each)
         return found
 
-    def _folders(self) -> Iterator[Path]:
+    def _package_folders(self) -> Iterator[Path]:
         assert self.prefix is not None
         for folder in sorted(self.prefix.glob("lib/python3*/site-packages")):
             yield folder
@@ -73,9 +73,9 @@ class Environment:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             pairs = (line.partition("==") for line in lines if "==" in line and not line.startswith("#"))
-            return {normalised(name): version.strip() for name, _, version in pairs}
+            return {normalised_package_name(name): version.strip() for name, _, version in pairs}
         return {}
 
 
-def normalised(name: str) -> str:
+def normalised_package_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).strip().lower()

@@ -20,18 +20,18 @@ class Finding:
     do: str | None = None
 
 
-def ok(check: str, found: str) -> Finding:
+def ok_finding(check: str, found: str) -> Finding:
     return Finding(check, "ok", found)
 
 
-def warn(check: str, found: str, do: str) -> Finding:
+def warn_finding(check: str, found: str, do: str) -> Finding:
     return Finding(check, "warn", found, do)
 
 
-def fail(check: str, found: str, do: str) -> Finding:
+def fail_finding(check: str, found: str, do: str) -> Finding:
     return Finding(check, "fail", found, do)
 
 
-def unseen(check: str, why: str) -> Finding:
+def unchecked_finding(check: str, why: str) -> Finding:
     """Only root can check this."""
-    return warn(check, f"not checked: {why}", AS_ROOT)
+    return warn_finding(check, f"not checked: {why}", AS_ROOT)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution
 from pathlib import Path
 
-from daemon.client.doctor.environment import Environment, normalised
-from daemon.client.doctor.finding import Finding, fail, ok, warn
+from daemon.client.doctor.environment import Environment, normalised_package_name
+from daemon.client.doctor.finding import Finding, fail_finding, ok_finding, warn_finding
 from daemon.client.doctor.target import Target
 
 PROVEN = (3, 11)
@@ -15,7 +15,7 @@ RE_FIXED = (3, 11, 5)  # CPython gh-106052
 _PATTERN, _TEXT, _RIGHT = rb"(?:\S++ (?=\d+ ))?+(\S++)", b"a b c", b"a"
 
 
-def public(version: str) -> str:
+def version_without_build(version: str) -> str:
     """A version without its build: 2.13.0 of 2.13.0+cpu."""
     return version.partition("+")[0]
 
@@ -24,28 +24,30 @@ def check_python(target: Target) -> Iterator[Finding]:
     environment = target.environment
     version = environment.python
     if version is None:
-        yield warn(
+        yield warn_finding(
             "python", f"{environment.place}: is no virtual environment; its version is unknown", "install with make"
         )
         return
     numbers = tuple(map(int, version.split(".")))
     note = (
-        "" if _re_is_right(environment, numbers) else "; its re has the bug gh-106052, which vigild does not depend on"
+        ""
+        if _python_re_is_right(environment, numbers)
+        else "; its re has the bug gh-106052, which vigild does not depend on"
     )
     found = f"{version} ({environment.place}){note}"
     if numbers < PROVEN:
-        yield fail(
+        yield fail_finding(
             "python", f"{found}: too old, vigild needs 3.11", "install again with a newer one: PYTHON=python3.11"
         )
     elif numbers[:2] != PROVEN:
-        yield warn(
+        yield warn_finding(
             "python", f"{found}: wheels exist, but vigild is proven on 3.11", "where there is one: PYTHON=python3.11"
         )
     else:
-        yield ok("python", found)
+        yield ok_finding("python", found)
 
 
-def _re_is_right(environment: Environment, version: tuple[int, ...]) -> bool:
+def _python_re_is_right(environment: Environment, version: tuple[int, ...]) -> bool:
     if environment.prefix is not None or sys.version_info < (3, 11):
         return version >= RE_FIXED
     found = re.match(_PATTERN, _TEXT)
@@ -57,26 +59,26 @@ def check_torch(target: Target) -> Iterator[Finding]:
     environment = target.environment
     again = f"{environment.place}/bin/pip install --force-reinstall --no-deps torch=={{}}"
     torch = environment.packages.get("torch")
-    wanted = _exact(environment).get("torch", "")
+    wanted = _exactly_required_packages(environment).get("torch", "")
     if torch is None:
         found = f"not in {environment.place}: no model can be trained or loaded"
-        yield fail("torch", found, again.format(wanted or "VERSION") + " (see README, Install it)")
+        yield fail_finding("torch", found, again.format(wanted or "VERSION") + " (see README, Install it)")
         return
-    cuda = _cuda(torch)
+    cuda = _cuda_version_of_torch(torch)
     found = f"{torch.version}, " + ("for CPUs" if cuda is None else f"for CUDA {cuda}")
-    if wanted and public(torch.version) != public(wanted):
-        yield fail("torch", f"{found}, but vigild needs {wanted}", again.format(wanted))
+    if wanted and version_without_build(torch.version) != version_without_build(wanted):
+        yield fail_finding("torch", f"{found}, but vigild needs {wanted}", again.format(wanted))
     elif cuda is not None:
-        yield warn(
+        yield warn_finding(
             "torch",
             f"{found}: it works, but only the CPU is used, and its packages take several GB",
-            f"{again.format(public(torch.version))} --index-url https://download.pytorch.org/whl/cpu",
+            f"{again.format(version_without_build(torch.version))} --index-url https://download.pytorch.org/whl/cpu",
         )
     else:
-        yield ok("torch", found)
+        yield ok_finding("torch", found)
 
 
-def _cuda(torch: Distribution) -> str | None:
+def _cuda_version_of_torch(torch: Distribution) -> str | None:
     """The CUDA version that torch was built for, None for a CPU build."""
     try:
         text = Path(str(torch.locate_file("torch/version.py"))).read_text()
@@ -87,23 +89,23 @@ def _cuda(torch: Distribution) -> str | None:
     return found[1] if found else None
 
 
-def _exact(environment: Environment) -> dict[str, str]:
+def _exactly_required_packages(environment: Environment) -> dict[str, str]:
     """The requirements of the installed vigild that allow exactly one version."""
-    return {name: version for name, version in _required(environment) if version}
+    return {name: version for name, version in _run_time_requirements(environment) if version}
 
 
-def _used(environment: Environment) -> set[str]:
+def _packages_needed_at_run_time(environment: Environment) -> set[str]:
     """The installed packages that vigild needs at run time, directly or not; build tools are not among them."""
     seen, waiting = set[str](), ["vigild"]
     while waiting:
         name = waiting.pop()
         if name in environment.packages and name not in seen:
             seen.add(name)
-            waiting += [each for each, _ in _required(environment, name)]
+            waiting += [each for each, _ in _run_time_requirements(environment, name)]
     return seen
 
 
-def _required(environment: Environment, name: str = "vigild") -> Iterable[tuple[str, str]]:
+def _run_time_requirements(environment: Environment, name: str = "vigild") -> Iterable[tuple[str, str]]:
     """(name, exact version or "") of each run-time requirement of the installed package `name`."""
     package = environment.packages.get(name)
     for requirement in (package.requires if package is not None else None) or []:
@@ -111,32 +113,36 @@ def _required(environment: Environment, name: str = "vigild") -> Iterable[tuple[
         if "extra" in marker:
             continue
         name, _, version = wanted.partition("==")
-        yield normalised(re.split(r"[<>=!~ (\[]", name)[0]), version.strip(" )")
+        yield normalised_package_name(re.split(r"[<>=!~ (\[]", name)[0]), version.strip(" )")
 
 
 def check_packages(target: Target) -> Iterator[Finding]:
     environment = target.environment
-    packages, required = environment.packages, [name for name, _ in _required(environment)]
-    used = _used(environment)
+    packages, required = environment.packages, [name for name, _ in _run_time_requirements(environment)]
+    used = _packages_needed_at_run_time(environment)
     tested = {name: version for name, version in environment.constraints().items() if name in used}
     pip = f"{environment.place}/bin/pip install"
     if "vigild" not in packages:
-        yield warn("packages", f"vigild itself is not installed in {environment.place}", f"{pip} .")
+        yield warn_finding("packages", f"vigild itself is not installed in {environment.place}", f"{pip} .")
         return
     if missing := [name for name in required if name not in packages]:
-        yield fail("packages", f"missing: {', '.join(missing)}", f"{pip} {' '.join(missing)}")
+        yield fail_finding("packages", f"missing: {', '.join(missing)}", f"{pip} {' '.join(missing)}")
         return
-    others = [name for name in sorted(tested) if public(packages[name].version) != public(tested[name])]
+    others = [
+        name
+        for name in sorted(tested)
+        if version_without_build(packages[name].version) != version_without_build(tested[name])
+    ]
     if others:
         shown = (f"{name} {packages[name].version} ({tested[name]})" for name in others)
-        yield warn(
+        yield warn_finding(
             "packages",
             f"not what vigild was tested with (in brackets): {', '.join(shown)}",
             f"{pip} {' '.join(f'{name}=={tested[name]}' for name in others)}",
         )
     else:
         known = f", {len(tested)} packages are of the versions it was tested with" if tested else ""
-        yield ok("packages", f"all {len(required)} required are there{known}")
+        yield ok_finding("packages", f"all {len(required)} required are there{known}")
 
 
 def check_version(target: Target) -> Iterator[Finding]:
@@ -144,11 +150,13 @@ def check_version(target: Target) -> Iterator[Finding]:
     installed, running = vigild.version if vigild is not None else None, target.status.get("version")
     again = f"systemctl restart {target.service.name}" if target.service is not None else "restart the daemon"
     if running is None or installed is None:
-        yield ok("version", f"{installed or 'unknown'} installed; none is running" if running is None else str(running))
+        yield ok_finding(
+            "version", f"{installed or 'unknown'} installed; none is running" if running is None else str(running)
+        )
     elif running != installed:
-        yield warn("version", f"{running} runs, {installed} is installed in {target.installed.place}", again)
+        yield warn_finding("version", f"{running} runs, {installed} is installed in {target.installed.place}", again)
     elif target.service is not None and not target.environment.same_as(target.installed):
         found = f"{running} runs from {target.environment.place}, and was installed anew in {target.installed.place}"
-        yield warn("version", found, again)
+        yield warn_finding("version", found, again)
     else:
-        yield ok("version", running)
+        yield ok_finding("version", running)

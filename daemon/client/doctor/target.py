@@ -15,8 +15,8 @@ from daemon.access import User, service_user
 from daemon.client.admin import Admin, Failure
 from daemon.client.doctor.environment import Environment
 from daemon.client.doctor.units import Unit, ask_systemd, socket_of
-from daemon.places import SYSTEM_RUNTIME, SYSTEM_STATE, runtime_directory, state_directory
-from daemon.settings import SYSTEM_DIRECTORY, Settings, SettingsError, load
+from daemon.default_directories import SYSTEM_RUNTIME, SYSTEM_STATE, runtime_directory, state_directory
+from daemon.settings import SYSTEM_DIRECTORY, Settings, SettingsError, load_settings
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Target:
     @property
     def pid(self) -> int | None:
         """The daemon's process id, None if none is known to run."""
-        pid = part(self.status, "process").get("pid")
+        pid = status_part(self.status, "process").get("pid")
         if isinstance(pid, int):
             return pid
         return self.service.number("MainPID") or None if self.service is not None else None
@@ -69,12 +69,12 @@ class Target:
     @cached_property
     def settings(self) -> Settings | SettingsError:
         try:
-            return load(self.config, self.env)
+            return load_settings(self.config, self.env)
         except SettingsError as exc:
             return exc
 
 
-def part(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def status_part(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The object `name` of a status; empty when it is absent."""
     found = status.get(name)
     return found if isinstance(found, Mapping) else {}
@@ -83,10 +83,10 @@ def part(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def inspect_daemon(admin: Admin, chosen: str | None, instance: str | None, env: Mapping[str, str]) -> Target:
     """Ask systemd and the daemon. `chosen` is the admin address that the user gave, None without one."""
     units, no_systemd = ask_systemd(instance)
-    status, health, unreachable = _ask(admin)
-    service = _service(units, status, unreachable, chosen, instance, env)
+    status, health, unreachable = _ask_status_and_health(admin)
+    service = _service_of_daemon(units, status, unreachable, chosen, instance, env)
     if service is not None:
-        state, runtime, config, env = _service_places(service, env)
+        state, runtime, config, env = _service_directories(service, env)
     else:
         state, runtime, config = state_directory(env), runtime_directory(env), None
         if (
@@ -96,18 +96,18 @@ def inspect_daemon(admin: Admin, chosen: str | None, instance: str | None, env: 
             and "RUNTIME_DIRECTORY" not in env
         ):
             state, runtime = SYSTEM_STATE, SYSTEM_RUNTIME  # the user has no daemon, so the machine's is meant
-    places = part(status, "places")
+    places = status_part(status, "places")
     if reported := places.get("state"):
         state, runtime = Path(reported), Path(places["runtime"])
         config = Path(places["settings"]) if places.get("settings") else config
-    installed = Environment.at(_prefix(service) if service is not None else None)
-    running = Environment.at(prefix) if (prefix := part(status, "process").get("prefix")) else installed
+    installed = Environment.at(_environment_of_unit(service) if service is not None else None)
+    running = Environment.at(prefix) if (prefix := status_part(status, "process").get("prefix")) else installed
     return Target(
         status, health, unreachable, units, no_systemd, service, state, runtime, config, running, installed, env
     )
 
 
-def _ask(admin: Admin) -> tuple[Mapping[str, Any], Mapping[str, Any], str | None]:
+def _ask_status_and_health(admin: Admin) -> tuple[Mapping[str, Any], Mapping[str, Any], str | None]:
     try:
         status, health = admin.get("/status").body, admin.health()
     except Failure as exc:
@@ -117,7 +117,7 @@ def _ask(admin: Admin) -> tuple[Mapping[str, Any], Mapping[str, Any], str | None
     return status, health, None
 
 
-def _service(
+def _service_of_daemon(
     units: Mapping[str, Unit],
     status: Mapping[str, Any],
     unreachable: str | None,
@@ -130,14 +130,14 @@ def _service(
         return units.get(name) or (Unit(name) if units else None)
     services = [unit for name, unit in units.items() if name.endswith(".service")]
     if unreachable is None:
-        pid = part(status, "process").get("pid")
+        pid = status_part(status, "process").get("pid")
         return next((unit for unit in services if pid is not None and unit.number("MainPID") == pid), None)
     single = units.get("vigild.service")
     elsewhere = chosen is not None or "RUNTIME_DIRECTORY" in env
     return single if single is not None and single.installed and not elsewhere else None
 
 
-def _service_places(unit: Unit, env: Mapping[str, str]) -> tuple[Path, Path, Path | None, dict[str, str]]:
+def _service_directories(unit: Unit, env: Mapping[str, str]) -> tuple[Path, Path, Path | None, dict[str, str]]:
     """State directory, runtime directory and settings file of the daemon that `unit` starts, and its environment."""
     instance = unit.instance
     inside = dict(pair.partition("=")[::2] for pair in unit["Environment"].split())
@@ -149,12 +149,12 @@ def _service_places(unit: Unit, env: Mapping[str, str]) -> tuple[Path, Path, Pat
     if instance is not None and not unit.installed:
         inside["VIGILD_INSTANCE"] = instance
         state, runtime = SYSTEM_STATE / instance, SYSTEM_RUNTIME / instance
-    config = _option(unit.program, "--config")
-    given = _option(unit.program, "--state-dir")
+    config = _command_line_option(unit.program, "--config")
+    given = _command_line_option(unit.program, "--state-dir")
     return Path(given) if given else state, runtime, Path(config) if config else None, inside
 
 
-def _option(command: list[str], name: str) -> str | None:
+def _command_line_option(command: list[str], name: str) -> str | None:
     for word, following in zip(command, [*command[1:], ""], strict=False):
         if word == name:
             return following or None
@@ -163,7 +163,7 @@ def _option(command: list[str], name: str) -> str | None:
     return None
 
 
-def _prefix(unit: Unit) -> str | None:
+def _environment_of_unit(unit: Unit) -> str | None:
     """The virtual environment of the unit's program, links resolved; None when it cannot be seen."""
     program = Path(os.path.realpath(unit.program[0])) if unit.program else None
     if program is None or not (program.parents[1] / "pyvenv.cfg").is_file():

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from daemon.client.doctor.finding import Finding, fail, ok, warn
+from daemon.client.doctor.finding import Finding, fail_finding, ok_finding, warn_finding
 
 SYSTEMD_RUNS = Path("/run/systemd/system")  # sd_booted(3)
 MOST_CONNECTIONS = 1024  # as in actors/ingest.py
@@ -102,7 +102,7 @@ def check_units(units: Mapping[str, Unit], service: Unit | None) -> Iterator[Fin
         log_socket = units.get(socket_of(unit)) or Unit(socket_of(unit))
         unused = unit["ActiveState"] == "inactive" and unit["UnitFileState"] in ("disabled", "indirect", "")
         if unit is not service and unused and (instances or service is None):
-            yield ok(name, "installed, not enabled, not running")
+            yield ok_finding(name, "installed, not enabled, not running")
             continue
         yield from check_service(unit, log_socket)
         if unit.installed:
@@ -113,32 +113,36 @@ def check_service(unit: Unit, log_socket: Unit) -> Iterator[Finding]:
     name, state = unit.name, f"{unit['ActiveState']} ({unit['SubState']})"
     journal = f"journalctl --unit {name} --lines 50"
     restarts = unit.number("NRestarts") or 0
-    if (broken := _not_loaded(unit)) is not None:
+    if (broken := _finding_if_not_loaded(unit)) is not None:
         yield broken
         return
     if unit["SubState"] == "auto-restart" or unit["ActiveState"] == "failed":
         found = f"{state}, result {unit['Result']}, {restarts:,} restarts: it ends as soon as it is started"
-        yield fail(name, found, journal)
+        yield fail_finding(name, found, journal)
     elif unit["ActiveState"] in ("activating", "deactivating"):
-        yield warn(name, f"{state}, {restarts:,} restarts", f"wait a moment and ask again; {journal}")
+        yield warn_finding(name, f"{state}, {restarts:,} restarts", f"wait a moment and ask again; {journal}")
     elif not unit.running:
         also = f" {log_socket.name}" if log_socket.installed else ""
-        yield fail(name, f"{state}, nothing watches the log", f"systemctl enable --now{also} {name}")
+        yield fail_finding(name, f"{state}, nothing watches the log", f"systemctl enable --now{also} {name}")
     elif restarts >= MANY_RESTARTS:
-        yield warn(name, f"{state}, restarted {restarts:,} times since it was last started by hand", journal)
+        yield warn_finding(name, f"{state}, restarted {restarts:,} times since it was last started by hand", journal)
     elif unit["UnitFileState"] == "disabled":
-        yield warn(name, f"{state}, and not enabled: it will not start with the machine", f"systemctl enable {name}")
+        yield warn_finding(
+            name, f"{state}, and not enabled: it will not start with the machine", f"systemctl enable {name}"
+        )
     else:
-        yield ok(name, f"{state}, {unit['UnitFileState'] or 'enabled'}" + (f", {restarts} restarts" * bool(restarts)))
-    yield from _settings_of(unit)
+        yield ok_finding(
+            name, f"{state}, {unit['UnitFileState'] or 'enabled'}" + (f", {restarts} restarts" * bool(restarts))
+        )
+    yield from _check_unit_settings(unit)
 
 
-def _settings_of(unit: Unit) -> Iterator[Finding]:
+def _check_unit_settings(unit: Unit) -> Iterator[Finding]:
     name, places = unit.name, " ".join([unit["FragmentPath"], *unit["DropInPaths"].split()])
     if unit["NeedDaemonReload"] == "yes":
-        yield warn(name, f"changed on disk since systemd read it ({places})", "systemctl daemon-reload")
+        yield warn_finding(name, f"changed on disk since systemd read it ({places})", "systemctl daemon-reload")
     if unit["MemoryDenyWriteExecute"] == "yes":
-        yield fail(
+        yield fail_finding(
             name,
             f"MemoryDenyWriteExecute=yes is in force ({places}): torch cannot make its kernels, no model is trained "
             "or judges a line",
@@ -147,51 +151,57 @@ def _settings_of(unit: Unit) -> Iterator[Finding]:
         )
     stored = unit.number("FileDescriptorStoreMax")
     if stored is not None and stored <= MOST_CONNECTIONS:
-        yield warn(
+        yield warn_finding(
             name,
             f"FileDescriptorStoreMax={stored}: of {MOST_CONNECTIONS:,} connections only so many outlive the daemon",
             f"systemctl edit {name}, [Service] FileDescriptorStoreMax=1100; systemctl restart {name}",
         )
     if unit["DropInPaths"]:
-        yield ok(name, f"changed by {unit['DropInPaths']}")
+        yield ok_finding(name, f"changed by {unit['DropInPaths']}")
 
 
 def check_socket(unit: Unit, service: Unit) -> Iterator[Finding]:
     name, state = unit.name, f"{unit['ActiveState']} ({unit['SubState']})"
     again = f"systemctl stop {service.name}; systemctl enable --now {name} {service.name}"
     if not unit.installed:
-        yield fail(
+        yield fail_finding(
             name,
             "not installed, though the service is: senders are refused while it restarts, and members of vigild-log "
             "cannot send",
             f"install it beside {service['FragmentPath'] or service.name}; systemctl daemon-reload; {again}",
         )
-    elif (broken := _not_loaded(unit)) is not None:
+    elif (broken := _finding_if_not_loaded(unit)) is not None:
         yield broken
     elif not unit.running and service.running:
-        yield fail(
+        yield fail_finding(
             name,
             f"{state}, result {unit['Result']}, while the service runs: log.sock is the daemon's own, senders are "
             "refused while it restarts, and members of vigild-log cannot send",
             again,
         )
     elif not unit.running:
-        yield fail(name, f"{state}, result {unit['Result']}: senders are refused", f"systemctl enable --now {name}")
+        yield fail_finding(
+            name, f"{state}, result {unit['Result']}: senders are refused", f"systemctl enable --now {name}"
+        )
     elif unit["UnitFileState"] == "disabled":
-        yield warn(name, f"{state}, and not enabled: it will not start with the machine", f"systemctl enable {name}")
+        yield warn_finding(
+            name, f"{state}, and not enabled: it will not start with the machine", f"systemctl enable {name}"
+        )
     else:
-        yield ok(name, f"{state}, {unit['Listen'].partition(' ')[0]}")
+        yield ok_finding(name, f"{state}, {unit['Listen'].partition(' ')[0]}")
     if unit["NeedDaemonReload"] == "yes":
-        yield warn(name, f"changed on disk since systemd read it ({unit['FragmentPath']})", "systemctl daemon-reload")
+        yield warn_finding(
+            name, f"changed on disk since systemd read it ({unit['FragmentPath']})", "systemctl daemon-reload"
+        )
 
 
-def _not_loaded(unit: Unit) -> Finding | None:
+def _finding_if_not_loaded(unit: Unit) -> Finding | None:
     if unit["LoadState"] == "loaded":
         return None
     if unit["LoadState"] == "masked":
-        return fail(unit.name, "masked", f"systemctl unmask {unit.name}")
+        return fail_finding(unit.name, "masked", f"systemctl unmask {unit.name}")
     if not unit.installed:
-        return fail(unit.name, "systemd knows no such unit", "install it, or leave the instance's name out")
-    return fail(
+        return fail_finding(unit.name, "systemd knows no such unit", "install it, or leave the instance's name out")
+    return fail_finding(
         unit.name, f"not read by systemd: {unit['LoadState']}", f"systemd-analyze verify {unit['FragmentPath']}"
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from daemon.client.text.values import Style, count, printable, size, when
+from daemon.client.text.values import Style, count_text, printable, size_text, time_text
 
 
 def incident_rows(incidents: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str]:
@@ -13,8 +13,8 @@ def incident_rows(incidents: Iterable[Mapping[str, Any]], style: Style) -> Itera
             style("  over budget", "dim") if one.get("digest") else style("  open", "yellow") if one.get("open") else ""
         )
         yield (
-            f"{printable(one['id']):<14} {count(one.get('count')):>9}  {when(one.get('first_time')):<19}  "
-            f"{when(one.get('last_time')):<19}  {printable(one.get('what', ''))}{state}"
+            f"{printable(one['id']):<14} {count_text(one.get('count')):>9}  {time_text(one.get('first_time')):<19}  "
+            f"{time_text(one.get('last_time')):<19}  {printable(one.get('what', ''))}{state}"
         )
 
 
@@ -24,19 +24,19 @@ def answer_rows(answers: Iterable[Mapping[str, Any]], style: Style) -> Iterator[
         note = style(f"  ({printable(one['note'])})", "dim") if one.get("note") else ""
         answer = style(f"{printable(one['answer']):<8}", "green" if one["answer"] == "normal" else "yellow")
         what = printable(one.get("what", ""))
-        yield f"{printable(one['id']):<14} {answer} {count(one.get('line')):>12}  {what}{note}"
+        yield f"{printable(one['id']):<14} {answer} {count_text(one.get('line')):>12}  {what}{note}"
 
 
 def model_rows(models: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str]:
     yield style(f"{'generation':>10} {'at line':>12} {'size':>10}  {'made':<19}  state", "dim")
     for one in models:
-        made = when(one.get("time")) if one.get("time") is not None else "file is gone"
-        large = size(one["bytes"]) if one.get("bytes") is not None else "-"
-        facts = f"{count(one['generation']):>10} {count(one.get('line')):>12} {large:>10}  {made:<19}"
-        yield f"{facts}  {_state(one, style)}"
+        made = time_text(one.get("time")) if one.get("time") is not None else "file is gone"
+        large = size_text(one["bytes"]) if one.get("bytes") is not None else "-"
+        facts = f"{count_text(one['generation']):>10} {count_text(one.get('line')):>12} {large:>10}  {made:<19}"
+        yield f"{facts}  {_model_state_text(one, style)}"
 
 
-def _state(model: Mapping[str, Any], style: Style) -> str:
+def _model_state_text(model: Mapping[str, Any], style: Style) -> str:
     if model.get("in_force"):
         members = ", ".join(printable(name).replace("_", " ") for name in model.get("members") or ())
         return style("in force", "bold", "green") + (f": {members}" if members else "")

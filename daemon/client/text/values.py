@@ -28,16 +28,16 @@ class Style:
 
 def printable(text: Any) -> str:
     """`text` with control characters, and whatever else does not print, escaped."""
-    return "".join(char if char.isprintable() else _escaped(char) for char in str(text))
+    return "".join(char if char.isprintable() else _escaped_character(char) for char in str(text))
 
 
-def _escaped(char: str) -> str:
+def _escaped_character(char: str) -> str:
     if "\udc80" <= char <= "\udcff":  # a byte that was not UTF-8
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode("ascii")
 
 
-def size(count: float) -> str:
+def size_text(count: float) -> str:
     """A number of bytes, such as 12.3 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
@@ -46,14 +46,14 @@ def size(count: float) -> str:
     raise AssertionError("unreachable")
 
 
-def when(moment: Any) -> str:
+def time_text(moment: Any) -> str:
     """Epoch seconds as local time; text as it is; "-" for neither."""
     if isinstance(moment, (int, float)):
         return datetime.fromtimestamp(moment).isoformat(" ", "seconds")
     return printable(moment) if moment else "-"
 
 
-def duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Seconds as s, min, h or d."""
     for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (129_600, 3600, "h")):
         if seconds < limit:
@@ -61,32 +61,32 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:.0f} d"
 
 
-def count(value: Any) -> str:
+def count_text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else "-" if value is None else printable(value)
 
 
-def score(value: Any) -> str:
+def score_text(value: Any) -> str:
     """A score or a p-value with two digits; "-" when absent."""
     if not isinstance(value, (int, float)):
         return "-"
     return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
 
 
-def threshold(value: Any) -> str:
+def threshold_text(value: Any) -> str:
     """A member's threshold; "none" if no score of that member alone is a reason to flag."""
-    return "none" if value is None else score(value)
+    return "none" if value is None else score_text(value)
 
 
 def member_name(name: str) -> str:
     return MEMBERS.get(name) or printable(name).replace("_", " ")
 
 
-def to_stdout(lines: Iterable[str]) -> None:
+def print_lines(lines: Iterable[str]) -> None:
     for line in lines:
         sys.stdout.write(line + "\n")
 
 
-def show(answer: Any, as_json: bool, human: Callable[[], object]) -> None:
+def show_answer(answer: Any, as_json: bool, human: Callable[[], object]) -> None:
     """Print `answer` as one line of JSON, or by calling `human`."""
     if as_json:
         print(json.dumps(answer))

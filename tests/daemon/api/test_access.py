@@ -15,7 +15,7 @@ from quart import Response
 from quart_trio import QuartTrio
 
 from daemon.api import app as api
-from daemon.api import guesses
+from daemon.api import token_guesses
 from daemon.api.app import create_app
 from daemon.api.guards import TokenFor
 from daemon.api.peers import LOOPBACK, UNKNOWN_LOCAL, Peer, peer_at, peer_of
@@ -103,7 +103,7 @@ async def test_a_new_route_is_guarded_however_it_was_added(control: FakeControl)
         called.append(1)
         return Response(b"{}")
 
-    api._route(app, "/new", handler, "POST")
+    api._add_route(app, "/new", handler, "POST")
     app.add_url_rule("/other", endpoint="other", view_func=handler, methods=["DELETE"])
     for method, path in (("POST", "/new"), ("POST", "/anomaly/new"), ("DELETE", "/other")):
         assert (await ask(app, method, path)).status_code == 403, path
@@ -221,7 +221,7 @@ async def test_wrong_tokens_wait_longer_each_time_up_to_a_bound(
     assert await seconds_of(app, UNKNOWN_LOCAL, 200, headers=RIGHT) == pytest.approx(2), (
         "so hanging up early tells nothing"
     )
-    await trio.sleep(guesses.FORGET_SECONDS + 1)
+    await trio.sleep(token_guesses.FORGET_SECONDS + 1)
     assert await seconds_of(app, UNKNOWN_LOCAL, 200, headers=RIGHT) == 0
 
 
@@ -257,7 +257,7 @@ async def test_guesses_are_logged_ever_more_rarely(
 async def test_only_so_many_guessers_are_remembered(
     control: FakeControl, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guesses, "MAX_NETWORKS", 3)
+    monkeypatch.setattr(token_guesses, "MAX_NETWORKS", 3)
     app = app_of(control)
     for _ in range(4):
         await seconds_of(app, NEIGHBOUR, 401, headers=WRONG)

@@ -11,7 +11,7 @@ from quart.wrappers import Response
 
 from daemon.api import events
 from daemon.api.app import create_app
-from daemon.api.bodies import MAX_BODY_BYTES, decode, encode
+from daemon.api.bodies import MAX_BODY_BYTES, decode_body, encode_answer
 from daemon.api.guards import TokenFor
 from daemon.control.degraded import CODES
 from daemon.control.interface import ControlError
@@ -99,7 +99,7 @@ async def test_detect_passes_bytes_to_the_control_and_answers_one_object(control
 
 async def test_bytes_that_are_not_utf8_come_back_as_they_went_out(control: FakeControl, call: Caller) -> None:
     line = b"\xff\x00 \xc3\xa9 \x80"
-    body = encode({"log_line": line.decode("utf-8", "surrogateescape")})
+    body = encode_answer({"log_line": line.decode("utf-8", "surrogateescape")})
     status, answer = await call("POST", "/detect", body)
     assert (status, control.asked) == (200, [("detect", [line], None)])
     assert answer["details"]["log_data"].encode("utf-8", "surrogateescape") == line
@@ -456,7 +456,7 @@ async def test_events_send_heartbeats_records_and_the_end(
         control.publish({"left_out": 3})
         first, second, rest = (await anext(stream)).split(b"\n\n")
         assert first.startswith(b'id: 1\ndata: {"id":"1"') and first.count(b"\n") == 1
-        assert decode(first.partition(b"data: ")[2], dict[str, Any])["score"] is None
+        assert decode_body(first.partition(b"data: ")[2], dict[str, Any])["score"] is None
         assert (second, rest) == (b'data: {"left_out":3}', b"")
         control.stop()
         with pytest.raises(StopAsyncIteration):

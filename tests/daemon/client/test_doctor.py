@@ -181,7 +181,9 @@ def test_a_service_that_does_not_answer_has_the_directories_of_its_unit(
 ) -> None:
     shown = read_units(SHOWN)
     monkeypatch.setattr("daemon.client.doctor.target.ask_systemd", lambda instance: (shown, None))
-    monkeypatch.setattr("daemon.client.doctor.target._ask", lambda admin: ({}, {}, "no daemon answers"))
+    monkeypatch.setattr(
+        "daemon.client.doctor.target._ask_status_and_health", lambda admin: ({}, {}, "no daemon answers")
+    )
     nobody = Admin([])
     found = inspect_daemon(nobody, None, None, {})
     assert found.service is shown["vigild.service"] and found.unreachable is not None
@@ -284,10 +286,10 @@ def test_limits_locks_and_control_groups_are_read(tmp_path: Path, monkeypatch: p
     text = (
         "Limit    Soft Limit   Hard Limit   Units\nMax open files            256                  unlimited    files\n"
     )
-    assert machine.open_files(text) == (256, 1 << 20)
+    assert machine.open_file_limits(text) == (256, 1 << 20)
     locks = "1: POSIX  ADVISORY  WRITE 7 08:01:99 0 EOF\n2: FLOCK  ADVISORY  WRITE 42 08:01:1234 0 EOF\n"
-    assert permissions._holder(locks, os.makedev(8, 1), 1234) == 42
-    assert permissions._holder(locks, os.makedev(8, 1), 99) is None
+    assert permissions._lock_holder_pid(locks, os.makedev(8, 1), 1234) == 42
+    assert permissions._lock_holder_pid(locks, os.makedev(8, 1), 99) is None
 
 
 def test_little_room_on_the_disk_is_a_fault_before_it_is_full(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:

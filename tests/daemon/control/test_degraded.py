@@ -1,6 +1,6 @@
 """Reasons of a degraded daemon: each as long as its cause lasts, the gravest first, naming what failed and where."""
 
-from daemon.control.degraded import CODES, Reason, reasons
+from daemon.control.degraded import CODES, Reason, degraded_reasons
 from detection.members.failing import Withdrawn
 from detection.summary import Summary
 
@@ -8,11 +8,11 @@ WELL = {"error": None, "lost": 0, "pending": 0}
 
 
 def test_nothing_wrong_is_no_reason() -> None:
-    assert reasons(outlets={"alerts.jsonl": WELL | {"lost": 3}}) == []
+    assert degraded_reasons(outlets={"alerts.jsonl": WELL | {"lost": 3}}) == []
 
 
 def test_all_failures_at_once_are_listed_in_order_and_every_code_is_known() -> None:
-    found = reasons(
+    found = degraded_reasons(
         journal="/s: no space",
         training="trainer was killed by signal 9",
         trainings_failed=3,
@@ -37,4 +37,4 @@ def test_all_failures_at_once_are_listed_in_order_and_every_code_is_known() -> N
 
 
 def test_one_failure_is_not_counted() -> None:
-    assert reasons(training="no", trainings_failed=1) == [Reason("training", "training failed: no")]
+    assert degraded_reasons(training="no", trainings_failed=1) == [Reason("training", "training failed: no")]

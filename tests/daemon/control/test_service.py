@@ -110,7 +110,7 @@ class Served:
 
     async def flag(self, *records: dict[str, Any]) -> None:
         """Write alerts, as if the last frame had raised them."""
-        await self.alerts.take(FakeVerdicts(self.detector.seq, self.detector.line, records))
+        await self.alerts.take_verdicts(FakeVerdicts(self.detector.seq, self.detector.line, records))
 
     def model(
         self,
@@ -222,10 +222,10 @@ async def test_it_is_degraded_for_as_long_as_something_has_failed(tmp_path: Path
         service.condition.started.set()
         assert (service.health()["status"], service.health()["reasons"]) == ("serving", [])
         assert service.condition.sentence() == "serving, warmup, 0 lines"
-        running = service._ready()
+        running = service._running_or_503()
         training = running.training
         training.attempts, training.error = 1, "no space"
-        training.begin(3)
+        training.begin_run(3)
         health = service.health()
         assert (health["status"], health["serving"], health["reason"]) == (
             "degraded",
@@ -251,8 +251,8 @@ async def test_a_member_that_the_model_was_trained_without_is_a_reason_and_the_w
     async with served(tmp_path / "state") as daemon:
         service = daemon.service
         service.condition.started.set()
-        published = service._ready().scoring.published
-        published.publish(
+        published = service._running_or_503().scoring.published
+        published.publish_summary(
             replace(published.summary, generation=1, members=("ngram",), unfitted=(("transformer", "no"),))
         )
         assert (service.health()["status"], service.condition.phase()) == ("degraded", "ensemble")
@@ -264,11 +264,11 @@ async def test_a_member_that_the_model_was_trained_without_is_a_reason_and_the_w
 async def test_a_member_withdrawn_is_a_reason_and_counted_once(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon, trio.open_nursery() as nursery:
         daemon.service.condition.started.set()
-        nursery.start_soon(daemon.service.condition.count_withdrawals, daemon.service._ready())
-        published = daemon.service._ready().scoring.published
+        nursery.start_soon(daemon.service.condition.count_withdrawals, daemon.service._running_or_503())
+        published = daemon.service._running_or_503().scoring.published
         gone = Withdrawn("transformer", 12, "could not create a primitive")
         for withdrawn in ((), (gone,), (gone,), (), (Withdrawn("transformer", 31, "again"),)):
-            published.publish(replace(published.summary, withdrawn=withdrawn))
+            published.publish_summary(replace(published.summary, withdrawn=withdrawn))
             await trio.testing.wait_all_tasks_blocked()
         status = daemon.service.status()
         assert status["reasons"] == [{"code": "withdrawn", "text": "transformer does not judge since frame 31: again"}]
@@ -313,7 +313,7 @@ async def test_an_alert_has_one_answer_however_its_id_is_written(tmp_path: Path)
 async def test_an_alert_that_is_no_longer_among_the_recent_ones_is_found_in_its_file(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon:
         await daemon.flag(*(alert(2 * n) for n in range(1, RECENT_RECORDS + 500)))
-        assert daemon.alerts.find("4") is None
+        assert daemon.alerts.find_record("4") is None
         assert (await daemon.control.anomaly("4"))["line"] == 4
         assert (await daemon.control.feedback("4", "normal", ""))["id"] == "4"
         for never in ("5", "999999", "4.1"):
@@ -346,7 +346,7 @@ async def test_an_alert_in_a_counting_record_is_answered_by_its_own_cause(tmp_pa
         assert (await daemon.control.feedback("75", "normal", ""))["what"] == "counted"
         assert (await daemon.control.anomaly("30"))["counted_in"] == "60.0.1"
         await daemon.flag(*(alert(n) for n in range(100, RECENT_RECORDS + 101)))
-        assert daemon.alerts.find("30") is None
+        assert daemon.alerts.find_record("30") is None
         assert (await daemon.control.feedback("30", "anomaly", ""))["what"] == "counted"
         path = tmp_path / "state" / "alerts.jsonl"
         path.rename(path.with_name("alerts.jsonl.00000001"))
@@ -462,18 +462,18 @@ async def test_one_upload_at_a_time_and_an_abandoned_one_is_ended(autojump_clock
     def summary() -> Summary:
         return Summary(vouched_lines=len(learned))
 
-    await vouching.take("first", b"one\nbegun", False, summary, apply)
+    await vouching.take_chunk("first", b"one\nbegun", False, summary, apply)
     await trio.sleep(ABANDONED_SECONDS - 1)
     async with refused(409, "busy"):
-        await vouching.take("second", b"two\n", False, summary, apply)
-    await vouching.take("first", b" and", False, summary, apply)
+        await vouching.take_chunk("second", b"two\n", False, summary, apply)
+    await vouching.take_chunk("first", b" and", False, summary, apply)
     await trio.sleep(ABANDONED_SECONDS - 1)
     async with refused(409, "busy"):
-        await vouching.take("second", b"two\n", False, summary, apply)
+        await vouching.take_chunk("second", b"two\n", False, summary, apply)
     await trio.sleep(1)
-    assert (await vouching.take("second", b"two\n", True, summary, apply))["lines"] == 1
+    assert (await vouching.take_chunk("second", b"two\n", True, summary, apply))["lines"] == 1
     assert (learned, ends) == ([b"one", b"begun and", b"two"], [b"begun and"])
-    await vouching.take("third", b"three\n", False, summary, apply)  # the second has ended
+    await vouching.take_chunk("third", b"three\n", False, summary, apply)  # the second has ended
     assert [source.name for source in sources.sources()] == ["vouched-salt-3"]
 
 
@@ -491,17 +491,17 @@ async def test_a_client_that_hangs_up_leaves_no_gap_and_nothing_twice(autojump_c
             await trio.sleep_forever()
         return Summary()
 
-    await vouching.take("file", b"one\ntw", False, Summary, apply)
+    await vouching.take_chunk("file", b"one\ntw", False, Summary, apply)
     for last in (False, True):
         stuck = True
         with trio.move_on_after(1) as scope:
-            await vouching.take("file", b"o\nthree", last, Summary, apply)
+            await vouching.take_chunk("file", b"o\nthree", last, Summary, apply)
         assert scope.cancelled_caught
         stuck = False
         if not taken:  # a repeated answer is the same
-            await vouching.take("file", b"o\nthree", last, Summary, apply)
+            await vouching.take_chunk("file", b"o\nthree", last, Summary, apply)
     if taken:
-        await vouching.take("file", b"", True, Summary, apply)
+        await vouching.take_chunk("file", b"", True, Summary, apply)
     assert learned == [b"one", b"two", b"threeo", b"three"] and sources.sources() == []
 
 

@@ -37,7 +37,7 @@ def tarred() -> bytes:
 def taken(data: bytes, size: int = 1 << 20) -> bytes:
     text = VouchedText()
     chunks = [data[start : start + size] for start in range(0, len(data), size)] or [b""]
-    return b"".join(text.take(chunk, number == len(chunks)) for number, chunk in enumerate(chunks, 1))
+    return b"".join(text.text_in_chunk(chunk, number == len(chunks)) for number, chunk in enumerate(chunks, 1))
 
 
 BINARIES = {

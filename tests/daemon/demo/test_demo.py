@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from daemon.demo import __main__ as demo
-from daemon.demo.__main__ import DemoError, demonstrate, free_port, runtime_directory, sample
-from daemon.demo.text import found_in, greeting, training_words
+from daemon.demo.__main__ import DemoError, demonstrate, free_port, runtime_directory, sample_lines
+from daemon.demo.text import flagged_record_lines, remembered_state_lines, training_progress_text
 
 FAKE = Path(__file__).with_name("fake_vigild.py")
 
@@ -34,7 +34,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         program = tmp_path / name
         program.write_text(f"#!{sys.executable}\n{code}")
         program.chmod(0o755)
-    monkeypatch.setattr(demo, "_program", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(demo, "_installed_program", lambda name: str(tmp_path / name))
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
@@ -89,7 +89,7 @@ def test_a_daemon_that_does_not_start_is_quoted(
 
 
 def test_the_sample_is_the_published_one() -> None:
-    lines = sample()
+    lines = sample_lines()
     assert len(lines) == 10_000 and all(line.endswith(b"\n") for line in lines)
     text = b"".join(lines)
     assert hashlib.sha256(text).hexdigest() == "fabe9cd828b06695c58799821b78b4d8e259c11aaaba40450cd6a0842828c997"
@@ -113,18 +113,18 @@ def test_a_taken_port_is_passed_over() -> None:
 
 def test_a_changed_state_is_not_called_the_same() -> None:
     status = {"logs_processed": 10, "recovery": {"tier": "partial"}, "state_digest": "b"}
-    said = "\n".join(greeting(status, {"digest": "a", "same": 41, "answers": [0] * 100}))
+    said = "\n".join(remembered_state_lines(status, {"digest": "a", "same": 41, "answers": [0] * 100}))
     assert "bit for bit" not in said and "41 of 100" in said and "partial" in said
 
 
 def test_progress_is_printed_in_steps_of_ten_per_cent() -> None:
-    assert training_words({"fraction": 0.39}) == training_words({"percent": 31.0}) == "training 30 %"
-    assert training_words({"error": "killed", "fraction": 0.1}).endswith("tried again: killed")
-    assert training_words({}) == "training 0 %"
+    assert training_progress_text({"fraction": 0.39}) == training_progress_text({"percent": 31.0}) == "training 30 %"
+    assert training_progress_text({"error": "killed", "fraction": 0.1}).endswith("tried again: killed")
+    assert training_progress_text({}) == "training 0 %"
 
 
 def test_hostile_lines_cannot_write_to_the_terminal() -> None:
     record = {"line": 1, "verdict": "anomaly", "members": {}, "closed": True, "template": ""}
-    said = "\n".join(found_in([record | {"text": "\x1b]0;x\x07\udcff" + "é" * 500}]))
+    said = "\n".join(flagged_record_lines([record | {"text": "\x1b]0;x\x07\udcff" + "é" * 500}]))
     assert said.isascii() and "\x1b" not in said and "\x07" not in said
     assert max(map(len, said.splitlines())) < 150

@@ -141,9 +141,9 @@ def test_errors_are_one_line_each(tmp_path: Path) -> None:
 PASSED_ON = """
 import json, os, sys
 from pathlib import Path
-from daemon.host.listeners import inherit, open_listeners
+from daemon.host.listeners import inherit_sockets, open_listeners
 fds = int(os.environ["LISTEN_FDS"])
-with open_listeners(Path(sys.argv[1]), "log.sock", ["unix:admin.sock"], inherit()) as listeners:
+with open_listeners(Path(sys.argv[1]), "log.sock", ["unix:admin.sock"], inherit_sockets()) as listeners:
     print(json.dumps({
         "places": listeners.places,
         "log": listeners.log[0].fileno(),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from daemon.startup.replay import Report, recover
-from daemon.startup.scan import find
+from daemon.startup.scan import scan_directory
 from detection.frames import FeedbackFrame, Frame, LinesFrame, Segment, count_lines, encode
 from detection.verdicts.records import Verdicts
 from persistence.segment import Entry
@@ -56,7 +56,7 @@ def test_a_source_that_ends_after_it_costs_no_other_frame(
 
     delivered: list[Verdicts] = []
     with open_store(tmp_path / "state") as store:
-        found = find(store)
+        found = scan_directory(store)
         recovered = recover(store, found, delivered.append, lambda: None)
     assert recovered.report.lost_lines == 2 and not recovered.ladder.decided
     records = [record for verdicts in delivered for record in verdicts.records() if not record["closed"]]
@@ -91,7 +91,7 @@ def test_a_lost_segment_of_unknown_size_makes_the_recovery_partial(tmp_path: Pat
 def append(directory: Path, frames: list[Frame]) -> None:
     """One process of the daemon: recover, then journal `frames` in a segment of their own."""
     with open_store(directory) as store:
-        found = find(store)
+        found = scan_directory(store)
         seq, line = found.seq, found.line
         store.start_journal(seq, line)
         for frame in frames:
@@ -101,4 +101,4 @@ def append(directory: Path, frames: list[Frame]) -> None:
 
 def report(directory: Path) -> Report:
     with open_store(directory) as store:
-        return recover(store, find(store), lambda verdicts: None, lambda: None).report
+        return recover(store, scan_directory(store), lambda verdicts: None, lambda: None).report

@@ -451,12 +451,12 @@ def test_what_was_decided_of_a_frame_is_journaled_once_though_the_frame_fails_fo
 
     fails("ngram")
     fails("ngram")
-    ladder.settle(entry)
+    ladder.journal_decision(entry)
     assert said == [WithdrawnFrame(7, {"ngram": "MemberError: ngram failed"})] and len(notes) == 1
     fails("transformer")  # when it is replayed once more, and then not
-    ladder.settle(entry)
+    ladder.journal_decision(entry)
     assert len(said) == len(notes) == ladder.retried == 1
     fails("transformer")
     fails("transformer")
-    ladder.settle(entry)
+    ladder.journal_decision(entry)
     assert isinstance(said[-1], WithdrawnFrame) and said[-1].members.keys() == {"ngram", "transformer"}

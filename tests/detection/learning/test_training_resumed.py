@@ -13,7 +13,7 @@ from detection.learning.training import Progress, train
 from detection.members.transformer import fitting as transformer
 from detection.models.model import Model, to_columns
 from detection.models.training_set import TrainingSet
-from persistence.training_files import read_partial, write_input, write_partial
+from persistence.training_files import read_partial_result, write_partial_result, write_training_input
 from tests.detection.streams import habits, stream, trained
 
 STEPS = 40  # of a fit, two to a report
@@ -29,15 +29,15 @@ class Notes:
     def __init__(self, directory: Path, patience: float = float("inf")) -> None:
         self._source = directory / "training-3.msgpack"
         if not self._source.exists():
-            write_input(directory, 3, 1, 1, {}, "")
-        notes = read_partial(self._source, "us")
+            write_training_input(directory, 3, 1, 1, {}, "")
+        notes = read_partial_result(self._source, "us")
         self.found: Columns = notes.work if notes is not None else {}
         self.fraction = notes.fraction if notes is not None else 0.0
         self.taken: list[float] = []
         self._patience = patience
 
     def note(self, fraction: float, state: Callable[[], State]) -> None:
-        write_partial(self._source, "us", fraction, state())
+        write_partial_result(self._source, "us", fraction, state())
         self.taken.append(fraction)
         if len(self.taken) >= self._patience:
             raise Interrupted

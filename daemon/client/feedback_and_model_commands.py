@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 from daemon.client.admin import Admin, Failure, UsageError
-from daemon.client.sending import CHUNK_BYTES, chunks, open_source, progress_bar
+from daemon.client.send_command import CHUNK_BYTES, open_file_or_stdin, sending_progress_bar, unpacked_chunks
 from daemon.client.text.tables import answer_rows, incident_rows, model_rows
-from daemon.client.text.values import Style, count, printable, show, to_stdout
+from daemon.client.text.values import Style, count_text, print_lines, printable, show_answer
 
 REQUEST_BYTES = 512 * 1024 - CHUNK_BYTES  # of one request; the daemon takes at most 512 KiB
 POLL_SECONDS = 0.5
@@ -26,7 +26,7 @@ def feedback(admin: Admin, as_json: bool, alert: str | None, answer: str | None,
     """Answer an alert; without `alert`, list the answers in force."""
     if alert is None:
         listed = admin.get("/feedback").body
-        show(listed, as_json, lambda: to_stdout(answer_rows(listed["feedback"], Style(sys.stdout))))
+        show_answer(listed, as_json, lambda: print_lines(answer_rows(listed["feedback"], Style(sys.stdout))))
         return 0
     if answer is None:
         raise UsageError("feedback ID needs an answer: normal, anomaly or undo")
@@ -36,12 +36,12 @@ def feedback(admin: Admin, as_json: bool, alert: str | None, answer: str | None,
         reply = admin.post(f"/feedback/{quote(alert, safe='')}/undo").body
     else:
         reply = admin.post("/feedback", {"id": alert, "answer": answer, "note": note}).body
-    show(reply, as_json, lambda: print(_effect(reply)))
+    show_answer(reply, as_json, lambda: print(_feedback_effect_text(reply)))
     return 0
 
 
-def _effect(reply: Mapping[str, Any]) -> str:
-    what, line = printable(reply.get("what", "")), count(reply.get("line"))
+def _feedback_effect_text(reply: Mapping[str, Any]) -> str:
+    what, line = printable(reply.get("what", "")), count_text(reply.get("line"))
     effects = {
         "normal": "normal from now on, and not raised again",
         "anomaly": "an anomaly, not learned from, and frequency does not make it normal",
@@ -52,19 +52,19 @@ def _effect(reply: Mapping[str, Any]) -> str:
 
 def incidents(admin: Admin, as_json: bool, limit: int) -> int:
     answer = admin.get(f"/incidents?limit={limit}").body
-    show(answer, as_json, lambda: to_stdout(incident_rows(answer["incidents"], Style(sys.stdout))))
+    show_answer(answer, as_json, lambda: print_lines(incident_rows(answer["incidents"], Style(sys.stdout))))
     return 0
 
 
 def models_list(admin: Admin, as_json: bool) -> int:
     answer = admin.get("/models").body
-    show(answer, as_json, lambda: to_stdout(model_rows(answer["models"], Style(sys.stdout))))
+    show_answer(answer, as_json, lambda: print_lines(model_rows(answer["models"], Style(sys.stdout))))
     return 0
 
 
 def models_rollback(admin: Admin, as_json: bool, generation: int) -> int:
     answer = admin.post(f"/models/{generation}/rollback").body
-    show(
+    show_answer(
         answer,
         as_json,
         lambda: print(f"model generation {answer['generation']} is in force again, after line {answer['line']:,}"),
@@ -78,15 +78,15 @@ def train_from(admin: Admin, as_json: bool, source: str, wait: bool) -> int:
         raise UsageError("train-from reads standard input, which is your terminal; name a FILE or pipe one in")
     before = admin.get("/status").body
     shown = sys.stderr.isatty() and not as_json
-    taken = _upload(admin, source, shown)
+    taken = _upload_vouched_file(admin, source, shown)
     if not as_json:
-        _print_taken(taken)
+        _print_vouched_counts(taken)
     if not wait or not taken["lines"]:
-        show(taken, as_json, lambda: None)
+        show_answer(taken, as_json, lambda: None)
         return 0
-    with _training_bar() if shown else _no_bar() as show_progress:
-        generation = _await_generation(admin, before.get("training") or {}, show_progress)
-    show(
+    with _training_progress_bar() if shown else _no_progress_bar() as show_progress:
+        generation = _await_model_generation(admin, before.get("training") or {}, show_progress)
+    show_answer(
         {**taken, "generation": generation},
         as_json,
         lambda: print(
@@ -98,7 +98,7 @@ def train_from(admin: Admin, as_json: bool, source: str, wait: bool) -> int:
     return 0
 
 
-def _upload(admin: Admin, source: str, shown: bool) -> dict[str, int]:
+def _upload_vouched_file(admin: Admin, source: str, shown: bool) -> dict[str, int]:
     """The counts of lines, rule hits and sessions taken. Raises `Failure`; lines taken before that stay taken."""
     path = f"/train-from?source=train-{secrets.token_hex(8)}"
     taken = {"lines": 0, "rule_hits": 0, "sessions": 0}
@@ -118,11 +118,11 @@ def _upload(admin: Admin, source: str, shown: bool) -> dict[str, int]:
             if begun:
                 upload_chunk(b"", True)
 
-    with open_source(source) as raw:
-        with progress_bar(os.fstat(raw.fileno()).st_size or None) if shown else _no_bar() as progress:
+    with open_file_or_stdin(source) as raw:
+        with sending_progress_bar(os.fstat(raw.fileno()).st_size or None) if shown else _no_progress_bar() as progress:
             try:
                 waiting = b""
-                for read, chunk in chunks(raw):
+                for read, chunk in unpacked_chunks(raw):
                     waiting += chunk
                     if len(waiting) >= REQUEST_BYTES:
                         upload_chunk(waiting, False)
@@ -138,7 +138,7 @@ def _upload(admin: Admin, source: str, shown: bool) -> dict[str, int]:
     return taken
 
 
-def _print_taken(taken: Mapping[str, int]) -> None:
+def _print_vouched_counts(taken: Mapping[str, int]) -> None:
     lines, hits = taken["lines"], taken["rule_hits"]
     sessions = f"{taken['sessions']:,} {'session' if taken['sessions'] == 1 else 'sessions'}"
     print(f"{lines:,} lines in {sessions} taken" if lines else "no lines in it: nothing to learn")
@@ -148,7 +148,7 @@ def _print_taken(taken: Mapping[str, int]) -> None:
         print(f"vigilctl: {hits / lines:.1%} of the lines look like attacks: is this file clean?", file=sys.stderr)
 
 
-def _await_generation(admin: Admin, before: Mapping[str, Any], show_progress: ShowProgress) -> int | None:
+def _await_model_generation(admin: Admin, before: Mapping[str, Any], show_progress: ShowProgress) -> int | None:
     """The generation in force, once it differs from that in `before` (the object "training" of a status); None if no
     training is due.
 
@@ -174,20 +174,20 @@ def _await_generation(admin: Admin, before: Mapping[str, Any], show_progress: Sh
             quiet = 0 if under_way or training.get("due") else quiet + 1
             if quiet > QUIET_POLLS:
                 return None
-            show_progress(training.get("percent") if under_way else None, _training_text(training, under_way))
+            show_progress(training.get("percent") if under_way else None, _training_progress_text(training, under_way))
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         raise Failure("interrupted; the lines that were taken are learned from all the same") from None
 
 
-def _training_text(training: Mapping[str, Any], under_way: bool) -> str:
+def _training_progress_text(training: Mapping[str, Any], under_way: bool) -> str:
     if not under_way:
         return "waiting until the training begins"
     return f"epoch {training['epoch']} of {training.get('epochs', '?')}" if training.get("epoch") else "training"
 
 
 @contextmanager
-def _training_bar() -> Iterator[ShowProgress]:
+def _training_progress_bar() -> Iterator[ShowProgress]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -198,5 +198,5 @@ def _training_bar() -> Iterator[ShowProgress]:
 
 
 @contextmanager
-def _no_bar() -> Iterator[Callable[..., None]]:
+def _no_progress_bar() -> Iterator[Callable[..., None]]:
     yield lambda *_: None

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from actors.turns import CHUNK_BYTES, ROUND_BYTES, SHARED_CHUNK_BYTES, Turns
+from actors.connection_turns import CHUNK_BYTES, ROUND_BYTES, SHARED_CHUNK_BYTES, Turns
 
 TURNS_A_ROUND = ROUND_BYTES // SHARED_CHUNK_BYTES
 
@@ -24,14 +24,14 @@ class Journal:
         """A connection of `uid` has so many chunks to send, as large as it may but of at most `size` bytes."""
 
         async def run() -> None:
-            flow = self.turns.join(uid)
+            flow = self.turns.join_connection(uid)
             for _ in range(times):
-                most = await self.turns.take(flow)
+                most = await self.turns.wait_for_turn(flow)
                 self.taken.append(name)
-                self.turns.took(flow, min(size, most))
+                self.turns.use_turn(flow, min(size, most))
                 await self._durable.wait()
-                self.turns.over(flow)
-            self.turns.leave(flow)
+                self.turns.end_turn(flow)
+            self.turns.leave_connection(flow)
 
         self._nursery.start_soon(run)
 
@@ -51,13 +51,15 @@ def journal(nursery: trio.Nursery) -> Journal:
 
 async def test_one_that_is_alone_takes_large_chunks_and_several_take_small_ones() -> None:
     turns = Turns()
-    first, second = turns.join(1), turns.join(1)
-    assert await turns.take(first) == CHUNK_BYTES
-    turns.took(first, CHUNK_BYTES)
-    assert await turns.take(second) == SHARED_CHUNK_BYTES, "at once, whatever the first took while it was alone"
-    turns.over(first)
-    turns.over(second)
-    assert await turns.take(second) == CHUNK_BYTES
+    first, second = turns.join_connection(1), turns.join_connection(1)
+    assert await turns.wait_for_turn(first) == CHUNK_BYTES
+    turns.use_turn(first, CHUNK_BYTES)
+    assert await turns.wait_for_turn(second) == SHARED_CHUNK_BYTES, (
+        "at once, whatever the first took while it was alone"
+    )
+    turns.end_turn(first)
+    turns.end_turn(second)
+    assert await turns.wait_for_turn(second) == CHUNK_BYTES
 
 
 async def test_one_that_comes_anew_is_next_however_many_flood(journal: Journal) -> None:
@@ -105,11 +107,11 @@ async def test_one_that_gives_up_waiting_leaves_its_turn_to_others(journal: Jour
     for n in range(TURNS_A_ROUND):
         journal.send(f"flooder {n}", 1, CHUNK_BYTES)
     await wait_all_tasks_blocked()
-    flow = journal.turns.join(1)
+    flow = journal.turns.join_connection(1)
     with trio.move_on_after(0) as gave_up:
-        await journal.turns.take(flow)
+        await journal.turns.wait_for_turn(flow)
     assert gave_up.cancelled_caught
-    journal.turns.leave(flow)
+    journal.turns.leave_connection(flow)
     journal.send("last", 1, 10)
     await journal.confirm()
     assert "last" in journal.taken

@@ -85,36 +85,36 @@ class Places:
         self._calm = trio.CancelScope()
         self._crowded = trio.Event()
 
-    async def take(
+    async def take_place(
         self, connection: trio.socket.SocketType, uid: int, *, said: Said = Said.NOTHING, may_refuse: bool = True
     ) -> Place | None:
-        """Its place, when there is one, until `give_back`; None when it is refused, and to be closed. Others may give
-        way for it."""
+        """Its place, when there is one, until `give_place_back`; None when it is refused, and to be closed. Others may
+        give way for it."""
         place = Place(connection, uid, trio.current_time(), said)
         if self._taken < self._limit and not self._door:
-            self._admit(place)
+            self._give_place(place)
             return place
         self._door[place] = None
         try:
             while not place.decided.is_set():
                 most = max(self._held, key=lambda each: len(self._held[each]))
-                self.short_of(
+                self.note_shortage(
                     f"all {self._limit:,} connections for log lines are taken, and others wait: user {most} has "
                     f"{len(self._held[most]):,} of them"
                 )
-                self._make_way(place)
+                self._make_way_for_newcomer(place)
                 if may_refuse and len(self._door) > self._door_limit:
-                    self._refuse_one()
+                    self._refuse_connection_at_door()
                 with trio.move_on_after(RECHECK_SECONDS):
                     await place.decided.wait()
         except BaseException:
             self._door.pop(place, None)
             if place.admitted:
-                self.give_back(place)
+                self.give_place_back(place)
             raise
         return None if place.refused else place
 
-    def give_back(self, place: Place) -> None:
+    def give_place_back(self, place: Place) -> None:
         """Its connection is closed."""
         held = self._held[place.uid]
         del held[place]
@@ -123,15 +123,15 @@ class Places:
         self._taken -= 1
         if self._door:
             # Of the user with fewest places; and a place is of no use yet to one that has sent nothing.
-            def worth(other: Place) -> tuple[bool, int]:
-                return not _has_sent(other.connection), len(self._held.get(other.uid, ()))
+            def admission_order(other: Place) -> tuple[bool, int]:
+                return not _has_sent_bytes(other.connection), len(self._held.get(other.uid, ()))
 
-            first = min(self._door, key=worth)
+            first = min(self._door, key=admission_order)
             del self._door[first]
-            self._admit(first)
+            self._give_place(first)
 
     @contextmanager
-    def busy(self, place: Place) -> Iterator[None]:
+    def marked_busy(self, place: Place) -> Iterator[None]:
         """A chunk of it is under way meanwhile."""
         place.busy = True
         try:
@@ -140,14 +140,14 @@ class Places:
             place.busy = False
             place.since = trio.current_time()
 
-    def let_go(self) -> bool:
+    def end_idle_connection(self) -> bool:
         """End the connection that has been idle for longest, of the user with most; False when none is idle."""
         if not self._held:
             return False
         most = max(self._held, key=lambda uid: len(self._held[uid]))
-        return self._end(self._idle(most))
+        return self._shut_down_connection(self._idle_connection_of(most))
 
-    def short_of(self, reason: str) -> None:
+    def note_shortage(self, reason: str) -> None:
         """A connection has to wait, for `reason`."""
         self._calm.deadline = trio.current_time() + CALM_SECONDS
         if self._shortage.waiting is None:
@@ -155,7 +155,7 @@ class Places:
             self._on_change(self._shortage)
             self._crowded.set()
 
-    async def watch(self) -> None:
+    async def log_shortages(self) -> None:
         """Log when connections begin to wait, and when they no longer do. Until cancelled."""
         shortage = self._shortage
         while True:
@@ -173,14 +173,14 @@ class Places:
                 shortage.refused - refused,
             )
 
-    def _admit(self, place: Place) -> None:
+    def _give_place(self, place: Place) -> None:
         place.admitted = True
         place.since = trio.current_time()
         self._held[place.uid][place] = None
         self._taken += 1
         place.decided.set()
 
-    def _make_way(self, newcomer: Place) -> None:
+    def _make_way_for_newcomer(self, newcomer: Place) -> None:
         """Let one more go, unless as many are leaving as wait."""
         most = max(self._held, key=lambda uid: len(self._held[uid]))
         leaving = [place for held in self._held.values() for place in held if place.leaving]
@@ -189,12 +189,12 @@ class Places:
         # Those that leave soon do not count, or one newcomer after the other would push out too many.
         of_most = [place for place in self._held[most] if not place.leaving]
         fewer = len(self._held.get(newcomer.uid, ())) + 1 < len(of_most)
-        if newcomer.uid != most and fewer and _has_sent(newcomer.connection):
-            self._end(min(of_most, key=_worth))
+        if newcomer.uid != most and fewer and _has_sent_bytes(newcomer.connection):
+            self._shut_down_connection(min(of_most, key=_giving_way_order))
         else:
-            self._end(self._idle(most))
+            self._shut_down_connection(self._idle_connection_of(most))
 
-    def _idle(self, uid: int) -> Place | None:
+    def _idle_connection_of(self, uid: int) -> Place | None:
         """The one of this user that gives way to those that come after it, if one may."""
         now = trio.current_time()
         idle = [
@@ -205,9 +205,12 @@ class Places:
             and now >= place.since + (IDLE_SECONDS if place.said is Said.LINES else SILENT_SECONDS)
         ]
         # One that is readable has sent something, or ended: that is not read yet.
-        return next((place for place in sorted(idle, key=_worth) if not _readable(place.connection)), None)
+        return next(
+            (place for place in sorted(idle, key=_giving_way_order) if not _connection_readable(place.connection)), None
+        )
 
-    def _end(self, place: Place | None) -> bool:
+    def _shut_down_connection(self, place: Place | None) -> bool:
+        """Let it give way: nothing more can be sent on it, and what was sent is read to the end. False without one."""
         if place is None:
             return False
         place.leaving = True
@@ -216,14 +219,16 @@ class Places:
         self._on_change(self._shortage)
         return True
 
-    def _refuse_one(self) -> None:
-        def of_most(place: Place) -> int:
+    def _refuse_connection_at_door(self) -> None:
+        """Refuse one of those that wait, of the user with most places."""
+
+        def most_places_first(place: Place) -> int:
             return -len(self._held.get(place.uid, ()))
 
-        door = sorted(self._door, key=of_most)
-        door = [place for place in door if of_most(place) == of_most(door[0])]
+        door = sorted(self._door, key=most_places_first)
+        door = [place for place in door if most_places_first(place) == most_places_first(door[0])]
         # One that has sent something has more to lose; of those it is the last that came.
-        silent = (place for place in door if not _has_sent(place.connection))
+        silent = (place for place in door if not _has_sent_bytes(place.connection))
         place = next(silent, door[-1])
         del self._door[place]
         place.refused = True
@@ -232,18 +237,19 @@ class Places:
         self._on_change(self._shortage)
 
 
-def _worth(place: Place) -> tuple[Said, float]:
+def _giving_way_order(place: Place) -> tuple[Said, float]:
     """The lower, the sooner it gives way."""
     return place.said, place.since
 
 
-def _readable(connection: trio.socket.SocketType) -> bool:
+def _connection_readable(connection: trio.socket.SocketType) -> bool:
+    """Whether bytes wait to be read, or its end."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))
 
 
-def _has_sent(connection: trio.socket.SocketType) -> bool:
+def _has_sent_bytes(connection: trio.socket.SocketType) -> bool:
     """Whether bytes wait; one that hung up without any has nothing to lose."""
     waiting = fcntl.ioctl(connection.fileno(), termios.FIONREAD, bytes(4))
     return waiting != bytes(4)

@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon.client.admin import Failure, reason
-from daemon.places import SYSTEM_RUNTIME, runtime_directory
+from daemon.client.admin import Failure, os_error_reason
+from daemon.default_directories import SYSTEM_RUNTIME, runtime_directory
 
 CHUNK_BYTES = 128 * 1024
 STARTING_SECONDS = 3.0  # a starting daemon listens within half a second, on a busy machine within two
@@ -52,26 +52,26 @@ def log_sockets(given: str | None, env: Mapping[str, str]) -> list[Path]:
     return [directory / "log.sock" for directory in dict.fromkeys([runtime_directory(env), SYSTEM_RUNTIME])]
 
 
-def send(source: str, sockets: list[Path], *, show: bool) -> Sent:
+def send_lines(source: str, sockets: list[Path], *, show: bool) -> Sent:
     """Send `source` (a path, or "-" for standard input; gzip is unpacked) to the first socket that listens.
 
     Waits up to STARTING_SECONDS for a daemon that is starting, and without limit for its confirmation. Raises
     `Failure`: then nothing is confirmed, though some of it may be durable.
     """
-    with open_source(source) as raw, _connect(sockets) as sock:
+    with open_file_or_stdin(source) as raw, _connect_to_log_socket(sockets) as sock:
         if not show:
-            return _stream(raw, sock, lambda read, lines, waiting: None)
-        with progress_bar(os.fstat(raw.fileno()).st_size or None) as progress:
-            return _stream(raw, sock, progress)
+            return _stream_to_log_socket(raw, sock, lambda read, lines, waiting: None)
+        with sending_progress_bar(os.fstat(raw.fileno()).st_size or None) as progress:
+            return _stream_to_log_socket(raw, sock, progress)
 
 
-def _stream(raw: io.BufferedReader, sock: socket.socket, progress: Progress) -> Sent:
+def _stream_to_log_socket(raw: io.BufferedReader, sock: socket.socket, progress: Progress) -> Sent:
     started = time.monotonic()
     lines = total = read = 0
     last = b"\n"
-    durable = _Durable(sock)
+    durable = _DurableLines(sock)
     try:
-        for read, chunk in chunks(raw):
+        for read, chunk in unpacked_chunks(raw):
             sock.sendall(chunk)
             total += len(chunk)
             lines += chunk.count(b"\n")
@@ -84,13 +84,17 @@ def _stream(raw: io.BufferedReader, sock: socket.socket, progress: Progress) -> 
         while sock.recv(4096):
             pass  # the daemon sends nothing before it closes; anything else is ignored
     except KeyboardInterrupt:
-        raise Failure(f"interrupted; not confirmed: {_amount(lines, total)} handed over, {durable}") from None
+        raise Failure(
+            f"interrupted; not confirmed: {_lines_and_bytes_text(lines, total)} handed over, {durable}"
+        ) from None
     except OSError as exc:
-        raise Failure(f"not confirmed: {reason(exc)} after {_amount(lines, total)} handed over, {durable}") from exc
+        raise Failure(
+            f"not confirmed: {os_error_reason(exc)} after {_lines_and_bytes_text(lines, total)} handed over, {durable}"
+        ) from exc
     return Sent(lines, total, time.monotonic() - started)
 
 
-class _Durable:
+class _DurableLines:
     """How many of the lines sent are known to be durable: the daemon takes bytes from the socket only then.
 
     The kernel tells how much of what we sent is still queued (SIOCOUTQ, a little more than the bytes). It also tells
@@ -117,7 +121,7 @@ class _Durable:
         return f"at least {self.lines:,} lines of it durable"
 
 
-def chunks(raw: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
+def unpacked_chunks(raw: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
     """(bytes read from `raw` so far, data to send), unpacked if it is gzip. A pipe's data is sent as it arrives."""
     read = 0
     if raw.peek(2)[:2] == GZIP_MAGIC:
@@ -126,7 +130,7 @@ def chunks(raw: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
             while chunk := unpacked.read(CHUNK_BYTES):
                 yield (raw.tell() if raw.seekable() else 0), chunk
         except (gzip.BadGzipFile, EOFError, zlib.error) as exc:
-            raise Failure(f"not confirmed: the gzip data is damaged: {reason(exc)}") from exc
+            raise Failure(f"not confirmed: the gzip data is damaged: {os_error_reason(exc)}") from exc
         return
     while chunk := raw.read1(CHUNK_BYTES):
         read += len(chunk)
@@ -134,7 +138,7 @@ def chunks(raw: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
 
 
 @contextmanager
-def open_source(source: str) -> Iterator[io.BufferedReader]:
+def open_file_or_stdin(source: str) -> Iterator[io.BufferedReader]:
     """The file `source`, or standard input for "-". Raises Failure."""
     if source == "-":
         # A reader of our own: closing it must not close the interpreter's standard input.
@@ -144,12 +148,12 @@ def open_source(source: str) -> Iterator[io.BufferedReader]:
     try:
         raw = open(source, "rb")
     except OSError as exc:
-        raise Failure(f"cannot read {source}: {reason(exc)}") from exc
+        raise Failure(f"cannot read {source}: {os_error_reason(exc)}") from exc
     with raw:
         yield raw
 
 
-def _connect(sockets: list[Path]) -> socket.socket:
+def _connect_to_log_socket(sockets: list[Path]) -> socket.socket:
     deadline = time.monotonic() + STARTING_SECONDS
     while True:
         refusals = []
@@ -160,7 +164,7 @@ def _connect(sockets: list[Path]) -> socket.socket:
                 sock.connect(os.fspath(path))
             except OSError as exc:
                 sock.close()
-                refusals.append(f"{path} ({reason(exc)})")
+                refusals.append(f"{path} ({os_error_reason(exc)})")
                 # Refused: a socket that a killed daemon left, or one that is bound and does not listen yet.
                 may_come |= isinstance(exc, FileNotFoundError | ConnectionRefusedError)
             else:
@@ -171,7 +175,7 @@ def _connect(sockets: list[Path]) -> socket.socket:
 
 
 @contextmanager
-def progress_bar(size: int | None) -> Iterator[Progress]:
+def sending_progress_bar(size: int | None) -> Iterator[Progress]:
     """A progress bar on standard error. `size` is in bytes, None for a pipe."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -195,5 +199,5 @@ def progress_bar(size: int | None) -> Iterator[Progress]:
         yield show
 
 
-def _amount(lines: int, total: int) -> str:
+def _lines_and_bytes_text(lines: int, total: int) -> str:
     return f"{lines:,} lines ({total:,} bytes)"

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.lines import SAMPLE_LINES, Source
+from actors.source_lines import SAMPLE_LINES, Source
 from detection.frames import Segment
 from detection.sessions.connections import LivingSource, LivingSources
 

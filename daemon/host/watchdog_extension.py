@@ -11,18 +11,18 @@ ALIVE_SECONDS = 2.0  # how often the manager is notified
 ALIVE_GRACE_SECONDS = 30.0
 
 
-class Patience:
+class WatchdogExtension:
     """`alive` (the watchdog) and `extend` (more time to start) may be called from any thread, as often as one likes."""
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
         self.alive = _at_most_every(ALIVE_SECONDS, notifier.watchdog)
-        self.extend = _at_most_every(ALIVE_SECONDS, self._extend)
+        self.extend = _at_most_every(ALIVE_SECONDS, self._extend_start_time)
 
     async def extend_until(self, event: trio.Event) -> None:
         """Ask for more time to start, until `event`. The watchdog is fed by others."""
         while not event.is_set():
-            self._extend()
+            self._extend_start_time()
             with trio.move_on_after(ALIVE_SECONDS):
                 await event.wait()
 
@@ -30,11 +30,11 @@ class Patience:
         """Say that we are alive and need more time, until `event`: what goes on is waiting, for a disk for instance."""
         while not event.is_set():
             self.alive()
-            self._extend()
+            self._extend_start_time()
             with trio.move_on_after(ALIVE_SECONDS):
                 await event.wait()
 
-    def _extend(self) -> None:
+    def _extend_start_time(self) -> None:
         self._notifier.extend(ALIVE_GRACE_SECONDS)
 
 

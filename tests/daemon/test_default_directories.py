@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.places import make_private, runtime_directory, state_directory
+from daemon.default_directories import make_private_directory, runtime_directory, state_directory
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def test_without_a_login_session_the_sockets_go_to_a_directory_of_the_users_own(
 
 def test_a_private_directory_is_made_with_its_parents_and_keeps_its_mode_later(tmp_path: Path) -> None:
     directory = tmp_path / "a" / "b"
-    make_private(directory)
+    make_private_directory(directory)
     assert directory.stat().st_mode & 0o777 == 0o700
     directory.chmod(0o755)
-    make_private(directory)
+    make_private_directory(directory)
     assert directory.stat().st_mode & 0o777 == 0o755
 
 
@@ -58,11 +58,12 @@ def test_a_directory_of_somebody_else_is_refused(tmp_path: Path, uid: int) -> No
     if tmp_path.stat().st_uid == 0:
         os.chown(tmp_path, 1234, -1)
     with pytest.raises(PermissionError, match=r"is owned by user \d+, not by us"):
-        make_private(tmp_path)
+        make_private_directory(tmp_path)
 
 
 @pytest.mark.slow
 def test_the_command_line_tool_can_import_it_without_weight() -> None:
-    code = "import sys, daemon.places; print(any(name in sys.modules for name in ('numpy', 'trio', 'msgspec')))"
+    heavy = ("numpy", "trio", "msgspec")
+    code = f"import sys, daemon.default_directories; print(any(name in sys.modules for name in {heavy}))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"

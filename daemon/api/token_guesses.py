@@ -27,22 +27,22 @@ class _Guesser:
     last_time: float = 0.0
 
 
-class Guesses:
+class TokenGuesses:
     """Counts wrong tokens by the network that they come from."""
 
     def __init__(self) -> None:
         self._guessers: dict[str, _Guesser] = {}
 
-    async def wait(self, peer: Peer) -> None:
+    async def wait_before_answer(self, peer: Peer) -> None:
         """To be awaited before a token of `peer` is looked at."""
-        guesser = self._known(peer)
+        guesser = self._known_guesser(peer)
         over = guesser.guesses - FREE_GUESSES if guesser else -1
         if over >= 0:
             await trio.sleep(min(MAX_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(over, 10)))
 
-    def count(self, peer: Peer, request: str) -> None:
+    def count_wrong_token(self, peer: Peer, request: str) -> None:
         """A token of `peer` was wrong. Logged at the first, second, fourth, eighth... of a network."""
-        guesser = self._known(peer) or _Guesser()
+        guesser = self._known_guesser(peer) or _Guesser()
         guesser.guesses += 1
         guesser.last_time = trio.current_time()
         self._guessers.pop(peer.network, None)  # to the end: the first is the one that makes room
@@ -55,7 +55,7 @@ class Guesses:
                 *(peer.name, request, guesser.guesses, peer.network or "there"),
             )
 
-    def _known(self, peer: Peer) -> _Guesser | None:
+    def _known_guesser(self, peer: Peer) -> _Guesser | None:
         guesser = self._guessers.get(peer.network)
         if guesser is None or trio.current_time() - guesser.last_time > FORGET_SECONDS:
             return None

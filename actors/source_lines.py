@@ -34,12 +34,12 @@ class Source:
         self._skipping = before.full if before else False
         self._parity = before.parity if before else 1
         self._begun = before is not None
-        self._sample: _Sample | None = None
+        self._sample: _LineSample | None = None
         self._kind = kind
         if kind == "auto":
             self._kind = before.kind if before else "plain"
             if before is None or before.lines < SAMPLE_LINES:
-                self._sample = _Sample(recognise, before.tail if before else b"")
+                self._sample = _LineSample(recognise, before.tail if before else b"")
 
     @property
     def begun(self) -> bool:
@@ -49,12 +49,12 @@ class Source:
     def feed(self, data: bytes) -> Segment | None:
         """The segment for the next `data` of this source; None when it all belongs to a line already full."""
         was_full = self._skipping
-        kept, lines, cut = self._cut(data)
+        kept, lines, cut = self._cut_overlong_lines(data)
         if not kept and was_full:
             return None
         self._begun = True
         self._parity ^= 1
-        kind = self._recognised(kept)
+        kind = self._recognised_kind(kept)
         return Segment(self.name, kind, kept, lines, cut, full=self._skipping, parity=self._parity)
 
     def finish(self) -> Segment | None:
@@ -63,9 +63,9 @@ class Source:
             return None
         tail = self._length > 0
         cut = (0,) if self._skipping else ()
-        return Segment(self.name, self._recognised(b"\n" if tail else b""), b"", int(tail), cut, last=True)
+        return Segment(self.name, self._recognised_kind(b"\n" if tail else b""), b"", int(tail), cut, last=True)
 
-    def _cut(self, data: bytes) -> tuple[bytes, int, tuple[int, ...]]:
+    def _cut_overlong_lines(self, data: bytes) -> tuple[bytes, int, tuple[int, ...]]:
         """`data` without what exceeds the limit, the lines it completes, the ordinals of those cut.
 
         Whole runs of short lines are found with one backward search, so the usual chunk takes a
@@ -101,15 +101,15 @@ class Source:
                 self._skipping = at < len(data)
         return b"".join(kept), lines, tuple(cut)
 
-    def _recognised(self, kept: bytes) -> str:
+    def _recognised_kind(self, kept: bytes) -> str:
         if self._sample is not None:
-            self._kind = self._sample.kind(kept) or self._kind
+            self._kind = self._sample.recognise_kind(kept) or self._kind
             if self._sample.complete:
                 self._sample = None
         return self._kind
 
 
-class _Sample:
+class _LineSample:
     """The first lines of a source. The kind may change with each read until the sample is complete."""
 
     def __init__(self, recognise: Recognise, tail: bytes) -> None:
@@ -121,7 +121,7 @@ class _Sample:
     def complete(self) -> bool:
         return len(self._lines) == SAMPLE_LINES
 
-    def kind(self, data: bytes) -> str | None:
+    def recognise_kind(self, data: bytes) -> str | None:
         """The kind by all lines so far, or None as long as there is no whole line."""
         *whole, tail = (self._tail + data).split(b"\n", SAMPLE_LINES - len(self._lines))
         self._lines += [line.removesuffix(b"\r")[:SAMPLE_LINE_BYTES] for line in whole]

@@ -17,7 +17,7 @@ CREDENTIALS = Path("/run/credentials")  # systemd's, there while the service run
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckedConfig:
     """`rules`: how many. `token`: the file, None if none is set. `token_later`: systemd provides it at the start."""
 
     rules: int
@@ -25,23 +25,23 @@ class Checked:
     token_later: bool
 
 
-def check(settings: Settings, user: User | None, instance: str | None = None) -> Checked:
+def check_config(settings: Settings, user: User | None, instance: str | None = None) -> CheckedConfig:
     """Check everything that a start reads. Raises SettingsError: one line that says what to do.
 
     `user` runs the service, or its `instance`. Run as root, this also checks that `user` can read each file.
     """
     texts = read_rules(settings)
-    count = _compiled(texts)
+    count = _count_compiled_rules(texts)
     token = token_path(settings)
     later = token is not None and CREDENTIALS in token.parents and not token.exists()
     if not later:
         read_token(settings)
     if user is not None and os.geteuid() == 0 and user.uid != 0:
-        _refuse_unreadable(settings, texts, None if later else token, user, instance)
-    return Checked(count, token, later)
+        _refuse_unreadable_config(settings, texts, None if later else token, user, instance)
+    return CheckedConfig(count, token, later)
 
 
-def _compiled(texts: Sequence[RuleText]) -> int:
+def _count_compiled_rules(texts: Sequence[RuleText]) -> int:
     from detection.rules.engine import RuleSet  # numpy and re2 come with it
     from detection.rules.files import RuleError
 
@@ -51,7 +51,7 @@ def _compiled(texts: Sequence[RuleText]) -> int:
         raise SettingsError(str(exc)) from exc
 
 
-def _refuse_unreadable(
+def _refuse_unreadable_config(
     settings: Settings, texts: Sequence[RuleText], token: Path | None, user: User, instance: str | None
 ) -> None:
     readable = [settings.path] if settings.path else []

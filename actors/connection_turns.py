@@ -48,74 +48,75 @@ class Turns:
         self._active: set[_Peer] = set()  # with turns, or waiting for one
         self._tickets = count()
 
-    def join(self, uid: int) -> Flow:
-        """A connection of the user `uid`, until `leave`."""
+    def join_connection(self, uid: int) -> Flow:
+        """A connection of the user `uid`, until `leave_connection`."""
         peer = self._peers.setdefault(uid, _Peer(uid))
         peer.flows += 1
         return Flow(peer, peer.clock - SHARED_CHUNK_BYTES)
 
-    def leave(self, flow: Flow) -> None:
+    def leave_connection(self, flow: Flow) -> None:
         flow.peer.flows -= 1
         if not flow.peer.flows:
             del self._peers[flow.peer.uid]
 
-    async def take(self, flow: Flow) -> int:
-        """How many bytes of `flow` may be journaled now, when that is its turn; `over` ends it. Cancelled: no turn."""
+    async def wait_for_turn(self, flow: Flow) -> int:
+        """How many bytes of `flow` may be journaled, once it is its turn; `end_turn` ends that. Cancelled: no turn."""
         peer = flow.peer
         ticket = (max(flow.served, peer.clock - SHARED_CHUNK_BYTES), next(self._tickets), flow, trio.Event())
         heapq.heappush(peer.waiting, ticket)
         self._active.add(peer)
-        self._give(peer)
+        self._give_turns(peer)
         try:
             await ticket[-1].wait()
         except BaseException:
             if ticket[-1].is_set():
-                self.over(flow)
+                self.end_turn(flow)
             else:
                 peer.waiting.remove(ticket)
                 heapq.heapify(peer.waiting)
-                self._settle(peer)
+                self._settle_peer(peer)
             raise
         alone = len(self._active) == 1 and peer.turns == 1 and not peer.waiting
-        return CHUNK_BYTES if alone else self._chunk()
+        return CHUNK_BYTES if alone else self._shared_chunk_bytes()
 
-    def took(self, flow: Flow, size: int) -> None:
+    def use_turn(self, flow: Flow, size: int) -> None:
         """The turn is used for `size` bytes. What is beyond its share of a round (the connection was alone) does not
         count as under way: who comes now is not to wait for it."""
         flow.served += size
         unused = flow.under_way - min(size, flow.under_way)
         flow.under_way -= unused
         flow.peer.under_way -= unused
-        self._give(flow.peer)
+        self._give_turns(flow.peer)
 
-    def over(self, flow: Flow) -> None:
+    def end_turn(self, flow: Flow) -> None:
         """The chunk is durable, or there is none."""
         peer = flow.peer
         peer.turns -= 1
         peer.under_way -= flow.under_way
         flow.under_way = 0
-        self._give(peer)
-        self._settle(peer)
+        self._give_turns(peer)
+        self._settle_peer(peer)
 
-    def _give(self, peer: _Peer) -> None:
-        while peer.waiting and (not peer.turns or peer.under_way < self._share()):
+    def _give_turns(self, peer: _Peer) -> None:
+        """Let the connections of `peer` have turns, those served least first, until its share is under way."""
+        while peer.waiting and (not peer.turns or peer.under_way < self._peer_share_bytes()):
             served, _, flow, event = heapq.heappop(peer.waiting)
             flow.served = served
             peer.clock = max(peer.clock, served)
-            flow.under_way = self._chunk()
+            flow.under_way = self._shared_chunk_bytes()
             peer.under_way += flow.under_way
             peer.turns += 1
             event.set()
 
-    def _settle(self, peer: _Peer) -> None:
+    def _settle_peer(self, peer: _Peer) -> None:
         """With `peer` done, the shares of the others are larger."""
         if not peer.turns and not peer.waiting and peer in self._active:
             self._active.remove(peer)
             for other in self._active:
-                self._give(other)
+                self._give_turns(other)
 
-    def _share(self) -> int:
+    def _peer_share_bytes(self) -> int:
         return max(ROUND_BYTES // len(self._active), LEAST_SHARE_BYTES)
 
-    def _chunk(self) -> int:
-        return min(self._share(), SHARED_CHUNK_BYTES)
+    def _shared_chunk_bytes(self) -> int:
+        return min(self._peer_share_bytes(), SHARED_CHUNK_BYTES)
