@@ -9,7 +9,7 @@ import msgspec
 
 
 class FormatSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`kind`: "auto" (decided per connection from its first lines) or one of `detection.formats.KINDS`."""
+    """`kind`: "auto" (decided per connection from its first lines) or one of `detection.formats.kinds.KINDS`."""
 
     kind: str = "auto"
 
