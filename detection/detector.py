@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from detection.causes.fingerprints import hit_causes
 from detection.causes.known import Answer
 from detection.columns.state import Columns, State, of_this_version
+from detection.detector_state import Parts
+from detection.frame_reading import FrameLines, Reader, Shown
 from detection.frames import (
     FeedbackFrame,
     FlushFrame,
@@ -45,8 +47,6 @@ from detection.members.registry import ONLINE_NAMES
 from detection.models.model import Model
 from detection.models.training_set import TrainingCutoff, TrainingSet
 from detection.next_training import cutoff, history_of_stream, learned_so_far, training_set
-from detection.parts import Parts
-from detection.reading import FrameLines, Reader, Shown
 from detection.scoring.batch import Batch, Closings, Judged
 from detection.scoring.calibration import level_of
 from detection.scoring.ensemble import Ensemble, members_of, resting

@@ -36,9 +36,9 @@ from detection.bounds import DamagedError, check_model
 from detection.columns.state import Columns, NewerVersionError, OtherVersionError, State
 from detection.columns.upgrades import STATES
 from detection.detector import Detector
+from detection.detector_state import model_in
 from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, ReturnedFrame, Sequenced, decode
 from detection.models.model import Model, from_columns, to_columns
-from detection.parts import model_in
 from detection.verdicts.records import Verdicts
 from persistence.directory import StoreError
 from persistence.disk import UnreadableError

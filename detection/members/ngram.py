@@ -21,7 +21,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.memo import Places, folded, mixed
+from detection.columns.hashing import folded_hashes, mixed_words
+from detection.columns.memo import CacheSlots
 from detection.columns.runs import repeat_per_row
 from detection.members.member import FitData, Part, Predictor
 from detection.members.transformer.scoring import CONTINUED, END, FIRST, START, tokenised
@@ -45,7 +46,7 @@ class NgramModel:
             for k in range(1, ORDERS + 1)
         ]
         self._uniform = 1.0 / (len(vocabulary) + 2)  # UNSEEN and END are outcomes, too
-        self._places = Places(_MEMO, 1)
+        self._slots = CacheSlots(_MEMO, 1)
         self._known = np.zeros(_MEMO)
 
     def nats(self, view: View) -> Floats:
@@ -70,15 +71,15 @@ class NgramModel:
     def _of(self, keys: Keys) -> Floats:
         """As `nats`, by key: float64 [n]."""
         words = (keys + np.uint64(1))[:, None]  # no key of a memo is all zeros
-        hashes = folded(mixed(words).sum(axis=1))
-        place, known = self._places.find(words, hashes)
-        values = self._known[place]
+        hashes = folded_hashes(mixed_words(words).sum(axis=1))
+        slot, known = self._slots.find(words, hashes)
+        values = self._known[slot]
         missing = np.flatnonzero(~known)
         if len(missing):
             distinct, first, where = np.unique(keys[missing], return_index=True, return_inverse=True)
             fresh = self._computed(distinct)
             rows = missing[first]
-            claimed, chosen = self._places.claim(words[rows], hashes[rows])
+            claimed, chosen = self._slots.claim(words[rows], hashes[rows])
             self._known[claimed] = fresh[chosen]
             values[missing] = fresh[where]
         return values

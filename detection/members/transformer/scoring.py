@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detection.columns.memo import Keys, Places, folded, mixed
+from detection.columns.hashing import Keys, folded_hashes, mixed_words
+from detection.columns.memo import CacheSlots
 from detection.members.transformer.network import BLOCK, advance, hidden, logits, new_pages
 
 CONTEXT = 64  # inputs per window: a marker and up to 63 templates
@@ -126,9 +127,9 @@ class SequenceModel:
         torch.set_num_threads(1)  # two were slower, and the count changes bits
         self._vocabulary = vocabulary
         self._weights = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
-        self._windows = Places(_MEMO_WINDOWS, _WINDOW_WORDS)
+        self._windows = CacheSlots(_MEMO_WINDOWS, _WINDOW_WORDS)
         self._values = np.zeros((_MEMO_WINDOWS, CONTEXT), dtype=np.float32)
-        self._blocks = Places(blocks, _FULL_BLOCKS * _BLOCK_WORDS)
+        self._blocks = CacheSlots(blocks, _FULL_BLOCKS * _BLOCK_WORDS)
         # A page for each block in the memo, followed by those of the windows that are being computed.
         self._pages = new_pages(blocks + _WALKED_AT_ONCE * _BLOCKS)
         self._walked_pages = np.arange(blocks, self._pages.shape[1]).reshape(-1, _BLOCKS)
@@ -168,9 +169,9 @@ class SequenceModel:
     def _scored(self, windows: Windows) -> NDArray[np.float32]:
         """Surprises of the entries to predict, row by row: float32."""
         keys = _keys(windows)
-        hashes = folded(mixed(keys).sum(axis=1))
-        place, found = self._windows.find(keys, hashes)
-        values = self._values[place]
+        hashes = folded_hashes(mixed_words(keys).sum(axis=1))
+        slot, found = self._windows.find(keys, hashes)
+        values = self._values[slot]
         missing = np.flatnonzero(~found)
         if len(missing):
             alone, where = _distinct(keys[missing], hashes[missing])
@@ -272,8 +273,8 @@ def _prefixes(rows: NDArray[np.int16]) -> tuple[Keys, Keys]:
     The rest of a key is zeros, which do not occur in a full block after the marker.
     """
     words = np.ascontiguousarray(rows[:, : _FULL_BLOCKS * BLOCK]).view(np.uint64)
-    sums = mixed(words).reshape(len(rows), _FULL_BLOCKS, _BLOCK_WORDS).sum(axis=2).cumsum(axis=1)
-    return words[:, None, :] * _UP_TO_BLOCK, folded(sums)
+    sums = mixed_words(words).reshape(len(rows), _FULL_BLOCKS, _BLOCK_WORDS).sum(axis=2).cumsum(axis=1)
+    return words[:, None, :] * _UP_TO_BLOCK, folded_hashes(sums)
 
 
 _UP_TO_BLOCK = np.repeat(np.tri(_FULL_BLOCKS, dtype=np.uint64), _BLOCK_WORDS, axis=1)

@@ -7,10 +7,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.detector_state import Parts
 from detection.frames import Segment
 from detection.members.online import OnlineMembers, Read
 from detection.members.parsed_lines import ParsedLines
-from detection.parts import Parts
 from detection.rules.engine import Hits, RuleSet
 from detection.scoring.batch import Batch
 from detection.sessions.connections import LivingSources
