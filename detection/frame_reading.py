@@ -14,7 +14,7 @@ from detection.members.parsed_lines import ParsedLines
 from detection.rules.engine import Hits, RuleSet
 from detection.scoring.batch import Batch
 from detection.sessions.connections import LivingSources
-from detection.sessions.intake import Intake, KeyPattern, read_lines, take_in
+from detection.sessions.intake import Intake, KeyPattern, read_lines, take_in_segments
 from detection.settings import DetectionSettings, RuleText
 from detection.verdicts.alerting import Lines
 
@@ -94,7 +94,7 @@ class Reader:
     @classmethod
     def of(cls, settings: DetectionSettings, rules: tuple[RuleText, ...]) -> "Reader":
         key = settings.session.key
-        return cls(_compiled(rules), None if key == "auto" else KeyPattern(key))
+        return cls(_compiled_rules(rules), None if key == "auto" else KeyPattern(key))
 
     def read(
         self, parts: Parts, segments: Sequence[Segment], living: LivingSources, clock: float, received: float
@@ -103,7 +103,7 @@ class Reader:
 
         `clock` is the log clock before them, `received` when they came.
         """
-        intake = take_in(segments, living, self.pattern, clock=clock, received=received)
+        intake = take_in_segments(segments, living, self.pattern, clock=clock, received=received)
         parsed = read_lines(intake, parts.templates.assign, self.rules)
         hits = parts.known.without_normal(self.rules, parsed.hits, parsed.ids)
         hit = self.rules.confidences(hits, len(parsed.ids))
@@ -111,4 +111,4 @@ class Reader:
 
 
 # Compiling takes a tenth of a second, and a state that is loaded, or reloaded, mostly has the same rules.
-_compiled = lru_cache(maxsize=4)(RuleSet.compile)
+_compiled_rules = lru_cache(maxsize=4)(RuleSet.compile)

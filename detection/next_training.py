@@ -27,11 +27,11 @@ def training_set(parts: Parts, model: Model | None, alpha: float) -> TrainingSet
         alpha=alpha,
         templates=parts.templates.export(),
         previous=model,
-        studied=cutoff(parts),
+        studied=training_cutoff(parts),
     )
 
 
-def cutoff(parts: Parts) -> TrainingCutoff:
+def training_cutoff(parts: Parts) -> TrainingCutoff:
     """The cutoff of a training set that is taken now."""
     return TrainingCutoff(parts.seq, parts.learned, parts.known.admissions)
 

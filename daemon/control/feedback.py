@@ -85,11 +85,11 @@ def about(record: Mapping[str, Any]) -> About:
         kind = causes.KINDS.index(record["cause_kind"])
         template, shapes = record["cause_template"], record.get("cause_shapes", [])
         return About(
-            causes.read(str(record["cause"])),
+            causes.cause_from_text(str(record["cause"])),
             kind,
             str(record["what"]),
             _template(template),
-            tuple(causes.read(str(each)) for each in shapes),
+            tuple(causes.cause_from_text(str(each)) for each in shapes),
         )
     except (KeyError, ValueError):
         raise ControlError(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from detection.columns.hashing import folded_hashes, mixed_words
 from detection.columns.memo import CacheSlots
 from detection.members.member import FitData, FittedMember, Part
-from detection.members.view import COUNT_BUCKETS, Floats, Standing, View, whole_sessions
+from detection.members.view import COUNT_BUCKETS, Floats, Standing, View, view_of_whole_sessions
 
 MOST_REFERENCES = 512
 FEWEST_SESSIONS_OF_A_KIND = 2
@@ -56,14 +56,14 @@ class Counts(FittedMember):
         missing = np.flatnonzero(~known)
         if len(missing):
             distinct, first, where = np.unique(vectors[missing], axis=0, return_index=True, return_inverse=True)
-            fresh = self._computed(distinct)
+            fresh = self._compute_distances(distinct)
             rows = missing[first]
             claimed, chosen = self._slots.claim(keys[rows], hashes[rows])
             self._known[claimed] = fresh[chosen]
             values[missing] = fresh[where.reshape(-1)]
         return values
 
-    def _computed(self, vectors: NDArray[np.uint8]) -> Floats:
+    def _compute_distances(self, vectors: NDArray[np.uint8]) -> Floats:
         nearest = np.ones(len(vectors))
         if not len(self._references):
             return nearest
@@ -75,7 +75,7 @@ class Counts(FittedMember):
 
     @classmethod
     def fit(cls, fit_data: FitData) -> dict[str, NDArray[Any]]:
-        vectors, mass = np.unique(whole_sessions(fit_data.data, 0).counts, axis=0, return_counts=True)
+        vectors, mass = np.unique(view_of_whole_sessions(fit_data.data, 0).counts, axis=0, return_counts=True)
         common = np.argsort(-mass, kind="stable")
         common = common[mass[common] >= FEWEST_SESSIONS_OF_A_KIND][:MOST_REFERENCES]
         return {"vectors": np.ascontiguousarray(vectors[common])}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.causes.fingerprints import RULE, in_words, source_causes
+from detection.causes.fingerprints import RULE, cause_in_words, source_causes
 from detection.members.online import OnlineMembers, Read
 from detection.members.parsed_lines import ParsedLines
 from detection.rules.engine import RuleSet
@@ -13,9 +13,9 @@ from detection.scoring.batch import Judged
 from detection.scoring.ensemble import Ensemble
 from detection.sessions.recent_lines import RecentLines
 from detection.templates.table import TemplateTable
-from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explained, in_order
+from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explain_by_members, explanation_in_order
 from detection.verdicts.incidents import Incidents
-from detection.verdicts.records import Alerted, Rows, shown, shown_key, shown_session
+from detection.verdicts.records import Alerted, Rows, shown_key, shown_session, shown_text
 
 # An incident's first alerts are explained, and of one batch no more than this, those first that open an incident, as
 # they stand for it: a flood must not cost its time.
@@ -58,7 +58,7 @@ class Alerting:
         order = rows.in_order()
         order = order[rows.flagged[order]]
         self.flagged += len(order)
-        what = [self._what(rows, row, lines) for row in order.tolist()]
+        what = [self._cause_of_alert_in_words(rows, row, lines) for row in order.tolist()]
         sources = source_causes(rows.session[order])
         # A window of a stream without keys is nobody's: its alerts belong together by their cause only.
         sources[np.char.startswith(rows.session[order], b"w")] = 0
@@ -82,7 +82,7 @@ class Alerting:
         )
         early = np.flatnonzero(grouped.count <= EXPLAINED_OF_AN_INCIDENT)
         early = early[np.argsort(grouped.count[early], kind="stable")][:EXPLAINED_OF_A_BATCH]
-        reasons = {int(row): self._explained(rows, judged, int(row), alpha, lines) for row in order[early]}
+        reasons = {int(row): self._explain_alert(rows, judged, int(row), alpha, lines) for row in order[early]}
         self.batches.append((rows, Alerted(order, grouped, what, reasons)))
 
     def counting_records(self, line: int, k: int, now: float, *, everything: bool) -> tuple[dict[str, Any], ...]:
@@ -93,17 +93,17 @@ class Alerting:
         before = self._incidents.counts - len(counted)
         return tuple(one.record(f"{line}.{k}.{before + n}", generation) for n, one in enumerate(counted, 1))
 
-    def _what(self, rows: Rows, row: int, lines: Lines | None) -> str:
+    def _cause_of_alert_in_words(self, rows: Rows, row: int, lines: Lines | None) -> str:
         kind, key = int(rows.kind[row]), bytes(rows.session[row])
-        return in_words(
+        return cause_in_words(
             kind,
             template=rows.templates.get(int(rows.about[row]), ""),
             rule=rows.matched(row)[0].name if kind == RULE else "",
-            source=shown(_who(rows, row, lines)) or shown_key(key),
+            source=shown_text(_client_of_row(rows, row, lines)) or shown_key(key),
             session=shown_session(key),
         )
 
-    def _explained(self, rows: Rows, judged: Judged, row: int, alpha: float, lines: Lines | None) -> dict[str, Any]:
+    def _explain_alert(self, rows: Rows, judged: Judged, row: int, alpha: float, lines: Lines | None) -> dict[str, Any]:
         count = len(judged.row_of_line)
         closing = row >= count
         serial = int(judged.closings.serial[row - count] if closing else judged.states.serial[row])
@@ -112,7 +112,7 @@ class Alerting:
         through = int(rows.last_line[row])
         reasons: dict[str, Any] = {}
         if self._ensemble is not None and view_row is not None:
-            reasons = explained(
+            reasons = explain_by_members(
                 self._ensemble, judged.view, judged.standing, judged.judgement, view_row, alpha, self._templates.text
             )
         number = 0
@@ -124,15 +124,15 @@ class Alerting:
                 evidence_shown(self._rules.evidence(rule, target, agent, rows.texts[row])) for rule in rows.hit_by(row)
             ]
         # As of the client's last line: counters are those after the batch by now, which may go on for hours without it.
-        reasons |= self._online.explain(read, number, _who(rows, row, lines))
+        reasons |= self._online.explain(read, number, _client_of_row(rows, row, lines))
         reasons["lines"] = [
-            {"line": number, "text": shown(self._recent.text(number) or b""), "odd": number == odd}
+            {"line": number, "text": shown_text(self._recent.text(number) or b""), "odd": number == odd}
             for number in self._recent.of_session(serial, through, LINES_SHOWN)
         ]
-        return in_order(reasons)
+        return explanation_in_order(reasons)
 
 
-def _who(rows: Rows, row: int, lines: Lines | None) -> bytes:
+def _client_of_row(rows: Rows, row: int, lines: Lines | None) -> bytes:
     """The source of a row: whom its line names, b"" for nobody. A closing tells only the key of its session, which is
     the client where sessions are those of clients."""
     if lines is None or rows.k[row]:

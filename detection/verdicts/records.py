@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes.fingerprints import KINDS, NEW, RULE, SOURCE
-from detection.causes.fingerprints import shown as shown_cause
-from detection.formats.text import shown as shown
+from detection.causes.fingerprints import KINDS, NEW, RULE, SOURCE, cause_as_text
+from detection.formats.text import shown_text as shown_text
 from detection.members.registry import NAMES
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.rules.engine import Hits
@@ -93,24 +92,24 @@ class Rows:
             "line": line,
             "first_line": int(self.first_line[row]),
             "last_line": int(self.last_line[row]),
-            "time": finite(self.time[row]),
+            "time": finite_or_none(self.time[row]),
             "session": shown_key(bytes(self.session[row])),
             "closed": k > 0,
             "template_id": template_id,
             "template": self.templates.get(template_id, ""),
             "verdict": VERDICTS[self.verdict[row]],
-            "score": finite(self.score[row]),
-            "p": finite(self.p[row]),
+            "score": finite_or_none(self.score[row]),
+            "p": finite_or_none(self.p[row]),
             "flagged": bool(self.flagged[row]),
             "members": members,
             "attack_types": sorted({rule.attack_type for rule in matched}),
             "rules": [{"name": rule.name, "type": rule.attack_type, "severity": rule.severity} for rule in matched],
             "model_generation": self.generation,
-            "text": shown(self.texts[row]),
+            "text": shown_text(self.texts[row]),
         }
 
 
-def rows_of(
+def verdict_rows_of(
     batch: Batch,
     states: LineStates,
     closings: Closings,
@@ -159,7 +158,7 @@ def rows_of(
         about=about,
         shapes=np.concatenate((states.shapes, closings.shapes)),
         reached=reached,
-        member_ps=np.concatenate((states.members, _members_at(closings, ensemble))),
+        member_ps=np.concatenate((states.members, _member_p_values_of_closings(closings, ensemble))),
         texts=texts,
         hits=hits,
         rules=rules,
@@ -169,7 +168,7 @@ def rows_of(
     )
 
 
-def _members_at(closings: Closings, ensemble: Ensemble | None) -> NDArray[np.float64]:
+def _member_p_values_of_closings(closings: Closings, ensemble: Ensemble | None) -> NDArray[np.float64]:
     """The members' p-values of closings [m, M]: those that were crowded out are judged here first."""
     if ensemble is None or not len(closings.line):
         return np.full(closings.reached.shape, np.nan)
@@ -192,10 +191,10 @@ class Alerted:
         return {
             **added,
             "opens": bool(self.grouped.opens[number]),
-            "cause": shown_cause(int(rows.cause[row])),
+            "cause": cause_as_text(int(rows.cause[row])),
             "cause_kind": KINDS[rows.kind[row]],
             "cause_template": rows.cause_template(row),
-            **({"cause_shapes": list(map(shown_cause, rows.shapes[row].tolist()))} if rows.kind[row] == NEW else {}),
+            **({"cause_shapes": list(map(cause_as_text, rows.shapes[row].tolist()))} if rows.kind[row] == NEW else {}),
             "what": self.what[number],
             **({"explain": self.explained[row]} if row in self.explained else {}),
         }
@@ -246,7 +245,7 @@ class Verdicts:
 
 def shown_key(key: bytes) -> str:
     """A session's key without its first byte, with which the session table marks kinds of keys."""
-    return shown(key[1:])
+    return shown_text(key[1:])
 
 
 def shown_session(key: bytes) -> str:
@@ -254,6 +253,6 @@ def shown_session(key: bytes) -> str:
     return "" if key.startswith(b"w") else shown_key(key)
 
 
-def finite(value: Any) -> float | None:
+def finite_or_none(value: Any) -> float | None:
     number = float(value)
     return number if np.isfinite(number) else None

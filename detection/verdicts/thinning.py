@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes.fingerprints import KINDS, NEW, SOURCE
-from detection.causes.fingerprints import shown as shown_cause
+from detection.causes.fingerprints import KINDS, NEW, SOURCE, cause_as_text
 from detection.scoring.outcomes import VERDICTS
 
 FULL_FIRST = 10
@@ -30,7 +29,7 @@ Id = tuple[int, int]  # line and k
 Key = tuple[int, int, int, int]
 
 
-def in_full(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+def recorded_in_full(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which alerts get a record of their own, by their numbers in their incidents (from 1)."""
     full: NDArray[np.bool_] = (numbers <= FULL_FIRST) | np.isin(numbers, _POWERS)
     return full
@@ -94,12 +93,18 @@ class Group:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "ids": ",".join(_shown_id(*a) if a == b else f"{_shown_id(*a)}-{_shown_id(*b)}" for a, b in self.runs),
+            "ids": ",".join(
+                _shown_alert_id(*a) if a == b else f"{_shown_alert_id(*a)}-{_shown_alert_id(*b)}" for a, b in self.runs
+            ),
             "verdict": VERDICTS[self.verdict],
-            "cause": shown_cause(self.cause),
+            "cause": cause_as_text(self.cause),
             "cause_kind": KINDS[self.kind],
             "cause_template": self.about if self.about >= 0 and self.kind != SOURCE else None,
-            **({"cause_shapes": [shown_cause(self.shape), shown_cause(self.open_shape)]} if self.kind == NEW else {}),
+            **(
+                {"cause_shapes": [cause_as_text(self.shape), cause_as_text(self.open_shape)]}
+                if self.kind == NEW
+                else {}
+            ),
             "what": self.what,
         }
 
@@ -122,7 +127,7 @@ class Count:
         return room and (group is not None or len(self.groups) < MAX_CAUSES)
 
     def alerts(self) -> int:
-        return sum(_length(*run) for group in self.groups.values() for run in group.runs)
+        return sum(_length_of_run(*run) for group in self.groups.values() for run in group.runs)
 
     def ends(self) -> tuple[Id, Id]:
         """The ids of the first and of the last alert."""
@@ -169,24 +174,24 @@ class Counted:
             "rules": [],
             "model_generation": generation,
             "text": "",
-            "incident": _shown_id(*self.incident),
+            "incident": _shown_alert_id(*self.incident),
             "incident_count": self.count.number,
             "digest": self.digest,
             "opens": False,
-            "cause": shown_cause(self.cause),
+            "cause": cause_as_text(self.cause),
             "cause_kind": KINDS[self.kind],
             "cause_template": about,
             "what": self.what,
             "stands_for": self.count.alerts(),
-            "first_id": _shown_id(*first),
-            "last_id": _shown_id(*last),
+            "first_id": _shown_alert_id(*first),
+            "last_id": _shown_alert_id(*last),
             "alerts": [group.as_dict() for group in groups],
         }
 
 
-def _length(first: Id, last: Id) -> int:
+def _length_of_run(first: Id, last: Id) -> int:
     return last[0] - first[0] + last[1] - first[1] + 1
 
 
-def _shown_id(line: int, k: int) -> str:
+def _shown_alert_id(line: int, k: int) -> str:
     return f"{line}.{k}" if k else f"{line}"

@@ -28,9 +28,9 @@ from daemon.control.train_from import ABANDONED_SECONDS, VouchedUploads
 from daemon.settings import Settings
 from daemon.startup.progress import ReplayProgress
 from daemon.startup.replay import Report
-from detection.columns.state import prefixed
+from detection.columns.state import with_prefix
 from detection.detector import Detector
-from detection.frames import Sequenced, VouchedFrame, decode
+from detection.frames import Sequenced, VouchedFrame, decode_frame
 from detection.members.failing import Withdrawn
 from detection.sessions.connections import LivingSources
 from detection.summary import Summary
@@ -126,7 +126,7 @@ class Served:
             "generation": generation,
             "line": 10 * generation,
             "vocabulary": np.zeros(0, dtype=np.int32),
-            **prefixed("templates", TemplateTable().export()),
+            **with_prefix("templates", TemplateTable().export()),
             **(more or {}),
         }
         file = self.store.adopt_model(self.store.training / write_model(self.store.training, columns).name)
@@ -294,7 +294,7 @@ async def test_an_answer_is_in_force_and_in_the_journal_when_it_is_confirmed(tmp
         async with refused(404, "not_found"):
             await daemon.control.undo_feedback("7")
     with open_store(tmp_path / "state") as store:
-        journaled = [decode(entry.payload) for entry in store.recover().entries]
+        journaled = [decode_frame(entry.payload) for entry in store.recover().entries]
     assert [(f.alert, f.answer, f.cause, f.template, f.shapes, f.note) for f in journaled] == [  # type: ignore[union-attr]
         ("7", "normal", CAUSE, 0, (), "a deploy"),
         ("8", "anomaly", CAUSE, 3, (CAUSE,), ""),
@@ -518,7 +518,7 @@ async def test_an_earlier_generation_judges_again(tmp_path: Path) -> None:
         assert daemon.sequencer.seq == 1 and second.generation == 2
     with open_store(tmp_path / "state") as store:
         [entry] = store.recover().entries
-        frame = decode(entry.payload)
+        frame = decode_frame(entry.payload)
     assert frame.name == first.name and frame.sha256 == first.sha256  # type: ignore[union-attr]
 
 

@@ -16,7 +16,7 @@ from detection.members.transformer import fitting as transformer
 from detection.members.transformer.fitting import fit_transformer
 from detection.members.transformer.member import Transformer
 from detection.members.transformer.scoring import FIRST, UNSEEN
-from detection.members.view import Bools, Floats, Standing, View, whole_sessions
+from detection.members.view import Bools, Floats, Standing, View, view_of_whole_sessions
 from detection.models.model import Model, from_columns, to_columns
 from detection.models.training_set import TrainingSet
 from detection.scoring.calibration import CalibrationScores
@@ -48,7 +48,7 @@ class Recognising(FittedMember):
 def recognised(learned: Bools) -> list[bool]:
     """Which of ten sessions are scored by a fit that saw them; only `learned` ones are learned from at all."""
     data = stream([[number] * 3 for number in range(10)])
-    view = whole_sessions(data, len(NAMES))
+    view = view_of_whole_sessions(data, len(NAMES))
     crossing = _Run(data, view, np.arange(10, dtype=np.int32), _Report(lambda step: None, False))
     standing = crossing.cross_fitted([Recognising], learned)
     return [bool(x) for x in standing.reached[view.final_rows(), NAMES.index("ngram")]]

@@ -18,7 +18,7 @@ from detection.detector import Detector
 from detection.frames import FlushFrame, Frame, LinesFrame, TickFrame
 from detection.verdicts import thinning
 from detection.verdicts.incidents import WINDOW_SECONDS, Incidents
-from detection.verdicts.thinning import FULL_FIRST, MAX_CAUSES, MAX_RUNS, in_full
+from detection.verdicts.thinning import FULL_FIRST, MAX_CAUSES, MAX_RUNS, recorded_in_full
 from tests.detection.journal import ATTACK, RECEIVED, Journal, segment, started
 
 Id = tuple[int, int]
@@ -159,7 +159,7 @@ def test_a_count_that_an_eviction_forgot_would_be_missed(monkeypatch: pytest.Mon
         return table.incidents.recorded + table.incidents.counted
 
     assert counted(Stream(capacity=2)) == 80
-    end_count = Incidents._end_count
+    end_count = Incidents._end_count_under_way
 
     def forgetful(table: Incidents, incident: Any) -> None:
         if (incident.line, incident.k) in table._table:
@@ -167,13 +167,13 @@ def test_a_count_that_an_eviction_forgot_would_be_missed(monkeypatch: pytest.Mon
         else:
             table._counting.pop((incident.line, incident.k), None)
 
-    monkeypatch.setattr(Incidents, "_end_count", forgetful)
+    monkeypatch.setattr(Incidents, "_end_count_under_way", forgetful)
     assert counted(Stream(capacity=2)) == 60
 
 
 def test_the_first_ten_and_the_powers_of_ten_are_recorded_in_full() -> None:
     numbers = np.arange(1, 100_001)
-    assert numbers[in_full(numbers)].tolist() == [*range(1, 11), 100, 1000, 10_000, 100_000]
+    assert numbers[recorded_in_full(numbers)].tolist() == [*range(1, 11), 100, 1000, 10_000, 100_000]
 
 
 def test_a_count_ends_before_the_next_alert_in_full_and_says_what_it_stands_for() -> None:
