@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.causes.fingerprints import hit_causes
-from detection.causes.known import Answer
+from detection.causes.known import OperatorAnswer
 from detection.columns.state import Columns, State, of_this_version
 from detection.detector_state import Parts
-from detection.frame_reading import FrameLines, Reader, Shown
+from detection.frame_reading import FrameLines, FrameReader, ShownLines
 from detection.frames import (
     FeedbackFrame,
     FlushFrame,
@@ -66,7 +66,7 @@ class Detector:
 
     def __init__(self) -> None:
         self._parts = Parts()
-        self._reader = Reader.of(self._parts.settings, self._parts.rules)
+        self._reader = FrameReader.of(self._parts.settings, self._parts.rules)
         self._model: Model | None = None
         self._ensemble: Ensemble | None = None  # None without a model, and where no member of it judges
 
@@ -279,7 +279,7 @@ class Detector:
         if frame.answer == "undo":
             self._parts.known.undo(frame.alert)
         else:
-            self._parts.known.answer(Answer.of(frame, self._parts.line))
+            self._parts.known.answer(OperatorAnswer.of(frame, self._parts.line))
 
     def _restore_knowledge(
         self, seq: int, knowledge: Knowledge | None, without: Mapping[str, str], alerting: Alerting
@@ -307,7 +307,7 @@ class Detector:
         if frame.settings.session != self._parts.settings.session:
             self._close_sessions(self._parts.sessions.all_open(), alerting)
         self._parts.settings, self._parts.rules = frame.settings, frame.rules
-        self._reader = Reader.of(frame.settings, frame.rules)
+        self._reader = FrameReader.of(frame.settings, frame.rules)
 
     # --- lines and closings -------------------------------------------------------------------------
 
@@ -320,7 +320,7 @@ class Detector:
         if clock[0] < before:
             sessions.bring_back(float(clock[0]))
             parts.incidents.bring_back(float(clock[0]))
-        crowded = sessions.crowded_out_by(keys)
+        crowded = sessions.sessions_crowded_out_by(keys)
         crowded_out = closed_as_they_are(sessions, crowded, first_line)
         sessions.evict(crowded)
         batch = lines.batch(chunk, first_line, clock, parts.online)
@@ -368,9 +368,9 @@ class Detector:
         )
         alpha, _ = self.alpha()
         judged = self._judge_batch(alpha, batch, pieces, as_they_are)
-        self._emit_verdicts(batch, judged, alpha, Shown.nothing(), alerting)
+        self._emit_verdicts(batch, judged, alpha, ShownLines.nothing(), alerting)
 
-    def _emit_verdicts(self, batch: Batch, judged: Judged, alpha: float, shown: Shown, alerting: Alerting) -> None:
+    def _emit_verdicts(self, batch: Batch, judged: Judged, alpha: float, shown: ShownLines, alerting: Alerting) -> None:
         """Turn a judged batch into verdicts, and what is flagged of it into alerts."""
         closings, hits = judged.closings, shown.hits
         causes = np.zeros(len(batch.ids), dtype=np.uint64)
@@ -496,6 +496,6 @@ class Detector:
         detector = cls()
         detector._parts = Parts.load(state)
         with of_this_version():
-            detector._reader = Reader.of(detector._parts.settings, detector._parts.rules)
+            detector._reader = FrameReader.of(detector._parts.settings, detector._parts.rules)
             detector._use_model(model)
         return detector

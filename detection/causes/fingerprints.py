@@ -44,7 +44,7 @@ def hit_causes(rules: RuleSet, hits: Hits, templates: NDArray[np.integer]) -> tu
 
     `templates` [n] are those of all lines.
     """
-    surest = rules.surest(hits)
+    surest = rules.surest_hits(hits)
     lines = hits.lines[surest]
     return lines, rule_causes(rules.names, hits.rules[surest], templates[lines])
 

@@ -23,7 +23,7 @@ attack harmless.
 
 State:
 
-    answers              uint8 [b]     JSON: a list of `Answer`, oldest first
+    answers              uint8 [b]     JSON: a list of `OperatorAnswer`, oldest first
     ring.cause           uint64 [r]    causes in the last sessions, oldest first; r <= MOST_OCCURRENCES
     ring.place           int64 [r]     the number of sessions that had begun when each occurred
     ring.key             uint64 [r]    a hash of the session's key, 0 if it has none
@@ -54,7 +54,7 @@ NOTE_BYTES = 1000
 _NEEDED = round(RECENT_SESSIONS * ADMITTED_SHARE)
 
 
-class Answer(msgspec.Struct, frozen=True):
+class OperatorAnswer(msgspec.Struct, frozen=True):
     """The operator's answer to the alert with the id `alert`, given when the last log line was `line`.
 
     template  id of the template that `cause` depends on, 0 if on none
@@ -72,7 +72,7 @@ class Answer(msgspec.Struct, frozen=True):
     shapes: tuple[int, ...]
 
     @classmethod
-    def of(cls, frame: FeedbackFrame, line: int) -> "Answer":
+    def of(cls, frame: FeedbackFrame, line: int) -> "OperatorAnswer":
         """The answer in `frame`, which is not "undo"."""
         return cls(
             alert=frame.alert,
@@ -109,7 +109,7 @@ class KnownCauses:
         self.answers_dropped = self.admissions = self.admitted_dropped = 0
         self.admits = True
         self._capacity = answers, admitted
-        self._answers: dict[str, Answer] = {}  # by alert, oldest first
+        self._answers: dict[str, OperatorAnswer] = {}  # by alert, oldest first
         self._cause, self._key = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)
         self._place = np.zeros(0, dtype=np.int64)
         self._admitted: dict[int, None] = {}  # in the order of admission
@@ -117,7 +117,7 @@ class KnownCauses:
 
     # --- answers ------------------------------------------------------------------------------------
 
-    def answer(self, answer: Answer) -> None:
+    def answer(self, answer: OperatorAnswer) -> None:
         """Add an answer, with `what` and `note` clipped; it has effect at once. It replaces an earlier answer to the
         same alert, and is the last one."""
         self._answers.pop(answer.alert, None)
@@ -135,7 +135,7 @@ class KnownCauses:
         self._apply_answers()
         return found
 
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[OperatorAnswer]:
         """All answers, oldest first."""
         return list(self._answers.values())
 
@@ -255,7 +255,7 @@ class KnownCauses:
         answers."""
         known = cls(answers, admitted)
         texts = array_column(columns, "answers").tobytes()
-        known._answers = {answer.alert: answer for answer in msgspec.json.decode(texts, type=list[Answer])}
+        known._answers = {answer.alert: answer for answer in msgspec.json.decode(texts, type=list[OperatorAnswer])}
         known._cause = np.array(columns["ring.cause"], dtype=np.uint64)
         known._place = np.array(columns["ring.place"], dtype=np.int64)
         known._key = np.array(columns["ring.key"], dtype=np.uint64)

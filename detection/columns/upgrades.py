@@ -157,14 +157,14 @@ class Versions:
             self._check_layout(state, step + 1)
         return state
 
-    def differing(self, columns: Columns, number: int) -> list[str]:
+    def differing_parts(self, columns: Columns, number: int) -> list[str]:
         """The names of the parts of `columns` that differ from layout `number`."""
         expected, found = self.layouts.get(number, {}), self.parts(columns)
         names = (expected.keys() - self.optional) | found.keys()
         return sorted(name for name in names if expected.get(name) != found.get(name))
 
     def _check_layout(self, columns: Columns, number: int) -> None:
-        if other := self.differing(columns, number):
+        if other := self.differing_parts(columns, number):
             known = "that this program keeps" if number == self.newest else f"of format {number}"
             raise OtherVersionError(f"the columns of its {', '.join(other)} are not those {known}")
 

@@ -90,8 +90,8 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
     whole process, because the number of threads changes the weights.
     """
     torch.set_num_threads(1)
-    report = _Report(progress, data.full)
-    fits = _Fits(notebook or NoNotebook(), report)
+    report = _RunProgress(progress, data.full)
+    fits = _FitsOfRun(notebook or NoNotebook(), report)
     pool = data.only(~data.tainted & (np.diff(data.offsets) > 0))
     pool = pool.only(_sessions_within_key_share(pool))
     if len(pool.starts) < FEWEST_SESSIONS:
@@ -102,14 +102,14 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
     learned = ~pool.flagged
     vocabulary = _frequent_templates(pool.only(learned))
     quick = [member for member in FITTED if member.early]
-    run = _Run(pool, view, vocabulary, report, fits)
+    run = _CrossFitting(pool, view, vocabulary, report, fits)
     if data.previous is None or not _has_transformer(data.previous):
         first = run.cross_fitted(quick, learned)
         quick = fits.fitted(quick)
         _refuse_without_members(fits.failed, quick, data.previous)
         learned &= ~_strangest_sessions(first, view, quick, ~pool.vouched & learned)
         vocabulary = _frequent_templates(pool.only(learned))
-        run = _Run(pool, view, vocabulary, report, fits)
+        run = _CrossFitting(pool, view, vocabulary, report, fits)
     members = [
         member for member in MEMBERS if (data.full or _is_early(member)) and _has_enough_scores(member, view, learned)
     ]
@@ -175,7 +175,7 @@ def _refuse_without_members(failed: Mapping[str, str], members: Sequence[type[Me
         raise TrainingError("no member could be fitted: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
 
 
-class _Report:
+class _RunProgress:
     """Reports the progress of the run. The transformer takes nearly all of the time of a full run."""
 
     def __init__(self, progress: Callable[[Progress], None], full: bool) -> None:
@@ -201,7 +201,7 @@ class _Report:
         self._progress(Progress(stage, int(fraction * STEPS_REPORTED), STEPS_REPORTED, self.loss, fraction))
 
 
-class _Fits:
+class _FitsOfRun:
     """The fits of one run. Their order follows from the data, so a resumed run skips the finished ones and continues
     the interrupted one.
 
@@ -213,7 +213,7 @@ class _Fits:
         failed.<member>      why it could not be fitted; it stays out for the whole run, as later fits did without it
     """
 
-    def __init__(self, notebook: Notebook, report: _Report) -> None:
+    def __init__(self, notebook: Notebook, report: _RunProgress) -> None:
         self._notebook, self._report = notebook, report
         self._found = notebook.found
         self._done: State = {}
@@ -233,7 +233,7 @@ class _Fits:
             yield
         except Exception as exc:  # whatever it is, it concerns one member of several
             self.failed[member.name] = f"{type(exc).__name__}: {exc}".partition("\n")[0]
-            self._note(dict)
+            self._note_partial_result(dict)
 
     def fit(self, member: type[FittedMember], fit_data: FitData) -> dict[str, NDArray[Any]]:
         name = f"{member.name}:{self._counts[member.name]}"
@@ -244,31 +244,31 @@ class _Fits:
         if not found:
 
             def keep(state: Callable[[], Columns]) -> None:
-                self._note(lambda: with_prefix(begun, state()))
+                self._note_partial_result(lambda: with_prefix(begun, state()))
 
             fitted = member.fit(replace(fit_data, begun=columns_under(begun, self._found) or None, keep=keep))
         self._done |= with_prefix(done, fitted)
         if not found:
-            self._note(dict)
+            self._note_partial_result(dict)
         return dict(fitted)
 
-    def _note(self, more: Callable[[], State]) -> None:
+    def _note_partial_result(self, more: Callable[[], State]) -> None:
         self._notebook.note(
             self._report.fraction,
             lambda: {"loss": self._report.loss, **with_prefix("failed", self.failed), **self._done, **more()},
         )
 
 
-class _Run:
+class _CrossFitting:
     def __init__(
         self,
         pool: TrainingSet,
         view: View,
         vocabulary: NDArray[np.int32],
-        report: _Report,
-        fits: _Fits | None = None,
+        report: _RunProgress,
+        fits: _FitsOfRun | None = None,
     ) -> None:
-        self._fits = fits or _Fits(NoNotebook(), report)
+        self._fits = fits or _FitsOfRun(NoNotebook(), report)
         self._pool, self._view, self._vocabulary, self._report = pool, view, vocabulary, report
         self._row_session = repeat_per_row(view.offsets)
         self.scores: dict[str, Floats] = {}  # the cross-fitted scores of each member, float64 [R]
@@ -366,7 +366,7 @@ def _sessions_within_key_share(data: TrainingSet) -> Bools:
     order = np.argsort(where, kind="stable")
     rank = np.empty(len(data.keys), dtype=np.int64)
     rank[order] = np.arange(len(data.keys)) - np.repeat(np.cumsum(counts) - counts, counts)
-    templates = _Templates.of(data)
+    templates = _TemplateFrequencies.of(data)
     first = np.searchsorted(templates.ids, data.tokens[data.offsets[:-1]])
     within: Bools = (rank < most) | ~templates.keys_alike[first]
     return within
@@ -379,7 +379,7 @@ def _frequent_templates(data: TrainingSet) -> NDArray[np.int32]:
     that the next line is new, and as UNSEEN they teach that probability. If there are many keys, and they are alike,
     templates that only one key sent are left out, too: one client does not decide what is known.
     """
-    templates = _Templates.of(data)
+    templates = _TemplateFrequencies.of(data)
     enough = templates.lines > 1
     if len(np.unique(data.keys)) >= MANY_KEYS:
         enough &= (templates.senders > 1) | ~templates.keys_alike
@@ -392,7 +392,7 @@ def _frequent_templates(data: TrainingSet) -> NDArray[np.int32]:
 
 
 @dataclass(frozen=True)
-class _Templates:
+class _TemplateFrequencies:
     """The templates of a set with their numbers of lines and of keys (`senders`); columns [V], ascending by id.
 
     `keys_alike`: in the template's family, most keys mostly send templates that other keys send, too. Clients, requests
@@ -406,7 +406,7 @@ class _Templates:
     keys_alike: Bools
 
     @classmethod
-    def of(cls, data: TrainingSet) -> "_Templates":
+    def of(cls, data: TrainingSet) -> "_TemplateFrequencies":
         ids, where, lines = np.unique(data.tokens, return_inverse=True, return_counts=True)
         keys, key = np.unique(data.keys, return_inverse=True)
         key = key[repeat_per_row(data.offsets)]

@@ -90,7 +90,7 @@ class VouchedFile:
     def learn(self, lines: Batch, keys: Sequence[bytes], windowed: Sequence[bool], times: Floats, into: Taught) -> None:
         """Add these lines, and the sessions that close with them, to the history. If the table is full, the sessions
         that have been silent longest are evicted and not learned from."""
-        self.sessions.evict(self.sessions.crowded_out_by(keys))
+        self.sessions.evict(self.sessions.sessions_crowded_out_by(keys))
         self._judge_vouched_lines(lines, self.sessions.slots_for(keys, windowed), np.fmin(times, lines.clock), into)
 
     def end(self, into: Taught) -> None:

@@ -104,7 +104,7 @@ class RuleSet:
         rows = np.array(found, np.int32).reshape(-1, 2)
         return Hits(np.ascontiguousarray(rows[:, 0]), np.ascontiguousarray(rows[:, 1]))
 
-    def surest(self, hits: Hits) -> NDArray[np.int64]:
+    def surest_hits(self, hits: Hits) -> NDArray[np.int64]:
         """For each line that was hit, in order, the index of the hit by its most confident rule (ties: the first)."""
         if not len(hits.lines):
             return np.zeros(0, dtype=np.int64)
@@ -112,7 +112,7 @@ class RuleSet:
         lines = hits.lines[order]
         return order[np.concatenate(([True], lines[1:] != lines[:-1]))]
 
-    def confidences(self, hits: Hits, lines: int) -> NDArray[np.float64]:
+    def surest_confidences(self, hits: Hits, lines: int) -> NDArray[np.float64]:
         """Of each of so many lines the confidence of the surest rule that hit it, 0 where none did: float64 [n]."""
         surest = np.zeros(lines)
         if len(hits.lines):

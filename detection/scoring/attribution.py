@@ -41,7 +41,7 @@ def muted_templates(known: KnownCauses, ensemble: Ensemble | None, templates: ND
     """Which of `templates` [n] the model does not know, but have become normal since, by admission or by feedback."""
     result = np.zeros(len(templates), dtype=np.bool_)
     if ensemble is not None and known.any_normal:
-        unknown = np.flatnonzero(~ensemble.knows(templates))
+        unknown = np.flatnonzero(~ensemble.knows_templates(templates))
         if len(unknown):
             result[unknown] = known.normal(new_causes(templates[unknown]))
     return result
@@ -94,7 +94,7 @@ class Reasons:
         self._sessions = sessions
         self._just_admitted: set[int] = set()  # causes admitted in this batch, none of whose sessions was flagged yet
         self._piece = repeat_per_row(view.offsets)
-        unknown = (view.templates != CLOSING) & ~ensemble.knows(view.templates)
+        unknown = (view.templates != CLOSING) & ~ensemble.knows_templates(view.templates)
         self._unknown = unknown & ~view.muted_rows()
         self.about = view.templates.copy()
         first = np.flatnonzero(first_true(self._unknown, view.offsets))
@@ -129,7 +129,7 @@ class Reasons:
         rows, template = (column[fresh][np.sort(first)] for column in (rows, template))
         self._report_causes(new_causes(template), rows, next_serial)
 
-    def report_finished(self, pieces: NDArray[np.int64], next_serial: int, alpha: float) -> None:
+    def report_finished_shapes(self, pieces: NDArray[np.int64], next_serial: int, alpha: float) -> None:
         """Report the final shapes of these pieces' sessions, which were unusual at some row and are over.
 
         An open session has another shape at every line; only the final one is the same for all sessions that did the

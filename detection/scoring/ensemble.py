@@ -67,7 +67,7 @@ class Ensemble:
         fewer._take_members([member for member in self._members if member.name not in out])
         return fewer
 
-    def _take_members(self, members: "Sequence[FittedMember | _Online | _Unmade]") -> None:
+    def _take_members(self, members: "Sequence[FittedMember | _OnlineInEnsemble | _UnmadeMember]") -> None:
         self._members = members
         self.members = tuple(member.name for member in members)
         self._columns = [NAMES.index(name) for name in self.members]
@@ -76,7 +76,7 @@ class Ensemble:
     def check(self) -> None:
         """Raises MemberError when a member could not be made of its part of the model."""
         for member in self._members:
-            if isinstance(member, _Unmade):
+            if isinstance(member, _UnmadeMember):
                 member.fail()
 
     @property
@@ -126,7 +126,7 @@ class Ensemble:
         chance = float(probability[at[0]]) if len(at) else float(p[UNSEEN])
         return [(int(ids[each]), float(probability[each])) for each in best], chance
 
-    def standing_out(self, standing: Standing, row: int) -> list[dict[str, Any]]:
+    def features_standing_out(self, standing: Standing, row: int) -> list[dict[str, Any]]:
         """The features of a row beyond what is usual at the end of a session: [{name, value, usual, high}]."""
         usual = self.model.parts.get("isolation_forest", {}).get("usual")
         if usual is None or "isolation_forest" not in self.members:
@@ -143,7 +143,7 @@ class Ensemble:
             for i in order.tolist()
         ]
 
-    def knows(self, template_ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+    def knows_templates(self, template_ids: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Which templates have a token of their own."""
         if not len(self.vocabulary):
             return np.zeros(len(template_ids), dtype=np.bool_)
@@ -167,7 +167,7 @@ def members_resting(out: Collection[str]) -> dict[str, str]:
     }
 
 
-class _Online:
+class _OnlineInEnsemble:
     """An online member among the fitted ones: what it says of lines came with them."""
 
     def __init__(self, member: type[Member]) -> None:
@@ -179,7 +179,7 @@ class _Online:
         return said
 
 
-class _Unmade:
+class _UnmadeMember:
     """In place of a member whose part of the model it could not be made of."""
 
     def __init__(self, member: type[Member], error: Exception) -> None:
@@ -193,18 +193,18 @@ class _Unmade:
         self.fail()
 
 
-class _UnmadePredictor(_Unmade):
+class _UnmadePredictor(_UnmadeMember):
     def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
         self.fail()
 
 
-def _member_made_of_part(member: type[Member], model: Model) -> "FittedMember | _Online | _Unmade":
+def _member_made_of_part(member: type[Member], model: Model) -> "FittedMember | _OnlineInEnsemble | _UnmadeMember":
     if not issubclass(member, FittedMember):
-        return _Online(member)
+        return _OnlineInEnsemble(member)
     try:
         return member(model.parts.get(member.name, {}), model.vocabulary)
     except Exception as exc:  # whatever it is, the others can judge
-        return (_UnmadePredictor if issubclass(member, Predictor) else _Unmade)(member, exc)
+        return (_UnmadePredictor if issubclass(member, Predictor) else _UnmadeMember)(member, exc)
 
 
 def p_values_of_member(member: str, calibration: CalibrationScores, scores: Floats) -> Floats:

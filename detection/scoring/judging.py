@@ -230,7 +230,7 @@ def _flag_sessions(pieces: _Pieces, view: View, p: Floats, alpha: float, reasons
         unusual &= ~done[of_row] & (p < np.where(excused > 0.0, excused, alpha)[of_row])
     ever_unusual = (before("verdict") > 0) | (excused > 0.0)
     ever_unusual[of_row[flagged]] = True
-    reasons.report_finished(np.flatnonzero(ever_unusual & view.complete & ~reported_at_end), next_serial, alpha)
+    reasons.report_finished_shapes(np.flatnonzero(ever_unusual & view.complete & ~reported_at_end), next_serial, alpha)
     return flagged, excused
 
 

@@ -82,7 +82,7 @@ class SessionTable:
     def find(self, key: bytes) -> int | None:
         return self._slots.get(key)
 
-    def crowded_out_by(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
+    def sessions_crowded_out_by(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
         """The slots that must be closed before `keys` fit, longest silent first; none of `keys` is among them."""
         arriving = set(keys)
         known = [self._slots[key] for key in arriving if key in self._slots]
@@ -117,7 +117,7 @@ class SessionTable:
             self.open[slot] = True
         return slot
 
-    def copies(self, slot: int | None, keys: Sequence[bytes], windowed: Sequence[bool]) -> "SessionTable":
+    def copies_of_session(self, slot: int | None, keys: Sequence[bytes], windowed: Sequence[bool]) -> "SessionTable":
         """A table with a row for each of `keys`, in their order: a copy of the session in `slot`, or without one a
         session of that key that has no lines yet. To be judged on and thrown away: no key is found in it."""
         rows = len(keys)

@@ -15,7 +15,7 @@ from detection.sessions.recent_lines import RecentLines
 from detection.templates.table import TemplateTable
 from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explain_by_members, explanation_in_order
 from detection.verdicts.incidents import Incidents
-from detection.verdicts.records import Alerted, Rows, shown_key, shown_session, shown_text
+from detection.verdicts.records import Alerted, VerdictRows, shown_key, shown_session, shown_text
 
 # An incident's first alerts are explained, and of one batch no more than this, those first that open an incident, as
 # they stand for it: a flood must not cost its time.
@@ -24,7 +24,7 @@ EXPLAINED_OF_A_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
+class LinesOfBatch:
     """The lines of a batch: those of `parsed` from its line number `start` on, and what online members read of them."""
 
     parsed: ParsedLines
@@ -45,12 +45,12 @@ class Alerting:
         online: OnlineMembers,
         per_day: float,
     ) -> None:
-        self.batches: list[tuple[Rows, Alerted]] = []
+        self.batches: list[tuple[VerdictRows, Alerted]] = []
         self.flagged = 0
         self._incidents, self._recent, self._templates = incidents, recent, templates
         self._ensemble, self._rules, self._online, self._per_day = ensemble, rules, online, per_day
 
-    def add(self, rows: Rows, judged: Judged, alpha: float, lines: Lines | None) -> None:
+    def add(self, rows: VerdictRows, judged: Judged, alpha: float, lines: LinesOfBatch | None) -> None:
         """Group what is flagged of `rows`, in the order of ids, and explain some of it.
 
         `lines` may be absent where nothing but closings is to be said.
@@ -93,7 +93,7 @@ class Alerting:
         before = self._incidents.counts - len(counted)
         return tuple(one.record(f"{line}.{k}.{before + n}", generation) for n, one in enumerate(counted, 1))
 
-    def _cause_of_alert_in_words(self, rows: Rows, row: int, lines: Lines | None) -> str:
+    def _cause_of_alert_in_words(self, rows: VerdictRows, row: int, lines: LinesOfBatch | None) -> str:
         kind, key = int(rows.kind[row]), bytes(rows.session[row])
         return cause_in_words(
             kind,
@@ -103,7 +103,9 @@ class Alerting:
             session=shown_session(key),
         )
 
-    def _explain_alert(self, rows: Rows, judged: Judged, row: int, alpha: float, lines: Lines | None) -> dict[str, Any]:
+    def _explain_alert(
+        self, rows: VerdictRows, judged: Judged, row: int, alpha: float, lines: LinesOfBatch | None
+    ) -> dict[str, Any]:
         count = len(judged.row_of_line)
         closing = row >= count
         serial = int(judged.closings.serial[row - count] if closing else judged.states.serial[row])
@@ -132,7 +134,7 @@ class Alerting:
         return explanation_in_order(reasons)
 
 
-def _client_of_row(rows: Rows, row: int, lines: Lines | None) -> bytes:
+def _client_of_row(rows: VerdictRows, row: int, lines: LinesOfBatch | None) -> bytes:
     """The source of a row: whom its line names, b"" for nobody. A closing tells only the key of its session, which is
     the client where sessions are those of clients."""
     if lines is None or rows.k[row]:

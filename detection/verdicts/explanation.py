@@ -78,5 +78,5 @@ def explain_by_members(
         "members": members,
         "expected": [named(template, p) for template, p in expected],
         "found": named(found, chance),
-        "features": ensemble.standing_out(standing, row),
+        "features": ensemble.features_standing_out(standing, row),
     }

@@ -54,7 +54,7 @@ from numpy.typing import NDArray
 
 from detection.causes.fingerprints import KINDS, WHAT_BYTES, cause_as_text, clipped_text
 from detection.columns.state import Columns, State, array_column, scalar_column
-from detection.verdicts.thinning import AlertColumns, Count, Counted, Group, Id, recorded_in_full
+from detection.verdicts.thinning import AlertColumns, CountedGroup, CountedRecord, CountUnderWay, Id, recorded_in_full
 
 CAPACITY = 4096
 WINDOW_SECONDS = 6 * 3600.0
@@ -65,7 +65,7 @@ LARGEST_BUDGET = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Grouped:
+class GroupedAlerts:
     """For each alert [m]: the incident it belongs to, and its number in it (from 1)."""
 
     first_line: NDArray[np.int64]
@@ -106,7 +106,7 @@ class _Incident:
     by_cause: bool = True
     by_source: bool = True
     samples: list[tuple[int, int]] = field(default_factory=list)
-    counting: Count | None = None
+    counting: CountUnderWay | None = None
 
 
 class Incidents:
@@ -127,7 +127,7 @@ class Incidents:
         self._counting: dict[
             tuple[int, int], _Incident
         ] = {}  # with a count under way, in the order of their last alerts
-        self._ended: list[Counted] = []
+        self._ended: list[CountedRecord] = []
         self._shown: deque[float] = deque(maxlen=LARGEST_BUDGET)
 
     def __len__(self) -> int:
@@ -148,7 +148,7 @@ class Incidents:
         verdicts: NDArray[np.uint8],
         per_day: float,
         what: Callable[[int], str],
-    ) -> Grouped:
+    ) -> GroupedAlerts:
         """Put alerts, in the order of their ids (`lines`, `ks`), into incidents; all columns [m], `shapes` [m, 2].
 
         `sources` 0 is no source. A time that is missing or goes back counts as the one before. `what(row)` is
@@ -192,7 +192,7 @@ class Incidents:
             self._count_alerts(incident, lines[head:through], ks[head:through], float(clock[through - 1]))
         return _grouped_alerts(first, heads, lengths)
 
-    def take_counts(self, now: float, *, everything: bool = False) -> list[Counted]:
+    def take_counts(self, now: float, *, everything: bool = False) -> list[CountedRecord]:
         """The counts that ended since the last call, in that order; those of incidents that are over at log time `now`
         end here, with `everything` all of them."""
         limit = (self._now if math.isnan(now) else now) - WINDOW_SECONDS
@@ -204,7 +204,7 @@ class Incidents:
         ended, self._ended = self._ended, []
         return ended
 
-    def under_way(self, alert: Id) -> Counted | None:
+    def under_way(self, alert: Id) -> CountedRecord | None:
         """The count under way that has this alert."""
         for incident in self._counting.values():
             if _count_under_way(incident).group_of(alert) is not None:
@@ -311,14 +311,14 @@ class Incidents:
             if incident.counting is not None and not incident.counting.takes(key, first):
                 self._end_count_under_way(incident)
             if incident.counting is None:
-                incident.counting = Count()
+                incident.counting = CountUnderWay()
             self._counting.pop((incident.line, incident.k), None)
             self._counting[incident.line, incident.k] = incident
             count, verdict = incident.counting, int(alerts.verdicts[head])
             group = count.groups.get(key)
             if group is None:
                 words = incident.what if cause == incident.cause else clipped_text(what(head))
-                group = count.groups[key] = Group(cause, kind, key[1], shape, open_shape, verdict, words)
+                group = count.groups[key] = CountedGroup(cause, kind, key[1], shape, open_shape, verdict, words)
             group.add(first, last, verdict)
             self.waiting += through - head
             count.number, count.time = before + through - begin, float(clock[through - 1])
@@ -355,7 +355,7 @@ class Incidents:
         for number, row in enumerate(rows):
             samples[number, : len(row.samples)] = row.samples
         state["sample_line"], state["sample_k"] = samples[:, :, 0].copy(), samples[:, :, 1].copy()
-        counts = [row.counting or Count() for row in rows]
+        counts = [row.counting or CountUnderWay() for row in rows]
         state["counted_causes"] = np.array([len(count.groups) for count in counts], dtype=np.int64)
         state["counted_number"] = np.array([count.number for count in counts], dtype=np.int64)
         state["counted_time"] = np.array([count.time for count in counts], dtype=np.float64)
@@ -412,12 +412,12 @@ _COLUMNS = {
 }
 
 
-def _loaded_counts(columns: Columns) -> list[Count | None]:
+def _loaded_counts(columns: Columns) -> list[CountUnderWay | None]:
     """The count under way of each incident, None where there is none."""
     kept = {name: array_column(columns, f"group_{name}").tolist() for name in (*_GROUP_COLUMNS, "what", "runs")}
     runs = iter(((a, b), (c, d)) for a, b, c, d in array_column(columns, "runs").tolist())
     groups = iter(
-        Group(
+        CountedGroup(
             **{name: kept[name][number] for name in _GROUP_COLUMNS},
             what=what.decode(),
             runs=list(islice(runs, kept["runs"][number])),
@@ -428,19 +428,19 @@ def _loaded_counts(columns: Columns) -> list[Count | None]:
         *(array_column(columns, f"counted_{name}").tolist() for name in ("causes", "number", "time")), strict=True
     )
     return [
-        Count({group.key: group for group in islice(groups, causes)}, number, time) if causes else None
+        CountUnderWay({group.key: group for group in islice(groups, causes)}, number, time) if causes else None
         for causes, number, time in per_incident
     ]
 
 
-def _count_under_way(incident: _Incident) -> Count:
+def _count_under_way(incident: _Incident) -> CountUnderWay:
     assert incident.counting is not None, "it is among those that have one"
     return incident.counting
 
 
-def _counted_alerts(incident: _Incident) -> Counted:
+def _counted_alerts(incident: _Incident) -> CountedRecord:
     about = (incident.line, incident.k), incident.cause, incident.kind, incident.what, incident.digest
-    return Counted(*about, _count_under_way(incident))
+    return CountedRecord(*about, _count_under_way(incident))
 
 
 def _heads_of_runs(
@@ -455,12 +455,12 @@ def _heads_of_runs(
 
 def _grouped_alerts(
     first: list[tuple[int, int, int, bool, bool]], heads: NDArray[np.int64], lengths: NDArray[np.int64]
-) -> Grouped:
+) -> GroupedAlerts:
     """`first`: id of the incident, its alerts before, whether it opens, its digest; for the first of each run."""
     rows = np.array(first, dtype=np.int64).reshape(-1, 5)
     line, k, before, opens, digest = (np.repeat(rows[:, column], lengths) for column in range(5))
     rank = np.arange(len(line)) - np.repeat(heads, lengths)
-    return Grouped(line, k, before + rank + 1, (opens > 0) & (rank == 0), digest > 0)
+    return GroupedAlerts(line, k, before + rank + 1, (opens > 0) & (rank == 0), digest > 0)
 
 
 def _incident_as_listed(incident: _Incident, is_open: bool) -> dict[str, Any]:

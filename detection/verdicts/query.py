@@ -73,7 +73,7 @@ class Query:
 
     # --- the way of a line --------------------------------------------------------------------------
 
-    def _judge_lines(self, lines: list[bytes], key: bytes | None) -> "_Judged":
+    def _judge_lines(self, lines: list[bytes], key: bytes | None) -> "_JudgedLines":
         """Each line as the next one of the open session of `key`; of a new session where there is none, of the line's
         own key without `key`."""
         n = len(lines)
@@ -90,15 +90,15 @@ class Query:
             ids=parsed.ids,
             errors=intake.errors,
             clock=clock,
-            hit=self.rules.confidences(hits, n),
+            hit=self.rules.surest_confidences(hits, n),
             online=self.online.score(read, slice(0, n), clock),
             origins=parsed.origins,
         )
         slot = None if key is None else self.sessions.find(key)
         if key is None:
-            copies = self.sessions.copies(None, intake.keys, intake.windowed)
+            copies = self.sessions.copies_of_session(None, intake.keys, intake.windowed)
         else:
-            copies = self.sessions.copies(slot, [key] * n, [False] * n)
+            copies = self.sessions.copies_of_session(slot, [key] * n, [False] * n)
         pieces = cut_into_pieces(
             copies,
             np.arange(n),
@@ -108,11 +108,11 @@ class Query:
             window=self.settings.session.window,
         )
         judged = judge_batch(copies, self.ensemble, self.known.read_only(), self.alpha, batch, pieces, None)
-        known = np.zeros(n, dtype=np.bool_) if self.ensemble is None else self.ensemble.knows(batch.ids)
+        known = np.zeros(n, dtype=np.bool_) if self.ensemble is None else self.ensemble.knows_templates(batch.ids)
         novel = ~known if self.ensemble is not None else known  # nothing is without a model
         verdict, score = verdict_of(judged.states.p, self.alpha, batch.hit, judged.states.verdict, ~novel)
         kinds = {row: fields.kind for where, fields in intake.fields for row in where.tolist()}
-        return _Judged(intake, kinds, parsed, read, hits, batch, judged, known, verdict, score, slot)
+        return _JudgedLines(intake, kinds, parsed, read, hits, batch, judged, known, verdict, score, slot)
 
     def _read_line_fields(self, lines: list[bytes]) -> Intake:
         wanted = self.settings.format.kind
@@ -124,7 +124,7 @@ class Query:
 
     # --- the answer as JSON -------------------------------------------------------------------------
 
-    def _answer_for_line(self, of: "_Judged", row: int) -> dict[str, Any]:
+    def _answer_for_line(self, of: "_JudgedLines", row: int) -> dict[str, Any]:
         """The contract's answer to /detect, without `explain`."""
         p, strange = float(of.judged.states.p[row]), bool(of.judged.states.verdict[row] != NORMAL)
         rule_based = self._rules_answer(of, row)
@@ -163,7 +163,7 @@ class Query:
             },
         }
 
-    def _rules_answer(self, of: "_Judged", row: int) -> dict[str, Any]:
+    def _rules_answer(self, of: "_JudgedLines", row: int) -> dict[str, Any]:
         text, (target, agent) = of.intake.lines[row], of.parsed.matched_in[row]
         evidence = [self.rules.evidence(rule, target, agent, text) for rule in of.hit_by(row)]
         return {
@@ -173,7 +173,7 @@ class Query:
             "rules": [evidence_shown(found) for found in evidence],
         }
 
-    def _member_answer(self, of: "_Judged", name: str, row: int) -> dict[str, Any]:
+    def _member_answer(self, of: "_JudgedLines", name: str, row: int) -> dict[str, Any]:
         """What one member says of a row; zeros and nulls while it is not ready."""
         if self.ensemble is None or name not in self.ensemble.members:
             return {"is_anomaly": 0, "score": 0.0, "p": None, "threshold": None}
@@ -186,7 +186,7 @@ class Query:
             "threshold": self.ensemble.threshold(name, self.alpha),
         }
 
-    def _log_data_answer(self, of: "_Judged", row: int) -> dict[str, Any]:
+    def _log_data_answer(self, of: "_JudgedLines", row: int) -> dict[str, Any]:
         template = int(of.batch.ids[row])
         return {
             "kind": of.kinds[row],
@@ -199,7 +199,7 @@ class Query:
             "error": bool(of.batch.errors[row]),
         }
 
-    def _cause_answer(self, of: "_Judged", row: int) -> dict[str, Any]:
+    def _cause_answer(self, of: "_JudgedLines", row: int) -> dict[str, Any]:
         """What an alert on the line would say that it is about."""
         states, rules = of.judged.states, of.hit_by(row)
         kind, about, rule = int(states.kind[row]) if states.flagged[row] else NONE, int(states.about[row]), ""
@@ -223,7 +223,7 @@ class Query:
     def _template_text(self, template: int) -> str:
         return self.templates.text(template) if template <= self.templates.created else "<a template never seen>"
 
-    def _explain_line(self, of: "_Judged", row: int) -> dict[str, Any]:
+    def _explain_line(self, of: "_JudgedLines", row: int) -> dict[str, Any]:
         reasons: dict[str, Any] = {}
         if self.ensemble is not None:
             judged = of.judged
@@ -245,7 +245,7 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
+class _JudgedLines:
     """n lines in question, judged; columns [n] and rows in their order."""
 
     intake: Intake

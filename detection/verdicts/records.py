@@ -17,11 +17,11 @@ from detection.scoring.batch import Batch, Closings, LineStates
 from detection.scoring.ensemble import Ensemble
 from detection.scoring.outcomes import VERDICTS, verdict_of
 from detection.templates.table import TemplateTable
-from detection.verdicts.incidents import Grouped
+from detection.verdicts.incidents import GroupedAlerts
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class VerdictRows:
     """Verdicts of one batch; [n] lines in order, then [m] closings, ordered by line and then by `k`.
 
     `k` is 0 for a line and counts the sessions closed at that line from 1. Scores are the session's running maxima
@@ -122,7 +122,7 @@ def verdict_rows_of(
     rules: tuple[Rule, ...],
     templates: TemplateTable,
     ensemble: Ensemble | None,
-) -> Rows:
+) -> VerdictRows:
     """The verdicts on a batch and on what closed with it (`verdict_of`); a session is flagged once.
 
     `rule_causes` uint64 [n]: the cause of each line that a rule hit, else 0.
@@ -132,7 +132,7 @@ def verdict_rows_of(
     hit = np.concatenate((batch.hit, closings.hit))
     known = np.ones(n + m, dtype=np.bool_)
     if ensemble is not None:
-        known[:n] = ensemble.knows(batch.ids)
+        known[:n] = ensemble.knows_templates(batch.ids)
     verdict, score = verdict_of(p, alpha, hit, np.concatenate((states.verdict, closings.verdict)), known)
     flagged_now = np.concatenate((states.flagged, closings.flagged))
     reached = np.concatenate((states.reached, closings.reached))
@@ -141,7 +141,7 @@ def verdict_rows_of(
     by_rule = np.concatenate((rule_causes > 0, np.zeros(m, dtype=np.bool_)))
     cause = np.concatenate((states.cause, closings.cause))
     cause[:n] = np.where(rule_causes > 0, rule_causes, cause[:n])
-    return Rows(
+    return VerdictRows(
         line=np.concatenate((batch.first_line + np.arange(n), closings.line)),
         k=np.concatenate((np.zeros(n, dtype=np.int64), k)),
         first_line=np.concatenate((states.first_line, closings.first_line)),
@@ -180,11 +180,11 @@ class Alerted:
     """The flagged rows of a batch, in the order of their ids, as `grouped` in incidents, and why (`explained`)."""
 
     rows: NDArray[np.int64]
-    grouped: Grouped
+    grouped: GroupedAlerts
     what: list[str]
     explained: Mapping[int, dict[str, Any]]  # by row; not every alert of a flood has one
 
-    def fields(self, rows: Rows, number: int) -> dict[str, Any]:
+    def fields(self, rows: VerdictRows, number: int) -> dict[str, Any]:
         """What the record of alert `number` has beside that of a row."""
         row = int(self.rows[number])
         added = self.grouped.fields(number)
@@ -209,7 +209,7 @@ class Verdicts:
     seq: int
     line: int
     lines: int
-    batches: tuple[tuple[Rows, Alerted], ...]
+    batches: tuple[tuple[VerdictRows, Alerted], ...]
     counts: tuple[dict[str, Any], ...] = ()
 
     @property

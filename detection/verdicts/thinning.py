@@ -59,7 +59,7 @@ class AlertColumns:
 
 
 @dataclass(slots=True)
-class Group:
+class CountedGroup:
     """Counted alerts of one cause. `runs` are of ids that follow each other: the first and the last of each."""
 
     cause: int
@@ -110,11 +110,11 @@ class Group:
 
 
 @dataclass(slots=True)
-class Count:
+class CountUnderWay:
     """The alerts that a counting record is to stand for. `number` is that of the last one in its incident, `time` its
     log time."""
 
-    groups: dict[Key, Group] = field(default_factory=dict)
+    groups: dict[Key, CountedGroup] = field(default_factory=dict)
     number: int = 0
     time: float = 0.0
 
@@ -134,12 +134,12 @@ class Count:
         runs = [run for group in self.groups.values() for run in group.runs]
         return min(first for first, _ in runs), max(last for _, last in runs)
 
-    def group_of(self, alert: Id) -> Group | None:
+    def group_of(self, alert: Id) -> CountedGroup | None:
         return next((group for group in self.groups.values() if group.holds(alert)), None)
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class CountedRecord:
     """A count of `incident` (its id), which is about `cause` and `what` and may be in the digest."""
 
     incident: Id
@@ -147,7 +147,7 @@ class Counted:
     kind: int
     what: str
     digest: bool
-    count: Count
+    count: CountUnderWay
 
     def record(self, record_id: str | None, generation: int) -> dict[str, Any]:
         """The JSON object. It has every field of an alert's record, empty where nothing can be said of many alerts,

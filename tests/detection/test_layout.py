@@ -40,7 +40,7 @@ def complaints(versions: Versions, columns: Columns, released: dict[int, dict[st
     found += [
         f"{versions.kind}'s {name} is not as in layout {newest} but {digests.get(name)}"
         + ("; add a layout and a step" if newest in released else "")
-        for name in versions.differing(columns, newest)
+        for name in versions.differing_parts(columns, newest)
     ]
     if versions.layouts.keys() != set(range(1, newest + 1)):
         found.append(f"{versions.kind}'s layouts are not numbered 1, 2, 3")

@@ -61,7 +61,7 @@ class Background:
         self._prepare_usual_values()
 
     def sample(self, peak: NDArray[Any], given: NDArray[Any], failures: NDArray[Any], lines: NDArray[Any]) -> None:
-        """Add the half-hours of m sources; they count from the next `take_up` on.
+        """Add the half-hours of m sources; they count from the next `take_up_samples` on.
 
         `peak` [m, DAY] are the highest bins of all counters but the daily one, `given` [m] the number of samples that
         the source gave before; `failures` of its `lines` [m] in this half-hour failed.
@@ -83,7 +83,7 @@ class Background:
             pending += np.bincount(bins.astype(np.int64), weights=weight, minlength=BINS).astype(np.int64)
         return weight
 
-    def take_up(self) -> None:
+    def take_up_samples(self) -> None:
         """Let the samples count that were added since the last call."""
         if not self._pending.any():
             return

@@ -46,7 +46,7 @@ from detection.members.origins.counting import (
     MINUTE_SECONDS,
     MINUTES,
     Counted,
-    Lines,
+    LinesToCount,
     Rows,
     bins_sunk,
     count_lines_of_sources,
@@ -120,7 +120,7 @@ class SourceCounters:
         """
         n = len(sources)
         nats = np.zeros(n)
-        lines = Lines.of(clock, failures, resources)
+        lines = LinesToCount.of(clock, failures, resources)
         start = 0
         while start < n:
             stop = min(n, start + BLOCK_LINES - self._line % BLOCK_LINES)
@@ -147,7 +147,7 @@ class SourceCounters:
         nats = np.zeros(len(sources))
         named = [i for i, source in enumerate(sources) if source]
         if named:
-            lines = Lines.of(clock, failures, resources)[np.array(named)]
+            lines = LinesToCount.of(clock, failures, resources)[np.array(named)]
             nats[named] = _combined_counter_score(
                 self._surprises_where_grown(self._count_each_line_alone([sources[i] for i in named], lines))
             )
@@ -163,7 +163,7 @@ class SourceCounters:
             return []
         if clock is None:
             clock = float(self._column["minute"][slot]) * MINUTE_SECONDS
-        counted = self._count_each_line_alone([source], Lines.silence(clock))
+        counted = self._count_each_line_alone([source], LinesToCount.silence(clock))
         columns = (counted.values[0].tolist(), self._background.usual(), self._counter_surprises(counted)[0].tolist())
         found = [Standout(name, *each) for name, *each in zip(COUNTERS, *columns, strict=True)]
         return sorted(found, key=lambda each: -each.nats)
@@ -187,7 +187,7 @@ class SourceCounters:
         return slot
 
     def _count_lines_by_slot(
-        self, slots: NDArray[np.int64], lines: Lines, numbers: NDArray[np.int64]
+        self, slots: NDArray[np.int64], lines: LinesToCount, numbers: NDArray[np.int64]
     ) -> NDArray[np.float64]:
         """Count lines, which are sorted by slot, and return the score of each line's source after it: float64 [n]."""
         first = np.flatnonzero(np.concatenate(([True], slots[1:] != slots[:-1])))
@@ -202,7 +202,7 @@ class SourceCounters:
         self._background.sample_days(*counted.closed_days)
         return _combined_counter_score(self._surprises_where_grown(counted))
 
-    def _count_each_line_alone(self, sources: Sequence[bytes], lines: Lines) -> Counted:
+    def _count_each_line_alone(self, sources: Sequence[bytes], lines: LinesToCount) -> Counted:
         """Each line counted alone on top of its source's counters, or of zeros if it is not in the table."""
         slots = np.array([self._slots.get(_bounded_source_name(source), -1) for source in sources], dtype=np.int64)
         held = {name: column[slots] for name, column in self._column.items()}
@@ -237,7 +237,7 @@ class SourceCounters:
         crowded = len(self._slots) + _ROOM - CAPACITY
         if crowded > 0:
             self._evict_silent_sources(crowded)
-        self._background.take_up()
+        self._background.take_up_samples()
 
     def _close_half_hours(self, slots: NDArray[np.int64]) -> None:
         """Take the half-hours of these sources as samples, and begin new ones."""

@@ -26,7 +26,7 @@ Rows = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
+class LinesToCount:
     """n lines as columns."""
 
     minute: Ints  # since the epoch
@@ -36,7 +36,9 @@ class Lines:
     bit: NDArray[np.uint64]  # of the resource, one of 64
 
     @classmethod
-    def of(cls, clock: NDArray[np.float64], failures: NDArray[np.bool_], resources: NDArray[np.uint64]) -> "Lines":
+    def of(
+        cls, clock: NDArray[np.float64], failures: NDArray[np.bool_], resources: NDArray[np.uint64]
+    ) -> "LinesToCount":
         minutes = clock / MINUTE_SECONDS
         minute = np.clip(np.floor(minutes), -_MOST, _MOST)
         return cls(
@@ -48,13 +50,13 @@ class Lines:
         )
 
     @classmethod
-    def silence(cls, clock: float) -> "Lines":
+    def silence(cls, clock: float) -> "LinesToCount":
         """One row that counts nothing, to read the counters at `clock`."""
         line = cls.of(np.array([clock]), np.zeros(1, dtype=np.bool_), np.zeros(1, dtype=np.uint64))
         return cls(line.minute, line.passed, line.failed, line.failed, np.zeros(1, dtype=np.uint64))
 
-    def __getitem__(self, rows: Ints) -> "Lines":
-        return Lines(self.minute[rows], self.passed[rows], self.counted[rows], self.failed[rows], self.bit[rows])
+    def __getitem__(self, rows: Ints) -> "LinesToCount":
+        return LinesToCount(self.minute[rows], self.passed[rows], self.counted[rows], self.failed[rows], self.bit[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Counted:
     closed_days: tuple[NDArray[Any], NDArray[Any]]  # for `Background.sample_days`
 
 
-def count_lines_of_sources(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counted:
+def count_lines_of_sources(held: Rows, offsets: Ints, lines: LinesToCount, usual_share: float) -> Counted:
     """Count the lines offsets[u]:offsets[u+1] of each source u on top of what is `held` of it, columns [U].
 
     Four lines of one source of which nothing is held, two of them failures, with a `usual_share` of .25. A minute's

@@ -281,7 +281,7 @@ class ValueModel:
         scores = self._value_scores(values)[mine]
         best = int(np.argmax(scores))
         begin, end = (int(offset) for offset in values.offsets[mine[best] : mine[best] + 2])
-        nats = self._surprises(values)[begin + 2 : end]
+        nats = self._surprises_at_places(values)[begin + 2 : end]
         places = np.sort(np.argsort(-nats, kind="stable")[:WORST])
         text = values.text[begin + 2 : end - 1].tobytes()
         kind = int(values.kinds[mine[best]])
@@ -306,7 +306,7 @@ class ValueModel:
     def _value_scores(self, values: Values) -> NDArray[np.float64]:
         sizes = np.diff(values.offsets)
         # Sorted by value, then by surprise: the largest of each value come last.
-        keys = repeat_per_row(values.offsets) << 32 | self._surprises(values)
+        keys = repeat_per_row(values.offsets) << 32 | self._surprises_at_places(values)
         keys.sort()
         # A value's first key is an edge with a surprise of 0, so it adds nothing where a value is short.
         last = np.maximum(values.offsets[1:, None] - np.arange(1, WORST + 1), values.offsets[:-1, None])
@@ -314,7 +314,7 @@ class ValueModel:
         sums = (worst & 0xFFFFFFFF).sum(axis=1)
         return np.asarray(sums / (np.minimum(sizes - 2, WORST) * _GRAIN), np.float64)
 
-    def _surprises(self, values: Values) -> NDArray[np.int32]:
+    def _surprises_at_places(self, values: Values) -> NDArray[np.int32]:
         """The surprise at each place in `values.codes`, in units of 2^-20 nats: int32; 0 at the edges before values."""
         grams = _gram_indices(values)
         self._fill_nats_of_contexts(grams // CLASSES)

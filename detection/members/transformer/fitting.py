@@ -21,7 +21,7 @@ from torch import Tensor
 from detection.columns.state import Columns, State, columns_under, with_prefix
 from detection.members.member import FitData, Part
 from detection.members.transformer.network import hidden_states, initial_weights, next_token_logits
-from detection.members.transformer.scoring import CONTEXT, FIRST, UNSEEN, Plan, tokens_of_templates
+from detection.members.transformer.scoring import CONTEXT, FIRST, UNSEEN, WindowPlan, tokens_of_templates
 from detection.models.training_set import TrainingSet
 
 STEP_TOKENS = 2048
@@ -153,7 +153,7 @@ class _Sampler:
     def __init__(self, fit: TrainingSet, vocabulary: NDArray[np.int32], rng: np.random.Generator) -> None:
         self._rng = rng
         tokens = tokens_of_templates(fit.tokens, vocabulary)
-        plan = Plan(tokens, fit.offsets, np.zeros(len(fit.starts), np.int64), fit.starts, fit.ends)
+        plan = WindowPlan(tokens, fit.offsets, np.zeros(len(fit.starts), np.int64), fit.starts, fit.ends)
         windows = plan.windows(0, len(plan))
         as_bytes = np.ascontiguousarray(windows.rows).view(f"V{windows.rows.itemsize * CONTEXT}").reshape(-1)
         _, chosen, counts = np.unique(as_bytes, return_index=True, return_counts=True)

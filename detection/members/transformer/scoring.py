@@ -56,7 +56,7 @@ def window_start(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Windows:
+class TokenWindows:
     """Windows as rows, in the order of sessions and of positions.
 
     rows   int16 [n, 64]: marker, templates, and as the last entry the last token to predict (END included);
@@ -72,12 +72,12 @@ class Windows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def only(self, chosen: NDArray[np.int64]) -> "Windows":
+    def only(self, chosen: NDArray[np.int64]) -> "TokenWindows":
         """The windows with the indices `chosen`, in that order."""
-        return Windows(self.rows[chosen], self.first[chosen], self.size[chosen])
+        return TokenWindows(self.rows[chosen], self.first[chosen], self.size[chosen])
 
 
-class Plan:
+class WindowPlan:
     """The windows that together score the new positions of segments; for the arguments see
     `SequenceModel.surprises`."""
 
@@ -107,7 +107,7 @@ class Plan:
     def __len__(self) -> int:
         return len(self.size)
 
-    def windows(self, start: int, stop: int) -> Windows:
+    def windows(self, start: int, stop: int) -> TokenWindows:
         """The windows start..stop - 1."""
         size, marker = self.size[start:stop], self._marker[start:stop]
         place = self._place[start:stop, None] + np.arange(CONTEXT - 1)
@@ -117,7 +117,7 @@ class Plan:
             rows[:, 1:] = self._tokens.take(place, mode="clip")
         rows[:, 1:][place == self._stop[start:stop, None]] = END
         rows[np.arange(CONTEXT) >= size[:, None]] = 0
-        return Windows(rows, self.first[start:stop], size)
+        return TokenWindows(rows, self.first[start:stop], size)
 
 
 class SequenceModel:
@@ -155,7 +155,7 @@ class SequenceModel:
         begin where their session begins. Where `ends` is set, the surprise of the session's end follows that of
         the last template. All templates outside the vocabulary are the token UNSEEN.
         """
-        plan = Plan(tokens_of_templates(tokens, self._vocabulary), offsets, known, starts, ends)
+        plan = WindowPlan(tokens_of_templates(tokens, self._vocabulary), offsets, known, starts, ends)
         parts = [np.empty(0, np.float32)]
         for start in range(0, len(plan), _WINDOWS_AT_ONCE):
             parts.append(self._score_windows(plan.windows(start, start + _WINDOWS_AT_ONCE)))
@@ -174,7 +174,7 @@ class SequenceModel:
             p = torch.softmax(next_token_logits(self._weights, state)[0].double(), dim=0)
         return p.numpy()
 
-    def _score_windows(self, windows: Windows) -> NDArray[np.float32]:
+    def _score_windows(self, windows: TokenWindows) -> NDArray[np.float32]:
         """Surprises of the entries to predict, row by row: float32."""
         keys = _keys_of_windows(windows)
         hashes = folded_hashes(mixed_words(keys).sum(axis=1))
@@ -191,7 +191,7 @@ class SequenceModel:
         entry = np.arange(1, CONTEXT + 1)
         return values[(entry >= windows.first[:, None]) & (entry < windows.size[:, None])]
 
-    def _compute_windows(self, windows: Windows) -> NDArray[np.float32]:
+    def _compute_windows(self, windows: TokenWindows) -> NDArray[np.float32]:
         """Surprises by entry - 1: float32 [n, 64], undefined for entries that are not to be predicted."""
         values = np.zeros((len(windows), CONTEXT), dtype=np.float32)
         order = np.argsort(windows.size, kind="stable")
@@ -200,7 +200,7 @@ class SequenceModel:
             values[chosen] = self._walk_windows(windows.only(chosen))
         return values
 
-    def _walk_windows(self, windows: Windows) -> NDArray[np.float32]:
+    def _walk_windows(self, windows: TokenWindows) -> NDArray[np.float32]:
         """As `_compute_windows`, for at most _WALKED_AT_ONCE windows."""
         keys, hashes = _prefixes_of_windows(windows.rows)
         place, known = self._blocks.find(keys, hashes)
@@ -222,7 +222,7 @@ class SequenceModel:
         return values
 
     def _hidden_states_from_block(
-        self, windows: Windows, begin: NDArray[np.int64], table: NDArray[np.int64]
+        self, windows: TokenWindows, begin: NDArray[np.int64], table: NDArray[np.int64]
     ) -> tuple[Tensor, NDArray[np.int64]]:
         """The hidden states of the wanted positions, computing each window from its block `begin`.
 
@@ -269,7 +269,7 @@ def tokens_of_templates(templates: NDArray[np.int32], vocabulary: NDArray[np.int
     return np.where(vocabulary[place] == templates, place + FIRST, UNSEEN).astype(np.int16)
 
 
-def _keys_of_windows(windows: Windows) -> Keys:
+def _keys_of_windows(windows: TokenWindows) -> Keys:
     keys = np.zeros((len(windows), _WINDOW_WORDS * 4), dtype=np.int16)
     keys[:, :CONTEXT] = windows.rows
     keys[:, CONTEXT] = windows.first

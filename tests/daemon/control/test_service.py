@@ -36,7 +36,7 @@ from detection.sessions.connections import LivingSources
 from detection.summary import Summary
 from detection.templates.table import TemplateTable
 from detection.verdicts.records import Verdicts
-from detection.verdicts.thinning import Count, Counted, Group
+from detection.verdicts.thinning import CountedGroup, CountedRecord, CountUnderWay
 from persistence.columns import Columns, Value
 from persistence.jsonl import open_jsonl
 from persistence.model_file import ModelFile, write_model
@@ -56,10 +56,10 @@ def counting_record(record_id: str | None, ids: str) -> dict[str, Any]:
     """Of one cause, another than `alert` has."""
     first, last = ids.split("-")
     about = {"cause": f"{CAUSE + 1:016x}", "cause_kind": "shape", "cause_template": None, "what": "counted"}
-    counted = Count({(CAUSE + 1, -1, 0, 0): Group(CAUSE + 1, 3, -1, 0, 0, 2, "counted")}, 90, 1.0)
+    counted = CountUnderWay({(CAUSE + 1, -1, 0, 0): CountedGroup(CAUSE + 1, 3, -1, 0, 0, 2, "counted")}, 90, 1.0)
     [group] = counted.groups.values()
     group.add((int(first), 0), (int(last), 0), 2)
-    record = Counted((1, 0), CAUSE, 3, "the incident", False, counted).record(record_id, 0)
+    record = CountedRecord((1, 0), CAUSE, 3, "the incident", False, counted).record(record_id, 0)
     assert [each | about for each in record["alerts"]] == record["alerts"]
     return record
 

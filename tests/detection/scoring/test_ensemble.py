@@ -102,9 +102,15 @@ def test_a_member_that_cannot_be_made_of_its_part_fails_by_name_when_it_is_asked
 
 def test_what_it_knows_are_the_templates_of_its_vocabulary() -> None:
     ensemble = Ensemble(made(values=np.zeros(9)))
-    assert ensemble.knows(np.array([0, 1, 3, 4, 99], dtype=np.int32)).tolist() == [False, True, True, False, False]
+    assert ensemble.knows_templates(np.array([0, 1, 3, 4, 99], dtype=np.int32)).tolist() == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
     nothing = Ensemble(Model(1, 0, np.zeros(0, dtype=np.int32), {}, {}, {"ensemble": np.zeros(9)}, {}))
-    assert nothing.knows(np.array([0], dtype=np.int32)).tolist() == [False]
+    assert nothing.knows_templates(np.array([0], dtype=np.int32)).tolist() == [False]
     assert ensemble.calibration == 999
 
 

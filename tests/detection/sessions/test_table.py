@@ -163,7 +163,7 @@ def test_the_table_is_full_and_the_longest_silent_make_room() -> None:
     names = [f"k{i}" for i in range(capacity)]
     feed(table, history, 1, names, [float(i) * 1e-4 for i in range(capacity)])
     newcomers = [b"knew1", b"k0", b"knew2"]
-    crowded = table.crowded_out_by(newcomers)
+    crowded = table.sessions_crowded_out_by(newcomers)
     assert table.find(b"k0") not in crowded.tolist()
     assert table.column["key"][crowded[:2]].tolist() == [b"k1", b"k2"]
     closings = closed_as_they_are(table, crowded, capacity + 1)

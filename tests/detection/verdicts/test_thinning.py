@@ -217,13 +217,13 @@ def test_a_counting_record_is_bounded_in_causes_runs_and_bytes() -> None:
     runs = [sum(len(group["ids"].split(",")) for group in record["alerts"]) for record in table.records]
     assert max(runs) == MAX_RUNS
     assert max(len(record["alerts"]) for record in table.records) == MAX_CAUSES
-    worst = thinning.Count()
+    worst = thinning.CountUnderWay()
     for cause in range(MAX_CAUSES):
-        group = thinning.Group(cause, NEW, 2**31 - 1, 2**64 - 1, 2**64 - 1, 3, "\x01" * WHAT_BYTES)
+        group = thinning.CountedGroup(cause, NEW, 2**31 - 1, 2**64 - 1, 2**64 - 1, 3, "\x01" * WHAT_BYTES)
         for run in range(MAX_RUNS // MAX_CAUSES):
             group.runs.append(((2**62 + 9 * run, 0), (2**62 + 9 * run + 5, 0)))
         worst.groups[group.key] = group
-    record = thinning.Counted((2**62, 9), 1, NEW, "\x01" * WHAT_BYTES, True, worst).record(f"{2**62}.9.9", 9)
+    record = thinning.CountedRecord((2**62, 9), 1, NEW, "\x01" * WHAT_BYTES, True, worst).record(f"{2**62}.9.9", 9)
     assert len(msgspec.json.encode(record)) < 16_384
 
 
@@ -279,7 +279,7 @@ def test_an_alert_in_the_count_under_way_can_be_asked_for() -> None:
 
 @pytest.mark.parametrize("kind", [RULE, NEW])
 def test_a_group_knows_lines_from_closings(kind: int) -> None:
-    group = thinning.Group(1, kind, 1, 0, 0, 3, "")
+    group = thinning.CountedGroup(1, kind, 1, 0, 0, 3, "")
     for first, last in (((1, 0), (3, 0)), ((3, 1), (3, 4))):
         group.add(first, last, 3)
     assert group.as_dict()["ids"] == "1-3,3.1-3.4"

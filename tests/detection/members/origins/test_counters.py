@@ -20,7 +20,7 @@ from detection.members.origins import background as background_module
 from detection.members.origins import counters as sources_module
 from detection.members.origins.background import COUNTERS, DAY, SHARE, Background
 from detection.members.origins.counters import SourceCounters
-from detection.members.origins.counting import Lines, count_lines_of_sources
+from detection.members.origins.counting import LinesToCount, count_lines_of_sources
 from detection.members.origins.lines import failures_of, resources_of, sources_of
 
 Line = tuple[bytes, float, bool, int]  # source, clock, error, thing
@@ -89,7 +89,7 @@ class PlainCounters:
                 self._take(source)
             if source.lines and source.lines[-1][0] // 1440 != minute // 1440:
                 self._take_day(source)
-            bit = int(Lines.of(np.zeros(1), np.zeros(1, np.bool_), np.array([thing], np.uint64)).bit[0])
+            bit = int(LinesToCount.of(np.zeros(1), np.zeros(1, np.bool_), np.array([thing], np.uint64)).bit[0])
             source.lines.append((minute, minute // 30, error, bit))
             source.last = self.line
             score = self._score(source, minute, clock / 60 - minute)
@@ -166,7 +166,7 @@ class PlainCounters:
             name = min(self.sources, key=lambda each: self.sources[each].last)
             self._take(self.sources[name])
             self._take_day(self.sources.pop(name))
-        self.background.take_up()
+        self.background.take_up_samples()
 
 
 names = st.sampled_from(
@@ -215,11 +215,11 @@ def samples_of(height: int, sources: int) -> tuple[NDArray[np.int64], ...]:
 def test_what_is_usual_fades_when_a_stream_changes() -> None:
     background = Background()
     background.sample(*samples_of(7, 12_000))
-    background.take_up()
+    background.take_up_samples()
     heights = []
     for _ in range(10):
         background.sample(*samples_of(2, 12_000))
-        background.take_up()
+        background.take_up_samples()
         heights.append(float(background.nats[0, 7]))
     assert heights == sorted(heights) and heights[-1] > heights[0] + 3.0
 
@@ -229,7 +229,7 @@ def test_usual_is_what_one_sample_in_a_hundred_exceeds() -> None:
     background.sample(*samples_of(3, 980))
     background.sample(*samples_of(5, 15))
     background.sample(*samples_of(7, 5))
-    background.take_up()
+    background.take_up_samples()
     assert background.usual()[:6] == [5.0] * 6
     assert background.usual()[6] == background.share < 0.01
 
@@ -613,7 +613,7 @@ def test_resources_have_the_same_hashes_in_every_process() -> None:
 
 def test_the_example_of_count_is_what_it_does() -> None:
     seconds, failed, things = np.array([0, 30, 90, 1890]), np.array([False, True, False, True]), np.array([7, 8, 7, 7])
-    lines = Lines.of(seconds.astype(np.float64), failed, things.astype(np.uint64))
+    lines = LinesToCount.of(seconds.astype(np.float64), failed, things.astype(np.uint64))
     counted = count_lines_of_sources(sources_module._zero_counters(1), np.array([0, 4]), lines, usual_share=0.25)
     rows: dict[str, list[str]] = {
         "second": [f"{second}" for second in seconds],
