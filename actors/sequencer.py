@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from detection.frames import Frame, Knowledge, LinesFrame, Segment, Sequenced, TickFrame, count_lines, encode
+from detection.frames import Frame, Knowledge, LinesFrame, Segment, Sequenced, TickFrame, count_lines, encode_frame
 from detection.models.model import Model
 from persistence.journal import JournalError
 from persistence.segment import Entry
@@ -202,7 +202,7 @@ class Sequencer:
         self.failure = JournalFailure(str(exc), self.failure.since if self.failure else self._now())
 
     def _append_to_journal(self, items: Sequence[Sequenced]) -> None:
-        self._append([Entry(item.seq, item.line, count_lines(item.frame), encode(item.frame)) for item in items])
+        self._append([Entry(item.seq, item.line, count_lines(item.frame), encode_frame(item.frame)) for item in items])
 
     def tick_request(self) -> FrameRequest:
         return FrameRequest(TickFrame(self._now()))

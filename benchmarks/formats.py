@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detection.formats.kinds import parse, recognise
+from detection.formats.kinds import parse_as_kind, recognise
 
 BATCH = 1000
 LINES = 20_000
@@ -60,7 +60,7 @@ def _speed(lines: list[bytes]) -> str:
         timed = errors = 0
         start = time.process_time()
         for first in range(0, len(lines), BATCH):
-            fields = parse(kind, lines[first : first + BATCH], clock=CLOCK)
+            fields = parse_as_kind(kind, lines[first : first + BATCH], clock=CLOCK)
             timed += int(np.isfinite(fields.times).sum())
             errors += int(fields.errors.sum())
         best = min(best, time.process_time() - start)
@@ -74,7 +74,7 @@ def _coverage(data: Path) -> dict[str, tuple[int, int]]:
     for family in _families(data):
         kind = recognise(family[:64])
         lines[kind] += len(family)
-        timed[kind] += int(np.isfinite(parse(kind, family, clock=CLOCK).times).sum())
+        timed[kind] += int(np.isfinite(parse_as_kind(kind, family, clock=CLOCK).times).sum())
     return {kind: (lines[kind], timed[kind]) for kind in lines}
 
 

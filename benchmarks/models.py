@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from detection.learning.training import Progress, train
-from detection.members.isolation_forest.features import judged
+from detection.members.isolation_forest.features import forest_input
 from detection.members.isolation_forest.scoring import Forest
 from detection.members.registry import NAMES, ONLINE_NAMES
 from detection.members.transformer.scoring import SequenceModel, window_start
-from detection.members.view import whole_sessions
+from detection.members.view import view_of_whole_sessions
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
 from detection.scoring.ensemble import Ensemble
@@ -102,7 +102,7 @@ def speed(path: Path) -> None:
             f"frames of {FRAME_LINES} lines"
         )
     forest = Forest({name: array for name, array in model.parts["isolation_forest"].items() if name != "usual"})
-    rows = judged(Ensemble(model).score(whole_sessions(data, len(NAMES))))[:50_000]
+    rows = forest_input(Ensemble(model).score(view_of_whole_sessions(data, len(NAMES))))[:50_000]
     started = time.perf_counter()
     for start in range(0, len(rows), FRAME_LINES):
         forest.scores(rows[start : start + FRAME_LINES])
@@ -111,7 +111,7 @@ def speed(path: Path) -> None:
 
 def _reached(model: Model, data: TrainingSet) -> dict[str, NDArray[np.float64]]:
     ensemble = Ensemble(model)
-    view = whole_sessions(data, len(NAMES))
+    view = view_of_whole_sessions(data, len(NAMES))
     reached = ensemble.score(view).reached[view.final_rows()]
     by_member = {name: reached[:, NAMES.index(name)] for name in ensemble.members}
     return by_member | {"ensemble": ensemble.judge(reached).strangeness}

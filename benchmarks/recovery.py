@@ -24,7 +24,7 @@ from actors.sequencer import FRAME_BYTES
 from benchmarks.end_to_end import read_lines
 from benchmarks.running import QUICK, Vigild
 from daemon.startup.scan import scan_directory
-from detection.frames import Frame, LinesFrame, ModelFrame, Segment, count_lines, encode
+from detection.frames import Frame, LinesFrame, ModelFrame, Segment, count_lines, encode_frame
 from persistence.model_file import generation_of_model_file, write_model
 from persistence.segment import Entry
 from persistence.store import open_store
@@ -74,7 +74,7 @@ def leave(state: Path, lines: list[bytes], model_bytes: int) -> None:
         seq, line, frames = found.seq, found.line, 0
         for frame in (ModelFrame(generation_of_model_file(model.name), model.name, model.sha256), *full_frames(lines)):
             seq, line, frames = seq + 1, line + count_lines(frame), frames + 1
-            store.append([Entry(seq, line, count_lines(frame), encode(frame))])
+            store.append([Entry(seq, line, count_lines(frame), encode_frame(frame))])
         print(f"left           a model of {(state / model.name).stat().st_size / 1e6:.1f} MB, "
               f"{len(lines):,} lines in {frames - 1} frames")  # fmt: skip
 

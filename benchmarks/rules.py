@@ -25,7 +25,7 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote_from_bytes
 
-from detection.rules.decoding import decode
+from detection.rules.decoding import decode_field
 from detection.rules.engine import RuleSet
 from detection.settings import RuleText
 
@@ -145,7 +145,7 @@ def hostile(rules: RuleSet, attacks: list[bytes]) -> None:
         "random printable": bytes(chance.choices(alphabet, k=65536)),
         "select select...": b"select " * 9362,
         "&#1;&#1;...": b"&#1;" * 16384,
-        "attacks, joined": b"&".join(decode(t, query=True) for t in attacks[::97])[:65536],
+        "attacks, joined": b"&".join(decode_field(t, query=True) for t in attacks[::97])[:65536],
     }
     print("one 64 KiB line as target and line: milliseconds, first time and median of 5 more (random ones: fresh)")
     for name, line in worst.items():

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.formats.kinds import parse, recognise
+from detection.formats.kinds import parse_as_kind, recognise
 from detection.members.origins.counters import SourceCounters
 from detection.members.origins.lines import failures_of, resources_of, sources_of
 from detection.sessions.log_clock import LogClock
@@ -86,7 +86,7 @@ def read(data: Path, name: str, file: str) -> Log | None:
         return None
     with gzip.open(path) as lines_file:
         lines = [line.rstrip(b"\r\n") for line in lines_file]
-    fields = parse(recognise(lines[:64]), lines, clock=_JUNE_2005)
+    fields = parse_as_kind(recognise(lines[:64]), lines, clock=_JUNE_2005)
     began = time.process_time()
     sources = sources_of(fields)
     between = time.process_time()

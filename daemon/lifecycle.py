@@ -338,7 +338,7 @@ class _Daemon:
         """The actors that need the recovered state; `verdicts` is closed by scoring."""
         from daemon.startup.read_back import ReadBack
         from detection.columns.state import digest
-        from detection.parts import model_in
+        from detection.detector_state import model_in
 
         store, detector, checkpoint = self._store, recovered.detector, self._settings.checkpoint
 

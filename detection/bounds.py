@@ -162,24 +162,24 @@ def check_state(state: Columns) -> None:
     """`state` is of this version's layout. Raises DamagedError for the first column that cannot be."""
     # Scalars first: some are the ends of arrays.
     for name, value in sorted(state.items(), key=lambda column: isinstance(column[1], np.ndarray)):
-        if (bound := _bound(name)) is not None:
-            _check(name, value, bound, state)
+        if (bound := _bound_of_column(name)) is not None:
+            _check_column(name, value, bound, state)
         elif name in _JSON:
-            _check_json(name, value)
-    for name, held, wanted in _lengths(state):
+            _check_json_column(name, value)
+    for name, held, wanted in _row_counts_in_common(state):
         if held != wanted:
             raise DamagedError(f"column {name} has {held} rows and not {wanted}")
 
 
-def _bound(name: str) -> Bound | None:
+def _bound_of_column(name: str) -> Bound | None:
     if name in BOUNDS:
         return BOUNDS[name]
     if name in _VOUCHED_BOUNDS:
         return _VOUCHED_BOUNDS[name]
-    return BOUNDS.get(_in_stream(name))
+    return BOUNDS.get(_stream_column_like(name))
 
 
-def _in_stream(name: str) -> str:
+def _stream_column_like(name: str) -> str:
     """The stream's column that the vouched file's column `name` is like; else `name`."""
     for prefix, part in _VOUCHED.items():
         if name.startswith(prefix):
@@ -187,14 +187,14 @@ def _in_stream(name: str) -> str:
     return name
 
 
-def _check(name: str, value: Any, bound: Bound, state: Columns) -> None:
+def _check_column(name: str, value: Any, bound: Bound, state: Columns) -> None:
     high = bound.high
     if isinstance(high, str):
         own = name.rpartition(".")[0] + "." + high.rpartition(".")[2]
         end = state[own if own in state else high]
         high = end if isinstance(end, int | float) else np.nan
     if isinstance(value, np.ndarray):
-        _check_array(name, value, bound.low, high, nan=bound.nan)
+        _check_array_within(name, value, bound.low, high, nan=bound.nan)
         if bound.rising and np.any(value[1:] < value[:-1]):
             raise DamagedError(f"column {name} falls, and must rise")
         return
@@ -205,7 +205,7 @@ def _check(name: str, value: Any, bound: Bound, state: Columns) -> None:
         raise DamagedError(f"column {name} is {value}, outside of {bound.low} to {high}")
 
 
-def _check_array(name: str, values: NDArray[Any], low: float, high: float, *, nan: bool = False) -> None:
+def _check_array_within(name: str, values: NDArray[Any], low: float, high: float, *, nan: bool = False) -> None:
     if not values.size:
         return
     # Both are nan where one value is, unless nan is among what may be; a comparison with nan is false.
@@ -215,7 +215,7 @@ def _check_array(name: str, values: NDArray[Any], low: float, high: float, *, na
         raise DamagedError(f"column {name} holds {smallest} to {largest}, outside of {low} to {high}")
 
 
-def _check_json(name: str, value: Value) -> None:
+def _check_json_column(name: str, value: Value) -> None:
     raw = value.tobytes() if isinstance(value, np.ndarray) else value
     try:
         msgspec.json.decode(raw if isinstance(raw, bytes) else b"")
@@ -223,17 +223,17 @@ def _check_json(name: str, value: Value) -> None:
         raise DamagedError(f"column {name} is not JSON: {exc}") from exc
 
 
-def _lengths(state: Columns) -> Iterator[tuple[str, int, int]]:
+def _row_counts_in_common(state: Columns) -> Iterator[tuple[str, int, int]]:
     """Arrays that have rows in common with others: name, rows, rows of the others."""
     rows: dict[str, int] = {}
     for name, value in state.items():
         if not isinstance(value, np.ndarray):
             continue
         part, _, column = name.rpartition(".")
-        bound = _bound(name)
+        bound = _bound_of_column(name)
         if (bound is not None and bound.rows and value.ndim) or column in _MORE_ROWS:
             yield name, len(value), rows.setdefault(part, len(value))
-    yield "history.serials", rows["history"], min(_number(state, "history.written"), HISTORY_ROWS)
+    yield "history.serials", rows["history"], min(_count_in_state(state, "history.written"), HISTORY_ROWS)
     yield "templates.id", rows["templates"], 1 + int(np.sum(state["templates.tokens"] == ord("\n")))
     groups = int(np.sum(np.asarray(state["incidents.counted_causes"])))
     for column in ("cause", "kind", "verdict", "about", "shape", "open_shape", "what", "runs"):
@@ -252,7 +252,7 @@ def _lengths(state: Columns) -> Iterator[tuple[str, int, int]]:
                     yield f"{part}.{texts}", str(state[f"{part}.{texts}"]).count("\n") + 1, len(sizes)
 
 
-def _number(state: Columns, name: str) -> int:
+def _count_in_state(state: Columns, name: str) -> int:
     value = state[name]
     return value if isinstance(value, int) else 0
 
@@ -278,7 +278,7 @@ def check_model(columns: Columns) -> None:
         elif bound is None and isinstance(value, np.ndarray) and value.dtype.kind in "if":
             bound = _FEATURES if name.endswith("/feature") else _ANY
         if bound is not None:
-            _check(name, value, bound, columns)
+            _check_column(name, value, bound, columns)
     offsets, tokens = (np.asarray(columns.get(f"parts.anchor/{name}", 0)) for name in ("offsets", "tokens"))
     if offsets.ndim and offsets[-1] != tokens.size:
         raise DamagedError(f"column parts.anchor/offsets ends at {offsets[-1]} of {tokens.size} tokens")

@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.causes.fingerprints import hit_causes
-from detection.causes.known import Answer
+from detection.causes.known import OperatorAnswer
 from detection.columns.state import Columns, State, of_this_version
+from detection.detector_state import Parts
+from detection.frame_reading import FrameLines, FrameReader, ShownLines
 from detection.frames import (
     FeedbackFrame,
     FlushFrame,
@@ -44,21 +46,19 @@ from detection.members.failing import MemberError
 from detection.members.registry import ONLINE_NAMES
 from detection.models.model import Model
 from detection.models.training_set import TrainingCutoff, TrainingSet
-from detection.next_training import cutoff, history_of_stream, learned_so_far, training_set
-from detection.parts import Parts
-from detection.reading import FrameLines, Reader, Shown
+from detection.next_training import history_of_stream, learned_so_far, training_cutoff, training_set
 from detection.scoring.batch import Batch, Closings, Judged
 from detection.scoring.calibration import level_of
-from detection.scoring.ensemble import Ensemble, members_of, resting
-from detection.scoring.judging import Recording, closed_as_they_are, judge
+from detection.scoring.ensemble import Ensemble, members_of, members_resting
+from detection.scoring.judging import Recording, closed_as_they_are, judge_batch
 from detection.scoring.withdrawn import forget_judgements, judge_anew
 from detection.sessions.connections import LivingSource
-from detection.sessions.table import Cut, cut
+from detection.sessions.table import Cut, cut_into_pieces
 from detection.summary import Summary, summary_of
 from detection.templates.table import TemplateTable
 from detection.verdicts.alerting import Alerting
 from detection.verdicts.query import Query
-from detection.verdicts.records import Verdicts, rows_of
+from detection.verdicts.records import Verdicts, verdict_rows_of
 
 
 class Detector:
@@ -66,7 +66,7 @@ class Detector:
 
     def __init__(self) -> None:
         self._parts = Parts()
-        self._reader = Reader.of(self._parts.settings, self._parts.rules)
+        self._reader = FrameReader.of(self._parts.settings, self._parts.rules)
         self._model: Model | None = None
         self._ensemble: Ensemble | None = None  # None without a model, and where no member of it judges
 
@@ -101,35 +101,35 @@ class Detector:
         that `item.without` does not name: also one that could not be loaded, whatever the frame.
         """
         frame, lines = item.frame, count_lines(item.frame)
-        self._lose_before(item, lines)
+        self._count_lines_lost_before(item, lines)
         if item.without:
-            self._withdraw(item.seq, item.without)
-            self._assemble()
+            self._withdraw_members(item.seq, item.without)
+            self._assemble_ensemble()
             judge_anew(self._parts.sessions, self._ensemble, self._parts.withdrawn)
         self._parts.known.admits = not self._parts.schedule.closed(self._parts.settings.learning)
         self._parts.templates.pinned = self._parts.known.templates
-        alerting = self._alerting()
+        alerting = self._alerting_for_frame()
         match frame:
             case LinesFrame():
                 self._judge_frame(frame, alerting)
             case TickFrame():
                 self._pass_silence(frame.received, alerting)
             case FlushFrame():
-                self._close(self._parts.sessions.all_open(), alerting)
+                self._close_sessions(self._parts.sessions.all_open(), alerting)
             case ModelFrame():
-                self._take_effect(item.seq, frame, item.model, item.without)
+                self._put_model_in_force(item.seq, frame, item.model, item.without)
             case SettingsFrame():
                 self._apply_settings(frame, alerting)
             case RestoreFrame():
-                self._restore(item.seq, item.knowledge, item.without, alerting)
+                self._restore_knowledge(item.seq, item.knowledge, item.without, alerting)
             case FeedbackFrame():
                 self._apply_feedback(frame)
             case VouchedFrame():
                 self._learn_vouched(item.seq, frame)
             case RefusedFrame():
-                self._note_refusal(frame)
+                self._note_model_refusal(frame)
             case ReturnedFrame():
-                self._bring_back(item.seq, frame.members, item.without)
+                self._bring_back_members(item.seq, frame.members, item.without)
             case SkipFrame() | WithdrawnFrame():
                 pass
         if self._ensemble is not None:
@@ -150,14 +150,14 @@ class Detector:
         Only the positions of its sources are taken from it, so that a line begun in it can be completed, and no sender
         repeats what is in the journal. `frame` is None when it could not even be decoded.
         """
-        self._lose_before(Sequenced(seq, line, SkipFrame(seq)), 0)
+        self._count_lines_lost_before(Sequenced(seq, line, SkipFrame(seq)), 0)
         if isinstance(frame, LinesFrame):
             self._parts.sources.pass_over(frame.segments)
         if isinstance(frame, VouchedFrame) and self._parts.vouching.file is not None:
             self._parts.vouching.file.living.pass_over((frame.segment,))
         self._parts.seq = seq
 
-    def _lose_before(self, item: Sequenced, lines: int) -> None:
+    def _count_lines_lost_before(self, item: Sequenced, lines: int) -> None:
         """Count what is missing between the last line and the `lines` of `item`."""
         lost = item.line - lines - self._parts.line
         if item.seq <= self._parts.seq or lost < 0:
@@ -166,9 +166,9 @@ class Detector:
             )
         if lost:
             self._parts.counters.lost_lines += lost
-            self._move_to(self._parts.line + lost)
+            self._move_to_line(self._parts.line + lost)
 
-    def _alerting(self) -> Alerting:
+    def _alerting_for_frame(self) -> Alerting:
         parts, alarms = self._parts, self._parts.settings.alarms
         return Alerting(
             parts.incidents, parts.recent, parts.templates, self._ensemble, self._reader.rules,
@@ -194,7 +194,7 @@ class Detector:
             clean[chunk] = self._judge_chunk(lines, chunk, frame.received, alerting)
         parts.online.learn(lines.read, clean)  # only now is it known which lines are clean
         finished = [slot for key in lines.intake.ended if (slot := parts.sessions.find(key)) is not None]
-        self._close(np.array(finished, dtype=np.int64), alerting)
+        self._close_sessions(np.array(finished, dtype=np.int64), alerting)
 
     def _learn_vouched(self, seq: int, frame: VouchedFrame) -> None:
         """Learn from the lines of `frame`, but not from sessions in which a rule matched; nothing is emitted."""
@@ -222,18 +222,18 @@ class Detector:
         parts = self._parts
         parts.pass_silence(received)
         now = received if math.isnan(parts.clock.now) else parts.clock.now
-        self._close(parts.sessions.silent(now, parts.settings.session.idle_seconds), alerting)
+        self._close_sessions(parts.sessions.silent(now, parts.settings.session.idle_seconds), alerting)
 
-    def _take_effect(self, seq: int, frame: ModelFrame, model: Model | None, without: Mapping[str, str]) -> None:
+    def _put_model_in_force(self, seq: int, frame: ModelFrame, model: Model | None, without: Mapping[str, str]) -> None:
         """Let `model` judge from here on, all its members but those `without`; without a model (withdrawn, or its file
         is lost) only rules are left."""
         self._parts.model = ModelFrame(frame.generation, frame.name, frame.sha256)
-        self._trained(frame.studied)
+        self._note_training_cutoff(frame.studied)
         if frame.studied is None and model is not None and frame.generation > self._parts.generations:
             self._parts.schedule.trained_at -= max(self._parts.line - model.line, 0)  # what came while it was trained
         self._parts.generations = max(self._parts.generations, frame.generation)
         self._parts.withdrawn.bring_all_back()
-        self._use(model, seq, without)
+        self._use_model(model, seq, without)
         self._parts.schedule.fulfilled |= model is not None and model.complete
         self._parts.history.set_mark()
         members = members_of(model) if model is not None else ()
@@ -241,18 +241,18 @@ class Detector:
             self._parts.models.took_effect(frame.generation, frame.name, self._parts.line, members)
         forget_judgements(self._parts.sessions)
 
-    def _note_refusal(self, frame: RefusedFrame) -> None:
+    def _note_model_refusal(self, frame: RefusedFrame) -> None:
         self._parts.generations = max(self._parts.generations, frame.generation)
-        self._trained(frame.studied)
+        self._note_training_cutoff(frame.studied)
         self._parts.models.was_refused(frame.generation, frame.name, self._parts.line, frame.reason)
 
-    def _trained(self, until: TrainingCutoff | None) -> None:
-        self._parts.schedule.trained(until or cutoff(self._parts), self._parts.learned)
+    def _note_training_cutoff(self, until: TrainingCutoff | None) -> None:
+        self._parts.schedule.trained(until or training_cutoff(self._parts), self._parts.learned)
 
-    def _use(self, model: Model | None, seq: int = 0, without: Mapping[str, str] = {}) -> None:
+    def _use_model(self, model: Model | None, seq: int = 0, without: Mapping[str, str] = {}) -> None:
         self._model = model
-        self._withdraw(seq, without)
-        self._assemble()
+        self._withdraw_members(seq, without)
+        self._assemble_ensemble()
         if model is not None and not len(self._parts.templates):
             self._parts.templates = TemplateTable.load(model.templates)
 
@@ -260,9 +260,11 @@ class Detector:
         if frame.answer == "undo":
             self._parts.known.undo(frame.alert)
         else:
-            self._parts.known.answer(Answer.of(frame, self._parts.line))
+            self._parts.known.answer(OperatorAnswer.of(frame, self._parts.line))
 
-    def _restore(self, seq: int, knowledge: Knowledge | None, without: Mapping[str, str], alerting: Alerting) -> None:
+    def _restore_knowledge(
+        self, seq: int, knowledge: Knowledge | None, without: Mapping[str, str], alerting: Alerting
+    ) -> None:
         """Bring back the `knowledge` of a snapshot: templates, model, training buffer, answers, rate of sessions.
 
         Open sessions end here, judged by the state before the restore; those that were open in the snapshot are not
@@ -270,7 +272,7 @@ class Detector:
         counts describe the present and stay. Ids of templates and generations of models are not reused. All members
         judge again except those `without`. Without `knowledge` (its snapshot is lost) only the sessions end.
         """
-        self._close(self._parts.sessions.all_open(), alerting)
+        self._close_sessions(self._parts.sessions.all_open(), alerting)
         self._parts.restored = seq
         if knowledge is None:
             return
@@ -279,31 +281,31 @@ class Detector:
             then.templates = TemplateTable.load(knowledge.model.templates)
         self._parts.restore(seq, then)
         self._parts.withdrawn.bring_all_back()
-        self._use(knowledge.model, seq, without)
+        self._use_model(knowledge.model, seq, without)
 
     def _apply_settings(self, frame: SettingsFrame, alerting: Alerting) -> None:
         if frame.settings.session != self._parts.settings.session:
-            self._close(self._parts.sessions.all_open(), alerting)
+            self._close_sessions(self._parts.sessions.all_open(), alerting)
         self._parts.settings, self._parts.rules = frame.settings, frame.rules
-        self._reader = Reader.of(frame.settings, frame.rules)
+        self._reader = FrameReader.of(frame.settings, frame.rules)
 
     # --- members that failed ------------------------------------------------------------------------
 
-    def _withdraw(self, seq: int, without: Mapping[str, str]) -> None:
+    def _withdraw_members(self, seq: int, without: Mapping[str, str]) -> None:
         there = members_of(self._model) if self._model is not None else ()
         self._parts.withdrawn.withdraw(seq, without, {*ONLINE_NAMES, *there})
 
-    def _assemble(self) -> None:
+    def _assemble_ensemble(self) -> None:
         """Let those members of the model judge that are not withdrawn."""
         self._ensemble = None  # the old one's memory first: each holds some 80 MB
         ensemble = Ensemble(self._model, self._parts.withdrawn) if self._model is not None else None
         self._ensemble = ensemble if ensemble is not None and ensemble.members else None
 
-    def _bring_back(self, seq: int, members: Collection[str], without: Mapping[str, str]) -> None:
+    def _bring_back_members(self, seq: int, members: Collection[str], without: Mapping[str, str]) -> None:
         """Let those of these members judge again that are not to be left out from this very frame on."""
         self._parts.withdrawn.bring_back(members)
-        self._withdraw(seq, without)
-        self._assemble()
+        self._withdraw_members(seq, without)
+        self._assemble_ensemble()
         judge_anew(self._parts.sessions, self._ensemble, self._parts.withdrawn)
 
     # --- lines and closings -------------------------------------------------------------------------
@@ -317,11 +319,11 @@ class Detector:
         if clock[0] < before:
             sessions.bring_back(float(clock[0]))
             parts.incidents.bring_back(float(clock[0]))
-        crowded = sessions.crowded_out_by(keys)
+        crowded = sessions.sessions_crowded_out_by(keys)
         crowded_out = closed_as_they_are(sessions, crowded, first_line)
         sessions.evict(crowded)
         batch = lines.batch(chunk, first_line, clock, parts.online)
-        pieces = cut(
+        pieces = cut_into_pieces(
             sessions,
             sessions.slots_for(keys, lines.intake.windowed[chunk]),
             clock,
@@ -330,22 +332,22 @@ class Detector:
             window=session.window,
         )
         alpha, _ = self.alpha()
-        judged = self._judged(alpha, batch, pieces, crowded_out)
+        judged = self._judge_batch(alpha, batch, pieces, crowded_out)
         parts.recent.append(first_line, texts, judged.states.serial)
-        self._move_to(first_line + len(texts) - 1)
-        self._emit(batch, judged, alpha, lines.shown(chunk, clock), alerting)
+        self._move_to_line(first_line + len(texts) - 1)
+        self._emit_verdicts(batch, judged, alpha, lines.shown(chunk, clock), alerting)
         clean: NDArray[np.bool_] = (batch.hit == 0.0) & (judged.states.verdict == 0)
         return clean
 
-    def _judged(self, alpha: float, batch: Batch, pieces: Cut, more: Closings) -> Judged:
+    def _judge_batch(self, alpha: float, batch: Batch, pieces: Cut, more: Closings) -> Judged:
         """The batch, and `more` that closes with it."""
         parts, model, recording = self._parts, self._model, None
         if (history := history_of_stream(parts, model)) is not None:
             recording = Recording(history, flags_count=model is not None and model.complete)
-        judged = judge(parts.sessions, self._ensemble, parts.known, alpha, batch, pieces, recording)
+        judged = judge_batch(parts.sessions, self._ensemble, parts.known, alpha, batch, pieces, recording)
         return replace(judged, closings=judged.closings.and_also(more))
 
-    def _close(self, slots: NDArray[np.int64], alerting: Alerting) -> None:
+    def _close_sessions(self, slots: NDArray[np.int64], alerting: Alerting) -> None:
         """End these sessions now: keyed ones are scored as ended, windows close as they are."""
         if not len(slots):
             return
@@ -354,7 +356,7 @@ class Detector:
         as_they_are = closed_as_they_are(sessions, slots[windowed], parts.line)
         sessions.release(slots[windowed])
         batch = Batch.empty(parts.line)
-        pieces = cut(
+        pieces = cut_into_pieces(
             sessions,
             np.zeros(0, dtype=np.int64),
             batch.clock,
@@ -364,10 +366,10 @@ class Detector:
             ending=slots[~windowed],
         )
         alpha, _ = self.alpha()
-        judged = self._judged(alpha, batch, pieces, as_they_are)
-        self._emit(batch, judged, alpha, Shown.nothing(), alerting)
+        judged = self._judge_batch(alpha, batch, pieces, as_they_are)
+        self._emit_verdicts(batch, judged, alpha, ShownLines.nothing(), alerting)
 
-    def _emit(self, batch: Batch, judged: Judged, alpha: float, shown: Shown, alerting: Alerting) -> None:
+    def _emit_verdicts(self, batch: Batch, judged: Judged, alpha: float, shown: ShownLines, alerting: Alerting) -> None:
         """Turn a judged batch into verdicts, and what is flagged of it into alerts."""
         closings, hits = judged.closings, shown.hits
         causes = np.zeros(len(batch.ids), dtype=np.uint64)
@@ -375,17 +377,17 @@ class Detector:
             lines, of_rules = hit_causes(self._reader.rules, hits, batch.ids)
             causes[lines] = of_rules
         texts = shown.texts + [self._parts.recent.text(line) or b"" for line in closings.worst_line.tolist()]
-        rows = rows_of(
-            batch, judged.states, closings, alpha, self._number(closings), shown.times, texts, hits, causes,
+        rows = verdict_rows_of(
+            batch, judged.states, closings, alpha, self._number_closings(closings), shown.times, texts, hits, causes,
             self._reader.rules.rules, self._parts.templates, self._ensemble,
         )  # fmt: skip
         alerting.add(rows, judged, alpha, shown.lines)
 
-    def _move_to(self, line: int) -> None:
+    def _move_to_line(self, line: int) -> None:
         if line != self._parts.line:
             self._parts.line, self._parts.closings_at_line = line, 0
 
-    def _number(self, closings: Closings) -> NDArray[np.int64]:
+    def _number_closings(self, closings: Closings) -> NDArray[np.int64]:
         """The k of each closing's id, counted from 1 at each line; at the current line, on from the last."""
         line = closings.line
         k = np.arange(1, len(line) + 1) - np.searchsorted(line, line, side="left")
@@ -409,14 +411,14 @@ class Detector:
         failed: dict[str, str] = {}
         while True:
             try:
-                return self._query(failed).answers(lines, session, explain)
+                return self._query_without_failed(failed).answers(lines, session, explain)
             except MemberError as exc:
                 if exc.member in failed:
                     raise
                 failed[exc.member] = exc.reason
-                failed |= resting(failed)
+                failed |= members_resting(failed)
 
-    def _query(self, failed: Mapping[str, str]) -> Query:
+    def _query_without_failed(self, failed: Mapping[str, str]) -> Query:
         """A query to all members that judge, except those that just `failed`."""
         ensemble = self._ensemble.without(failed) if self._ensemble is not None and failed else self._ensemble
         out = {*self._parts.withdrawn, *failed}
@@ -493,6 +495,6 @@ class Detector:
         detector = cls()
         detector._parts = Parts.load(state)
         with of_this_version():
-            detector._reader = Reader.of(detector._parts.settings, detector._parts.rules)
-            detector._use(model)
+            detector._reader = FrameReader.of(detector._parts.settings, detector._parts.rules)
+            detector._use_model(model)
         return detector

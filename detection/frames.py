@@ -210,15 +210,15 @@ def count_lines(frame: Frame) -> int:
     return sum(segment.lines for segment in frame.segments) if isinstance(frame, LinesFrame) else 0
 
 
-def encode(frame: Frame) -> bytes:
+def encode_frame(frame: Frame) -> bytes:
     return msgspec.msgpack.encode(frame)
 
 
 _decoder = msgspec.msgpack.Decoder(Frame)
 
 
-def decode(payload: bytes) -> Frame:
-    """The inverse of `encode`. Raises `msgspec.DecodeError` (a ValueError) if `payload` is not a frame."""
+def decode_frame(payload: bytes) -> Frame:
+    """The inverse of `encode_frame`. Raises `msgspec.DecodeError` (a ValueError) if `payload` is not a frame."""
     try:
         frame: Frame = _decoder.decode(payload)
     except RecursionError as exc:

@@ -3,11 +3,11 @@
 All are functions of the state's parts and of `model`, the one in force (None if there is none).
 """
 
+from detection.detector_state import Parts
 from detection.learning.exclusions import bad_and_flagged
 from detection.learning.schedule import LearnedSoFar
 from detection.models.model import Model
 from detection.models.training_set import TrainingCutoff, TrainingSet
-from detection.parts import Parts
 from detection.sessions.history import History
 
 UPLOAD_GONE_LINES = 5000  # since the last vouched line; after that the rest of the file is not waited for
@@ -27,11 +27,11 @@ def training_set(parts: Parts, model: Model | None, alpha: float) -> TrainingSet
         alpha=alpha,
         templates=parts.templates.export(),
         previous=model,
-        studied=cutoff(parts),
+        studied=training_cutoff(parts),
     )
 
 
-def cutoff(parts: Parts) -> TrainingCutoff:
+def training_cutoff(parts: Parts) -> TrainingCutoff:
     """The cutoff of a training set that is taken now."""
     return TrainingCutoff(parts.seq, parts.learned, parts.known.admissions)
 

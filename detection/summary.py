@@ -9,7 +9,7 @@ from detection.members.failing import Withdrawn
 from detection.models.model import Model
 
 if TYPE_CHECKING:  # readers of a summary need not import what the parts import
-    from detection.parts import Parts
+    from detection.detector_state import Parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from benchmarks.quality.metrics import (
 from benchmarks.quality.records import Records, gather, incidents
 from benchmarks.quality.report import Row
 from benchmarks.quality.watching import NEVER, RETRAIN_LINES, Watched, settings, watched
-from detection.formats.kinds import parse
+from detection.formats.kinds import parse_as_kind
 from detection.templates.table import TemplateTable
 
 ANSWERS = 50
@@ -189,7 +189,7 @@ def _judged(
 
 def _controls(name: str, log: Log, blocks: dict[str, bool], half: int, seed: int) -> list[Row]:
     """The same halves for detectors that see whole blocks, as events of our own templates."""
-    fields = parse("timestamped", log.lines, clock=0.0)
+    fields = parse_as_kind("timestamped", log.lines, clock=0.0)
     events = TemplateTable().assign(fields.family, fields.contents).tolist()
     known: dict[str, list[int]] = {}
     judged: dict[str, list[int]] = {}

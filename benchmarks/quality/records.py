@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from benchmarks.quality.metrics import Bools, Floats, ranked
 from detection.members.registry import MEMBERS
-from detection.scoring.calibration import combined
-from detection.scoring.ensemble import shares
+from detection.scoring.calibration import combined_p_values
+from detection.scoring.ensemble import member_shares
 
 RULES = "rules"
 _FAMILY = {member.name: member.family for member in MEMBERS}
@@ -153,8 +153,8 @@ class Units:
         names = [name for name in self.member_ps if name != left_out]
         if not names:
             return np.zeros(len(self))
-        counts_for = shares([_FAMILY.get(name, name) for name in names])
-        return combined(np.stack([self.member_ps[name] for name in names], axis=1), counts_for)
+        counts_for = member_shares([_FAMILY.get(name, name) for name in names])
+        return combined_p_values(np.stack([self.member_ps[name] for name in names], axis=1), counts_for)
 
 
 def gather(records: Records, unit_of: NDArray[np.object_], names: Iterable[Any]) -> Units:

@@ -85,11 +85,11 @@ def answered_alert(record: Mapping[str, Any]) -> AnsweredAlert:
         kind = causes.KINDS.index(record["cause_kind"])
         template, shapes = record["cause_template"], record.get("cause_shapes", [])
         return AnsweredAlert(
-            causes.read(str(record["cause"])),
+            causes.cause_from_text(str(record["cause"])),
             kind,
             str(record["what"]),
             _template_text(template),
-            tuple(causes.read(str(each)) for each in shapes),
+            tuple(causes.cause_from_text(str(each)) for each in shapes),
         )
     except (KeyError, ValueError):
         raise ControlError(

@@ -230,7 +230,7 @@ class Service:
         given = next((one for one in await self.answers() if one["id"] == alert_id), None)
         if given is None:
             raise ControlError(404, "not_found", f"there is no answer to alert {alert_id}")
-        cause, kind = causes.read(given["cause"]), KINDS.index(given["kind"])
+        cause, kind = causes.cause_from_text(given["cause"]), KINDS.index(given["kind"])
         line = await self._apply_feedback(FeedbackFrame(alert_id, cause, kind, given["what"], "undo", ""))
         return {"id": alert_id, "answer": "undo", "kind": given["kind"], "what": given["what"], "line": line}
 

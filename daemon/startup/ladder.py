@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from detection.frames import Frame, SkipFrame, WithdrawnFrame, decode
-from detection.members.failing import MemberError, in_a_line
+from detection.frames import Frame, SkipFrame, WithdrawnFrame, decode_frame
+from detection.members.failing import MemberError, exception_in_a_line
 from detection.members.registry import NAMES
 from detection.verdicts.records import Verdicts
 from persistence.segment import Entry
@@ -81,7 +81,7 @@ class Ladder:
         self.since = since
         for entry in entries:
             try:
-                frame = decode(entry.payload)
+                frame = decode_frame(entry.payload)
             except ValueError:
                 continue  # it cannot be applied either; a later frame skips it
             if isinstance(frame, SkipFrame):
@@ -104,7 +104,7 @@ class Ladder:
         """Decide what the next attempt leaves out."""
         entry, cause = error.entry, error.__cause__ or error
         seq, member = entry.seq, cause.member if isinstance(cause, MemberError) else None
-        reason = cause.reason if isinstance(cause, MemberError) else in_a_line(cause)
+        reason = cause.reason if isinstance(cause, MemberError) else exception_in_a_line(cause)
         self._failures[seq] += 1
         self._last_failed[seq] = member
         self._unsettled.add(seq)

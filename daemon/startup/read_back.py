@@ -11,7 +11,7 @@ from itertools import chain
 from daemon.startup.ladder import ApplyError, Replay
 from daemon.startup.replay import Fold, Recovered, Report
 from detection.detector import Detector
-from detection.frames import Sequenced, count_lines, encode
+from detection.frames import Sequenced, count_lines, encode_frame
 from detection.verdicts.records import Verdicts
 from persistence.directory import StoreError
 from persistence.segment import Entry
@@ -44,7 +44,7 @@ class ReadBack:
         From here on no snapshot of the failed detector may be written. Raises StoreError or JournalError when the
         disk does not return what is needed.
         """
-        entry = Entry(item.seq, item.line, count_lines(item.frame), encode(item.frame))
+        entry = Entry(item.seq, item.line, count_lines(item.frame), encode_frame(item.frame))
         report = Report()
         failed = ApplyError(entry)
         failed.__cause__ = error

@@ -36,9 +36,9 @@ from detection.bounds import DamagedError, check_model
 from detection.columns.state import Columns, NewerVersionError, OtherVersionError, State
 from detection.columns.upgrades import STATES
 from detection.detector import Detector
-from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, ReturnedFrame, Sequenced, decode
+from detection.detector_state import model_in
+from detection.frames import Frame, Knowledge, ModelFrame, RestoreFrame, ReturnedFrame, Sequenced, decode_frame
 from detection.models.model import Model, from_columns, to_columns
-from detection.parts import model_in
 from detection.verdicts.records import Verdicts
 from persistence.directory import StoreError
 from persistence.disk import UnreadableError
@@ -273,7 +273,7 @@ class Fold:
             item = self._given
         else:
             try:
-                frame = decode(entry.payload)
+                frame = decode_frame(entry.payload)
             except ValueError as exc:
                 raise ApplyError(entry, hopeless=True) from exc
             try:
@@ -293,7 +293,7 @@ class Fold:
         """Pass the frame without applying it; it has no verdicts."""
         frame: Frame | None
         try:
-            frame = decode(entry.payload)
+            frame = decode_frame(entry.payload)
         except ValueError:
             frame = None
         self.detector.skip(entry.seq, entry.line, frame)

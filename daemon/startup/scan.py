@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from daemon.startup.progress import ReplayProgress
 from detection.bounds import DamagedError, check_state
-from detection.columns.state import Columns, OtherVersionError, columns_under, decoded, of_this_version
+from detection.columns.state import Columns, OtherVersionError, columns_under, json_column, of_this_version
 from detection.columns.upgrades import STATES
-from detection.frames import LinesFrame, ModelFrame, SettingsFrame, SkipFrame, WithdrawnFrame, decode
+from detection.frames import LinesFrame, ModelFrame, SettingsFrame, SkipFrame, WithdrawnFrame, decode_frame
 from detection.sessions.connections import LivingSource, LivingSources
 from detection.settings import DetectionSettings, RuleText
 from persistence.directory import StoreError
@@ -95,7 +95,7 @@ def check_snapshot(seq: int, line: int, columns: Columns) -> None:
     if (state["seq"], state["line"]) != (seq, line):
         raise DamagedError(f"is not the state of frame {seq} and line {line}, as its header says")
     try:
-        model = decoded(state, "model", ModelFrame).name
+        model = json_column(state, "model", ModelFrame).name
         if model:
             generation_of_model_file(model)
     except ValueError as exc:
@@ -143,7 +143,7 @@ class _Scan:
         columns = STATES.upgraded(columns)
         with of_this_version():
             in_force = SettingsFrame(
-                decoded(columns, "settings", DetectionSettings), decoded(columns, "rules", tuple[RuleText, ...])
+                json_column(columns, "settings", DetectionSettings), json_column(columns, "rules", tuple[RuleText, ...])
             )
             return cls(LivingSources.load(columns_under("sources", columns)), [(0, in_force)])
 
@@ -151,7 +151,7 @@ class _Scan:
         for entry in entries:
             self.reading.add(entry)
             try:
-                frame = decode(entry.payload)
+                frame = decode_frame(entry.payload)
             except ValueError:
                 # It cannot be applied either: the replay deals with it.
                 continue

@@ -36,7 +36,7 @@ WHAT_BYTES = 160
 def rule_causes(names: Sequence[str], rules: NDArray[np.integer], templates: NDArray[np.integer]) -> Causes:
     """The causes of hits of the rules `names[rules]` on lines of `templates`, both [m]: uint64 [m]."""
     hashes = np.array([_text_hash(name) for name in names], dtype=np.uint64)
-    return _finished(RULE, _mixed(hashes[rules]) + _mixed(templates.astype(np.uint64) ^ _salt(1)))
+    return _causes_of_sums(RULE, _splitmix64(hashes[rules]) + _splitmix64(templates.astype(np.uint64) ^ _hash_salt(1)))
 
 
 def hit_causes(rules: RuleSet, hits: Hits, templates: NDArray[np.integer]) -> tuple[NDArray[np.int32], Causes]:
@@ -44,14 +44,14 @@ def hit_causes(rules: RuleSet, hits: Hits, templates: NDArray[np.integer]) -> tu
 
     `templates` [n] are those of all lines.
     """
-    surest = rules.surest(hits)
+    surest = rules.surest_hits(hits)
     lines = hits.lines[surest]
     return lines, rule_causes(rules.names, hits.rules[surest], templates[lines])
 
 
 def new_causes(templates: NDArray[np.integer]) -> Causes:
     """The causes of `templates` [m] that the model in force does not know: uint64 [m]."""
-    return _finished(NEW, _mixed(templates.astype(np.uint64) ^ _salt(1)))
+    return _causes_of_sums(NEW, _splitmix64(templates.astype(np.uint64) ^ _hash_salt(1)))
 
 
 def shape_causes(counts: NDArray[np.uint8], closed: NDArray[np.bool_]) -> Causes:
@@ -61,7 +61,7 @@ def shape_causes(counts: NDArray[np.uint8], closed: NDArray[np.bool_]) -> Causes
     and seven are one shape, one and two are not.
     """
     levels = np.ascontiguousarray(_LEVELS[counts])
-    return _finished(SHAPE, _words_hash(levels.view("<u8")) + np.where(closed, _salt(2), _salt(3)))
+    return _causes_of_sums(SHAPE, _words_hash(levels.view("<u8")) + np.where(closed, _hash_salt(2), _hash_salt(3)))
 
 
 def source_causes(keys: NDArray[np.bytes_]) -> Causes:
@@ -69,15 +69,15 @@ def source_causes(keys: NDArray[np.bytes_]) -> Causes:
     matter."""
     words = max(-(-keys.dtype.itemsize // 8), 1)
     padded = np.ascontiguousarray(keys.astype(f"S{words * 8}"))
-    return _finished(SOURCE, _words_hash(padded.view("<u8").reshape(len(keys), words)))
+    return _causes_of_sums(SOURCE, _words_hash(padded.view("<u8").reshape(len(keys), words)))
 
 
 def value_causes(templates: NDArray[np.integer]) -> Causes:
     """The causes of unusual parameter values in lines of `templates` [m]: uint64 [m]."""
-    return _finished(VALUE, _mixed(templates.astype(np.uint64) ^ _salt(1)))
+    return _causes_of_sums(VALUE, _splitmix64(templates.astype(np.uint64) ^ _hash_salt(1)))
 
 
-def in_words(kind: int, *, template: str = "", rule: str = "", source: str = "", session: str = "") -> str:
+def cause_in_words(kind: int, *, template: str = "", rule: str = "", source: str = "", session: str = "") -> str:
     """A cause of this kind in words. A shape has no name; it is described by the alert's `session` if that has a
     key."""
     words = {
@@ -86,22 +86,22 @@ def in_words(kind: int, *, template: str = "", rule: str = "", source: str = "",
         SOURCE: f"behaviour of {source}",
         VALUE: f"unusual parameter values in {template}",
     }
-    return clipped(words.get(kind, f"sessions like that of {session}" if session else "sessions like this one"))
+    return clipped_text(words.get(kind, f"sessions like that of {session}" if session else "sessions like this one"))
 
 
-def clipped(text: str, limit: int = WHAT_BYTES) -> str:
+def clipped_text(text: str, limit: int = WHAT_BYTES) -> str:
     """`text` cut to at most `limit` bytes of UTF-8, without NUL, since fixed-width columns drop it at the end."""
     encoded = text.replace("\0", "\\x00").encode("utf-8", "backslashreplace")
     return encoded[:limit].decode("utf-8", "ignore")
 
 
-def shown(cause: int) -> str:
+def cause_as_text(cause: int) -> str:
     """A cause as text for records and the API: many readers of JSON lose bits of 64-bit numbers."""
     return f"{cause:016x}"
 
 
-def read(text: str) -> int:
-    """The inverse of `shown`. Raises ValueError."""
+def cause_from_text(text: str) -> int:
+    """The inverse of `cause_as_text`. Raises ValueError."""
     if not _SHOWN.fullmatch(text):
         raise ValueError(f"{text[:40]!r} is not a cause")
     return int(text, 16)
@@ -119,17 +119,17 @@ def _words_hash(words: Causes) -> Causes:
     total = np.zeros(len(words), dtype=np.uint64)
     for place in range(words.shape[1]):
         word = words[:, place]
-        total += np.where(word == 0, np.uint64(0), _mixed(word ^ _salt(place + 4)))
+        total += np.where(word == 0, np.uint64(0), _splitmix64(word ^ _hash_salt(place + 4)))
     return total
 
 
-def _finished(kind: int, sums: Causes) -> Causes:
-    causes = _mixed(sums ^ _salt(100 + kind))
+def _causes_of_sums(kind: int, sums: Causes) -> Causes:
+    causes = _splitmix64(sums ^ _hash_salt(100 + kind))
     causes[causes == 0] = 1
     return causes
 
 
-def _mixed(values: Causes) -> Causes:
+def _splitmix64(values: Causes) -> Causes:
     """splitmix64's finaliser (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014)."""
     mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -137,7 +137,7 @@ def _mixed(values: Causes) -> Causes:
     return finished
 
 
-def _salt(number: int) -> np.uint64:
+def _hash_salt(number: int) -> np.uint64:
     return np.uint64(number * 0x9E3779B97F4A7C15 % (1 << 64))
 
 

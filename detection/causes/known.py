@@ -23,7 +23,7 @@ attack harmless.
 
 State:
 
-    answers              uint8 [b]     JSON: a list of `Answer`, oldest first
+    answers              uint8 [b]     JSON: a list of `OperatorAnswer`, oldest first
     ring.cause           uint64 [r]    causes in the last sessions, oldest first; r <= MOST_OCCURRENCES
     ring.place           int64 [r]     the number of sessions that had begun when each occurred
     ring.key             uint64 [r]    a hash of the session's key, 0 if it has none
@@ -38,8 +38,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes.fingerprints import KINDS, clipped, hit_causes, shown
-from detection.columns.state import Columns, State, array, scalar
+from detection.causes.fingerprints import KINDS, cause_as_text, clipped_text, hit_causes
+from detection.columns.state import Columns, State, array_column, scalar_column
 from detection.frames import FeedbackFrame
 from detection.rules.engine import Hits, RuleSet
 
@@ -54,7 +54,7 @@ NOTE_BYTES = 1000
 _NEEDED = round(RECENT_SESSIONS * ADMITTED_SHARE)
 
 
-class Answer(msgspec.Struct, frozen=True):
+class OperatorAnswer(msgspec.Struct, frozen=True):
     """The operator's answer to the alert with the id `alert`, given when the last log line was `line`.
 
     template  id of the template that `cause` depends on, 0 if on none
@@ -72,7 +72,7 @@ class Answer(msgspec.Struct, frozen=True):
     shapes: tuple[int, ...]
 
     @classmethod
-    def of(cls, frame: FeedbackFrame, line: int) -> "Answer":
+    def of(cls, frame: FeedbackFrame, line: int) -> "OperatorAnswer":
         """The answer in `frame`, which is not "undo"."""
         return cls(
             alert=frame.alert,
@@ -92,7 +92,7 @@ class Answer(msgspec.Struct, frozen=True):
             "id": self.alert,
             "answer": "normal" if self.normal else "anomaly",
             "kind": KINDS[self.kind],
-            "cause": shown(self.cause),
+            "cause": cause_as_text(self.cause),
             "what": self.what,
             "note": self.note,
             "line": self.line,
@@ -109,7 +109,7 @@ class KnownCauses:
         self.answers_dropped = self.admissions = self.admitted_dropped = 0
         self.admits = True
         self._capacity = answers, admitted
-        self._answers: dict[str, Answer] = {}  # by alert, oldest first
+        self._answers: dict[str, OperatorAnswer] = {}  # by alert, oldest first
         self._cause, self._key = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)
         self._place = np.zeros(0, dtype=np.int64)
         self._admitted: dict[int, None] = {}  # in the order of admission
@@ -117,12 +117,12 @@ class KnownCauses:
 
     # --- answers ------------------------------------------------------------------------------------
 
-    def answer(self, answer: Answer) -> None:
+    def answer(self, answer: OperatorAnswer) -> None:
         """Add an answer, with `what` and `note` clipped; it has effect at once. It replaces an earlier answer to the
         same alert, and is the last one."""
         self._answers.pop(answer.alert, None)
         self._answers[answer.alert] = msgspec.structs.replace(
-            answer, what=clipped(answer.what), note=clipped(answer.note, NOTE_BYTES)
+            answer, what=clipped_text(answer.what), note=clipped_text(answer.note, NOTE_BYTES)
         )
         if len(self._answers) > self._capacity[0]:
             del self._answers[next(iter(self._answers))]
@@ -135,7 +135,7 @@ class KnownCauses:
         self._apply_answers()
         return found
 
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[OperatorAnswer]:
         """All answers, oldest first."""
         return list(self._answers.values())
 
@@ -165,20 +165,20 @@ class KnownCauses:
         among = np.isin(self._cause[recent], new)
         found, counts = np.unique(self._cause[recent][among], return_counts=True)
         for cause in found[counts >= _NEEDED].tolist():
-            if cause not in self._bad and cause not in self._admitted and self._of_many(recent, cause):
-                self._admit(cause)
+            if cause not in self._bad and cause not in self._admitted and self._seen_under_many_keys(recent, cause):
+                self._admit_cause(cause)
                 if cause not in self._normal and not np.any(before == cause):
                     at_once.add(cause)
         self._cause, self._place, self._key = self._cause[recent], self._place[recent], self._key[recent]
         if admissions != self.admissions:
-            self._sort()
+            self._sort_known_causes()
         return at_once
 
-    def _of_many(self, recent: NDArray[np.int64], cause: int) -> bool:
+    def _seen_under_many_keys(self, recent: NDArray[np.int64], cause: int) -> bool:
         keys = self._key[recent][self._cause[recent] == cause]
         return len(np.unique(keys[keys > 0])) + int(np.count_nonzero(keys == 0)) >= ADMITTED_KEYS
 
-    def _admit(self, cause: int) -> None:
+    def _admit_cause(self, cause: int) -> None:
         self._admitted[cause] = None
         self.admissions += 1
         if len(self._admitted) > self._capacity[1]:
@@ -203,7 +203,7 @@ class KnownCauses:
 
     def normal(self, causes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which of `causes` [m] are normal, by an answer or by admission: bool [m]."""
-        return _among(causes, self._sorted_normal)
+        return _among_known(causes, self._sorted_normal)
 
     def without_normal(self, rules: RuleSet, hits: Hits, templates: NDArray[np.int32]) -> Hits:
         """`hits` without those on lines whose cause (`hit_causes`) is normal; `templates` [n] are those of all
@@ -216,7 +216,7 @@ class KnownCauses:
 
     def bad(self, causes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which of `causes` [m] the operator answered with "anomaly": bool [m]."""
-        return _among(causes, self._sorted_bad)
+        return _among_known(causes, self._sorted_bad)
 
     def _apply_answers(self) -> None:
         """Derive everything that follows from the answers."""
@@ -231,11 +231,11 @@ class KnownCauses:
         self._templates = np.array(list(latest_first), dtype=np.int32)
         texts = msgspec.json.encode(self.answers())
         self._encoded = np.frombuffer(texts, dtype=np.uint8)  # encoded once an answer, not once a snapshot
-        self._sort()
+        self._sort_known_causes()
 
-    def _sort(self) -> None:
-        self._sorted_normal = _sorted(self._normal | self._admitted.keys())
-        self._sorted_bad = _sorted(self._bad)
+    def _sort_known_causes(self) -> None:
+        self._sorted_normal = _sorted_causes(self._normal | self._admitted.keys())
+        self._sorted_bad = _sorted_causes(self._bad)
 
     # --- the state as columns -----------------------------------------------------------------------
 
@@ -254,14 +254,14 @@ class KnownCauses:
         """The inverse of `export`. Raises `msgspec.DecodeError` (a ValueError) if `answers` is not a list of
         answers."""
         known = cls(answers, admitted)
-        texts = array(columns, "answers").tobytes()
-        known._answers = {answer.alert: answer for answer in msgspec.json.decode(texts, type=list[Answer])}
+        texts = array_column(columns, "answers").tobytes()
+        known._answers = {answer.alert: answer for answer in msgspec.json.decode(texts, type=list[OperatorAnswer])}
         known._cause = np.array(columns["ring.cause"], dtype=np.uint64)
         known._place = np.array(columns["ring.place"], dtype=np.int64)
         known._key = np.array(columns["ring.key"], dtype=np.uint64)
-        known._admitted = dict.fromkeys(array(columns, "admitted").tolist())
+        known._admitted = dict.fromkeys(array_column(columns, "admitted").tolist())
         for name in _COUNTERS:
-            setattr(known, name, scalar(columns, name, int))
+            setattr(known, name, scalar_column(columns, name, int))
         known._apply_answers()
         return known
 
@@ -269,11 +269,11 @@ class KnownCauses:
 _COUNTERS = ("answers_dropped", "admissions", "admitted_dropped")
 
 
-def _sorted(causes: "set[int]") -> NDArray[np.uint64]:
+def _sorted_causes(causes: "set[int]") -> NDArray[np.uint64]:
     return np.sort(np.array(list(causes), dtype=np.uint64))
 
 
-def _among(causes: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
+def _among_known(causes: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
     if not len(known):
         return np.zeros(len(causes), dtype=np.bool_)
     at = np.minimum(np.searchsorted(known, causes), len(known) - 1)

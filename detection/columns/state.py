@@ -47,31 +47,33 @@ def of_this_version() -> Iterator[None]:
         raise OtherVersionError(f"this program cannot load it: {type(exc).__name__}: {exc}") from exc
 
 
-def layouts(state: Columns) -> dict[str, str]:
-    """The `layout` of each part by its prefix; columns without a prefix are the part "detector"."""
+def layouts_of_parts(state: Columns) -> dict[str, str]:
+    """The `layout_hash` of each part by its prefix; columns without a prefix are the part "detector"."""
     parts: defaultdict[str, State] = defaultdict(dict)
     for name, value in state.items():
         prefix, dot, rest = name.partition(".")
         parts[prefix if dot else "detector"][rest if dot else name] = value
-    return {name: layout(columns) for name, columns in parts.items()}
+    return {name: layout_hash(columns) for name, columns in parts.items()}
 
 
-def layout(columns: Columns) -> str:
+def layout_hash(columns: Columns) -> str:
     """A short hash (8 hexadecimal digits) of the names and kinds of `columns`.
 
     It leaves out whatever depends on the stream, or an intact state would be refused: the number of rows, the size of
     a forest's trees, the length of a text.
     """
-    return hashlib.sha256(repr(sorted((name, *_kind(columns[name])) for name in columns)).encode()).hexdigest()[:8]
+    return hashlib.sha256(repr(sorted((name, *_column_kind(columns[name])) for name in columns)).encode()).hexdigest()[
+        :8
+    ]
 
 
-def _kind(value: Value) -> tuple[str, int]:
+def _column_kind(value: Value) -> tuple[str, int]:
     if isinstance(value, np.ndarray):
         return value.dtype.kind if value.dtype.kind in "SU" else value.dtype.str, value.ndim
     return "number" if isinstance(value, int | float | np.number | np.bool_) else type(value).__name__, 0
 
 
-def array(columns: Columns, name: str) -> NDArray[Any]:
+def array_column(columns: Columns, name: str) -> NDArray[Any]:
     """The array called `name`. Raises KeyError if there is none, TypeError if it is a scalar."""
     value = columns[name]
     if not isinstance(value, np.ndarray):
@@ -79,7 +81,7 @@ def array(columns: Columns, name: str) -> NDArray[Any]:
     return value
 
 
-def scalar(columns: Columns, name: str, kind: type[Kind]) -> Kind:
+def scalar_column(columns: Columns, name: str, kind: type[Kind]) -> Kind:
     """The scalar called `name`; an int counts as a float, too. Raises KeyError if there is none, TypeError if it is of
     another kind."""
     value = columns[name]
@@ -90,18 +92,18 @@ def scalar(columns: Columns, name: str, kind: type[Kind]) -> Kind:
     raise TypeError(f"{name} is to be {kind.__name__}, not {type(value).__name__}")
 
 
-def decoded(columns: Columns, name: str, kind: type[Decoded]) -> Decoded:
-    """The value that the column called `name` holds as JSON. Raises KeyError and TypeError as `scalar` does, and
+def json_column(columns: Columns, name: str, kind: type[Decoded]) -> Decoded:
+    """The value that the column called `name` holds as JSON. Raises KeyError and TypeError as `scalar_column` does, and
     `msgspec.DecodeError` (a ValueError) if the JSON is not of this kind."""
-    return msgspec.json.decode(scalar(columns, name, bytes), type=kind)
+    return msgspec.json.decode(scalar_column(columns, name, bytes), type=kind)
 
 
-def arrays(columns: Columns) -> dict[str, NDArray[Any]]:
+def array_columns(columns: Columns) -> dict[str, NDArray[Any]]:
     """All of `columns`. Raises TypeError if one of them is a scalar."""
-    return {name: array(columns, name) for name in columns}
+    return {name: array_column(columns, name) for name in columns}
 
 
-def scalars(columns: Columns) -> dict[str, Any]:
+def scalar_columns(columns: Columns) -> dict[str, Any]:
     """All of `columns`, as arguments for a dataclass. Raises TypeError if one of them is an array."""
     for name, value in columns.items():
         if isinstance(value, np.ndarray):
@@ -121,16 +123,16 @@ class Scalars:
     @classmethod
     def load(cls: type[Self], columns: Columns) -> Self:
         """The inverse of `export`. Raises TypeError if a column is an array, is missing or has no field."""
-        return cls(**scalars(columns))
+        return cls(**scalar_columns(columns))
 
 
-def prefixed(prefix: str, columns: Columns) -> State:
+def with_prefix(prefix: str, columns: Columns) -> State:
     """`columns` with `prefix` and a dot before every name."""
     return {f"{prefix}.{name}": value for name, value in columns.items()}
 
 
 def columns_under(prefix: str, state: Columns) -> State:
-    """The inverse of `prefixed`: the columns whose names begin with `prefix` and a dot, without these."""
+    """The inverse of `with_prefix`: the columns whose names begin with `prefix` and a dot, without these."""
     dotted = prefix + "."
     return {name[len(dotted) :]: value for name, value in state.items() if name.startswith(dotted)}
 

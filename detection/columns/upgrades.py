@@ -1,6 +1,6 @@
 """The numbered layouts that states and models have had, and the steps that upgrade one to the next.
 
-A layout is the set of columns of each part (`state.layouts`). Every released layout has a number, which is stored in
+A layout is the set of columns of each part (`state.layouts_of_parts`). Every released layout has a number in
 the column "format". All readers of states and models go through `STATES.upgraded` or `MODELS.upgraded`: older columns
 are upgraded step by step; newer ones are refused, and so are columns that do not match their number (they are damaged,
 or were written between two releases). A state of any number can be upgraded. A model need not be: a model that cannot
@@ -32,12 +32,12 @@ from detection.columns.state import (
     NewerVersionError,
     OtherVersionError,
     State,
-    array,
+    array_column,
     columns_under,
-    layout,
-    layouts,
+    layout_hash,
+    layouts_of_parts,
     of_this_version,
-    scalar,
+    scalar_column,
 )
 
 Step = Callable[[State], State]
@@ -75,7 +75,7 @@ def _with_withdrawn_members(state: State) -> State:
 
 def _with_counted_alerts(state: State) -> State:
     """In the part "incidents" what is counted is new: every alert was recorded in full before, and none is counted."""
-    incidents = len(array(state, "incidents.line"))
+    incidents = len(array_column(state, "incidents.line"))
     return {
         **state,
         **{f"incidents.counted_{name}": np.zeros(incidents, dtype=np.int64) for name in ("causes", "number")},
@@ -86,7 +86,7 @@ def _with_counted_alerts(state: State) -> State:
         "incidents.group_what": np.zeros(0, "S160"),
         "incidents.group_runs": np.zeros(0, np.int64),
         "incidents.runs": np.zeros((0, 4), np.int64),
-        "incidents.recorded": scalar(state, "counters.flagged", int),
+        "incidents.recorded": scalar_column(state, "counters.flagged", int),
         "incidents.counted": 0,
         "incidents.counts": 0,
     }
@@ -146,7 +146,7 @@ class Versions:
         if number > self.newest:
             raise NewerVersionError(f"{self.kind} has format {number}, this program knows formats up to {self.newest}")
         state = dict(columns)
-        self._check(state, number)
+        self._check_layout(state, number)
         for step in range(number, self.newest):
             if step not in self.steps:
                 raise OtherVersionError(
@@ -154,17 +154,17 @@ class Versions:
                 )
             with of_this_version():
                 state = {**self.steps[step](state), "format": step + 1}
-            self._check(state, step + 1)
+            self._check_layout(state, step + 1)
         return state
 
-    def differing(self, columns: Columns, number: int) -> list[str]:
+    def differing_parts(self, columns: Columns, number: int) -> list[str]:
         """The names of the parts of `columns` that differ from layout `number`."""
         expected, found = self.layouts.get(number, {}), self.parts(columns)
         names = (expected.keys() - self.optional) | found.keys()
         return sorted(name for name in names if expected.get(name) != found.get(name))
 
-    def _check(self, columns: Columns, number: int) -> None:
-        if other := self.differing(columns, number):
+    def _check_layout(self, columns: Columns, number: int) -> None:
+        if other := self.differing_parts(columns, number):
             known = "that this program keeps" if number == self.newest else f"of format {number}"
             raise OtherVersionError(f"the columns of its {', '.join(other)} are not those {known}")
 
@@ -172,16 +172,16 @@ class Versions:
 def model_layouts(columns: Columns) -> dict[str, str]:
     """The layout of each part of a model. A member with calibration scores but no arrays is a part without columns."""
     names = {name for name in columns if "." not in name and name != "format"}
-    found = {"model": layout({name: columns[name] for name in names})}
+    found = {"model": layout_hash({name: columns[name] for name in names})}
     arrays: dict[str, State] = {name: {} for name in columns_under("rings", columns)}
     for name, value in columns_under("parts", columns).items():
         member, _, column = name.partition("/")
         arrays.setdefault(member, {})[column] = value
-    found |= {member: layout(each) for member, each in arrays.items()}
-    return {**found, "templates": layout(columns_under("templates", columns))}
+    found |= {member: layout_hash(each) for member, each in arrays.items()}
+    return {**found, "templates": layout_hash(columns_under("templates", columns))}
 
 
-STATES = Versions("the state", LAYOUTS, UPGRADES, layouts, optional=frozenset({"vouching"}))
+STATES = Versions("the state", LAYOUTS, UPGRADES, layouts_of_parts, optional=frozenset({"vouching"}))
 MODELS = Versions(
     "the model",
     MODEL_LAYOUTS,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.formats import levels, times
-from detection.formats.fields import Fields, one_line
+from detection.formats.fields import Fields, on_one_line
 
 # No pattern can match a text in two ways: a line that does not fit must fail in one pass. Groups are atomic rather
 # than possessive, `(?>(?:...)*)` for `(?:...)*+`. They mean the same, but in Python 3.11.2, which Debian 12 has, a
@@ -40,13 +40,13 @@ _ESCAPE = re.compile(rb'\\(?:x([0-9a-fA-F]{2})|([\\"nrtv]))')
 _FURTHER = re.compile(rb'(?>(?:\s++(?>[^\s"]*+"[^"\\]*+(?>(?:\\.[^"\\]*+)*)"|[^\s"]++))*)\s*$', re.DOTALL)
 
 
-def match(line: bytes) -> re.Match[bytes] | None:
+def match_access_line(line: bytes) -> re.Match[bytes] | None:
     """Groups: client, time, zone, request, status, agent. None if it is not an access line."""
     return _LINE.match(line) or _LOOSE.match(line)
 
 
-def parse(lines: Sequence[bytes], clock: float) -> Fields:
-    """Parse every line as an access line; see `kinds.parse`."""
+def parse_access(lines: Sequence[bytes], clock: float) -> Fields:
+    """Parse every line as an access line; see `kinds.parse_as_kind`."""
     n = len(lines)
     keys, contents, targets, agents = [b""] * n, list(lines), list(lines), [b""] * n
     errors: NDArray[np.bool_] = np.zeros(n, dtype=np.bool_)
@@ -60,31 +60,31 @@ def parse(lines: Sequence[bytes], clock: float) -> Fields:
             strays.append(row)
             continue
         keys[row], stamp, zone, request, status, agent = found.groups(b"")
-        contents[row], targets[row] = request_line(request, status)
+        contents[row], targets[row] = read_request_line(request, status)
         if found.end() < len(line) and not _FURTHER.match(line, found.end()):
             agent = line[found.start(6) if found.end(6) >= 0 else found.end() :]
-        agents[row] = unescaped(agent) if b"\\" in agent else agent
+        agents[row] = unescaped_log_text(agent) if b"\\" in agent else agent
         errors[row] = status >= b"400"  # three digits, or "-", which sorts before them
         rows.append(row)
         stamps.append(stamp)
         zones.append(zone)
     seconds = np.full(n, np.nan)
     if rows:
-        seconds[rows] = times.civil(times.CLF, stamps, clock) - times.offsets(zones)
+        seconds[rows] = times.seconds_of_dates(times.CLF, stamps, clock) - times.zone_offsets(zones)
     if strays:
-        errors[strays] = levels.errors([lines[row] for row in strays])
+        errors[strays] = levels.have_error_level([lines[row] for row in strays])
     return Fields("access", "access", seconds, keys, contents, targets, agents, errors)
 
 
-def strays(fields: Fields) -> list[int]:
-    """Rows of `parse`'s result that do not even begin like an access line. A truncated access line is still one."""
+def rows_unlike_access(fields: Fields) -> list[int]:
+    """Rows of a `parse_access` that do not even begin like an access line. A truncated access line is still one."""
     columns = enumerate(zip(fields.contents, fields.targets, strict=True))
     return [row for row, (contents, target) in columns if contents is target and not _START.match(target)]
 
 
-def request_line(request: bytes, status: bytes) -> tuple[bytes, bytes]:
+def read_request_line(request: bytes, status: bytes) -> tuple[bytes, bytes]:
     """Contents and target of a request as logged: `GET /path?query HTTP/1.1`, escaped or not."""
-    request = unescaped(request)
+    request = unescaped_log_text(request)
     method, _, target = request.partition(b" ")
     if not target or not (method in _COMMON_METHODS or _METHOD.match(method)):
         return b"- - " + status, request
@@ -92,10 +92,10 @@ def request_line(request: bytes, status: bytes) -> tuple[bytes, bytes]:
         target = target[:-9]
     else:
         target = target.partition(b" HTTP/")[0]
-    return contents_of(method, target, status), target
+    return request_contents(method, target, status), target
 
 
-def contents_of(method: bytes, target: bytes, status: bytes) -> bytes:
+def request_contents(method: bytes, target: bytes, status: bytes) -> bytes:
     """`METHOD path STATUS`, without query and fragment."""
     path = target.partition(b"?")[0]
     if b"#" in path:
@@ -103,12 +103,12 @@ def contents_of(method: bytes, target: bytes, status: bytes) -> bytes:
     return b"%b %b %b" % (method, path, status)
 
 
-def unescaped(text: bytes) -> bytes:
+def unescaped_log_text(text: bytes) -> bytes:
     """`text` with the server's escapes undone."""
-    return one_line(_ESCAPE.sub(_unescape_one, text)) if b"\\" in text else text
+    return on_one_line(_ESCAPE.sub(_unescaped_sequence, text)) if b"\\" in text else text
 
 
-def _unescape_one(found: re.Match[bytes]) -> bytes:
+def _unescaped_sequence(found: re.Match[bytes]) -> bytes:
     code, char = found.groups()
     if code:
         return bytes((int(code, 16),))

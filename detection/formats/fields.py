@@ -42,12 +42,12 @@ class Fields:
         return Fields(self.kind, self.family, times, keys, contents, targets, agents, errors)
 
 
-def one_line(text: bytes) -> bytes:
+def on_one_line(text: bytes) -> bytes:
     """`text` with every newline replaced by a space; unescaping can produce newlines."""
     return text.replace(b"\n", b" ") if b"\n" in text else text
 
 
-def gathered(
+def gathered_fields(
     kind: str,
     parts: Sequence[tuple[list[int], Callable[[list[bytes]], Fields]]],
     texts: Sequence[bytes],

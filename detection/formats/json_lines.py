@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from detection.formats import access, levels, times
-from detection.formats.fields import one_line
+from detection.formats.fields import on_one_line
 from detection.formats.roles import NESTED, ROLES
 
 _MAX_MEMBERS = 32  # of an object without a message
@@ -39,34 +39,34 @@ class Record(NamedTuple):
     request: bool
 
 
-def read(line: bytes) -> Record | None:
+def read_json_record(line: bytes) -> Record | None:
     """The record of `line`; None if it is not a JSON object."""
     try:
         members = _decode(line)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
-    return _record(members, line) if type(members) is dict else None
+    return _record_of_members(members, line) if type(members) is dict else None
 
 
-def _record(members: dict[str, Any], line: bytes) -> Record:
-    roles = _by_role(members)
-    error, prefix = _level(roles)
-    seconds, stamp = _time(roles.get("time"))
-    trace, key = _text(roles.get("trace")), _origin(roles)
-    request = _request(members, roles)
+def _record_of_members(members: dict[str, Any], line: bytes) -> Record:
+    roles = _members_by_role(members)
+    error, prefix = _error_and_level_text(roles)
+    seconds, stamp = _json_time(roles.get("time"))
+    trace, key = _json_value_text(roles.get("trace")), _pod_or_container(roles)
+    request = _http_request_in_json(members, roles)
     if request is not None:
         contents, target, agent, failed = request
-        key = _text(roles.get("client")) or trace or key
+        key = _json_value_text(roles.get("client")) or trace or key
         return Record(contents, b"", seconds, stamp, key, trace, target, agent, failed, True)
     message = roles.get("message")
     if message is not None:
-        text = _text(message).strip()
+        text = _json_value_text(message).strip()
     else:
-        text, prefix = _as_pairs(members) or line, b""
+        text, prefix = _members_as_pairs(members) or line, b""
     return Record(text, prefix, seconds, stamp, key, trace, b"", b"", error, False)
 
 
-def _by_role(members: Mapping[str, Any]) -> dict[str, Any]:
+def _members_by_role(members: Mapping[str, Any]) -> dict[str, Any]:
     """The best-ranked member for each role."""
     found: dict[str, Any] = {}
     ranks: dict[str, int] = {}
@@ -74,13 +74,13 @@ def _by_role(members: Mapping[str, Any]) -> dict[str, Any]:
         if type(value) is dict:
             if name in NESTED:
                 for inner, member in value.items():
-                    _offer(found, ranks, f"{name}.{inner}", member)
+                    _offer_for_roles(found, ranks, f"{name}.{inner}", member)
         elif name in ROLES:
-            _offer(found, ranks, name, value)
+            _offer_for_roles(found, ranks, name, value)
     return found
 
 
-def _offer(found: dict[str, Any], ranks: dict[str, int], name: str, value: Any) -> None:
+def _offer_for_roles(found: dict[str, Any], ranks: dict[str, int], name: str, value: Any) -> None:
     if value is None or type(value) is dict or type(value) is list:
         return
     for role, rank in ROLES.get(name, ()):
@@ -88,20 +88,20 @@ def _offer(found: dict[str, Any], ranks: dict[str, int], name: str, value: Any) 
             found[role], ranks[role] = value, rank
 
 
-def _text(value: Any) -> bytes:
+def _json_value_text(value: Any) -> bytes:
     """`value` as bytes on one line; b"" for None."""
     if value is None:
         return b""
-    return one_line(str(value).encode("utf-8", "surrogatepass"))
+    return on_one_line(str(value).encode("utf-8", "surrogatepass"))
 
 
-def _level(roles: Mapping[str, Any]) -> tuple[bool | None, bytes]:
+def _error_and_level_text(roles: Mapping[str, Any]) -> tuple[bool | None, bytes]:
     """Whether it is an error (None if no level is given), and the text to put in front of the message."""
-    level, component = roles.get("level"), _text(roles.get("component"))
+    level, component = roles.get("level"), _json_value_text(roles.get("component"))
     error: bool | None = None
     shown = b""
     if type(level) is str:
-        shown = _text(level)
+        shown = _json_value_text(level)
         error = levels.is_error_word(shown)
     elif type(level) is int and level >= 10:
         error = level >= 50  # the levels of bunyan and pino: 50 is error, 60 fatal
@@ -110,58 +110,62 @@ def _level(roles: Mapping[str, Any]) -> tuple[bool | None, bytes]:
     return error, b" ".join(filter(None, (shown, component)))
 
 
-def _time(value: Any) -> tuple[float, bytes]:
+def _json_time(value: Any) -> tuple[float, bytes]:
     if type(value) is int or type(value) is float:
-        return times.from_number(value), b""
+        return times.seconds_from_number(value), b""
     if type(value) is not str:
         return float("nan"), b""
     if value.isdecimal() and value.isascii() and len(value) <= 19:
-        return times.from_number(int(value)), b""
+        return times.seconds_from_number(int(value)), b""
     return float("nan"), value[:64].encode("utf-8", "replace")
 
 
-def _origin(roles: Mapping[str, Any]) -> bytes:
-    if pod := _text(roles.get("pod")):
+def _pod_or_container(roles: Mapping[str, Any]) -> bytes:
+    if pod := _json_value_text(roles.get("pod")):
         return pod
-    host, container = _text(roles.get("host")), _text(roles.get("container"))
+    host, container = _json_value_text(roles.get("host")), _json_value_text(roles.get("container"))
     return b" ".join(filter(None, (host, container)))
 
 
-def _request(members: Mapping[str, Any], roles: Mapping[str, Any]) -> tuple[bytes, bytes, bytes, bool] | None:
+def _http_request_in_json(
+    members: Mapping[str, Any], roles: Mapping[str, Any]
+) -> tuple[bytes, bytes, bytes, bool] | None:
     """Contents, target, agent and failure if the object records an HTTP request; otherwise None."""
-    status, method, target = _text(roles.get("status")), roles.get("method"), roles.get("target")
+    status, method, target = _json_value_text(roles.get("status")), roles.get("method"), roles.get("target")
     if len(status) != 3 or not status.isdigit():
         return None
-    agent = _text(roles.get("agent"))
+    agent = _json_value_text(roles.get("agent"))
     nested = members.get("request")
     if type(nested) is dict and type(nested.get("headers")) is dict:
         named = nested["headers"].get("User-Agent")
-        agent = _text(named[0]) if type(named) is list and named else agent
+        agent = _json_value_text(named[0]) if type(named) is list and named else agent
     failed = status >= b"400"
     if type(method) is str and type(target) is str:
-        path_and_query = _text(target)
-        return access.contents_of(_text(method), path_and_query, status), path_and_query, agent, failed
+        path_and_query = _json_value_text(target)
+        return access.request_contents(_json_value_text(method), path_and_query, status), path_and_query, agent, failed
     request = roles.get("request")
     if type(request) is str and " HTTP/" in request:
-        contents, path_and_query = access.request_line(_text(request), status)
+        contents, path_and_query = access.read_request_line(_json_value_text(request), status)
         return contents, path_and_query, agent, failed
     return None
 
 
-def _as_pairs(members: Mapping[str, Any]) -> bytes:
+def _members_as_pairs(members: Mapping[str, Any]) -> bytes:
     """`name=value` of an object without a message, one level of nesting deep."""
     pairs: list[str] = []
     for name, value in members.items():
         if type(value) is dict:
-            pairs.extend(f"{name}.{inner}={member}" for inner, member in value.items() if _is_content(inner, member))
-        elif _is_content(name, value):
+            pairs.extend(
+                f"{name}.{inner}={member}" for inner, member in value.items() if _is_content_member(inner, member)
+            )
+        elif _is_content_member(name, value):
             pairs.append(f"{name}={value}")
         if len(pairs) >= _MAX_MEMBERS:
             break
-    return one_line(" ".join(pairs[:_MAX_MEMBERS]).encode("utf-8", "surrogatepass"))
+    return on_one_line(" ".join(pairs[:_MAX_MEMBERS]).encode("utf-8", "surrogatepass"))
 
 
-def _is_content(name: str, value: Any) -> bool:
+def _is_content_member(name: str, value: Any) -> bool:
     if type(value) not in (str, int, float, bool):
         return False
     return all(role not in ("time", "trace") for role, _ in ROLES.get(name, ()))

@@ -29,7 +29,7 @@ WORD_AHEAD = rb"[\[(<|\"]{0,2}(?i:" + _BAD + rb"|" + _GOOD + rb")\b"
 """A pattern that matches at a level word, for a lookahead that distinguishes a thread number from a count."""
 
 
-def errors(messages: Sequence[bytes]) -> NDArray[np.bool_]:
+def have_error_level(messages: Sequence[bytes]) -> NDArray[np.bool_]:
     """bool [n]: the first level word in the first 96 bytes of the message is "error" or worse."""
     found: NDArray[np.bool_] = np.zeros(len(messages), dtype=np.bool_)
     heads = [message[:HEAD_BYTES] for message in messages]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from detection.formats import levels, times
-from detection.formats.access import unescaped
+from detection.formats.access import unescaped_log_text
 from detection.formats.fields import Fields
 from detection.formats.roles import BYTE_ROLES
 
@@ -26,7 +26,7 @@ _MAX_PAIRS = 256
 _TELLTALE_ROLES = ("message", "level", "time")
 
 
-def fits(line: bytes) -> bool:
+def fits_logfmt(line: bytes) -> bool:
     """True if `line` begins with a pair and has two of message, level and time among its first pairs."""
     if not _HEAD.match(line):
         return False
@@ -34,8 +34,8 @@ def fits(line: bytes) -> bool:
     return sum(role in names for role in _TELLTALE_ROLES) >= 2 and b" msg=audit(" not in line[:64]
 
 
-def parse(lines: Sequence[bytes], clock: float) -> Fields:
-    """Parse every line as logfmt; see `kinds.parse`."""
+def parse_logfmt(lines: Sequence[bytes], clock: float) -> Fields:
+    """Parse every line as logfmt; see `kinds.parse_as_kind`."""
     n = len(lines)
     stamps = times.Stamps()
     seconds = np.full(n, np.nan)
@@ -45,22 +45,22 @@ def parse(lines: Sequence[bytes], clock: float) -> Fields:
         pairs = _PAIR.findall(line)[:_MAX_PAIRS] if _HEAD.match(line) else []
         if len(pairs) < 2:
             continue
-        roles = _by_role(pairs)
+        roles = _logfmt_values_by_role(pairs)
         if stamp := roles.get("time"):
-            if found := times.find(stamp):
+            if found := times.find_time(stamp):
                 stamps.add(row, found)
             elif stamp.isdigit() and len(stamp) <= 19:
-                seconds[row] = times.from_number(int(stamp))
+                seconds[row] = times.seconds_from_number(int(stamp))
         level = roles.get("level", b"")
         if message := roles.get("message"):
             front = (level, roles.get("component", b""))
-            contents[row] = b" ".join(filter(None, (*front, unescaped(message))))
+            contents[row] = b" ".join(filter(None, (*front, unescaped_log_text(message))))
         else:
-            contents[row] = _pairs(pairs)
+            contents[row] = _logfmt_pairs_text(pairs)
         keys[row] = roles.get("trace") or roles.get("pod") or b""
         if level:
             given_levels[row] = levels.is_error_word(level)
-    errors = levels.errors(contents)
+    errors = levels.have_error_level(contents)
     for row, error in given_levels.items():
         errors[row] = error
     found_times = stamps.seconds(n, clock)
@@ -68,7 +68,7 @@ def parse(lines: Sequence[bytes], clock: float) -> Fields:
     return Fields("logfmt", "text", times_read, keys, contents, targets, [b""] * n, errors)
 
 
-def _by_role(pairs: Sequence[tuple[bytes, bytes, bytes]]) -> dict[str, bytes]:
+def _logfmt_values_by_role(pairs: Sequence[tuple[bytes, bytes, bytes]]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     ranks: dict[str, int] = {}
     for name, quoted, bare in pairs:
@@ -78,7 +78,7 @@ def _by_role(pairs: Sequence[tuple[bytes, bytes, bytes]]) -> dict[str, bytes]:
     return found
 
 
-def _pairs(pairs: Sequence[tuple[bytes, bytes, bytes]]) -> bytes:
+def _logfmt_pairs_text(pairs: Sequence[tuple[bytes, bytes, bytes]]) -> bytes:
     return b" ".join(
         b"%b=%b" % (name, quoted or bare)
         for name, quoted, bare in pairs

@@ -36,7 +36,7 @@ _RFC5424 = re.compile(
 _SEVERITY_ERROR = 3
 
 
-def fits(line: bytes) -> bool:
+def fits_syslog(line: bytes) -> bool:
     """True if `line` is a syslog line. One with an ISO time but no program might be anything, and is not."""
     if line[:1] == b"<" and _RFC5424.match(line):
         return True
@@ -46,8 +46,8 @@ def fits(line: bytes) -> bool:
     return found[6] is not None and (found[2] is not None or found[7] is not None)
 
 
-def parse(lines: Sequence[bytes], clock: float) -> Fields:
-    """Parse every line as syslog; see `kinds.parse`."""
+def parse_syslog(lines: Sequence[bytes], clock: float) -> Fields:
+    """Parse every line as syslog; see `kinds.parse_as_kind`."""
     n = len(lines)
     stamps = times.Stamps()
     keys, contents, targets = [b""] * n, list(lines), list(lines)
@@ -73,16 +73,16 @@ def parse(lines: Sequence[bytes], clock: float) -> Fields:
         targets[row] = message
         contents[row] = program + b": " + message if program else message
         keys[row] = b" ".join(filter(None, (host, program)))
-        if b'] "' in message and access.match(message):
+        if b'] "' in message and access.match_access_line(message):
             requests.append(row)
         if priority:
             severities[row] = int(priority) & 7
-    errors = levels.errors(targets)
+    errors = levels.have_error_level(targets)
     for row, severity in severities.items():
         errors[row] = severity <= _SEVERITY_ERROR
     seconds, agents = stamps.seconds(n, clock), [b""] * n
     if requests:
-        read = access.parse([targets[row] for row in requests], clock)
+        read = access.parse_access([targets[row] for row in requests], clock)
         seconds[requests], errors[requests] = read.times, read.errors
         for at, row in enumerate(requests):
             keys[row], contents[row] = read.keys[at], read.contents[at]

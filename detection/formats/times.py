@@ -80,33 +80,33 @@ _LAYOUTS = [style[0] for _, styles in _ANYWHERE + _AT_HEAD for style in styles]
 _GROUPS = 5  # the style itself, its fixed part, fraction, zone and year
 
 
-def _alternatives(families: _Families) -> bytes:
-    groups = ((begin, rb"|".join(map(_group, styles))) for begin, styles in families)
+def _time_patterns(families: _Families) -> bytes:
+    groups = ((begin, rb"|".join(map(_time_pattern, styles))) for begin, styles in families)
     return rb"|".join(rb"(?=%s)(?:%s)" % family for family in groups)
 
 
-def _group(style: _Style) -> bytes:
+def _time_pattern(style: _Style) -> bytes:
     _, before, fixed, year = style
     return rb"(%s(%s)(%s)?(%s)?(%s)?)" % (before, fixed, FRACTION_PATTERN, ZONE_PATTERN, year)
 
 
 # At the head of a line, after at most a bracket, a quote or glog's level letter.
-_HEAD = re.compile(rb"[ \t\[(\"#]{0,3}+[IWEF]?(?:" + _alternatives(_ANYWHERE + _AT_HEAD) + rb")")
-_INSIDE = re.compile(rb"(?<![\w./-])(?:" + _alternatives(_ANYWHERE) + rb")")
+_HEAD = re.compile(rb"[ \t\[(\"#]{0,3}+[IWEF]?(?:" + _time_patterns(_ANYWHERE + _AT_HEAD) + rb")")
+_INSIDE = re.compile(rb"(?<![\w./-])(?:" + _time_patterns(_ANYWHERE) + rb")")
 _INSIDE_BYTES = 96
 
 
-def find(line: bytes, *, inside: bool = False) -> re.Match[bytes] | None:
+def find_time(line: bytes, *, inside: bool = False) -> re.Match[bytes] | None:
     """The time at the head of `line`; with `inside`, failing that, the first one in its first 96 bytes.
 
-    The match is for `Stamps.add`; `span(match)` is where the time itself is.
+    The match is for `Stamps.add`; `time_span(match)` is where the time itself is.
     """
     match = _HEAD.match(line)
     return match if match or not inside else _INSIDE.search(line, 0, _INSIDE_BYTES)
 
 
-def span(match: re.Match[bytes]) -> tuple[int, int]:
-    """Start and end in the line of the time that `find` found."""
+def time_span(match: re.Match[bytes]) -> tuple[int, int]:
+    """Start and end in the line of the time that `find_time` found."""
     return match.span(match.lastindex or 0)
 
 
@@ -117,7 +117,7 @@ class Stamps:
         self._found: dict[str, list[tuple[int, bytes, bytes, bytes, bytes]]] = {}
 
     def add(self, row: int, match: re.Match[bytes]) -> None:
-        """Add the time that `find` found on line `row`."""
+        """Add the time that `find_time` found on line `row`."""
         # The group that closed last is the outermost one of the style that matched.
         style = match.lastindex or 1
         fixed, fraction, zone, year = match.group(style + 1, style + 2, style + 3, style + 4)
@@ -140,12 +140,12 @@ class Stamps:
         times = np.full(n, np.nan)
         for layout, found in self._found.items():
             rows, fixed, fractions, zones, years = zip(*found, strict=True)
-            read = _epochs(fixed) if layout == EPOCH else civil(layout, fixed, clock, years)
-            times[list(rows)] = read + _fractions(fractions) - offsets(zones)
+            read = _seconds_of_epoch_digits(fixed) if layout == EPOCH else seconds_of_dates(layout, fixed, clock, years)
+            times[list(rows)] = read + _seconds_fractions(fractions) - zone_offsets(zones)
         return times
 
 
-def civil(
+def seconds_of_dates(
     layout: str, texts: Sequence[bytes], clock: float, years: Sequence[bytes] | None = None
 ) -> NDArray[np.float64]:
     """Seconds since the epoch of `texts`, each exactly as wide as `layout`; nan for impossible dates.
@@ -155,34 +155,36 @@ def civil(
     """
     n = len(texts)
     grid = np.frombuffer(b"".join(texts), dtype=np.uint8).reshape(n, len(layout))
-    hour, minute, second = (_number(grid, layout, letter) for letter in "hms")
+    hour, minute, second = (_digits_under_letter(grid, layout, letter) for letter in "hms")
     possible = (hour < 24) & (minute < 60) & (second <= 60)
     of_day = np.where(possible, hour * 3600.0 + minute * 60.0 + second, np.nan)
     if "D" not in layout:
-        return _nearest([_day_of(clock) + near for near in (0.0, -86400.0, 86400.0)], of_day, clock)
-    day = _number(grid, layout, "D")
-    month = _month_names(grid, layout.index("b")) if "b" in layout else _number(grid, layout, "M")
+        return _times_nearest_clock(
+            [_clock_day_start(clock) + near for near in (0.0, -86400.0, 86400.0)], of_day, clock
+        )
+    day = _digits_under_letter(grid, layout, "D")
+    month = _months_by_name(grid, layout.index("b")) if "b" in layout else _digits_under_letter(grid, layout, "M")
     if "Y" in layout:
-        year = _number(grid, layout, "Y")
+        year = _digits_under_letter(grid, layout, "Y")
         if layout.count("Y") == 2:
             year = np.where(year < 70, year + 2000, year + 1900)
-        return _days(year, month, day) * 86400.0 + of_day
+        return _days_since_epoch(year, month, day) * 86400.0 + of_day
     given = np.array([int(text) if text else 0 for text in years or [b""] * n], dtype=np.int64)
-    this = _year_of(clock)
+    this = _clock_year(clock)
     # Four years on either side only for 29 February, which most years do not have.
     reach = 4 if np.any((month == 2) & (day == 29)) else 1
     near = sorted(range(-reach, reach + 1), key=abs)
-    starts = [_days(np.full(n, this + step), month, day) * 86400.0 for step in near] if this else []
-    guessed = _nearest(starts, of_day, clock)
-    return np.where(given > 0, _days(given, month, day) * 86400.0 + of_day, guessed)
+    starts = [_days_since_epoch(np.full(n, this + step), month, day) * 86400.0 for step in near] if this else []
+    guessed = _times_nearest_clock(starts, of_day, clock)
+    return np.where(given > 0, _days_since_epoch(given, month, day) * 86400.0 + of_day, guessed)
 
 
-def offsets(zones: Sequence[bytes]) -> NDArray[np.float64]:
+def zone_offsets(zones: Sequence[bytes]) -> NDArray[np.float64]:
     """Seconds east of UTC of each zone, as "Z", "+0200", " +02:00" or one of the names above; b"" is 0."""
-    return np.fromiter(map(_offset, zones), dtype=np.float64, count=len(zones))
+    return np.fromiter(map(_zone_offset, zones), dtype=np.float64, count=len(zones))
 
 
-def from_number(value: float) -> float:
+def seconds_from_number(value: float) -> float:
     """Seconds since the epoch of a number in seconds, milli-, micro- or nanoseconds, inferred from its size.
 
     nan outside 2001 to 2099: such a number is not a time.
@@ -200,7 +202,7 @@ for _at, _name in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".s
     _NAMES[(_name[0] & 31) << 10 | (_name[1] & 31) << 5 | (_name[2] & 31)] = _at + 1
 
 
-def _number(grid: NDArray[np.uint8], layout: str, letter: str) -> NDArray[np.int64]:
+def _digits_under_letter(grid: NDArray[np.uint8], layout: str, letter: str) -> NDArray[np.int64]:
     number = np.zeros(len(grid), dtype=np.int64)
     for column, mark in enumerate(layout):
         if mark == letter:
@@ -208,26 +210,26 @@ def _number(grid: NDArray[np.uint8], layout: str, letter: str) -> NDArray[np.int
     return number
 
 
-def _month_names(grid: NDArray[np.uint8], column: int) -> NDArray[np.int64]:
+def _months_by_name(grid: NDArray[np.uint8], column: int) -> NDArray[np.int64]:
     letters = (grid[:, column : column + 3] & 31).astype(np.int64)
     named: NDArray[np.int64] = _NAMES[letters[:, 0] << 10 | letters[:, 1] << 5 | letters[:, 2]]
     return named
 
 
-def _days(year: NDArray[np.int64], month: NDArray[np.int64], day: NDArray[np.int64]) -> NDArray[np.float64]:
+def _days_since_epoch(year: NDArray[np.int64], month: NDArray[np.int64], day: NDArray[np.int64]) -> NDArray[np.float64]:
     """Days since the epoch, nan if there is no such date."""
     months = (year - 1970) * 12 + month - 1
-    days = _first_days(months) + day - 1
-    following = _first_days(months + 1)
+    days = _first_days_of_months(months) + day - 1
+    following = _first_days_of_months(months + 1)
     real = (month >= 1) & (month <= 12) & (day >= 1) & (days < following)
     return np.where(real, days, np.nan)
 
 
-def _first_days(months: NDArray[np.int64]) -> NDArray[np.int64]:
+def _first_days_of_months(months: NDArray[np.int64]) -> NDArray[np.int64]:
     return months.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
 
 
-def _nearest(
+def _times_nearest_clock(
     starts: Sequence[NDArray[np.float64] | float], of_day: NDArray[np.float64], clock: float
 ) -> NDArray[np.float64]:
     best = np.full(len(of_day), np.nan)
@@ -238,26 +240,26 @@ def _nearest(
     return best
 
 
-def _usable(clock: float) -> bool:
+def _is_usable_clock(clock: float) -> bool:
     return 0.0 <= clock < 2.5e11  # a clock outside the years 1970 to 9892 is not usable
 
 
-def _year_of(clock: float) -> int:
+def _clock_year(clock: float) -> int:
     """The clock's year; 0 if it is not usable."""
-    if not _usable(clock):
+    if not _is_usable_clock(clock):
         return 0
     return int(np.datetime64(int(clock), "s").astype("datetime64[Y]").astype(int)) + 1970
 
 
-def _day_of(clock: float) -> float:
-    return clock // 86400.0 * 86400.0 if _usable(clock) else float("nan")
+def _clock_day_start(clock: float) -> float:
+    return clock // 86400.0 * 86400.0 if _is_usable_clock(clock) else float("nan")
 
 
-def _epochs(texts: Sequence[bytes]) -> NDArray[np.float64]:
+def _seconds_of_epoch_digits(texts: Sequence[bytes]) -> NDArray[np.float64]:
     return np.array([int(text) / 10 ** (len(text) - 10) for text in texts])
 
 
-def _fractions(texts: Sequence[bytes]) -> NDArray[np.float64]:
+def _seconds_fractions(texts: Sequence[bytes]) -> NDArray[np.float64]:
     return np.array([float(b"0." + text[1:]) if text else 0.0 for text in texts])
 
 
@@ -269,7 +271,7 @@ _ZONES = {
 
 
 @lru_cache(maxsize=1024)
-def _offset(zone: bytes) -> float:
+def _zone_offset(zone: bytes) -> float:
     zone = zone.strip()
     if zone in _ZONES:
         return _ZONES[zone] * 3600.0

@@ -31,27 +31,29 @@ _NGINX_PID = re.compile(rb"(\[\w{1,10}\] )\d+#\d+: (?:\*\d+ )?")
 _GLOG_THREAD = re.compile(rb"([IWEF]) +\d+ ")
 
 
-def parse(lines: Sequence[bytes], clock: float, *, inside: bool = True, kind: str = "timestamped") -> Fields:
-    """Parse every line as text with a time; see `kinds.parse`. Without `inside`, only a time at the head counts."""
+def parse_timestamped(
+    lines: Sequence[bytes], clock: float, *, inside: bool = True, kind: str = "timestamped"
+) -> Fields:
+    """Parse every line as text with a time; see `kinds.parse_as_kind`. Without `inside` only one at the head counts."""
     n = len(lines)
     stamps = times.Stamps()
     contents = [b""] * n
     for row, line in enumerate(lines):
-        contents[row] = _without_time(row, line, stamps, inside)
-    times_read, errors = stamps.seconds(n, clock), levels.errors(contents)
+        contents[row] = _text_without_time(row, line, stamps, inside)
+    times_read, errors = stamps.seconds(n, clock), levels.have_error_level(contents)
     return Fields(kind, "text", times_read, [b""] * n, contents, list(contents), [b""] * n, errors)
 
 
-def fits(line: bytes) -> bool:
+def fits_timestamped(line: bytes) -> bool:
     """True if `line` has a time at or near its head."""
-    return (times.find(line, inside=True) or _BLUEGENE.match(line) or _AUDIT.match(line)) is not None
+    return (times.find_time(line, inside=True) or _BLUEGENE.match(line) or _AUDIT.match(line)) is not None
 
 
-def _without_time(row: int, line: bytes, stamps: times.Stamps, inside: bool) -> bytes:
+def _text_without_time(row: int, line: bytes, stamps: times.Stamps, inside: bool) -> bytes:
     """`line` without its time and process numbers; the time is added to `stamps`."""
     if b"\x1b" in line:
         line = _ANSI.sub(b"", line)
-    found = times.find(line)
+    found = times.find_time(line)
     if found is None:
         if labelled := _BLUEGENE.match(line):
             stamps.add_parts(row, times.EPOCH, labelled[1])
@@ -59,10 +61,10 @@ def _without_time(row: int, line: bytes, stamps: times.Stamps, inside: bool) -> 
         if audit := _AUDIT.match(line):
             stamps.add_parts(row, times.EPOCH, audit[2], audit[3])
             return audit[1] + line[audit.end() :]
-        found = times.find(line, inside=True) if inside else None
+        found = times.find_time(line, inside=True) if inside else None
         if found is None:
             return line
-    start, end = times.span(found)
+    start, end = times.time_span(found)
     after = _AFTER.match(line, end)
     rest = line[after.end() if after else end :]
     stamps.add(row, found)

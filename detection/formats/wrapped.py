@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from detection.formats import access, json_lines, levels, logfmt, roles, times, timestamped
-from detection.formats.fields import Fields, gathered
+from detection.formats.fields import Fields, gathered_fields
 
 _CRI = re.compile(
     rb"(" + times.ISO_PATTERN + rb")(" + times.FRACTION_PATTERN + rb")?(" + times.ZONE_PATTERN + rb")"
@@ -31,7 +31,7 @@ def fits_container(line: bytes) -> bool:
 
 
 def parse_container(lines: Sequence[bytes], clock: float) -> Fields:
-    """Parse every line as a container runtime's; see `kinds.parse`."""
+    """Parse every line as a container runtime's; see `kinds.parse_as_kind`."""
     n = len(lines)
     stamps = times.Stamps()
     texts: list[bytes] = []
@@ -47,7 +47,7 @@ def parse_container(lines: Sequence[bytes], clock: float) -> Fields:
             strays.append(row)
             origins.append(b"")
         texts.append(line[found.end() :] if found else line)
-    inner = _inside(texts, clock, _read_json, set(strays))
+    inner = _parse_wrapped_messages(texts, clock, _parse_json_with, set(strays))
     outer = stamps.seconds(n, clock)
     keys = [key or origin for key, origin in zip(inner.keys, origins, strict=True)]
     seconds = np.where(np.isnan(outer), inner.times, outer)
@@ -55,20 +55,20 @@ def parse_container(lines: Sequence[bytes], clock: float) -> Fields:
     return Fields("container", "text", seconds, keys, *rest)
 
 
-def parse_json(lines: Sequence[bytes], clock: float) -> Fields:
-    """Parse every line as a JSON object; see `kinds.parse`."""
-    return _read_json(lines, clock, _inside_json)
+def parse_json_lines(lines: Sequence[bytes], clock: float) -> Fields:
+    """Parse every line as a JSON object; see `kinds.parse_as_kind`."""
+    return _parse_json_with(lines, clock, _parse_messages_in_json)
 
 
-def _read_json(
+def _parse_json_with(
     lines: Sequence[bytes], clock: float, look: Callable[[list[bytes], float], Fields] | None = None
 ) -> Fields:
     """Parse every line as a JSON object and its message with `look`; without `look` a message is text."""
     n = len(lines)
     stamps = times.Stamps()
-    records = [json_lines.read(line) for line in lines]
+    records = [json_lines.read_json_record(line) for line in lines]
     texts = [record.message for record in records if record is not None and not record.request]
-    inner = look(texts, clock) if look else _as_text(texts, clock)
+    inner = look(texts, clock) if look else _parse_messages_as_text(texts, clock)
     inner_times, inner_errors = inner.times.tolist(), inner.errors.tolist()
     # Lists, because setting elements of an array one by one is slow.
     seconds, errors = [math.nan] * n, [False] * n
@@ -80,7 +80,7 @@ def _read_json(
             strays.append(row)
             continue
         seconds[row] = record.seconds
-        if record.stamp and (found := times.find(record.stamp)):
+        if record.stamp and (found := times.find_time(record.stamp)):
             stamps.add(row, found)
         if record.request:
             keys[row], contents[row], targets[row] = record.key, record.message, record.target
@@ -96,17 +96,17 @@ def _read_json(
             seconds[row] = inner_times[at]
     found_errors = np.array(errors, dtype=np.bool_)
     if strays:
-        found_errors[strays] = levels.errors([lines[row] for row in strays])
+        found_errors[strays] = levels.have_error_level([lines[row] for row in strays])
     read = stamps.seconds(n, clock)
     best = np.where(np.isnan(read), np.array(seconds, dtype=np.float64), read)
     return Fields("json", "text", best, keys, contents, targets, agents, found_errors)
 
 
-def _inside_json(texts: list[bytes], clock: float) -> Fields:
-    return _inside(texts, clock, _read_json, set())
+def _parse_messages_in_json(texts: list[bytes], clock: float) -> Fields:
+    return _parse_wrapped_messages(texts, clock, _parse_json_with, set())
 
 
-def _inside(
+def _parse_wrapped_messages(
     texts: list[bytes], clock: float, read_json: Callable[[Sequence[bytes], float], Fields], strays: set[int]
 ) -> Fields:
     """Parse each text as what it looks like. `strays` are rows that no wrapper fits: they are left unchanged."""
@@ -119,29 +119,29 @@ def _inside(
             continue
         if text[:1] == b"{" and text[-1:] == b"}":
             objects.append(row)
-        elif b'] "' in text and access.match(text):
+        elif b'] "' in text and access.match_access_line(text):
             requests.append(row)
-        elif b"=" in text[:24] and logfmt.fits(text):
+        elif b"=" in text[:24] and logfmt.fits_logfmt(text):
             pairs.append(row)
         else:
             plain.append(row)
     parts = [
         (objects, lambda part: read_json(part, clock)),
-        (requests, lambda part: access.parse(part, clock)),
-        (pairs, lambda part: logfmt.parse(part, clock)),
-        (plain, lambda part: _as_text(part, clock)),
-        (sorted(strays), _unchanged),
+        (requests, lambda part: access.parse_access(part, clock)),
+        (pairs, lambda part: logfmt.parse_logfmt(part, clock)),
+        (plain, lambda part: _parse_messages_as_text(part, clock)),
+        (sorted(strays), _fields_of_unwrapped),
     ]
-    return gathered("", parts, texts)
+    return gathered_fields("", parts, texts)
 
 
-def _as_text(texts: Sequence[bytes], clock: float) -> Fields:
+def _parse_messages_as_text(texts: Sequence[bytes], clock: float) -> Fields:
     """Messages with at most a time at the head; the session is the trace id they contain."""
-    read = timestamped.parse(texts, clock, inside=False)
+    read = timestamped.parse_timestamped(texts, clock, inside=False)
     keys = [roles.trace_in(text) for text in read.contents]
     return Fields("", "text", read.times, keys, read.contents, read.targets, read.agents, read.errors)
 
 
-def _unchanged(lines: Sequence[bytes]) -> Fields:
+def _fields_of_unwrapped(lines: Sequence[bytes]) -> Fields:
     blank, never = [b""] * len(lines), np.full(len(lines), np.nan)
-    return Fields("", "text", never, blank, list(lines), list(lines), blank, levels.errors(lines))
+    return Fields("", "text", never, blank, list(lines), list(lines), blank, levels.have_error_level(lines))

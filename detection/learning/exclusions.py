@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from detection.causes.fingerprints import new_causes, shape_causes, value_causes
 from detection.causes.known import KnownCauses
 from detection.columns.runs import repeat_per_row
-from detection.members.view import COUNT_BUCKETS, counted
+from detection.members.view import COUNT_BUCKETS, with_templates_counted
 from detection.models.training_set import ClosedSessions
 
 Bools = NDArray[np.bool_]
@@ -37,7 +37,7 @@ def _with_a_bad_template(sessions: ClosedSessions, known: KnownCauses) -> Bools:
 def _final_shapes(sessions: ClosedSessions) -> NDArray[np.uint64]:
     """The cause of each session's shape at its end: uint64 [S]."""
     none = np.zeros((len(sessions.starts), COUNT_BUCKETS), dtype=np.uint8)
-    counts = counted(none, sessions.tokens, repeat_per_row(sessions.offsets))
+    counts = with_templates_counted(none, sessions.tokens, repeat_per_row(sessions.offsets))
     return shape_causes(counts, np.ones(len(counts), dtype=np.bool_))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from detection.members.registry import NAMES, ONLINE_NAMES
 from detection.members.transformer.member import Transformer
-from detection.members.view import CLOSING, Bools, Floats, Standing, View, whole_sessions
+from detection.members.view import CLOSING, Bools, Floats, Standing, View, view_of_whole_sessions
 from detection.models.model import Model
 from detection.models.training_set import ClosedSessions, TrainingSet
 
@@ -44,46 +44,49 @@ def refuse_worse(challenger: Model, champion: Model, view: View, surprises: Floa
     weigh by the square root of their number, as in training: otherwise a model that learned more of what is rare would
     be the worse one for its small loss on what is frequent.
     """
-    weights, known, room = _weights(view, fresh), _known_to(champion, view), 0.0
+    weights, known, room = _weights_of_sessions(view, fresh), _rows_known_to_model(champion, view), 0.0
     if weights.any():
-        moved = float(weights[_any(~known, view)].sum() / weights.sum())
+        moved = float(weights[_sessions_with_any_row(~known, view)].sum() / weights.sum())
         room = -math.log(max(1.0 - moved, 1.0 - LARGEST_SHARE_MOVED))
-        theirs = _mean(_surprises(champion, view), known, view, weights)
-        mine = _mean(surprises, known, view, weights)
+        theirs = _weighted_mean_surprise(_transformer_surprises(champion, view), known, view, weights)
+        mine = _weighted_mean_surprise(surprises, known, view, weights)
         if mine > theirs * WORSE_ALLOWED + room:
             raise RefusedError(f"at new sessions it is worse: {mine:.3f} nats each, the model in force {theirs:.3f}")
     anchor = champion.parts.get("anchor")
     if anchor is not None:
-        kept = whole_sessions(_sessions(anchor), len(NAMES))
-        known = _known_to(champion, kept)
-        weights = _weights(kept, np.ones(len(kept.starts), dtype=np.bool_))
-        mine, theirs = (_mean(_surprises(model, kept), known, kept, weights) for model in (challenger, champion))
+        kept = view_of_whole_sessions(_sessions_in_anchor(anchor), len(NAMES))
+        known = _rows_known_to_model(champion, kept)
+        weights = _weights_of_sessions(kept, np.ones(len(kept.starts), dtype=np.bool_))
+        mine, theirs = (
+            _weighted_mean_surprise(_transformer_surprises(model, kept), known, kept, weights)
+            for model in (challenger, champion)
+        )
         if mine > theirs * ANCHOR_WORSE_ALLOWED + room:
             raise RefusedError(
                 f"it forgot what was normal at first: {mine:.3f} nats a session, the model in force {theirs:.3f}"
             )
 
 
-def _weights(view: View, chosen: Bools) -> Floats:
+def _weights_of_sessions(view: View, chosen: Bools) -> Floats:
     """1/sqrt(n) for each of n chosen sessions with the same templates, 0 for the others: float64 [S]."""
     kinds = [view.templates[start:end].tobytes() for start, end in pairwise(view.offsets.tolist())]
     often = Counter(kind for kind, one in zip(kinds, chosen.tolist(), strict=True) if one)
     return np.array([often[kind] ** -0.5 if one else 0.0 for kind, one in zip(kinds, chosen.tolist(), strict=True)])
 
 
-def _any(rows: Bools, view: View) -> Bools:
+def _sessions_with_any_row(rows: Bools, view: View) -> Bools:
     """Which sessions have any of `rows`: bool [S]."""
     found: Bools = np.logical_or.reduceat(rows, view.offsets[:-1])
     return found
 
 
-def _mean(surprises: Floats, rows: Bools, view: View, weights: Floats) -> float:
+def _weighted_mean_surprise(surprises: Floats, rows: Bools, view: View, weights: Floats) -> float:
     """The weighted mean over sessions of the summed surprises of their `rows`, in nats."""
     each = np.add.reduceat(np.where(rows, surprises, 0.0), view.offsets[:-1])
     return float((weights * each).sum() / weights.sum())
 
 
-def bounded(scores: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
+def bounded_calibration_scores(scores: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
     """`scores` (ascending) with no quantile further than LARGEST_MOVE from that of `before`: float64 [n] ascending."""
     if not len(before):
         return scores
@@ -101,17 +104,17 @@ def anchor_of(previous: Model | None, data: TrainingSet) -> dict[str, NDArray[An
     return {"tokens": kept.tokens, "offsets": kept.offsets, "starts": kept.starts, "ends": kept.ends}
 
 
-def _known_to(model: Model, view: View) -> Bools:
+def _rows_known_to_model(model: Model, view: View) -> Bools:
     """Which rows are ends of sessions, or lines of templates in the model's vocabulary: bool [R]."""
     known: Bools = np.isin(view.templates, model.vocabulary) | (view.templates == CLOSING)
     return known
 
 
-def _surprises(model: Model, view: View) -> Floats:
+def _transformer_surprises(model: Model, view: View) -> Floats:
     return Transformer(model.parts["transformer"], model.vocabulary).score(view, Standing(view, NAMES))
 
 
-def _sessions(anchor: Mapping[str, NDArray[Any]]) -> ClosedSessions:
+def _sessions_in_anchor(anchor: Mapping[str, NDArray[Any]]) -> ClosedSessions:
     lines, sessions = len(anchor["tokens"]), len(anchor["starts"])
     return ClosedSessions(
         tokens=anchor["tokens"],

@@ -21,16 +21,16 @@ import torch
 from numpy.typing import NDArray
 
 from detection.columns.runs import repeat_per_row
-from detection.columns.state import Columns, State, columns_under, prefixed
-from detection.learning.promotion import anchor_of, bounded, refuse_worse
+from detection.columns.state import Columns, State, columns_under, with_prefix
+from detection.learning.promotion import anchor_of, bounded_calibration_scores, refuse_worse
 from detection.members.member import FitData, FitProgress, FittedMember, Member
 from detection.members.registry import FITTED, MEMBERS, NAMES, OFTEN_SILENT, ONLINE_NAMES
 from detection.members.transformer.scoring import LARGEST_VOCABULARY
-from detection.members.view import Bools, Floats, Standing, View, whole_sessions
+from detection.members.view import Bools, Floats, Standing, View, view_of_whole_sessions
 from detection.models.model import UNFITTED, Model
 from detection.models.training_set import TrainingSet
-from detection.scoring.calibration import CalibrationScores, combined
-from detection.scoring.ensemble import p_of, shares
+from detection.scoring.calibration import CalibrationScores, combined_p_values
+from detection.scoring.ensemble import member_shares, p_values_of_member
 
 FEWEST_SESSIONS = 20
 FEWEST_TO_CALIBRATE = 200  # sessions with a score above 0 of a member that is often silent
@@ -90,26 +90,26 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
     whole process, because the number of threads changes the weights.
     """
     torch.set_num_threads(1)
-    report = _Report(progress, data.full)
-    fits = _Fits(notebook or NoNotebook(), report)
+    report = _RunProgress(progress, data.full)
+    fits = _FitsOfRun(notebook or NoNotebook(), report)
     pool = data.only(~data.tainted & (np.diff(data.offsets) > 0))
-    pool = pool.only(_within_share(pool))
+    pool = pool.only(_sessions_within_key_share(pool))
     if len(pool.starts) < FEWEST_SESSIONS:
         raise TrainingError(
             f"{len(pool.starts)} clean sessions are too few to learn from: at least {FEWEST_SESSIONS} are needed"
         )
-    view = whole_sessions(pool, len(NAMES))
+    view = view_of_whole_sessions(pool, len(NAMES))
     learned = ~pool.flagged
-    vocabulary = _vocabulary(pool.only(learned))
+    vocabulary = _frequent_templates(pool.only(learned))
     quick = [member for member in FITTED if member.early]
-    run = _Run(pool, view, vocabulary, report, fits)
+    run = _CrossFitting(pool, view, vocabulary, report, fits)
     if data.previous is None or not _has_transformer(data.previous):
         first = run.cross_fitted(quick, learned)
         quick = fits.fitted(quick)
-        _refuse_without(fits.failed, quick, data.previous)
-        learned &= ~_strangest(first, view, quick, ~pool.vouched & learned)
-        vocabulary = _vocabulary(pool.only(learned))
-        run = _Run(pool, view, vocabulary, report, fits)
+        _refuse_without_members(fits.failed, quick, data.previous)
+        learned &= ~_strangest_sessions(first, view, quick, ~pool.vouched & learned)
+        vocabulary = _frequent_templates(pool.only(learned))
+        run = _CrossFitting(pool, view, vocabulary, report, fits)
     members = [
         member for member in MEMBERS if (data.full or _is_early(member)) and _has_enough_scores(member, view, learned)
     ]
@@ -119,7 +119,7 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
             with fits.may_fail(member):
                 run.parts[member.name] = run.fit(member, learned, standing, share=1.0 / (member.folds + 1))
     members = fits.fitted(members)
-    _refuse_without(fits.failed, members, data.previous)
+    _refuse_without_members(fits.failed, members, data.previous)
     parts: dict[str, Mapping[str, NDArray[Any]]] = {
         name: part for name, part in run.parts.items() if name not in fits.failed
     }
@@ -133,19 +133,23 @@ def train(data: TrainingSet, *, progress: Callable[[Progress], None], notebook: 
         parts=parts,
         templates=data.templates,
         calibration=calibration,
-        meta=_meta(data, report.loss, int(learned.sum()), fits.failed),
+        meta=_run_facts_for_model(data, report.loss, int(learned.sum()), fits.failed),
     )
     previous = data.previous
     if data.full:
         if previous is not None and _has_transformer(previous):
             refuse_worse(model, previous, view, run.scores["transformer"], pool.fresh)
-            calibration["ensemble"] = bounded(calibration["ensemble"], previous.calibration["ensemble"])
+            calibration["ensemble"] = bounded_calibration_scores(
+                calibration["ensemble"], previous.calibration["ensemble"]
+            )
         parts["anchor"] = anchor_of(previous, pool.only(learned))
     progress(Progress("done", STEPS_REPORTED, STEPS_REPORTED, report.loss, 1.0))
     return model
 
 
-def _meta(data: TrainingSet, loss: float, fitted: int, failed: Mapping[str, str]) -> dict[str, int | float | str]:
+def _run_facts_for_model(
+    data: TrainingSet, loss: float, fitted: int, failed: Mapping[str, str]
+) -> dict[str, int | float | str]:
     """The facts about the run in `Model.meta`; verdicts do not depend on them."""
     return {
         "seed": data.seed,
@@ -161,7 +165,7 @@ def _meta(data: TrainingSet, loss: float, fitted: int, failed: Mapping[str, str]
     }
 
 
-def _refuse_without(failed: Mapping[str, str], members: Sequence[type[Member]], previous: Model | None) -> None:
+def _refuse_without_members(failed: Mapping[str, str], members: Sequence[type[Member]], previous: Model | None) -> None:
     """Raise TrainingError if no fitted member is left without the failed ones, or if the model in force has one of
     them."""
     for name, reason in failed.items():
@@ -171,7 +175,7 @@ def _refuse_without(failed: Mapping[str, str], members: Sequence[type[Member]], 
         raise TrainingError("no member could be fitted: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
 
 
-class _Report:
+class _RunProgress:
     """Reports the progress of the run. The transformer takes nearly all of the time of a full run."""
 
     def __init__(self, progress: Callable[[Progress], None], full: bool) -> None:
@@ -181,11 +185,11 @@ class _Report:
         self._begin, self._share = 0.02, 0.05
         self.fraction = 0.0
 
-    def part(self, member: type[FittedMember], share: float) -> None:
+    def begin_fit_share(self, member: type[FittedMember], share: float) -> None:
         """The next fit is `share` of the work of all fits of `member`."""
         self._begin, self._share = self._begin + self._share, share * (0.9 if member.name == "transformer" else 0.005)
 
-    def inside(self, stage: str) -> FitProgress:
+    def fit_progress(self, stage: str) -> FitProgress:
         def fit(fraction: float, loss: float | None = None) -> None:
             self.loss = self.loss if loss is None else loss
             self(stage, min(self._begin + fraction * self._share, 0.97))
@@ -197,7 +201,7 @@ class _Report:
         self._progress(Progress(stage, int(fraction * STEPS_REPORTED), STEPS_REPORTED, self.loss, fraction))
 
 
-class _Fits:
+class _FitsOfRun:
     """The fits of one run. Their order follows from the data, so a resumed run skips the finished ones and continues
     the interrupted one.
 
@@ -209,7 +213,7 @@ class _Fits:
         failed.<member>      why it could not be fitted; it stays out for the whole run, as later fits did without it
     """
 
-    def __init__(self, notebook: Notebook, report: _Report) -> None:
+    def __init__(self, notebook: Notebook, report: _RunProgress) -> None:
         self._notebook, self._report = notebook, report
         self._found = notebook.found
         self._done: State = {}
@@ -229,7 +233,7 @@ class _Fits:
             yield
         except Exception as exc:  # whatever it is, it concerns one member of several
             self.failed[member.name] = f"{type(exc).__name__}: {exc}".partition("\n")[0]
-            self._note(dict)
+            self._note_partial_result(dict)
 
     def fit(self, member: type[FittedMember], fit_data: FitData) -> dict[str, NDArray[Any]]:
         name = f"{member.name}:{self._counts[member.name]}"
@@ -240,31 +244,31 @@ class _Fits:
         if not found:
 
             def keep(state: Callable[[], Columns]) -> None:
-                self._note(lambda: prefixed(begun, state()))
+                self._note_partial_result(lambda: with_prefix(begun, state()))
 
             fitted = member.fit(replace(fit_data, begun=columns_under(begun, self._found) or None, keep=keep))
-        self._done |= prefixed(done, fitted)
+        self._done |= with_prefix(done, fitted)
         if not found:
-            self._note(dict)
+            self._note_partial_result(dict)
         return dict(fitted)
 
-    def _note(self, more: Callable[[], State]) -> None:
+    def _note_partial_result(self, more: Callable[[], State]) -> None:
         self._notebook.note(
             self._report.fraction,
-            lambda: {"loss": self._report.loss, **prefixed("failed", self.failed), **self._done, **more()},
+            lambda: {"loss": self._report.loss, **with_prefix("failed", self.failed), **self._done, **more()},
         )
 
 
-class _Run:
+class _CrossFitting:
     def __init__(
         self,
         pool: TrainingSet,
         view: View,
         vocabulary: NDArray[np.int32],
-        report: _Report,
-        fits: _Fits | None = None,
+        report: _RunProgress,
+        fits: _FitsOfRun | None = None,
     ) -> None:
-        self._fits = fits or _Fits(NoNotebook(), report)
+        self._fits = fits or _FitsOfRun(NoNotebook(), report)
         self._pool, self._view, self._vocabulary, self._report = pool, view, vocabulary, report
         self._row_session = repeat_per_row(view.offsets)
         self.scores: dict[str, Floats] = {}  # the cross-fitted scores of each member, float64 [R]
@@ -276,39 +280,39 @@ class _Run:
         standing = Standing(self._view, NAMES)
         for member in self._fits.fitted(members):
             with self._fits.may_fail(member):
-                scores = self._cross_fitted(member, learned, standing)
+                scores = self._cross_fitted_member(member, learned, standing)
                 standing.put(member.name, scores)
                 self.scores[member.name] = scores
         return standing
 
-    def _cross_fitted(self, member: type[Member], learned: Bools, standing: Standing) -> Floats:
+    def _cross_fitted_member(self, member: type[Member], learned: Bools, standing: Standing) -> Floats:
         if not issubclass(member, FittedMember):
             return _online_scores(member, self._view)
         if member.folds == 1:
-            return self._out_of_bag(member, learned, standing)
-        return self._by_folds(member, learned, standing)
+            return self._out_of_bag_scores(member, learned, standing)
+        return self._scores_by_folds(member, learned, standing)
 
-    def _out_of_bag(self, member: type[FittedMember], learned: Bools, standing: Standing) -> Floats:
+    def _out_of_bag_scores(self, member: type[FittedMember], learned: Bools, standing: Standing) -> Floats:
         part = self.parts[member.name] = self.fit(member, learned, standing, share=1.0)
         held_out = part.pop("held_out")
         scores = member(part, self._vocabulary).score(self._view, standing)
         scores[learned[self._row_session]] = held_out
         return scores
 
-    def _by_folds(self, member: type[FittedMember], learned: Bools, standing: Standing) -> Floats:
+    def _scores_by_folds(self, member: type[FittedMember], learned: Bools, standing: Standing) -> Floats:
         scores = np.zeros(len(self._view))
-        fold = _folds(len(learned), member.folds, self._pool.seed)
+        fold = _folds_of_sessions(len(learned), member.folds, self._pool.seed)
         for number in range(member.folds):
             part = self.fit(member, learned & (fold != number), standing, share=1.0 / (member.folds + 1))
             rows = (fold == number)[self._row_session]
-            some = whole_sessions(self._pool.only(fold == number), len(NAMES))
+            some = view_of_whole_sessions(self._pool.only(fold == number), len(NAMES))
             scores[rows] = member(part, self._vocabulary).score(some, standing.only(rows))
         return scores
 
     def fit(
         self, member: type[FittedMember], sessions: Bools, standing: Standing, *, share: float
     ) -> dict[str, NDArray[Any]]:
-        self._report.part(member, share)
+        self._report.begin_fit_share(member, share)
         previous = self._pool.previous
         return self._fits.fit(
             member,
@@ -322,7 +326,7 @@ class _Run:
                     else None
                 ),
                 lines=len(self._pool.tokens),
-                progress=self._report.inside(member.name),
+                progress=self._report.fit_progress(member.name),
             ),
         )
 
@@ -331,7 +335,7 @@ def _has_transformer(model: Model) -> bool:
     return "transformer" in model.parts
 
 
-def _mixed(count: int, seed: int) -> NDArray[np.uint64]:
+def _seeded_hashes(count: int, seed: int) -> NDArray[np.uint64]:
     """A hash of each number below `count` and the seed (splitmix64)."""
     mask = (1 << 64) - 1
     x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -341,14 +345,14 @@ def _mixed(count: int, seed: int) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def _folds(sessions: int, folds: int, seed: int) -> NDArray[np.int64]:
+def _folds_of_sessions(sessions: int, folds: int, seed: int) -> NDArray[np.int64]:
     """Each session's fold, drawn with the seed: int64 [S]; sizes of folds differ by at most one."""
     fold = np.empty(sessions, dtype=np.int64)
-    fold[np.argsort(_mixed(sessions, seed), kind="stable")] = np.arange(sessions) % folds
+    fold[np.argsort(_seeded_hashes(sessions, seed), kind="stable")] = np.arange(sessions) % folds
     return fold
 
 
-def _within_share(data: TrainingSet) -> Bools:
+def _sessions_within_key_share(data: TrainingSet) -> Bools:
     """Which sessions stay so that no key has more than LARGEST_SHARE of them: bool [S]; of a larger key the latest go.
 
     All stay if there are too few keys for that (a stream without keys has one a connection), or if keys are not alike.
@@ -362,20 +366,20 @@ def _within_share(data: TrainingSet) -> Bools:
     order = np.argsort(where, kind="stable")
     rank = np.empty(len(data.keys), dtype=np.int64)
     rank[order] = np.arange(len(data.keys)) - np.repeat(np.cumsum(counts) - counts, counts)
-    templates = _Templates.of(data)
+    templates = _TemplateFrequencies.of(data)
     first = np.searchsorted(templates.ids, data.tokens[data.offsets[:-1]])
     within: Bools = (rank < most) | ~templates.keys_alike[first]
     return within
 
 
-def _vocabulary(data: TrainingSet) -> NDArray[np.int32]:
+def _frequent_templates(data: TrainingSet) -> NDArray[np.int32]:
     """The ids of the most frequent templates, int32 [V] ascending, at most LARGEST_VOCABULARY.
 
     Templates that occurred once are left out: their share of the lines is the Good-Turing estimate of the probability
     that the next line is new, and as UNSEEN they teach that probability. If there are many keys, and they are alike,
     templates that only one key sent are left out, too: one client does not decide what is known.
     """
-    templates = _Templates.of(data)
+    templates = _TemplateFrequencies.of(data)
     enough = templates.lines > 1
     if len(np.unique(data.keys)) >= MANY_KEYS:
         enough &= (templates.senders > 1) | ~templates.keys_alike
@@ -388,7 +392,7 @@ def _vocabulary(data: TrainingSet) -> NDArray[np.int32]:
 
 
 @dataclass(frozen=True)
-class _Templates:
+class _TemplateFrequencies:
     """The templates of a set with their numbers of lines and of keys (`senders`); columns [V], ascending by id.
 
     `keys_alike`: in the template's family, most keys mostly send templates that other keys send, too. Clients, requests
@@ -402,13 +406,13 @@ class _Templates:
     keys_alike: Bools
 
     @classmethod
-    def of(cls, data: TrainingSet) -> "_Templates":
+    def of(cls, data: TrainingSet) -> "_TemplateFrequencies":
         ids, where, lines = np.unique(data.tokens, return_inverse=True, return_counts=True)
         keys, key = np.unique(data.keys, return_inverse=True)
         key = key[repeat_per_row(data.offsets)]
         # Pairs as one number each: sorting pairs as such takes many times as long.
         senders = np.bincount(np.unique(where * len(keys) + key) // len(keys), minlength=len(ids))
-        family = _families(data, ids)
+        family = _template_families(data, ids)
         voters, voter = np.unique(family[where] * len(keys) + key, return_inverse=True)
         shared = np.bincount(voter, weights=senders[where] > 1) >= 0.5 * np.bincount(voter)
         of_family = voters // len(keys)
@@ -416,19 +420,21 @@ class _Templates:
         return cls(ids, lines, senders, alike[family])
 
 
-def _families(data: TrainingSet, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+def _template_families(data: TrainingSet, ids: NDArray[np.int32]) -> NDArray[np.int64]:
     """The family of each template (see `detection.templates.table`): int64 [V]; 0 for one that was evicted since."""
     table: Any = data.templates
     at = np.minimum(np.searchsorted(table["id"], ids), len(table["id"]) - 1)
     return np.where(table["id"][at] == ids, table["family"][at], 0).astype(np.int64)
 
 
-def _strangest(standing: Standing, view: View, members: Sequence[type[Member]], candidates: Bools) -> Bools:
+def _strangest_sessions(standing: Standing, view: View, members: Sequence[type[Member]], candidates: Bools) -> Bools:
     """The TRIMMED_SHARE of `candidates` (bool [S]) that `members` find most unusual, the first of equals: bool [S]."""
     columns = [standing.column[member.name] for member in members]
     reached = standing.reached[view.final_rows()][:, columns]
     p = np.stack([CalibrationScores(np.sort(column)).p(column) for column in reached.T], axis=1)
-    strangeness = np.where(candidates, combined(p, shares([member.family for member in members])), -np.inf)
+    strangeness = np.where(
+        candidates, combined_p_values(p, member_shares([member.family for member in members])), -np.inf
+    )
     strangest = np.zeros(len(candidates), dtype=np.bool_)
     strangest[np.argsort(-strangeness, kind="stable")[: int(candidates.sum() * TRIMMED_SHARE)]] = True
     return strangest
@@ -446,24 +452,24 @@ def _calibration_scores(
     """
     names = [member.name for member in members]
     reached = reached[:, [NAMES.index(name) for name in names]]
-    weights = shares([member.family for member in members])
+    weights = member_shares([member.family for member in members])
 
     def of(sessions: Bools) -> tuple[dict[str, NDArray[np.float64]], Floats]:
         by_member = {
             name: _calibration_scores_of(name, scores) for name, scores in zip(names, reached[sessions].T, strict=True)
         }
         p = [
-            p_of(name, CalibrationScores(by_member[name]), scores)
+            p_values_of_member(name, CalibrationScores(by_member[name]), scores)
             for name, scores in zip(names, reached.T, strict=True)
         ]
-        return by_member, combined(np.stack(p, axis=1), weights)
+        return by_member, combined_p_values(np.stack(p, axis=1), weights)
 
     calibration = ~pool.flagged
     by_member, strangeness = of(calibration)
     if pool.previous is not None and _has_transformer(pool.previous):
-        calibration &= ~_beyond_expected(strangeness, pool, calibration)
+        calibration &= ~_unusual_beyond_expected(strangeness, pool, calibration)
         by_member, strangeness = of(calibration)
-    back = _without_cause(strangeness, pool)
+    back = _flagged_by_chance(strangeness, pool)
     if back.any():
         calibration |= back
         by_member, strangeness = of(calibration)
@@ -494,7 +500,7 @@ def _has_enough_scores(member: type[Member], view: View, learned: Bools) -> bool
     return int(np.count_nonzero(np.maximum.reduceat(scores, view.offsets[:-1])[learned])) >= FEWEST_TO_CALIBRATE
 
 
-def _beyond_expected(strangeness: Floats, pool: TrainingSet, calibration: Bools) -> Bools:
+def _unusual_beyond_expected(strangeness: Floats, pool: TrainingSet, calibration: Bools) -> Bools:
     """The most unusual sessions since the last model that exceed the number expected from those before it: bool [S].
 
     Anomalies of a kind slightly too common to be flagged would otherwise make themselves normal. The price is that
@@ -512,7 +518,7 @@ def _beyond_expected(strangeness: Floats, pool: TrainingSet, calibration: Bools)
     return beyond
 
 
-def _without_cause(strangeness: Floats, pool: TrainingSet) -> Bools:
+def _flagged_by_chance(strangeness: Floats, pool: TrainingSet) -> Bools:
     """As many flagged sessions as alpha flags by chance, the least unusual ones: bool [S].
 
     At most one of each cause: false alarms have many causes, an attack has one. Otherwise a campaign would make up the

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.causes.known import KnownCauses
-from detection.columns.state import Columns, State, columns_under, prefixed, scalar
+from detection.columns.state import Columns, State, columns_under, scalar_column, with_prefix
 from detection.members.online import OnlineMembers
 from detection.scoring.batch import Batch
-from detection.scoring.judging import Recording, judge
+from detection.scoring.judging import Recording, judge_batch
 from detection.sessions.connections import LivingSources
 from detection.sessions.history import VOUCHED, History
 from detection.sessions.log_clock import LogClock
-from detection.sessions.table import SessionTable, cut
+from detection.sessions.table import SessionTable, cut_into_pieces
 from detection.settings import SessionSettings
 
 CAPACITY = 1 << 14
@@ -90,16 +90,16 @@ class VouchedFile:
     def learn(self, lines: Batch, keys: Sequence[bytes], windowed: Sequence[bool], times: Floats, into: Taught) -> None:
         """Add these lines, and the sessions that close with them, to the history. If the table is full, the sessions
         that have been silent longest are evicted and not learned from."""
-        self.sessions.evict(self.sessions.crowded_out_by(keys))
-        self._judge(lines, self.sessions.slots_for(keys, windowed), np.fmin(times, lines.clock), into)
+        self.sessions.evict(self.sessions.sessions_crowded_out_by(keys))
+        self._judge_vouched_lines(lines, self.sessions.slots_for(keys, windowed), np.fmin(times, lines.clock), into)
 
     def end(self, into: Taught) -> None:
         """Close all open sessions except windows, which are no real sessions."""
         ending = self.sessions.all_open()
         ending = ending[~self.sessions.column["windowed"][ending]]
-        self._judge(Batch.empty(1), np.zeros(0, dtype=np.int64), np.zeros(0), into, ending)
+        self._judge_vouched_lines(Batch.empty(1), np.zeros(0, dtype=np.int64), np.zeros(0), into, ending)
 
-    def _judge(
+    def _judge_vouched_lines(
         self,
         lines: Batch,
         slots: NDArray[np.int64],
@@ -108,23 +108,25 @@ class VouchedFile:
         ending: NDArray[np.int64] | None = None,
     ) -> None:
         idle, window = into.settings.idle_seconds, into.settings.window
-        pieces = cut(self.sessions, slots, lines.clock, events, idle_seconds=idle, window=window, ending=ending)
+        pieces = cut_into_pieces(
+            self.sessions, slots, lines.clock, events, idle_seconds=idle, window=window, ending=ending
+        )
         recording = Recording(into.history, closing_flags=VOUCHED)
-        judge(self.sessions, None, into.known, 0.0, lines, pieces, recording)
+        judge_batch(self.sessions, None, into.known, 0.0, lines, pieces, recording)
 
     def export(self) -> State:
         return {
             "at_line": self.at_line,
-            **prefixed("living", self.living.export()),
-            **prefixed("clock", self.clock.export()),
-            **prefixed("sessions", self.sessions.export()),
-            **prefixed("online", self.online.export()),
+            **with_prefix("living", self.living.export()),
+            **with_prefix("clock", self.clock.export()),
+            **with_prefix("sessions", self.sessions.export()),
+            **with_prefix("online", self.online.export()),
         }
 
     @classmethod
     def load(cls, columns: Columns) -> "VouchedFile":
         file = cls(0)
-        file.at_line = scalar(columns, "at_line", int)
+        file.at_line = scalar_column(columns, "at_line", int)
         file.living = LivingSources.load(columns_under("living", columns))
         file.clock = LogClock.load(columns_under("clock", columns))
         file.sessions = SessionTable.load(columns_under("sessions", columns), CAPACITY)

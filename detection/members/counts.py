@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.memo import Places, folded, mixed
+from detection.columns.hashing import folded_hashes, mixed_words
+from detection.columns.memo import CacheSlots
 from detection.members.member import FitData, FittedMember, Part
-from detection.members.view import COUNT_BUCKETS, Floats, Standing, View, whole_sessions
+from detection.members.view import COUNT_BUCKETS, Floats, Standing, View, view_of_whole_sessions
 
 MOST_REFERENCES = 512
 FEWEST_SESSIONS_OF_A_KIND = 2
@@ -33,7 +34,7 @@ class Counts(FittedMember):
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
         self._references = part["vectors"].astype(np.int16)
         self._sizes = self._references.sum(axis=1, dtype=np.int32)
-        self._places = Places(_MEMO, _WORDS)
+        self._slots = CacheSlots(_MEMO, _WORDS)
         self._known = np.zeros(_MEMO)
 
     def score(self, view: View, standing: Standing) -> Floats:
@@ -49,20 +50,20 @@ class Counts(FittedMember):
         """The distance of each vector (uint8 [n, 64], none all zeros) to the nearest reference: float64 [n]; 1 without
         references."""
         keys = np.ascontiguousarray(vectors).view(np.uint64)
-        hashes = folded(mixed(keys).sum(axis=1))
-        place, known = self._places.find(keys, hashes)
-        values = self._known[place]
+        hashes = folded_hashes(mixed_words(keys).sum(axis=1))
+        slot, known = self._slots.find(keys, hashes)
+        values = self._known[slot]
         missing = np.flatnonzero(~known)
         if len(missing):
             distinct, first, where = np.unique(vectors[missing], axis=0, return_index=True, return_inverse=True)
-            fresh = self._computed(distinct)
+            fresh = self._compute_distances(distinct)
             rows = missing[first]
-            claimed, chosen = self._places.claim(keys[rows], hashes[rows])
+            claimed, chosen = self._slots.claim(keys[rows], hashes[rows])
             self._known[claimed] = fresh[chosen]
             values[missing] = fresh[where.reshape(-1)]
         return values
 
-    def _computed(self, vectors: NDArray[np.uint8]) -> Floats:
+    def _compute_distances(self, vectors: NDArray[np.uint8]) -> Floats:
         nearest = np.ones(len(vectors))
         if not len(self._references):
             return nearest
@@ -74,7 +75,7 @@ class Counts(FittedMember):
 
     @classmethod
     def fit(cls, fit_data: FitData) -> dict[str, NDArray[Any]]:
-        vectors, mass = np.unique(whole_sessions(fit_data.data, 0).counts, axis=0, return_counts=True)
+        vectors, mass = np.unique(view_of_whole_sessions(fit_data.data, 0).counts, axis=0, return_counts=True)
         common = np.argsort(-mass, kind="stable")
         common = common[mass[common] >= FEWEST_SESSIONS_OF_A_KIND][:MOST_REFERENCES]
         return {"vectors": np.ascontiguousarray(vectors[common])}

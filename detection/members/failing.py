@@ -21,7 +21,7 @@ class MemberError(Exception):
     @property
     def reason(self) -> str:
         """What the member raised, in one line."""
-        return in_a_line(self.__cause__ or self)
+        return exception_in_a_line(self.__cause__ or self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def blamed_on(member: str) -> Iterator[None]:
         raise MemberError(member) from exc
 
 
-def in_a_line(exc: BaseException) -> str:
+def exception_in_a_line(exc: BaseException) -> str:
     """The type and message of `exc` in one line of at most LONGEST_REASON characters."""
     said = " ".join(str(exc).split())
     return f"{type(exc).__name__}: {said}"[:LONGEST_REASON] if said else type(exc).__name__

@@ -21,11 +21,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.memo import Places, folded, mixed
+from detection.columns.hashing import folded_hashes, mixed_words
+from detection.columns.memo import CacheSlots
 from detection.columns.runs import repeat_per_row
 from detection.members.member import FitData, Part, Predictor
-from detection.members.transformer.scoring import CONTINUED, END, FIRST, START, tokenised
-from detection.members.view import CLOSING, Floats, Standing, View, whole_sessions
+from detection.members.transformer.scoring import CONTINUED, END, FIRST, START, tokens_of_templates
+from detection.members.view import CLOSING, Floats, Standing, View, view_of_whole_sessions
 from detection.models.training_set import TrainingSet
 
 ORDERS = 3
@@ -45,7 +46,7 @@ class NgramModel:
             for k in range(1, ORDERS + 1)
         ]
         self._uniform = 1.0 / (len(vocabulary) + 2)  # UNSEEN and END are outcomes, too
-        self._places = Places(_MEMO, 1)
+        self._slots = CacheSlots(_MEMO, 1)
         self._known = np.zeros(_MEMO)
 
     def nats(self, view: View) -> Floats:
@@ -53,43 +54,43 @@ class NgramModel:
 
         Muted rows and the row after each are 0: what follows a template that the model does not know is unknown, too.
         """
-        found = self._of(row_keys(view, self._vocabulary))
+        found = self._surprises_of_keys(ngram_row_keys(view, self._vocabulary))
         found[view.muted_rows() | view.behind_muted_rows()] = 0.0
         return found
 
     def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
         """As `Predictor.likely`."""
-        tokens = tokenised(context[1 - ORDERS :], self._vocabulary).tolist() if len(context) else []
+        tokens = tokens_of_templates(context[1 - ORDERS :], self._vocabulary).tolist() if len(context) else []
         tokens = [START if starts else CONTINUED] * (ORDERS - 1 - len(tokens)) + tokens
         history = 0
         for token in tokens:
             history = history << int(_TOKEN_BITS) | token
         every = np.arange(FIRST + len(self._vocabulary), dtype=np.uint64)
-        return np.exp(-self._computed(np.uint64(history << int(_TOKEN_BITS)) | every))
+        return np.exp(-self._compute_surprises(np.uint64(history << int(_TOKEN_BITS)) | every))
 
-    def _of(self, keys: Keys) -> Floats:
+    def _surprises_of_keys(self, keys: Keys) -> Floats:
         """As `nats`, by key: float64 [n]."""
         words = (keys + np.uint64(1))[:, None]  # no key of a memo is all zeros
-        hashes = folded(mixed(words).sum(axis=1))
-        place, known = self._places.find(words, hashes)
-        values = self._known[place]
+        hashes = folded_hashes(mixed_words(words).sum(axis=1))
+        slot, known = self._slots.find(words, hashes)
+        values = self._known[slot]
         missing = np.flatnonzero(~known)
         if len(missing):
             distinct, first, where = np.unique(keys[missing], return_index=True, return_inverse=True)
-            fresh = self._computed(distinct)
+            fresh = self._compute_surprises(distinct)
             rows = missing[first]
-            claimed, chosen = self._places.claim(words[rows], hashes[rows])
+            claimed, chosen = self._slots.claim(words[rows], hashes[rows])
             self._known[claimed] = fresh[chosen]
             values[missing] = fresh[where]
         return values
 
-    def _computed(self, keys: Keys) -> Floats:
+    def _compute_surprises(self, keys: Keys) -> Floats:
         p = np.full(len(keys), self._uniform)
         for k, (grams, counts, after, total, kinds) in enumerate(self._orders, 1):
             gram = keys & np.uint64((1 << (10 * k)) - 1)
             history = gram >> _TOKEN_BITS
-            followed, different = _looked_up(after, history, total), _looked_up(after, history, kinds)
-            seen = _looked_up(grams, gram, counts)
+            followed, different = _values_of_keys(after, history, total), _values_of_keys(after, history, kinds)
+            seen = _values_of_keys(grams, gram, counts)
             weight = followed + different
             p = np.where(weight > 0, (seen + different * p) / np.maximum(weight, 1), p)
         nats: Floats = -np.log(p)
@@ -116,12 +117,12 @@ class Ngram(Predictor):
 
     @classmethod
     def fit(cls, fit_data: FitData) -> dict[str, NDArray[Any]]:
-        return fitted(fit_data.data, fit_data.vocabulary)
+        return count_ngrams(fit_data.data, fit_data.vocabulary)
 
 
-def row_keys(view: View, vocabulary: NDArray[np.int32]) -> Keys:
+def ngram_row_keys(view: View, vocabulary: NDArray[np.int32]) -> Keys:
     """The three tokens up to and including each row as one key, the last in the lowest bits: uint64 [R]."""
-    tokens = tokenised(view.tokens, vocabulary).astype(np.uint64)
+    tokens = tokens_of_templates(view.tokens, vocabulary).astype(np.uint64)
     piece, place = repeat_per_row(view.offsets), view.token_places()
     own = np.full(len(piece), END, dtype=np.uint64)
     is_line = view.templates != CLOSING
@@ -137,9 +138,9 @@ def row_keys(view: View, vocabulary: NDArray[np.int32]) -> Keys:
     return keys
 
 
-def fitted(data: TrainingSet, vocabulary: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
+def count_ngrams(data: TrainingSet, vocabulary: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
     """The arrays (see the module) that counting the rows of `data` gives."""
-    keys = row_keys(whole_sessions(data, 0), vocabulary)
+    keys = ngram_row_keys(view_of_whole_sessions(data, 0), vocabulary)
     part: dict[str, NDArray[Any]] = {}
     for k in range(1, ORDERS + 1):
         grams, counts = np.unique(keys & np.uint64((1 << (10 * k)) - 1), return_counts=True)
@@ -151,7 +152,7 @@ def fitted(data: TrainingSet, vocabulary: NDArray[np.int32]) -> dict[str, NDArra
     return part
 
 
-def _looked_up(table: Keys, keys: Keys, values: NDArray[np.int64]) -> NDArray[np.int64]:
+def _values_of_keys(table: Keys, keys: Keys, values: NDArray[np.int64]) -> NDArray[np.int64]:
     """values[i] where table[i] is the key, 0 where none is."""
     if not len(table):
         return np.zeros(len(keys), dtype=np.int64)

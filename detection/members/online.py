@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from detection.columns.state import Columns, State, columns_under, prefixed
+from detection.columns.state import Columns, State, columns_under, with_prefix
 from detection.members.failing import blamed_on
 from detection.members.member import OnlineMember
 from detection.members.parsed_lines import ParsedLines
@@ -95,7 +95,7 @@ class OnlineMembers:
         """A copy of the members' state, as columns "<name>.<column>"."""
         state: State = {}
         for name, member in self._members.items():
-            state |= prefixed(name, member.export())
+            state |= with_prefix(name, member.export())
         return state
 
     @classmethod
@@ -105,17 +105,17 @@ class OnlineMembers:
         return cls({member.name: member.load(mine) for member, mine in each.items() if mine})
 
 
-def as_in_states(columns: Columns) -> State:
+def online_columns_as_in_states(columns: Columns) -> State:
     """`columns` of all parts, renamed as in states."""
-    return _renamed(columns, _IN_STATES)
+    return _with_prefixes_renamed(columns, _IN_STATES)
 
 
-def from_states(state: Columns) -> State:
-    """The inverse of `as_in_states`."""
-    return _renamed(state, {theirs: mine for mine, theirs in _IN_STATES.items()})
+def online_columns_from_states(state: Columns) -> State:
+    """The inverse of `online_columns_as_in_states`."""
+    return _with_prefixes_renamed(state, {theirs: mine for mine, theirs in _IN_STATES.items()})
 
 
-def _renamed(columns: Columns, prefixes: Mapping[str, str]) -> State:
+def _with_prefixes_renamed(columns: Columns, prefixes: Mapping[str, str]) -> State:
     renamed: State = {}
     for name, value in columns.items():
         old = next((prefix for prefix in prefixes if name.startswith(prefix)), "")

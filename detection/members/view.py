@@ -96,14 +96,14 @@ class View:
 
     def muted_rows(self) -> Bools:
         """Which rows are lines of muted templates: bool [R]."""
-        return self._muted_at(self.token_places(), self.templates != CLOSING)
+        return self._muted_at_places(self.token_places(), self.templates != CLOSING)
 
     def behind_muted_rows(self) -> Bools:
         """Which rows directly follow a line of a muted template, in this piece or in its context: bool [R]."""
         before = self.token_places() - 1
-        return self._muted_at(before, before >= self.token_offsets[:-1][repeat_per_row(self.offsets)])
+        return self._muted_at_places(before, before >= self.token_offsets[:-1][repeat_per_row(self.offsets)])
 
-    def _muted_at(self, places: Ints, where: Bools) -> Bools:
+    def _muted_at_places(self, places: Ints, where: Bools) -> Bools:
         result = np.zeros(len(places), dtype=np.bool_)
         if self.muted.any():
             result[where] = self.muted[places[where]]
@@ -137,9 +137,9 @@ class Standing:
         began[fresh] = view.times[offsets[:-1][fresh]]
         bit = np.uint64(1) << ((view.templates.astype(np.uint64) * _SPREAD) >> np.uint64(58))
         shape = running_or(np.where(is_line, bit, np.uint64(0)), offsets) | carry.shape[piece]
-        lines = self._sums(is_line.astype(np.int64)) + carry.lines[piece]
-        failed = self._sums((view.errors & is_line).astype(np.int64)) + carry.errors[piece]
-        muted = self._sums(view.muted_rows().astype(np.int64)) + carry.muted[piece]
+        lines = self._sums_within_pieces(is_line.astype(np.int64)) + carry.lines[piece]
+        failed = self._sums_within_pieces((view.errors & is_line).astype(np.int64)) + carry.errors[piece]
+        muted = self._sums_within_pieces(view.muted_rows().astype(np.int64)) + carry.muted[piece]
 
         self.log_length: Floats = np.log1p(lines)
         self.distinct: Floats = np.bitwise_count(shape).astype(np.float64)
@@ -167,21 +167,21 @@ class Standing:
         """What the sessions carry over to the next batch."""
         carry = self._view.carry
         return Carry(
-            lines=self._after(self._lines, carry.lines),
-            muted=self._after(self.muted, carry.muted),
-            errors=self._after(self._failed, carry.errors),
-            shape=self._after(self._shape, carry.shape),
+            lines=self._last_value_of_pieces(self._lines, carry.lines),
+            muted=self._last_value_of_pieces(self.muted, carry.muted),
+            errors=self._last_value_of_pieces(self._failed, carry.errors),
+            shape=self._last_value_of_pieces(self._shape, carry.shape),
             began=self._began,
-            reached=self._after(self.reached, carry.reached),
+            reached=self._last_value_of_pieces(self.reached, carry.reached),
         )
 
-    def _after(self, column: NDArray[Any], before: NDArray[Any]) -> NDArray[Any]:
+    def _last_value_of_pieces(self, column: NDArray[Any], before: NDArray[Any]) -> NDArray[Any]:
         result = before.copy()
         some = self._sizes > 0
         result[some] = column[(self._view.offsets[1:] - 1)[some]]
         return result
 
-    def _sums(self, values: NDArray[Any]) -> NDArray[Any]:
+    def _sums_within_pieces(self, values: NDArray[Any]) -> NDArray[Any]:
         """Running sums within pieces. `values` are integers, so the difference of two sums is exact."""
         if not len(values):
             return values
@@ -190,7 +190,7 @@ class Standing:
         return within
 
 
-def counted(before: NDArray[np.uint8], tokens: NDArray[np.int32], piece: Ints) -> NDArray[np.uint8]:
+def with_templates_counted(before: NDArray[np.uint8], tokens: NDArray[np.int32], piece: Ints) -> NDArray[np.uint8]:
     """`before` uint8 [P, 64] plus the counts of the templates `tokens` [n] of the pieces `piece` [n], at most 255
     each."""
     pieces = len(before)
@@ -200,7 +200,7 @@ def counted(before: NDArray[np.uint8], tokens: NDArray[np.int32], piece: Ints) -
     return after
 
 
-def whole_sessions(data: ClosedSessions, members: int) -> View:
+def view_of_whole_sessions(data: ClosedSessions, members: int) -> View:
     """The view that the scorer would build of `data` if each session were one piece."""
     sessions, sizes = len(data.starts), np.diff(data.offsets)
     offsets = np.concatenate(([0], np.cumsum(sizes + data.ends))).astype(np.int64)
@@ -222,6 +222,6 @@ def whole_sessions(data: ClosedSessions, members: int) -> View:
         times=data.times[source],
         muted=np.zeros(len(data.tokens), dtype=np.bool_),
         online=np.where(closing[:, None], 0.0, data.online[source]),
-        counts=counted(none, data.tokens, repeat_per_row(data.offsets)),
+        counts=with_templates_counted(none, data.tokens, repeat_per_row(data.offsets)),
         carry=Carry.new(sessions, members),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from detection.columns.state import Columns, State, array, scalar
+from detection.columns.state import Columns, State, array_column, scalar_column
 
 KEPT = 64
 
@@ -34,11 +34,11 @@ class Generations:
 
     def took_effect(self, generation: int, name: str, line: int, members: tuple[str, ...]) -> None:
         """Note that it took effect, also if it is an earlier one that takes effect again."""
-        self._add(Generation(generation, name, line, members))
+        self._add_generation(Generation(generation, name, line, members))
 
     def was_refused(self, generation: int, name: str, line: int, reason: str) -> None:
         self.refused += 1
-        self._add(Generation(generation, name, line, promoted=False, reason=reason))
+        self._add_generation(Generation(generation, name, line, promoted=False, reason=reason))
 
     @property
     def refusal(self) -> str:
@@ -55,7 +55,7 @@ class Generations:
             for entry in entries
         ]
 
-    def _add(self, entry: Generation) -> None:
+    def _add_generation(self, entry: Generation) -> None:
         self._entries.pop(entry.name, None)
         self._entries[entry.name] = entry
         if len(self._entries) > KEPT:
@@ -70,7 +70,7 @@ class Generations:
         """The inverse of `export`. Raises `msgspec.DecodeError` (a ValueError) if `entries` is not a list of
         generations."""
         generations = cls()
-        texts = array(columns, "entries").tobytes()
+        texts = array_column(columns, "entries").tobytes()
         generations._entries = {entry.name: entry for entry in msgspec.json.decode(texts, type=list[Generation])}
-        generations.refused = scalar(columns, "refused", int)
+        generations.refused = scalar_column(columns, "refused", int)
         return generations

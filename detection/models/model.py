@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import State, Value, array, arrays, columns_under, prefixed, scalars
+from detection.columns.state import (
+    State,
+    Value,
+    array_column,
+    array_columns,
+    columns_under,
+    scalar_columns,
+    with_prefix,
+)
 from detection.columns.upgrades import MODELS
 
 UNFITTED = "unfitted"  # prefix in `meta`: why a member could not be fitted, by its name
@@ -57,12 +65,12 @@ def to_columns(model: Model) -> State:
         "generation": model.generation,
         "line": model.line,
         "vocabulary": model.vocabulary,
-        **prefixed(
+        **with_prefix(
             "parts", {f"{name}/{column}": array for name, each in model.parts.items() for column, array in each.items()}
         ),
-        **prefixed("templates", model.templates),
-        **prefixed("rings", model.calibration),
-        **prefixed("meta", model.meta),
+        **with_prefix("templates", model.templates),
+        **with_prefix("rings", model.calibration),
+        **with_prefix("meta", model.meta),
     }
 
 
@@ -77,15 +85,15 @@ def from_columns(columns: Mapping[str, Value]) -> Model:
         raise TypeError("a model's generation and line are integers")
     columns = MODELS.upgraded(columns)
     parts: dict[str, dict[str, NDArray[Any]]] = {}
-    for name, values in arrays(columns_under("parts", columns)).items():
+    for name, values in array_columns(columns_under("parts", columns)).items():
         member, _, column = name.partition("/")
         parts.setdefault(member, {})[column] = values
     return Model(
         generation=generation,
         line=line,
-        vocabulary=array(columns, "vocabulary"),
+        vocabulary=array_column(columns, "vocabulary"),
         parts=parts,
         templates=columns_under("templates", columns),
-        calibration=arrays(columns_under("rings", columns)),
-        meta=scalars(columns_under("meta", columns)),
+        calibration=array_columns(columns_under("rings", columns)),
+        meta=scalar_columns(columns_under("meta", columns)),
     )

@@ -8,7 +8,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, OtherVersionError, State, Value, array, columns_under, prefixed, scalar
+from detection.columns.state import (
+    Columns,
+    OtherVersionError,
+    State,
+    Value,
+    array_column,
+    columns_under,
+    scalar_column,
+    with_prefix,
+)
 from detection.columns.upgrades import STATES
 from detection.models.model import Model
 from detection.models.model import from_columns as model_from_columns
@@ -113,8 +122,8 @@ class TrainingSet(ClosedSessions):
             "format": STATES.newest,  # for the columns of the state that are in it
             **{name: getattr(self, name) for name in (*scalars, "offsets", *per_line, *_PER_SESSION)},
             **dict(zip(self.online_members, np.ascontiguousarray(self.online.T), strict=True)),
-            **prefixed("templates", self.templates),
-            **(prefixed("previous", model_to_columns(self.previous)) if self.previous is not None else {}),
+            **with_prefix("templates", self.templates),
+            **(with_prefix("previous", model_to_columns(self.previous)) if self.previous is not None else {}),
         }
 
 
@@ -133,7 +142,7 @@ def from_columns(columns: Columns, online_members: tuple[str, ...]) -> TrainingS
     per_line = {**_PER_LINE, **dict.fromkeys(online_members, _PER_LINE["online"])}
     del per_line["online"]
     for name, dtype in {**per_line, **_PER_SESSION, "offsets": np.int64}.items():
-        value = array(columns, name)
+        value = array_column(columns, name)
         if value.dtype != dtype:
             raise TypeError(f"training set: {name} is not an array of {np.dtype(dtype)}")
         lists[name] = value
@@ -145,11 +154,11 @@ def from_columns(columns: Columns, online_members: tuple[str, ...]) -> TrainingS
             raise ValueError(f"training set: {name} holds {len(lists[name])}, not {length}")
     previous = columns_under("previous", columns)
     return TrainingSet(
-        generation=scalar(columns, "generation", int),
-        line=scalar(columns, "line", int),
-        seed=scalar(columns, "seed", int),
-        full=scalar(columns, "full", bool),
-        alpha=scalar(columns, "alpha", float),
+        generation=scalar_column(columns, "generation", int),
+        line=scalar_column(columns, "line", int),
+        seed=scalar_column(columns, "seed", int),
+        full=scalar_column(columns, "full", bool),
+        alpha=scalar_column(columns, "alpha", float),
         online=np.stack([lists.pop(name) for name in online_members], axis=1),
         **lists,
         online_members=online_members,

@@ -22,23 +22,23 @@ FIELD_BYTES = 4096
 PASSES = 8
 
 
-def decode(field: bytes, *, query: bool) -> bytes:
+def decode_field(field: bytes, *, query: bool) -> bytes:
     """`field` as rules see it. With `query` it is a request target, and `+` behind its `?` is a space."""
     text = field[:FIELD_BYTES]
     if query and b"+" in text:
         path, mark, rest = text.partition(b"?")
         text = path + mark + rest.replace(b"+", b" ")
     if b"%" in text or b"\\" in text:
-        text = _unescape(text)
+        text = _decode_escapes(text)
     if not text.isascii():
-        text = _OVERLONG.sub(_ascii, text)
+        text = _OVERLONG.sub(_ascii_of_overlong, text)
     text = text.translate(_FOLD, _REMOVED)
     if b"&" in text:
-        text = _ENTITY.sub(_entity, text)
+        text = _ENTITY.sub(_character_of_entity, text)
     if b"*" in text:
         text = _COMMENT.sub(b" ", text)
     if b"\n" in text and (b"--" in text or b"#" in text):
-        text = _LINE_COMMENTS.sub(_uncommented, text)
+        text = _LINE_COMMENTS.sub(_without_sql_comments, text)
     return text
 
 
@@ -66,27 +66,29 @@ _REMOVED = bytes([*range(0x09), *range(0x0E, 0x20), 0x7F])
 _FOLD = bytes(range(256)).lower().translate(bytes.maketrans(b"\t\v\f", b"   "))
 
 
-def _unescape(text: bytes) -> bytes:
+def _decode_escapes(text: bytes) -> bytes:
     for _ in range(PASSES):
         before = text
         if b"%" in text:
-            text = unquote_to_bytes(_PERCENT_U.sub(_code_unit, text))
+            text = unquote_to_bytes(_PERCENT_U.sub(_byte_of_escape, text))
         if b"\\" in text:
-            text = _BACKSLASH.sub(_code_unit, text)
+            text = _BACKSLASH.sub(_byte_of_escape, text)
         if text == before:
             break
     return text
 
 
-def _code_unit(match: re.Match[bytes]) -> bytes:
+def _byte_of_escape(match: re.Match[bytes]) -> bytes:
     if not match.lastindex:
         return b'"'
     digits = match[match.lastindex]
     # Two digits are a byte, except in braces, where they are a character.
-    return bytes([int(digits, 16)]) if len(digits) == 2 and match.lastindex == 1 else _character(int(digits, 16))
+    return (
+        bytes([int(digits, 16)]) if len(digits) == 2 and match.lastindex == 1 else _bytes_of_character(int(digits, 16))
+    )
 
 
-def _character(code: int) -> bytes:
+def _bytes_of_character(code: int) -> bytes:
     if 0xFF01 <= code <= 0xFF5E:
         code -= 0xFEE0  # full-width forms of ASCII
     if code < 0x80:
@@ -94,7 +96,7 @@ def _character(code: int) -> bytes:
     return _LOOKALIKES.get(code) or (chr(code).encode(errors="replace") if code < 0x110000 else b"")
 
 
-def _ascii(match: re.Match[bytes]) -> bytes:
+def _ascii_of_overlong(match: re.Match[bytes]) -> bytes:
     two, *three, quotes, letters = match.groups()
     if two is not None:
         low = two[0]
@@ -104,14 +106,14 @@ def _ascii(match: re.Match[bytes]) -> bytes:
     return bytes([quotes[0] - 0x60 if quotes else letters[0] - 0x20])
 
 
-def _entity(match: re.Match[bytes]) -> bytes:
+def _character_of_entity(match: re.Match[bytes]) -> bytes:
     hexadecimal, decimal, name = match.groups()
     if name is not None:
         return _NAMED.get(name, match[0])
     code = int(hexadecimal, 16) if hexadecimal else int(decimal)
-    return _character(code).lower() if code else b""
+    return _bytes_of_character(code).lower() if code else b""
 
 
-def _uncommented(match: re.Match[bytes]) -> bytes:
+def _without_sql_comments(match: re.Match[bytes]) -> bytes:
     """A newline in place of the comments if a query continues behind them; otherwise the match unchanged."""
     return b"\n" if _CONTINUES.match(match.string, match.end()) else match[0]

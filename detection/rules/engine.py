@@ -15,7 +15,7 @@ import numpy as np
 import re2
 from numpy.typing import NDArray
 
-from detection.rules.decoding import decode
+from detection.rules.decoding import decode_field
 from detection.rules.files import FIELDS, Rule, RuleError, read_rules
 from detection.settings import RuleText
 
@@ -72,8 +72,8 @@ class RuleSet:
         self.confidence = np.array([rule.confidence for rule in rules], dtype=np.float64)
         self._patterns = [_Pattern(rule) for rule in rules]
         for rule, pattern in zip(rules, self._patterns, strict=True):
-            _run_tests(rule, pattern)
-        self._gates = {field: _gates(field, rules) for field in FIELDS}
+            _run_rule_tests(rule, pattern)
+        self._gates = {field: _gates_of_rules(field, rules) for field in FIELDS}
         self._memo: dict[str, dict[bytes, list[int]]] = {field: {} for field in FIELDS}
 
     @classmethod
@@ -97,14 +97,14 @@ class RuleSet:
                 for line, value in enumerate(values):
                     hits = memo.get(value)
                     if hits is None:
-                        hits = self._match_one(field, value)
+                        hits = self._rules_matching_field(field, value)
                     if hits:
                         found += [(line, rule) for rule in hits]
         found.sort()
         rows = np.array(found, np.int32).reshape(-1, 2)
         return Hits(np.ascontiguousarray(rows[:, 0]), np.ascontiguousarray(rows[:, 1]))
 
-    def surest(self, hits: Hits) -> NDArray[np.int64]:
+    def surest_hits(self, hits: Hits) -> NDArray[np.int64]:
         """For each line that was hit, in order, the index of the hit by its most confident rule (ties: the first)."""
         if not len(hits.lines):
             return np.zeros(0, dtype=np.int64)
@@ -112,15 +112,15 @@ class RuleSet:
         lines = hits.lines[order]
         return order[np.concatenate(([True], lines[1:] != lines[:-1]))]
 
-    def confidences(self, hits: Hits, lines: int) -> NDArray[np.float64]:
+    def surest_confidences(self, hits: Hits, lines: int) -> NDArray[np.float64]:
         """Of each of so many lines the confidence of the surest rule that hit it, 0 where none did: float64 [n]."""
         surest = np.zeros(lines)
         if len(hits.lines):
             np.maximum.at(surest, hits.lines, self.confidence[hits.rules])
         return surest
 
-    def _match_one(self, field: str, value: bytes) -> list[int]:
-        text = decode(value, query=field == "target")
+    def _rules_matching_field(self, field: str, value: bytes) -> list[int]:
+        text = decode_field(value, query=field == "target")
         hits = [
             rule
             for gate, behind in self._gates[field]
@@ -142,7 +142,7 @@ class RuleSet:
         """
         subject = self.rules[rule]
         value = {"agent": agent, "line": line}.get(subject.field, target)
-        text = decode(value, query=subject.field == "target")
+        text = decode_field(value, query=subject.field == "target")
         span = self._patterns[rule].span(text)
         if span is None:
             raise ValueError(f"rule {subject.name!r} does not match this {subject.field}")
@@ -170,15 +170,15 @@ class _Pattern:
         for pattern in (*rule.patterns, *filter(None, [rule.unless])):
             # Compile each alone first: the error then names the culprit, and `a)|(b` is refused, though it is valid
             # inside a union.
-            alone = _compiled(pattern, f"{rule.source}: rule {rule.name!r}: pattern {pattern!r}")
+            alone = _compiled_pattern(pattern, f"{rule.source}: rule {rule.name!r}: pattern {pattern!r}")
             if alone.search(b"") and alone.search(b"\0"):
                 raise RuleError(
                     f"{rule.source}: rule {rule.name!r}: pattern {pattern!r} also matches nothing at all, "
                     "so it would hit every line; make some part of it required"
                 )
         where = f"{rule.source}: rule {rule.name!r}"
-        self._any = _compiled(_union(rule.patterns), where)
-        self._unless = _compiled(rule.unless, where) if rule.unless else None
+        self._any = _compiled_pattern(_union_pattern(rule.patterns), where)
+        self._unless = _compiled_pattern(rule.unless, where) if rule.unless else None
 
     def hits(self, text: bytes) -> bool:
         return self.span(text) is not None
@@ -190,13 +190,13 @@ class _Pattern:
         return found.span()
 
 
-def _run_tests(rule: Rule, pattern: _Pattern) -> None:
+def _run_rule_tests(rule: Rule, pattern: _Pattern) -> None:
     for kind, tests, expected in (
         ("match", rule.must_match, True),
         ("silent", rule.must_stay_silent, False),
     ):
         for place, test in enumerate(tests, 1):
-            text = decode(test.encode(), query=rule.field == "target")
+            text = decode_field(test.encode(), query=rule.field == "target")
             if pattern.hits(text) != expected:
                 raise RuleError(
                     f"{rule.source}: rule {rule.name!r}: tests.{kind} number {place} "
@@ -205,20 +205,25 @@ def _run_tests(rule: Rule, pattern: _Pattern) -> None:
                 )
 
 
-def _gates(field: str, rules: Sequence[Rule]) -> list[tuple[_Searches, list[int]]]:
+def _gates_of_rules(field: str, rules: Sequence[Rule]) -> list[tuple[_Searches, list[int]]]:
     own = [number for number, rule in enumerate(rules) if rule.field == field]
     behind = [own[i : i + GATE_RULES] for i in range(0, len(own), GATE_RULES)]
     return [
-        (_compiled(_union([_union(rules[n].patterns) for n in group]), f"gate of {field} rules"), group)
+        (
+            _compiled_pattern(
+                _union_pattern([_union_pattern(rules[n].patterns) for n in group]), f"gate of {field} rules"
+            ),
+            group,
+        )
         for group in behind
     ]
 
 
-def _union(patterns: Sequence[str]) -> str:
+def _union_pattern(patterns: Sequence[str]) -> str:
     return "|".join(f"(?:{pattern})" for pattern in patterns)
 
 
-def _compiled(pattern: str, where: str) -> _Searches:
+def _compiled_pattern(pattern: str, where: str) -> _Searches:
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1  # bytes, not characters: logs hold both
     options.case_sensitive = False

@@ -37,11 +37,11 @@ _BY_VALUE, _BY_SOURCE = (
 )
 
 
-def muted(known: KnownCauses, ensemble: Ensemble | None, templates: NDArray[np.int32]) -> NDArray[np.bool_]:
+def muted_templates(known: KnownCauses, ensemble: Ensemble | None, templates: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Which of `templates` [n] the model does not know, but have become normal since, by admission or by feedback."""
     result = np.zeros(len(templates), dtype=np.bool_)
     if ensemble is not None and known.any_normal:
-        unknown = np.flatnonzero(~ensemble.knows(templates))
+        unknown = np.flatnonzero(~ensemble.knows_templates(templates))
         if len(unknown):
             result[unknown] = known.normal(new_causes(templates[unknown]))
     return result
@@ -94,7 +94,7 @@ class Reasons:
         self._sessions = sessions
         self._just_admitted: set[int] = set()  # causes admitted in this batch, none of whose sessions was flagged yet
         self._piece = repeat_per_row(view.offsets)
-        unknown = (view.templates != CLOSING) & ~ensemble.knows(view.templates)
+        unknown = (view.templates != CLOSING) & ~ensemble.knows_templates(view.templates)
         self._unknown = unknown & ~view.muted_rows()
         self.about = view.templates.copy()
         first = np.flatnonzero(first_true(self._unknown, view.offsets))
@@ -127,26 +127,26 @@ class Reasons:
         fresh = counts[piece, template % COUNT_BUCKETS] == 0
         _, first = np.unique(np.stack([piece[fresh], template[fresh]]), axis=1, return_index=True)
         rows, template = (column[fresh][np.sort(first)] for column in (rows, template))
-        self._report(new_causes(template), rows, next_serial)
+        self._report_causes(new_causes(template), rows, next_serial)
 
-    def report_finished(self, pieces: NDArray[np.int64], next_serial: int, alpha: float) -> None:
+    def report_finished_shapes(self, pieces: NDArray[np.int64], next_serial: int, alpha: float) -> None:
         """Report the final shapes of these pieces' sessions, which were unusual at some row and are over.
 
         An open session has another shape at every line; only the final one is the same for all sessions that did the
         same. Sessions whose values or client are unusual, at `alpha` or more than all else, are not reported: an attack
         from many clients has a quite ordinary shape, and must not become normal by it.
         """
-        p = self._p_values(self._view.offsets[1:][pieces] - 1)
+        p = self._member_p_values(self._view.offsets[1:][pieces] - 1)
         by_value_or_source = p[:, _BY_VALUE + _BY_SOURCE].min(axis=1) <= np.maximum(p.min(axis=1), alpha)
         pieces = pieces[~by_value_or_source]
         shapes = shape_causes(self._view.counts[pieces], np.ones(len(pieces), dtype=np.bool_))
-        self._report(shapes, self._view.offsets[1:][pieces] - 1, next_serial)
+        self._report_causes(shapes, self._view.offsets[1:][pieces] - 1, next_serial)
 
     def name(self, rows: Ints) -> None:
         """Find the causes of these rows, at most one a piece."""
         piece, view = self._piece[rows], self._view
         closing = view.templates[rows] == CLOSING
-        p = self._p_values(rows)
+        p = self._member_p_values(rows)
         least = p.min(axis=1)
         by_value, by_source = ((p[:, columns] <= least[:, None]).any(axis=1) for columns in (_BY_VALUE, _BY_SOURCE))
         novel = np.where(rows >= self._novel_at[piece], self.novel[piece], 0)
@@ -178,7 +178,7 @@ class Reasons:
         admitted in this very batch still flags the first of its sessions."""
         normal = self._known.normal(self.session_cause[rows]) | self._known.normal(self.alert_cause[rows])
         if self._just_admitted:
-            for i in self._in_order(rows).tolist():
+            for i in self._rows_in_log_order(rows).tolist():
                 if (cause := int(self.session_cause[rows[i]])) in self._just_admitted:
                     self._just_admitted.remove(cause)
                     normal[i] = False
@@ -187,22 +187,22 @@ class Reasons:
     def report_shapes(self, rows: Ints, next_serial: int) -> None:
         """Report those of these rows whose cause is the shape of their session."""
         by_shape = rows[self.kind[rows] == SHAPE]
-        self._report(self.session_cause[by_shape], by_shape, next_serial)
+        self._report_causes(self.session_cause[by_shape], by_shape, next_serial)
 
-    def _report(self, causes: Causes, rows: Ints, next_serial: int) -> None:
+    def _report_causes(self, causes: Causes, rows: Ints, next_serial: int) -> None:
         """Report `causes` of `rows` to the known causes, in the order of the log: rows are in the order of slots, which
         may differ between two runs over the same log."""
-        order = self._in_order(rows)
+        order = self._rows_in_log_order(rows)
         causes, piece = causes[order], self._piece[rows[order]]
         keys = np.where(self._sessions.windowed[piece], np.uint64(0), source_causes(self._sessions.keys[piece]))
         self._just_admitted |= self._known.seen(causes, np.full(len(causes), next_serial, dtype=np.int64), keys)
 
-    def _in_order(self, rows: Ints) -> Ints:
+    def _rows_in_log_order(self, rows: Ints) -> Ints:
         """Places of `rows` in the order of the log."""
         order: Ints = np.lexsort((self._sessions.serials[self._piece[rows]], self._sessions.line[rows]))
         return order
 
-    def _p_values(self, rows: Ints) -> NDArray[np.float64]:
+    def _member_p_values(self, rows: Ints) -> NDArray[np.float64]:
         """The members' p-values at `rows`, 1 of members that are not ready: float64 [n, M]."""
         return np.where(np.isnan(self._members[rows]), 1.0, self._members[rows])
 

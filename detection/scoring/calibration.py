@@ -6,7 +6,7 @@ Beyond the largest score ever seen a rank says nothing, so the tail is continued
 distribution fitted to the exceedances over the 95 % quantile by probability-weighted moments (Hosking
 and Wallis, 1987), scaled to meet the rank at the highest of them.
 
-The members' p-values become one statistic (`combined`), which has calibration scores of its own.
+The members' p-values become one statistic (`combined_p_values`), which has calibration scores of its own.
 """
 
 from bisect import bisect_left
@@ -58,7 +58,7 @@ class CalibrationScores:
             top = float(self.scores[-1])
             beyond = values > top
             if beyond.any():
-                p[beyond] *= self._survival(values[beyond]) / self._survival(np.array([top]))
+                p[beyond] *= self._tail_survival(values[beyond]) / self._tail_survival(np.array([top]))
         return np.clip(p, SMALLEST_P, 1.0)
 
     def score_at(self, alpha: float) -> float | None:
@@ -71,11 +71,11 @@ class CalibrationScores:
         if not reaching or not n or self._scale <= 0.0 or alpha <= SMALLEST_P:
             return None
         top = float(self.scores[-1])
-        left = alpha * (n + 1.0) * float(self._survival(np.array([top]))[0])
+        left = alpha * (n + 1.0) * float(self._tail_survival(np.array([top]))[0])
         excess = -np.log(left) if self._shape < _NO_SHAPE else (left**-self._shape - 1.0) / self._shape
         return self._threshold + float(excess) * self._scale
 
-    def _survival(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _tail_survival(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The fitted tail's P(score > value | score > threshold)."""
         excess = (values - self._threshold) / self._scale
         if self._shape < _NO_SHAPE:
@@ -101,7 +101,7 @@ def _fit_tail(excess: NDArray[np.float64]) -> tuple[float, float]:
     return shape, mean * (1.0 - shape)
 
 
-def combined(p_values: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+def combined_p_values(p_values: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
     """One statistic of the p-values [n, k], -log10 of their Cauchy combination (Liu and Xie, 2020): float64 [n].
 
     `shares` [k] are the weights, 1 together.
@@ -120,7 +120,7 @@ def level_of(alarms: AlarmSettings, sessions_per_day: float, calibration: int) -
     """The level a session is tested at, and whether the floor binds: `alarms.alpha` if it is set, else `alpha_for`."""
     if alarms.alpha is None:
         return alpha_for(alarms.per_day, sessions_per_day, calibration)
-    floor = _floor(calibration)
+    floor = _lowest_level(calibration)
     return max(alarms.alpha, floor), alarms.alpha < floor
 
 
@@ -130,12 +130,12 @@ def alpha_for(per_day: float, sessions_per_day: float, calibration: int) -> tupl
     Never below 5/n, which n calibration scores cannot resolve, and never above .2 %: a quiet stream
     shall not spend its budget on every session it has.
     """
-    floor = _floor(calibration)
+    floor = _lowest_level(calibration)
     wanted = min(per_day / max(sessions_per_day, 1e-9), _LARGEST_ALPHA)
     return (floor, True) if wanted < floor else (wanted, False)
 
 
-def _floor(calibration: int) -> float:
+def _lowest_level(calibration: int) -> float:
     return 5.0 / max(calibration, 5)
 
 

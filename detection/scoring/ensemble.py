@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.members.failing import MemberError, blamed_on
-from detection.members.isolation_forest.features import FEATURES, features
+from detection.members.isolation_forest.features import FEATURES, shown_features
 from detection.members.member import FittedMember, Member, Predictor
 from detection.members.registry import IN_NATS, LOOKS_AT, MEMBERS, NAMES, ONLINE_NAMES
 from detection.members.transformer.scoring import END, FIRST, UNSEEN
 from detection.members.view import CLOSING, Floats, Standing, View
 from detection.models.model import Model
-from detection.scoring.calibration import CalibrationScores, combined
+from detection.scoring.calibration import CalibrationScores, combined_p_values
 
 EXPECTED = 3
 
@@ -52,25 +52,31 @@ class Ensemble:
         self._combined = self._calibration["ensemble"]
         names = members_of(model)
         self._whole = not any(name in out for name in names)
-        self._take([_made(member, model) for member in MEMBERS if member.name in names and member.name not in out])
+        self._take_members(
+            [
+                _member_made_of_part(member, model)
+                for member in MEMBERS
+                if member.name in names and member.name not in out
+            ]
+        )
 
     def without(self, out: Collection[str]) -> "Ensemble":
         """This ensemble without some members; the others are shared, not copied."""
         fewer = copy(self)
         fewer._whole = self._whole and not any(name in out for name in self.members)
-        fewer._take([member for member in self._members if member.name not in out])
+        fewer._take_members([member for member in self._members if member.name not in out])
         return fewer
 
-    def _take(self, members: "Sequence[FittedMember | _Online | _Unmade]") -> None:
+    def _take_members(self, members: "Sequence[FittedMember | _OnlineInEnsemble | _UnmadeMember]") -> None:
         self._members = members
         self.members = tuple(member.name for member in members)
         self._columns = [NAMES.index(name) for name in self.members]
-        self._shares = shares([member.family for member in members])
+        self._shares = member_shares([member.family for member in members])
 
     def check(self) -> None:
         """Raises MemberError when a member could not be made of its part of the model."""
         for member in self._members:
-            if isinstance(member, _Unmade):
+            if isinstance(member, _UnmadeMember):
                 member.fail()
 
     @property
@@ -91,15 +97,15 @@ class Ensemble:
         members = np.full(reached.shape, np.nan)
         for name, column in zip(self.members, self._columns, strict=True):
             with blamed_on(name):
-                members[:, column] = p_of(name, self._calibration[name], reached[:, column])
-        strangeness = combined(members[:, self._columns], self._shares)
+                members[:, column] = p_values_of_member(name, self._calibration[name], reached[:, column])
+        strangeness = combined_p_values(members[:, self._columns], self._shares)
         p = self._combined.p(strangeness)
         return Judgement(members, strangeness, p if self._whole else np.maximum(p, np.exp(-strangeness * math.log(10))))
 
     def threshold(self, member: str, alpha: float) -> float | None:
         """The score beyond which `member` alone has a p-value below `alpha`; None: whatever it scores, it has not."""
         with blamed_on(member):
-            return score_at(member, self._calibration[member], alpha)
+            return score_at_level(member, self._calibration[member], alpha)
 
     def expected(
         self, context: NDArray[np.int32], starts: bool, found: int
@@ -120,13 +126,13 @@ class Ensemble:
         chance = float(probability[at[0]]) if len(at) else float(p[UNSEEN])
         return [(int(ids[each]), float(probability[each])) for each in best], chance
 
-    def standing_out(self, standing: Standing, row: int) -> list[dict[str, Any]]:
+    def features_standing_out(self, standing: Standing, row: int) -> list[dict[str, Any]]:
         """The features of a row beyond what is usual at the end of a session: [{name, value, usual, high}]."""
         usual = self.model.parts.get("isolation_forest", {}).get("usual")
         if usual is None or "isolation_forest" not in self.members:
             return []
         with blamed_on("isolation_forest"):
-            values = features(standing.only(np.array([row])))[0]
+            values = shown_features(standing.only(np.array([row])))[0]
         low, middle, high = usual.T
         judged = np.array([name in self.members or name not in self._calibration for name in FEATURES])
         out = np.flatnonzero(judged & ((values > high) | (values < low)))
@@ -137,7 +143,7 @@ class Ensemble:
             for i in order.tolist()
         ]
 
-    def knows(self, template_ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+    def knows_templates(self, template_ids: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Which templates have a token of their own."""
         if not len(self.vocabulary):
             return np.zeros(len(template_ids), dtype=np.bool_)
@@ -152,7 +158,7 @@ def members_of(model: Model) -> tuple[str, ...]:
     return tuple(name for name in NAMES if name in model.calibration)
 
 
-def resting(out: Collection[str]) -> dict[str, str]:
+def members_resting(out: Collection[str]) -> dict[str, str]:
     """Members that cannot judge while those in `out` do not, because they use their scores: each with the reason."""
     return {
         member: f"it judges by what {', '.join(missing)} says"
@@ -161,7 +167,7 @@ def resting(out: Collection[str]) -> dict[str, str]:
     }
 
 
-class _Online:
+class _OnlineInEnsemble:
     """An online member among the fitted ones: its scores came with the lines."""
 
     def __init__(self, member: type[Member]) -> None:
@@ -173,7 +179,7 @@ class _Online:
         return scores
 
 
-class _Unmade:
+class _UnmadeMember:
     """In place of a member that could not be constructed from its part of the model."""
 
     def __init__(self, member: type[Member], error: Exception) -> None:
@@ -187,21 +193,21 @@ class _Unmade:
         self.fail()
 
 
-class _UnmadePredictor(_Unmade):
+class _UnmadePredictor(_UnmadeMember):
     def likely(self, context: NDArray[np.int32], starts: bool) -> Floats:
         self.fail()
 
 
-def _made(member: type[Member], model: Model) -> "FittedMember | _Online | _Unmade":
+def _member_made_of_part(member: type[Member], model: Model) -> "FittedMember | _OnlineInEnsemble | _UnmadeMember":
     if not issubclass(member, FittedMember):
-        return _Online(member)
+        return _OnlineInEnsemble(member)
     try:
         return member(model.parts.get(member.name, {}), model.vocabulary)
     except Exception as exc:  # whatever it is, the others can judge
-        return (_UnmadePredictor if issubclass(member, Predictor) else _Unmade)(member, exc)
+        return (_UnmadePredictor if issubclass(member, Predictor) else _UnmadeMember)(member, exc)
 
 
-def p_of(member: str, calibration: CalibrationScores, scores: Floats) -> Floats:
+def p_values_of_member(member: str, calibration: CalibrationScores, scores: Floats) -> Floats:
     """p-values by the calibration scores; of a member whose scores are in nats never less than exp(-score).
 
     Where nearly all sessions score 0 (clients that do nothing unusual), any higher score would be without precedent.
@@ -210,13 +216,13 @@ def p_of(member: str, calibration: CalibrationScores, scores: Floats) -> Floats:
     return np.maximum(p, np.exp(-scores)) if member in IN_NATS else p
 
 
-def score_at(member: str, calibration: CalibrationScores, alpha: float) -> float | None:
-    """The score beyond which `p_of` is below `alpha`; None where there is none."""
+def score_at_level(member: str, calibration: CalibrationScores, alpha: float) -> float | None:
+    """The score beyond which `p_values_of_member` is below `alpha`; None where there is none."""
     score = calibration.score_at(alpha)
     return max(score, -math.log(alpha)) if score is not None and member in IN_NATS else score
 
 
-def shares(families: Sequence[str]) -> Floats:
+def member_shares(families: Sequence[str]) -> Floats:
     """The weight of each member, float64 [k]: families weigh the same, and so do the members of one family."""
     members = Counter(families)
     return np.array([1.0 / (len(members) * members[family]) for family in families])

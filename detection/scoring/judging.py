@@ -16,8 +16,8 @@ from detection.columns.runs import first_true, rank_in_run, repeat_per_row
 from detection.members.registry import NAMES
 from detection.members.transformer.scoring import window_start
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
-from detection.members.view import Bools, Carry, Floats, Ints, Standing, View, counted
-from detection.scoring.attribution import Reasons, RowSessions, muted
+from detection.members.view import Bools, Carry, Floats, Ints, Standing, View, with_templates_counted
+from detection.scoring.attribution import Reasons, RowSessions, muted_templates
 from detection.scoring.batch import Batch, Closings, Judged, LineStates
 from detection.scoring.ensemble import Ensemble, Judgement
 from detection.sessions import history as flag
@@ -35,7 +35,7 @@ class Recording:
     closing_flags: int = 0
 
 
-def judge(
+def judge_batch(
     sessions: SessionTable,
     ensemble: Ensemble | None,
     known: KnownCauses,
@@ -46,13 +46,13 @@ def judge(
 ) -> Judged:
     """Score a batch, update the sessions, and record it for training. Without an ensemble p is nan."""
     pieces = _Pieces(sessions, batch, cut)
-    view = _view(ensemble, known, pieces)
-    scored = _scored(ensemble, known, alpha, pieces, view)
+    view = _view_of_batch(ensemble, known, pieces)
+    scored = _score_pieces(ensemble, known, alpha, pieces, view)
     after = _sessions_after(pieces, scored)
     if recording is not None:
-        _record(recording, pieces, after)
-    states, closings = _line_states(pieces, scored, after), _closings(pieces, scored, after)
-    _store(pieces, scored, after, view)
+        _record_for_training(recording, pieces, after)
+    states, closings = _states_of_lines(pieces, scored, after), _closings_of_batch(pieces, scored, after)
+    _store_open_sessions(pieces, scored, after, view)
     sessions.release(cut.vacated)
     row_closing = np.flatnonzero(scored.flagged & cut.row_closing)
     return Judged(
@@ -146,10 +146,10 @@ class _SessionsAfter:
     novel: NDArray[np.int32]  # the first template that the model did not know, plus 1, 0: none
 
 
-def _view(ensemble: Ensemble | None, known: KnownCauses, pieces: _Pieces) -> View:
+def _view_of_batch(ensemble: Ensemble | None, known: KnownCauses, pieces: _Pieces) -> View:
     """The batch as members see it."""
     batch, cut = pieces.batch, pieces.cut
-    tokens, offsets, held = _sequences(pieces)
+    tokens, offsets, held = _template_sequences(pieces)
     return View(
         tokens=tokens,
         token_offsets=offsets,
@@ -161,14 +161,14 @@ def _view(ensemble: Ensemble | None, known: KnownCauses, pieces: _Pieces) -> Vie
         templates=pieces.by_row(batch.ids, CLOSING_TEMPLATE),
         errors=pieces.by_row(batch.errors, False),
         times=cut.row_time,
-        muted=muted(known, ensemble, tokens),
+        muted=muted_templates(known, ensemble, tokens),
         online=pieces.by_row(batch.online, 0.0),
-        counts=counted(pieces.before("counts"), batch.ids[cut.order], pieces.of_row[pieces.line_rows]),
+        counts=with_templates_counted(pieces.before("counts"), batch.ids[cut.order], pieces.of_row[pieces.line_rows]),
         carry=Carry.brought(pieces.before, pieces.before("began", cut.row_time[pieces.head])),
     )
 
 
-def _sequences(pieces: _Pieces) -> tuple[NDArray[np.int32], Ints, Ints]:
+def _template_sequences(pieces: _Pieces) -> tuple[NDArray[np.int32], Ints, Ints]:
     """Each piece's context and new templates in one column, its offsets, and how much of it is context."""
     cut, table = pieces.cut, pieces.sessions.column
     held = pieces.before("held")
@@ -181,7 +181,7 @@ def _sequences(pieces: _Pieces) -> tuple[NDArray[np.int32], Ints, Ints]:
     return tokens, offsets, held
 
 
-def _scored(ensemble: Ensemble | None, known: KnownCauses, alpha: float, pieces: _Pieces, view: View) -> _Scored:
+def _score_pieces(ensemble: Ensemble | None, known: KnownCauses, alpha: float, pieces: _Pieces, view: View) -> _Scored:
     rows = len(view)
     if ensemble is None or not rows:
         return _Scored(
@@ -197,11 +197,11 @@ def _scored(ensemble: Ensemble | None, known: KnownCauses, alpha: float, pieces:
     of_rows = RowSessions(pieces.key, windowed, pieces.serial, pieces.cut.row_line, pieces.batch.origins)
     reasons = Reasons(ensemble, known, view, judgement, of_rows, pieces.before("novel"))
     reasons.report_new_templates(pieces.before("counts"), pieces.sessions.next_serial)
-    flagged, excused = _flag(pieces, view, judgement.p, alpha, reasons)
+    flagged, excused = _flag_sessions(pieces, view, judgement.p, alpha, reasons)
     return _Scored(standing, judgement, flagged, excused, reasons)
 
 
-def _flag(pieces: _Pieces, view: View, p: Floats, alpha: float, reasons: Reasons) -> tuple[Bools, Floats]:
+def _flag_sessions(pieces: _Pieces, view: View, p: Floats, alpha: float, reasons: Reasons) -> tuple[Bools, Floats]:
     """The rows at which their session is flagged, and the p of each piece's session that known causes explain.
 
     A session is flagged at the first row where p is below the level, once. If what is found there is known to be
@@ -230,7 +230,7 @@ def _flag(pieces: _Pieces, view: View, p: Floats, alpha: float, reasons: Reasons
         unusual &= ~done[of_row] & (p < np.where(excused > 0.0, excused, alpha)[of_row])
     ever_unusual = (before("verdict") > 0) | (excused > 0.0)
     ever_unusual[of_row[flagged]] = True
-    reasons.report_finished(np.flatnonzero(ever_unusual & view.complete & ~reported_at_end), next_serial, alpha)
+    reasons.report_finished_shapes(np.flatnonzero(ever_unusual & view.complete & ~reported_at_end), next_serial, alpha)
     return flagged, excused
 
 
@@ -277,7 +277,7 @@ def _sessions_after(pieces: _Pieces, scored: _Scored) -> _SessionsAfter:
     )
 
 
-def _record(recording: Recording, pieces: _Pieces, after: _SessionsAfter) -> None:
+def _record_for_training(recording: Recording, pieces: _Pieces, after: _SessionsAfter) -> None:
     """Add the lines, in their order, and then the closings to what the next model learns from.
 
     What an incomplete ensemble flags is alerted, and still learned from: it has seen little, so most of what it has
@@ -303,7 +303,7 @@ def _record(recording: Recording, pieces: _Pieces, after: _SessionsAfter) -> Non
     recording.history.close(after.serial[closed], cut.row_time[tail[closed]], how, after.cause[closed])
 
 
-def _line_states(pieces: _Pieces, scored: _Scored, after: _SessionsAfter) -> LineStates:
+def _states_of_lines(pieces: _Pieces, scored: _Scored, after: _SessionsAfter) -> LineStates:
     row, reasons = pieces.row_of_line, scored.reasons
     piece = pieces.of_row[row]
     return LineStates(
@@ -322,7 +322,7 @@ def _line_states(pieces: _Pieces, scored: _Scored, after: _SessionsAfter) -> Lin
     )
 
 
-def _closings(pieces: _Pieces, scored: _Scored, after: _SessionsAfter) -> Closings:
+def _closings_of_batch(pieces: _Pieces, scored: _Scored, after: _SessionsAfter) -> Closings:
     closed, reasons = pieces.closed, scored.reasons
     tail = pieces.tail[closed]
     return Closings(
@@ -345,7 +345,7 @@ def _closings(pieces: _Pieces, scored: _Scored, after: _SessionsAfter) -> Closin
     )
 
 
-def _store(pieces: _Pieces, scored: _Scored, after: _SessionsAfter, view: View) -> None:
+def _store_open_sessions(pieces: _Pieces, scored: _Scored, after: _SessionsAfter, view: View) -> None:
     """Write back what stays open: the last piece of each slot, unless silence ended it.
 
     After a cut by count the row waits, empty, for the first line of the next session of its key.

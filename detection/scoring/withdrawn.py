@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import msgspec
 import numpy as np
 
-from detection.columns.state import Columns, State, array
+from detection.columns.state import Columns, State, array_column
 from detection.members.failing import Withdrawn
 from detection.members.registry import NAMES
-from detection.scoring.ensemble import Ensemble, resting
+from detection.scoring.ensemble import Ensemble, members_resting
 from detection.sessions.table import SessionTable
 
 
@@ -43,7 +43,7 @@ class WithdrawnMembers(Collection[str]):
         `members` are those that exist now. Others are ignored: another model may have had more.
         """
         out = {name: reason for name, reason in without.items() if name in members}
-        out |= {name: why for name, why in resting({*self, *out}).items() if name in members}
+        out |= {name: why for name, why in members_resting({*self, *out}).items() if name in members}
         self._entries |= {name: Withdrawn(name, seq, reason) for name, reason in out.items()}
 
     def bring_back(self, members: Iterable[str]) -> None:
@@ -61,7 +61,7 @@ class WithdrawnMembers(Collection[str]):
     def load(cls, columns: Columns) -> "WithdrawnMembers":
         """Raises `msgspec.DecodeError` (a ValueError)."""
         withdrawn = cls()
-        entries = msgspec.json.decode(array(columns, "entries").tobytes(), type=list[Withdrawn])
+        entries = msgspec.json.decode(array_column(columns, "entries").tobytes(), type=list[Withdrawn])
         withdrawn._entries = {each.member: each for each in entries}
         return withdrawn
 

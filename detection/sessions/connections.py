@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detection.columns.state import Columns, State, array
+from detection.columns.state import Columns, State, array_column
 from detection.frames import Segment
 
 
@@ -93,8 +93,10 @@ class LivingSources:
     @classmethod
     def load(cls, columns: Columns) -> "LivingSources":
         loaded = cls()
-        full, parity, lines, sizes = (array(columns, name).tolist() for name in ("full", "parity", "lines", "sizes"))
-        tails, at = array(columns, "tails").tobytes(), 0
+        full, parity, lines, sizes = (
+            array_column(columns, name).tolist() for name in ("full", "parity", "lines", "sizes")
+        )
+        tails, at = array_column(columns, "tails").tobytes(), 0
         names, kinds = str(columns["names"]).split("\n"), str(columns["kinds"]).split("\n")
         for number, size in enumerate(sizes):
             loaded._living[names[number]] = LivingSource(

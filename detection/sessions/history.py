@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, scalar
+from detection.columns.state import Columns, State, scalar_column
 from detection.members.registry import ONLINE_NAMES
 from detection.members.view import CLOSING
 from detection.models.training_set import ClosedSessions
@@ -63,7 +63,7 @@ class History:
         """Add n <= ROWS lines in the order of their arrival. `online` [n, K] are the online members' scores, `keys`
         hashes of session keys."""
         scores = dict(zip(ONLINE_NAMES, online.T, strict=True))
-        self._add(serials=serials, templates=templates, times=times, flags=flags, **scores, about=keys)
+        self._write_rows(serials=serials, templates=templates, times=times, flags=flags, **scores, about=keys)
 
     def close(
         self,
@@ -75,9 +75,9 @@ class History:
         """Add the ends of m <= ROWS sessions; `causes` are 0 for sessions that were not flagged."""
         nothing = dict.fromkeys(ONLINE_NAMES, np.zeros(len(serials)))
         templates = np.full(len(serials), CLOSING, dtype=np.int32)
-        self._add(serials=serials, templates=templates, times=times, flags=flags, **nothing, about=causes)
+        self._write_rows(serials=serials, templates=templates, times=times, flags=flags, **nothing, about=causes)
 
-    def _add(self, **columns: NDArray[Any]) -> None:
+    def _write_rows(self, **columns: NDArray[Any]) -> None:
         count = len(columns["serials"])
         slots = np.arange(self._written, self._written + count) % ROWS
         flags, before = columns["flags"], self._column["flags"][slots]
@@ -134,8 +134,8 @@ class History:
     @classmethod
     def load(cls, columns: Columns) -> "History":
         history = cls()
-        history._written = scalar(columns, "written", int)
-        history._mark = scalar(columns, "mark", int)
+        history._written = scalar_column(columns, "written", int)
+        history._mark = scalar_column(columns, "mark", int)
         held = len(history)
         for name, column in history._column.items():
             column[:held] = columns[name]

@@ -9,7 +9,7 @@ import re2
 from numpy.typing import NDArray
 
 from detection.formats.fields import Fields
-from detection.formats.kinds import parse, parse_each
+from detection.formats.kinds import parse_as_kind, parse_each_by_own_kind
 from detection.formats.requests import request_targets
 from detection.frames import Segment
 from detection.members.origins.lines import sources_of
@@ -57,7 +57,7 @@ def read_lines(intake: Intake, ids_of: TemplateIds, rules: RuleSet) -> ParsedLin
         else:
             for j, i in enumerate(at.tolist()):
                 origins[i], matched_in[i] = clients[j], searched[j]
-    return ParsedLines(ids, in_order(found), kinds, matched_in, origins)
+    return ParsedLines(ids, hits_in_order(found), kinds, matched_in, origins)
 
 
 def match_rules(rules: RuleSet, fields: Fields, lines: Sequence[bytes]) -> tuple[Hits, list[bytes], NDArray[np.bool_]]:
@@ -71,10 +71,10 @@ def match_rules(rules: RuleSet, fields: Fields, lines: Sequence[bytes]) -> tuple
         columns = ([column[i] for i in at.tolist()] for column in (targets, fields.agents, lines))
         hits = rules.match(*columns, web=mask is web)
         found.append(Hits(lines=at[hits.lines].astype(np.int32), rules=hits.rules))
-    return in_order(found), targets, web
+    return hits_in_order(found), targets, web
 
 
-def in_order(found: Sequence[Hits]) -> Hits:
+def hits_in_order(found: Sequence[Hits]) -> Hits:
     """Hits of several parts as one, sorted by line and then by rule."""
     lines = np.concatenate([hits.lines for hits in found] or [np.zeros(0, dtype=np.int32)])
     rules = np.concatenate([hits.rules for hits in found] or [np.zeros(0, dtype=np.int32)])
@@ -105,7 +105,7 @@ class KeyPattern:
         return [match.group(1) or b"" if match else b"" for match in found]
 
 
-def take_in(
+def take_in_segments(
     segments: Sequence[Segment], living: LivingSources, pattern: KeyPattern | None, *, clock: float, received: float
 ) -> Intake:
     """Cut the segments of one frame into lines and read their fields, with `received` the frame's receive time."""
@@ -124,7 +124,7 @@ def take_in(
         cut += len(segment.cut)
         unterminated += tail_counted
         if segment.last:
-            ended.append(_bounded(b"w" + source))
+            ended.append(_bounded_key(b"w" + source))
     intake = read_fields(lines, sources, by_kind, pattern, clock=clock, received=received)
     return replace(intake, cut=cut, unterminated=unterminated, ended=ended)
 
@@ -150,7 +150,7 @@ def read_fields(
     fields: list[tuple[NDArray[np.int64], Fields]] = []
     for kind, places in by_kind.items():
         at = np.array(places, dtype=np.int64)
-        for rows, parsed in parse_each(kind, [lines[i] for i in places], clock=reference):
+        for rows, parsed in parse_each_by_own_kind(kind, [lines[i] for i in places], clock=reference):
             where = at[rows]
             for i, key in zip(where.tolist(), parsed.keys, strict=True):
                 keys[i] = key
@@ -159,17 +159,19 @@ def read_fields(
     future = from_the_future(times, received)
     if future.any():
         # A missing year is taken as the one nearest to the clock, which may be the next one: read those times again.
-        _read_again(lines, fields, times, future, received - HALF_A_YEAR_SECONDS)
+        _reread_missing_times(lines, fields, times, future, received - HALF_A_YEAR_SECONDS)
         future = from_the_future(times, received)
     times[future] = np.nan
     if pattern is not None:
         keys = pattern.keys(lines)
     windowed = [not key for key in keys]
-    named = [session_key(key) if key else _bounded(b"w" + source) for key, source in zip(keys, sources, strict=True)]
+    named = [
+        session_key(key) if key else _bounded_key(b"w" + source) for key, source in zip(keys, sources, strict=True)
+    ]
     return Intake(lines, fields, keys, named, windowed, times, errors, int(future.sum()))
 
 
-def _read_again(
+def _reread_missing_times(
     lines: Sequence[bytes],
     fields: Sequence[tuple[NDArray[np.int64], Fields]],
     times: NDArray[np.float64],
@@ -180,15 +182,15 @@ def _read_again(
     for where, parsed in fields:
         again = where[which[where]]
         if len(again):
-            times[again] = parse(parsed.kind, [lines[i] for i in again.tolist()], clock=clock).times
+            times[again] = parse_as_kind(parsed.kind, [lines[i] for i in again.tolist()], clock=clock).times
 
 
 def session_key(key: bytes) -> bytes:
     """The name under which the table holds the session of `key`."""
-    return _bounded(b"k" + key)
+    return _bounded_key(b"k" + key)
 
 
-def _bounded(key: bytes) -> bytes:
+def _bounded_key(key: bytes) -> bytes:
     """`key` as it fits a fixed-width column: no NUL (they are padding there), long ones shortened by a hash."""
     if len(key) < KEY_BYTES and b"\0" not in key:
         return key

@@ -17,7 +17,7 @@ from copy import copy
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, array, scalar
+from detection.columns.state import Columns, State, array_column, scalar_column
 
 LEAP_SECONDS_ALLOWED = 3600.0
 AGREEING_LINES = 20
@@ -58,7 +58,7 @@ class LogClock:
                 self._ahead = []
             self.now = float(running[-1])
             return running[1:]
-        return np.array([self._step(time) for time in times.tolist()], dtype=np.float64)
+        return np.array([self._step_to_time(time) for time in times.tolist()], dtype=np.float64)
 
     def after_each(self, times: NDArray[np.float64], received: float) -> NDArray[np.float64]:
         """What `advance` would give for each of `times` as the next line, alone; moves nothing."""
@@ -68,7 +68,7 @@ class LogClock:
         for place in np.flatnonzero(times > self.now + LEAP_SECONDS_ALLOWED).tolist():
             clock = copy(self)
             clock._ahead = self._ahead.copy()
-            after[place] = clock._step(float(times[place]))
+            after[place] = clock._step_to_time(float(times[place]))
         return after
 
     def pass_silence(self, seconds: float) -> None:
@@ -76,7 +76,7 @@ class LogClock:
         if seconds > 0.0:
             self.now += seconds
 
-    def _step(self, time: float) -> float:
+    def _step_to_time(self, time: float) -> float:
         if math.isnan(time):
             return self.now
         if time <= self.now + LEAP_SECONDS_ALLOWED:
@@ -97,7 +97,7 @@ class LogClock:
     @classmethod
     def load(cls, columns: Columns) -> "LogClock":
         clock = cls()
-        clock.now = scalar(columns, "now", float)
+        clock.now = scalar_column(columns, "now", float)
         clock.timed = bool(columns["timed"])
-        clock._ahead = array(columns, "ahead").tolist()
+        clock._ahead = array_column(columns, "ahead").tolist()
         return clock

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, array, scalar
+from detection.columns.state import Columns, State, array_column, scalar_column
 
 _RING_BYTES = 4 << 20
 _RING_LINES = 1 << 16
@@ -36,7 +36,7 @@ class RecentLines:
         self._starts[slots] = starts
         self._sizes[slots] = sizes
         self._serials[slots] = serials
-        self._write(b"".join(kept))
+        self._write_text(b"".join(kept))
         self._last = first_line + len(kept) - 1
 
     def text(self, line: int) -> bytes | None:
@@ -57,7 +57,7 @@ class RecentLines:
         mine = numbers[self._serials[numbers % _RING_LINES] == serial][-count:]
         return [int(number) for number in mine if self.text(int(number)) is not None]
 
-    def _write(self, data: bytes) -> None:
+    def _write_text(self, data: bytes) -> None:
         start = self._written
         self._written += len(data)
         array: NDArray[np.uint8] = np.frombuffer(data, dtype=np.uint8)
@@ -82,10 +82,10 @@ class RecentLines:
     @classmethod
     def load(cls, columns: Columns) -> "RecentLines":
         recent = cls()
-        recent._bytes[:] = array(columns, "bytes")
-        recent._starts[:] = array(columns, "starts")
-        recent._sizes[:] = array(columns, "sizes")
-        recent._serials[:] = array(columns, "serials")
-        recent._written = scalar(columns, "written", int)
-        recent._last = scalar(columns, "last", int)
+        recent._bytes[:] = array_column(columns, "bytes")
+        recent._starts[:] = array_column(columns, "starts")
+        recent._sizes[:] = array_column(columns, "sizes")
+        recent._serials[:] = array_column(columns, "serials")
+        recent._written = scalar_column(columns, "written", int)
+        recent._last = scalar_column(columns, "last", int)
         return recent

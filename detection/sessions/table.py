@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.columns.runs import rank_in_run
-from detection.columns.state import Columns, State, array, scalar
+from detection.columns.state import Columns, State, array_column, scalar_column
 from detection.members.registry import NAMES
 from detection.members.view import COUNT_BUCKETS
 from detection.sessions.log_clock import LEAP_SECONDS_ALLOWED
@@ -82,7 +82,7 @@ class SessionTable:
     def find(self, key: bytes) -> int | None:
         return self._slots.get(key)
 
-    def crowded_out_by(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
+    def sessions_crowded_out_by(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
         """The slots that must be closed before `keys` fit, longest silent first; none of `keys` is among them."""
         arriving = set(keys)
         known = [self._slots[key] for key in arriving if key in self._slots]
@@ -117,7 +117,7 @@ class SessionTable:
             self.open[slot] = True
         return slot
 
-    def copies(self, slot: int | None, keys: Sequence[bytes], windowed: Sequence[bool]) -> "SessionTable":
+    def copies_of_session(self, slot: int | None, keys: Sequence[bytes], windowed: Sequence[bool]) -> "SessionTable":
         """A table with a row for each of `keys`, in their order: a copy of the session in `slot`, or without one a
         session of that key that has no lines yet. To be judged on and thrown away: no key is found in it."""
         rows = len(keys)
@@ -184,15 +184,15 @@ class SessionTable:
     @classmethod
     def load(cls, columns: Columns, capacity: int = CAPACITY) -> "SessionTable":
         table = cls(capacity)
-        count = len(array(columns, "serial"))
+        count = len(array_column(columns, "serial"))
         for name, column in table.column.items():
             column[:count] = columns[name]
         table.open[:count] = True
         table._slots = {key: slot for slot, key in enumerate(table.column["key"][:count].tolist())}
         table._free = list(range(capacity - 1, count - 1, -1))
         table._used = count
-        table.next_serial = scalar(columns, "next_serial", int)
-        table.evicted = scalar(columns, "evicted", int)
+        table.next_serial = scalar_column(columns, "next_serial", int)
+        table.evicted = scalar_column(columns, "evicted", int)
         return table
 
 
@@ -219,7 +219,7 @@ class Cut:
     vacated: NDArray[np.int64]  # slots without a session after this batch
 
 
-def cut(
+def cut_into_pieces(
     table: SessionTable,
     slots: NDArray[np.int64],
     clock: NDArray[np.float64],
@@ -250,8 +250,8 @@ def cut(
     idle = np.where(windowed, np.inf, idle_seconds)
     new_slot = np.ones(n, dtype=np.bool_)
     new_slot[1:] = s[1:] != s[:-1]
-    gap = c > _before(c, table_time[s], new_slot) + idle
-    before = _before(e, table_event[s], new_slot)
+    gap = c > _values_of_line_before(c, table_time[s], new_slot) + idle
+    before = _values_of_line_before(e, table_event[s], new_slot)
     gap |= (e > before + idle) | (e < before - np.where(windowed, np.inf, LEAP_SECONDS_ALLOWED))
 
     first_line = np.full(table.capacity, n)  # of each slot, in this batch
@@ -296,7 +296,7 @@ def cut(
     row_line[lines], row_time[lines], row_event[lines] = order, c, e
     row_time[closings] = np.concatenate((c[tail[ends]], table_time[ending]))
     row_event[closings] = np.concatenate((e[tail[ends]], table_event[ending]))
-    shown = _shown(clock, row_time[closings] + idle_seconds)
+    shown = _first_line_past(clock, row_time[closings] + idle_seconds)
     row_line[closings] = np.minimum(shown, np.concatenate((until[ends], first_line[ending])))
 
     none, all_of_them = np.zeros(extra, dtype=np.bool_), np.ones(extra, dtype=np.bool_)
@@ -318,7 +318,9 @@ def cut(
     )
 
 
-def _before(column: NDArray[np.float64], held: NDArray[np.float64], new_slot: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _values_of_line_before(
+    column: NDArray[np.float64], held: NDArray[np.float64], new_slot: NDArray[np.bool_]
+) -> NDArray[np.float64]:
     """For each line, ordered by slot, the value at the line before of its slot: `held` where it is the first."""
     before = np.empty(len(column))
     before[1:] = column[:-1]
@@ -326,7 +328,7 @@ def _before(column: NDArray[np.float64], held: NDArray[np.float64], new_slot: ND
     return before
 
 
-def _shown(clock: NDArray[np.float64], deadlines: NDArray[np.float64]) -> NDArray[np.int64]:
+def _first_line_past(clock: NDArray[np.float64], deadlines: NDArray[np.float64]) -> NDArray[np.int64]:
     """Index of the first line at which `clock` is past each deadline (0 in an empty batch)."""
     found = np.searchsorted(clock, deadlines, side="right").astype(np.int64)
     return np.minimum(found, max(len(clock) - 1, 0))

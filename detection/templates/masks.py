@@ -1,6 +1,6 @@
 """Masks replace the values in a log line by `<*>` and leave the words of the program that wrote it.
 
-A message is masked in two steps, so that the common line costs little. `skeletons` works on a whole batch and
+A message is masked in two steps, so that the common line costs little. `skeletons_of_contents` works on a batch and
 shortens every word (a run of ASCII letters and digits) that contains a digit:
 
     hexadecimal digits only            0              4096  1f  f3d4d4ef
@@ -36,7 +36,7 @@ _WORD = _DIGIT | _BEYOND_HEX
 _WORD[list(b"abcdefABCDEF")] = True
 
 
-def skeletons(contents: Sequence[bytes]) -> list[bytes]:
+def skeletons_of_contents(contents: Sequence[bytes]) -> list[bytes]:
     """The skeleton of the first `MAX_BYTES` of each content, in order; control bytes become spaces."""
     if not contents:
         return []
@@ -107,31 +107,31 @@ def request_tokens(content: bytes) -> list[bytes]:
     method, _, rest = content.translate(_CLEAN).partition(b" ")
     path, _, status = rest.rpartition(b" ")
     segments = path[:MAX_BYTES].replace(b" ", b"+").split(b"/", MAX_SEGMENTS)
-    tokens = [_segment(segment) for segment in segments[:MAX_SEGMENTS]]
+    tokens = [_masked_path_segment(segment) for segment in segments[:MAX_SEGMENTS]]
     if len(segments) > MAX_SEGMENTS:
         tokens.append(WILD)
     return [status[:_METHOD_BYTES], method[:_METHOD_BYTES], *tokens]
 
 
-def _segment(segment: bytes) -> bytes:
+def _masked_path_segment(segment: bytes) -> bytes:
     """A file or folder name with its numbers masked; only `<*>` and the extension if the rest is no name either."""
     if segment.isalpha() and len(segment) <= 24:
         return segment
-    suffix = extension(segment)
+    suffix = file_extension(segment)
     name = segment[: len(segment) - len(suffix)]
-    if len(name) > 40 or _IDENTIFIER.search(name) or _is_slug(name, suffix):
+    if len(name) > 40 or _IDENTIFIER.search(name) or _is_article_slug(name, suffix):
         return WILD + suffix
     masked = _NUMBER.sub(WILD, name)
     return (WILD if masked.count(WILD) > 2 else masked) + suffix
 
 
-def extension(segment: bytes) -> bytes:
+def file_extension(segment: bytes) -> bytes:
     """The extension with its dot, `.png` of `logo.png`; b"" if there is none."""
     found = _EXTENSION.search(segment[-6:])
     return found[0] if found else b""
 
 
-def _is_slug(name: bytes, suffix: bytes) -> bool:
+def _is_article_slug(name: bytes, suffix: bytes) -> bool:
     # The title of an article in a path has four words or more. So have names of scripts and styles, which stay.
     words = 1 + name.count(b"-") + name.count(b"_") + name.count(b"+")
     return words >= 4 and suffix in (b"", b".html", b".htm", b".php") and len(name) >= 16

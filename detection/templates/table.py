@@ -44,8 +44,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.columns.state import State, Value
-from detection.templates.masks import WILD, message_tokens, request_tokens, skeletons
-from detection.templates.tree import ACCESS, FAMILIES, TEXT, Node, branch, levels
+from detection.templates.masks import WILD, message_tokens, request_tokens, skeletons_of_contents
+from detection.templates.tree import ACCESS, FAMILIES, TEXT, Node, child_key, leaf_path_keys
 
 OTHER = 0
 MAX_ID = 2**31 - 1
@@ -132,7 +132,7 @@ class TemplateTable:
 
     def __contains__(self, template_id: int) -> bool:
         """Whether a line can have this id: `<other>` and the live templates."""
-        return self._row(template_id) is not None
+        return self._row_of_template(template_id) is not None
 
     def assign(self, family: str, contents: Sequence[bytes]) -> NDArray[np.int32]:
         """Learn `contents` in order, and return the template id of each: int32 [n].
@@ -144,19 +144,21 @@ class TemplateTable:
         counted: list[NDArray[np.int32]] = []
         rows: list[int] = []
         memo = self._memos[kind]
-        for key in _keys(kind, contents):
+        for key in _memo_keys(kind, contents):
             known = memo.young.get(key) or memo.recall(key)
             if known is None or known.version != known.leaf.version:
-                tokens = _tokens(kind, key) if known is None else known.tokens
-                leaf, row = self._find(kind, tokens)
+                tokens = _tokens_of_memo_key(kind, key) if known is None else known.tokens
+                leaf, row = self._find_template(kind, tokens)
                 if row < 0 and self._is_full():
                     # Eviction moves rows: count the lines so far under their present rows.
                     counted.append(self._count_lines(rows))
                     rows = []
-                    self._evict()
+                    self._evict_templates()
                     memo = self._memos[kind]
-                    leaf, row = self._find(kind, tokens)  # the tree is another one: they may have a template there
-                known = self._learn(kind, tokens, leaf, row)
+                    leaf, row = self._find_template(
+                        kind, tokens
+                    )  # the tree is another one: they may have a template there
+                known = self._learn_tokens(kind, tokens, leaf, row)
                 memo.put(key, known)
             rows.append(known.row)
         counted.append(self._count_lines(rows))
@@ -171,10 +173,10 @@ class TemplateTable:
         kind = _family_index(family)
         memo = self._memos[kind]
         rows: list[int] = []
-        for key in _keys(kind, contents):
+        for key in _memo_keys(kind, contents):
             known = memo.young.get(key)
             if known is None or known.version != known.leaf.version:
-                _, row = self._find(kind, _tokens(kind, key) if known is None else known.tokens)
+                _, row = self._find_template(kind, _tokens_of_memo_key(kind, key) if known is None else known.tokens)
             else:
                 row = known.row
             rows.append(row)
@@ -191,14 +193,14 @@ class TemplateTable:
             raise KeyError(f"no template has had the id {template_id}")
         if template_id == OTHER:
             return "<other>"
-        row = self._row(template_id)
+        row = self._row_of_template(template_id)
         if row is None:
             return "<evicted>"
         template = self._templates[row]
         if template.family == ACCESS:
             status, method, *segments = template.tokens
-            return _printable(b" ".join((method, b"/".join(segments), status)))
-        return _printable(b" ".join(template.tokens))
+            return _printable_template_text(b" ".join((method, b"/".join(segments), status)))
+        return _printable_template_text(b" ".join(template.tokens))
 
     def export(self) -> State:
         """A copy of the state as columns (see the module)."""
@@ -224,19 +226,19 @@ class TemplateTable:
 
         Raises KeyError, TypeError or ValueError if `export` cannot have returned `columns`.
         """
-        table = cls(_integer(columns, "capacity"))
-        table.created = _integer(columns, "created")
-        table.evicted = _integer(columns, "evicted")
-        table._lines = _integer(columns, "lines")
-        lines = _column(columns, "tokens", np.uint8).tobytes().split(b"\n")
+        table = cls(_count_from_columns(columns, "capacity"))
+        table.created = _count_from_columns(columns, "created")
+        table.evicted = _count_from_columns(columns, "evicted")
+        table._lines = _count_from_columns(columns, "lines")
+        lines = _template_column(columns, "tokens", np.uint8).tobytes().split(b"\n")
         k = len(lines)
-        family, wild = _column(columns, "family", np.uint8, k), _column(columns, "wild", np.uint8, k)
-        rest = _column(columns, "rest", np.bool_, k)
+        family, wild = _template_column(columns, "family", np.uint8, k), _template_column(columns, "wild", np.uint8, k)
+        rest = _template_column(columns, "rest", np.bool_, k)
         if k > table.capacity + 1 or family.max() > TEXT:
             raise ValueError(f"{k - 1} templates of families to {family.max()} in a table of {table.capacity}")
-        table._id[:k] = _column(columns, "id", np.int32, k)
-        table._count[:k] = _column(columns, "count", np.int64, k)
-        table._used[:k] = _column(columns, "used", np.int64, k)
+        table._id[:k] = _template_column(columns, "id", np.int32, k)
+        table._count[:k] = _template_column(columns, "count", np.int64, k)
+        table._used[:k] = _template_column(columns, "used", np.int64, k)
         table._templates = [
             # A request may have empty tokens, a message may have no token at all.
             _Template(kind, line.split(b" ") if kind == ACCESS else line.split(), bits, is_rest)
@@ -245,16 +247,16 @@ class TemplateTable:
         table._build_tree()
         return table
 
-    def _row(self, template_id: int) -> int | None:
+    def _row_of_template(self, template_id: int) -> int | None:
         live = self._id[: len(self._templates)]
         row = int(np.searchsorted(live, template_id))
         return row if row < len(live) and live[row] == template_id else None
 
-    def _find(self, kind: int, tokens: list[bytes]) -> tuple[Node | None, int]:
+    def _find_template(self, kind: int, tokens: list[bytes]) -> tuple[Node | None, int]:
         """The leaf for `tokens`, None if there is none yet, and the template's row, -1 if it would be a new one."""
         node = self._roots[kind]
-        for key, fan in levels(kind, tokens):
-            child = node.children.get(key) or node.children.get(branch(kind, node, key, fan))
+        for key, fan in leaf_path_keys(kind, tokens):
+            child = node.children.get(key) or node.children.get(child_key(kind, node, key, fan))
             if child is None:
                 return None, -1
             node = child
@@ -277,10 +279,10 @@ class TemplateTable:
     def _is_full(self) -> bool:
         return len(self) == self.capacity and self.created < MAX_ID
 
-    def _learn(self, kind: int, tokens: list[bytes], leaf: Node | None, row: int) -> _MemoEntry:
-        """Learn one line of `tokens` for which `_find` returned `leaf` and `row`."""
+    def _learn_tokens(self, kind: int, tokens: list[bytes], leaf: Node | None, row: int) -> _MemoEntry:
+        """Learn one line of `tokens` for which `_find_template` returned `leaf` and `row`."""
         if leaf is None or row < 0:
-            return self._create(kind, tokens)
+            return self._create_template(kind, tokens)
         template = self._templates[row]
         if kind == TEXT and row != leaf.rest and template.tokens != tokens:
             merged = [a if a == b else WILD for a, b in zip(template.tokens, tokens, strict=True)]
@@ -290,7 +292,7 @@ class TemplateTable:
                 leaf.version += 1
         return _MemoEntry(tokens, leaf, row)
 
-    def _create(self, kind: int, tokens: list[bytes]) -> _MemoEntry:
+    def _create_template(self, kind: int, tokens: list[bytes]) -> _MemoEntry:
         if self.created == MAX_ID:
             known = _MemoEntry(tokens, Node(), OTHER)
             known.version = -1  # never current: a template may still become general enough for this line
@@ -308,21 +310,21 @@ class TemplateTable:
         self._templates.append(template)
         self.created += 1
         self._id[row] = self.created
-        self._add_to_leaf(leaf, row)
+        self._add_template_to_leaf(leaf, row)
         leaf.version += 1
         return _MemoEntry(tokens, leaf, row)
 
     def _make_leaf(self, kind: int, tokens: list[bytes]) -> tuple[Node, int, list[bytes]]:
         """The leaf for `tokens`, created if missing; the bits of the levels that have no room; the keys of its path."""
         node, wild, path = self._roots[kind], 0, []
-        for level, (key, fan) in enumerate(levels(kind, tokens)):
-            taken = branch(kind, node, key, fan)
+        for level, (key, fan) in enumerate(leaf_path_keys(kind, tokens)):
+            taken = child_key(kind, node, key, fan)
             wild |= (taken != key) << level
             path.append(taken)
             node = node.children.setdefault(taken, Node())
         return node, wild if kind == TEXT else 0, path
 
-    def _add_to_leaf(self, leaf: Node, row: int) -> None:
+    def _add_template_to_leaf(self, leaf: Node, row: int) -> None:
         if self._templates[row].rest:
             leaf.rest = row
         else:
@@ -335,9 +337,9 @@ class TemplateTable:
         self._memos = [_Memo() for _ in FAMILIES]
         for row, template in enumerate(self._templates[1:], 1):
             node = self._roots[template.family]
-            for level, (key, _) in enumerate(levels(template.family, template.tokens)):
+            for level, (key, _) in enumerate(leaf_path_keys(template.family, template.tokens)):
                 node = node.children.setdefault(WILD if template.wild >> level & 1 else key, Node())
-            self._add_to_leaf(node, row)
+            self._add_template_to_leaf(node, row)
 
     def _count_lines(self, rows: list[int]) -> NDArray[np.int32]:
         """Count the last lines, which were assigned to `rows` in this order; returns their ids."""
@@ -348,9 +350,9 @@ class TemplateTable:
         self._lines += len(at)
         return self._id[at]
 
-    def _evict(self) -> None:
+    def _evict_templates(self) -> None:
         n = len(self)
-        evictable = self._evictable()
+        evictable = self._evictable_rows()
         by_count = evictable[np.lexsort((self._used[evictable], self._count[evictable]))]
         rare = by_count[: len(evictable) - len(evictable) // 2]
         oldest = rare[np.argsort(self._used[rare])][: max(1, self.capacity // 8)]
@@ -364,7 +366,7 @@ class TemplateTable:
         self.evicted += len(oldest)
         self._build_tree()
 
-    def _evictable(self) -> NDArray[np.intp]:
+    def _evictable_rows(self) -> NDArray[np.intp]:
         """The rows that may be evicted: at least half of the table."""
         live = self._id[: len(self._templates)]
         at = np.searchsorted(live[:-1], self.pinned)
@@ -380,30 +382,30 @@ def _family_index(family: str) -> int:
     return FAMILIES.index(family)
 
 
-def _keys(kind: int, contents: Sequence[bytes]) -> Sequence[bytes]:
+def _memo_keys(kind: int, contents: Sequence[bytes]) -> Sequence[bytes]:
     """The key of each content in a memo; its tokens depend on nothing else."""
-    return contents if kind == ACCESS else skeletons(contents)
+    return contents if kind == ACCESS else skeletons_of_contents(contents)
 
 
-def _tokens(kind: int, key: bytes) -> list[bytes]:
+def _tokens_of_memo_key(kind: int, key: bytes) -> list[bytes]:
     return request_tokens(key) if kind == ACCESS else message_tokens(key)
 
 
-def _printable(text: bytes) -> str:
+def _printable_template_text(text: bytes) -> str:
     decoded = text.decode("utf-8", "backslashreplace")
     if decoded.isprintable():
         return decoded
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in decoded)
 
 
-def _integer(columns: Mapping[str, Value], name: str) -> int:
+def _count_from_columns(columns: Mapping[str, Value], name: str) -> int:
     value = columns[name]
     if not isinstance(value, int) or value < 0:
         raise TypeError(f"{name} of a template table is a count, not {value!r}")
     return value
 
 
-def _column(columns: Mapping[str, Value], name: str, dtype: type[_D], rows: int | None = None) -> NDArray[_D]:
+def _template_column(columns: Mapping[str, Value], name: str, dtype: type[_D], rows: int | None = None) -> NDArray[_D]:
     value: object = columns[name]
     if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != 1:
         raise TypeError(f"{name} of a template table is a column of {dtype.__name__}")

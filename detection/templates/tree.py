@@ -7,7 +7,7 @@ A key without a child, in a node without room for another, takes the child `<*>`
 kinds of files, `<*>.png`. The tree is not part of the state: it is rebuilt from the live templates.
 """
 
-from detection.templates.masks import MAX_TOKENS, WILD, extension
+from detection.templates.masks import MAX_TOKENS, WILD, file_extension
 
 FAMILIES = ("access", "text")
 ACCESS, TEXT = range(len(FAMILIES))
@@ -39,7 +39,7 @@ class Node:
         self.version = 0
 
 
-def levels(kind: int, tokens: list[bytes]) -> list[tuple[bytes, int]]:
+def leaf_path_keys(kind: int, tokens: list[bytes]) -> list[tuple[bytes, int]]:
     """The keys of `tokens` from the root to their leaf, each with the number of children that its parent may have."""
     if kind == ACCESS:
         folders = _FOLDERS if tokens[0][:1] == b"2" or tokens[0] == b"304" else _FOLDERS_REFUSED
@@ -50,13 +50,13 @@ def levels(kind: int, tokens: list[bytes]) -> list[tuple[bytes, int]]:
     return list(zip((b"%d" % len(tokens), *words), _WORDS, strict=False))
 
 
-def branch(kind: int, node: Node, key: bytes, fan: int) -> bytes:
+def child_key(kind: int, node: Node, key: bytes, fan: int) -> bytes:
     """The key of the child of `node` that `key` takes: its own while the node has fewer than `fan` children."""
     if key in node.children or len(node.children) < fan:
         return key
     if kind == ACCESS:
         # A script among pictures must not look like one of them, so kinds of files stay apart.
-        key = WILD + extension(key)
+        key = WILD + file_extension(key)
         if key in node.children or len(node.children) < fan + _FILE_KINDS:
             return key
     return WILD

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.causes.fingerprints import RULE, in_words, source_causes
+from detection.causes.fingerprints import RULE, cause_in_words, source_causes
 from detection.members.online import OnlineMembers, Read
 from detection.members.parsed_lines import ParsedLines
 from detection.rules.engine import RuleSet
@@ -13,9 +13,9 @@ from detection.scoring.batch import Judged
 from detection.scoring.ensemble import Ensemble
 from detection.sessions.recent_lines import RecentLines
 from detection.templates.table import TemplateTable
-from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explained, in_order
+from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explain_by_members, explanation_in_order
 from detection.verdicts.incidents import Incidents
-from detection.verdicts.records import Alerted, Rows, shown, shown_key, shown_session
+from detection.verdicts.records import Alerted, VerdictRows, shown_key, shown_session, shown_text
 
 # An incident's first alerts are explained, but only so many of one batch, those first that open an incident: the cost
 # of a flood must not grow with its length.
@@ -24,7 +24,7 @@ EXPLAINED_OF_A_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
+class LinesOfBatch:
     """The lines of a batch: those of `parsed` from its line number `start` on, and what online members read of them."""
 
     parsed: ParsedLines
@@ -45,12 +45,12 @@ class Alerting:
         online: OnlineMembers,
         per_day: float,
     ) -> None:
-        self.batches: list[tuple[Rows, Alerted]] = []
+        self.batches: list[tuple[VerdictRows, Alerted]] = []
         self.flagged = 0
         self._incidents, self._recent, self._templates = incidents, recent, templates
         self._ensemble, self._rules, self._online, self._per_day = ensemble, rules, online, per_day
 
-    def add(self, rows: Rows, judged: Judged, alpha: float, lines: Lines | None) -> None:
+    def add(self, rows: VerdictRows, judged: Judged, alpha: float, lines: LinesOfBatch | None) -> None:
         """Put the flagged `rows` into incidents, in the order of ids, and explain some of them.
 
         `lines` is None if there are only closings.
@@ -58,7 +58,7 @@ class Alerting:
         order = rows.in_order()
         order = order[rows.flagged[order]]
         self.flagged += len(order)
-        what = [self._what(rows, row, lines) for row in order.tolist()]
+        what = [self._cause_of_alert_in_words(rows, row, lines) for row in order.tolist()]
         sources = source_causes(rows.session[order])
         # A window of a stream without keys belongs to no client, so only the cause groups its alerts.
         sources[np.char.startswith(rows.session[order], b"w")] = 0
@@ -82,7 +82,7 @@ class Alerting:
         )
         early = np.flatnonzero(grouped.count <= EXPLAINED_OF_AN_INCIDENT)
         early = early[np.argsort(grouped.count[early], kind="stable")][:EXPLAINED_OF_A_BATCH]
-        reasons = {int(row): self._explained(rows, judged, int(row), alpha, lines) for row in order[early]}
+        reasons = {int(row): self._explain_alert(rows, judged, int(row), alpha, lines) for row in order[early]}
         self.batches.append((rows, Alerted(order, grouped, what, reasons)))
 
     def counting_records(self, line: int, k: int, now: float, *, everything: bool) -> tuple[dict[str, Any], ...]:
@@ -93,17 +93,19 @@ class Alerting:
         before = self._incidents.counts - len(counted)
         return tuple(one.record(f"{line}.{k}.{before + n}", generation) for n, one in enumerate(counted, 1))
 
-    def _what(self, rows: Rows, row: int, lines: Lines | None) -> str:
+    def _cause_of_alert_in_words(self, rows: VerdictRows, row: int, lines: LinesOfBatch | None) -> str:
         kind, key = int(rows.kind[row]), bytes(rows.session[row])
-        return in_words(
+        return cause_in_words(
             kind,
             template=rows.templates.get(int(rows.about[row]), ""),
             rule=rows.matched(row)[0].name if kind == RULE else "",
-            source=shown(_who(rows, row, lines)) or shown_key(key),
+            source=shown_text(_client_of_row(rows, row, lines)) or shown_key(key),
             session=shown_session(key),
         )
 
-    def _explained(self, rows: Rows, judged: Judged, row: int, alpha: float, lines: Lines | None) -> dict[str, Any]:
+    def _explain_alert(
+        self, rows: VerdictRows, judged: Judged, row: int, alpha: float, lines: LinesOfBatch | None
+    ) -> dict[str, Any]:
         count = len(judged.row_of_line)
         closing = row >= count
         serial = int(judged.closings.serial[row - count] if closing else judged.states.serial[row])
@@ -112,7 +114,7 @@ class Alerting:
         through = int(rows.last_line[row])
         reasons: dict[str, Any] = {}
         if self._ensemble is not None and view_row is not None:
-            reasons = explained(
+            reasons = explain_by_members(
                 self._ensemble, judged.view, judged.standing, judged.judgement, view_row, alpha, self._templates.text
             )
         number = 0
@@ -124,15 +126,15 @@ class Alerting:
                 evidence_shown(self._rules.evidence(rule, target, agent, rows.texts[row])) for rule in rows.hit_by(row)
             ]
         # As of the client's last line: counters are those after the batch by now, which may go on for hours without it.
-        reasons |= self._online.explain(read, number, _who(rows, row, lines))
+        reasons |= self._online.explain(read, number, _client_of_row(rows, row, lines))
         reasons["lines"] = [
-            {"line": number, "text": shown(self._recent.text(number) or b""), "odd": number == odd}
+            {"line": number, "text": shown_text(self._recent.text(number) or b""), "odd": number == odd}
             for number in self._recent.of_session(serial, through, LINES_SHOWN)
         ]
-        return in_order(reasons)
+        return explanation_in_order(reasons)
 
 
-def _who(rows: Rows, row: int, lines: Lines | None) -> bytes:
+def _client_of_row(rows: VerdictRows, row: int, lines: LinesOfBatch | None) -> bytes:
     """The client of a row: the one that its line names, b"" for none. For a closing it is the key of its session, which
     is the client where sessions go by clients."""
     if lines is None or rows.k[row]:

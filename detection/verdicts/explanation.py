@@ -27,7 +27,7 @@ LINES_SHOWN = 10
 _FIELDS = ("members", "expected", "found", "features", "value", "rules", "source", "lines")
 
 
-def in_order(explanation: Mapping[str, Any]) -> dict[str, Any]:
+def explanation_in_order(explanation: Mapping[str, Any]) -> dict[str, Any]:
     """`explanation` with its fields in the order above, others last; `source` is [] if no member gave it."""
     found = {"source": [], **explanation}
     return {name: found[name] for name in (*_FIELDS, *(name for name in found if name not in _FIELDS)) if name in found}
@@ -43,7 +43,7 @@ def evidence_shown(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def explained(
+def explain_by_members(
     ensemble: Ensemble,
     view: View,
     standing: Standing,
@@ -78,5 +78,5 @@ def explained(
         "members": members,
         "expected": [named(template, p) for template, p in expected],
         "found": named(found, chance),
-        "features": ensemble.standing_out(standing, row),
+        "features": ensemble.features_standing_out(standing, row),
     }

@@ -53,10 +53,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes.fingerprints import KINDS, WHAT_BYTES, clipped
-from detection.causes.fingerprints import shown as shown_cause
-from detection.columns.state import Columns, State, array, scalar
-from detection.verdicts.thinning import AlertColumns, Count, Counted, Group, Id, in_full
+from detection.causes.fingerprints import KINDS, WHAT_BYTES, cause_as_text, clipped_text
+from detection.columns.state import Columns, State, array_column, scalar_column
+from detection.verdicts.thinning import AlertColumns, CountedGroup, CountedRecord, CountUnderWay, Id, recorded_in_full
 
 CAPACITY = 4096
 WINDOW_SECONDS = 6 * 3600.0
@@ -67,7 +66,7 @@ LARGEST_BUDGET = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Grouped:
+class GroupedAlerts:
     """For each alert [m]: the incident it belongs to, and its number in it (from 1)."""
 
     first_line: NDArray[np.int64]
@@ -79,12 +78,12 @@ class Grouped:
     @property
     def in_full(self) -> NDArray[np.bool_]:
         """Which of them get a record of their own."""
-        return in_full(self.count)
+        return recorded_in_full(self.count)
 
     def fields(self, row: int) -> dict[str, Any]:
         """The fields about its incident in the record of alert `row`; the alert opens it when their ids are equal."""
         return {
-            "incident": _id(int(self.first_line[row]), int(self.first_k[row])),
+            "incident": _alert_id(int(self.first_line[row]), int(self.first_k[row])),
             "incident_count": int(self.count[row]),
             "digest": bool(self.digest[row]),
         }
@@ -108,7 +107,7 @@ class _Incident:
     by_cause: bool = True
     by_source: bool = True
     samples: list[tuple[int, int]] = field(default_factory=list)
-    counting: Count | None = None
+    counting: CountUnderWay | None = None
 
 
 class Incidents:
@@ -128,7 +127,7 @@ class Incidents:
         self._by_source: dict[int, _Incident] = {}
         # Those with a count under way, in the order of their last alerts.
         self._counting: dict[tuple[int, int], _Incident] = {}
-        self._ended: list[Counted] = []
+        self._ended: list[CountedRecord] = []
         self._shown: deque[float] = deque(maxlen=LARGEST_BUDGET)
 
     def __len__(self) -> int:
@@ -149,7 +148,7 @@ class Incidents:
         verdicts: NDArray[np.uint8],
         per_day: float,
         what: Callable[[int], str],
-    ) -> Grouped:
+    ) -> GroupedAlerts:
         """Put alerts, in the order of their ids (`lines`, `ks`), into incidents; all columns [m], `shapes` [m, 2].
 
         `sources` 0 is no source. A time that is missing or goes back counts as the one before. `what(row)` is
@@ -157,8 +156,8 @@ class Incidents:
         other. How alerts are cut into calls does not matter. Costs a few microseconds a run of alerts with equal keys
         and ids that follow each other, whatever its length. Afterwards `take_counts` has to be called.
         """
-        clock = self._clock(times)
-        heads = _heads(causes, sources, exempt, clock)
+        clock = self._non_decreasing_times(times)
+        heads = _heads_of_runs(causes, sources, exempt, clock)
         lengths = np.diff(heads, append=len(causes))
         columns = (causes, sources, exempt, clock, lines, ks)
         first: list[tuple[int, int, int, bool, bool]] = []
@@ -167,10 +166,10 @@ class Incidents:
         for head, length, cause, source, is_exempt, time, line, k in zip(
             heads.tolist(), lengths.tolist(), *(column[heads].tolist() for column in columns), strict=True
         ):
-            incident = self._open_for(cause, source, is_exempt, time)
+            incident = self._find_open_incident(cause, source, is_exempt, time)
             opens = incident is None
             if incident is None:
-                incident = self._opened(
+                incident = self._open_incident(
                     _Incident(
                         line=line,
                         k=k,
@@ -179,7 +178,7 @@ class Incidents:
                         source=source,
                         exempt=is_exempt,
                         digest=not is_exempt and not self._within_budget(per_day, time),
-                        what=clipped(what(head)),
+                        what=clipped_text(what(head)),
                         first_time=time,
                         last_time=time,
                         last_line=line,
@@ -189,11 +188,11 @@ class Incidents:
             first.append((incident.line, incident.k, incident.count, opens, incident.digest))
             through = head + length
             within = runs[np.searchsorted(runs, head, side="right") : np.searchsorted(runs, through)].tolist()
-            self._thin(incident, alerts, clock, [head, *within, through], cause, int(kinds[head]), what)
-            self._add(incident, lines[head:through], ks[head:through], float(clock[through - 1]))
-        return _grouped(first, heads, lengths)
+            self._thin_alerts(incident, alerts, clock, [head, *within, through], cause, int(kinds[head]), what)
+            self._count_alerts(incident, lines[head:through], ks[head:through], float(clock[through - 1]))
+        return _grouped_alerts(first, heads, lengths)
 
-    def take_counts(self, now: float, *, everything: bool = False) -> list[Counted]:
+    def take_counts(self, now: float, *, everything: bool = False) -> list[CountedRecord]:
         """The counts that ended since the last call, in that order; those of incidents that are over at log time `now`
         end here, with `everything` all of them."""
         limit = (self._now if math.isnan(now) else now) - WINDOW_SECONDS
@@ -201,15 +200,15 @@ class Incidents:
             quietest = next(iter(self._counting.values()))
             if not everything and quietest.last_time > limit:
                 break
-            self._end_count(quietest)
+            self._end_count_under_way(quietest)
         ended, self._ended = self._ended, []
         return ended
 
-    def under_way(self, alert: Id) -> Counted | None:
+    def under_way(self, alert: Id) -> CountedRecord | None:
         """The count under way that has this alert."""
         for incident in self._counting.values():
-            if _count_of(incident).group_of(alert) is not None:
-                return _counted(incident)
+            if _count_under_way(incident).group_of(alert) is not None:
+                return _counted_alerts(incident)
         return None
 
     def bring_back(self, to: float) -> None:
@@ -222,22 +221,22 @@ class Incidents:
 
     def open_count(self, now: float | None = None) -> int:
         """How many are open at log time `now`, by default that of the last alert."""
-        return sum(1 for _ in self._open_ones(now))
+        return sum(1 for _ in self._open_incidents(now))
 
     def listing(self, limit: int, now: float | None = None) -> list[dict[str, Any]]:
         """The last `limit` incidents as the API gives them, newest first by their first alert."""
-        is_open = {(incident.line, incident.k) for incident in self._open_ones(now)}
+        is_open = {(incident.line, incident.k) for incident in self._open_incidents(now)}
         newest = sorted(self._table, reverse=True)[:limit]
-        return [_listed(self._table[key], key in is_open) for key in newest]
+        return [_incident_as_listed(self._table[key], key in is_open) for key in newest]
 
-    def _open_ones(self, now: float | None) -> Iterator[_Incident]:
+    def _open_incidents(self, now: float | None) -> Iterator[_Incident]:
         limit = (self._now if now is None or math.isnan(now) else now) - WINDOW_SECONDS
         for incident in reversed(self._table.values()):
             if incident.last_time <= limit:
                 return
             yield incident
 
-    def _clock(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _non_decreasing_times(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
         """`times` made to never go back, in this batch and behind the one before."""
         known = np.where(np.isfinite(times), times, self._now)
         clock: NDArray[np.float64] = np.maximum(np.maximum.accumulate(known), self._now)
@@ -245,7 +244,7 @@ class Incidents:
             self._now = float(clock[-1])
         return clock
 
-    def _open_for(self, cause: int, source: int, exempt: bool, time: float) -> _Incident | None:
+    def _find_open_incident(self, cause: int, source: int, exempt: bool, time: float) -> _Incident | None:
         horizon = time - WINDOW_SECONDS
         by_source = self._by_source.get(source) if source else None
         for incident in (by_source, self._by_cause.get(cause)):
@@ -260,9 +259,9 @@ class Incidents:
         whole = max(int(per_day), 1)
         return len(self._shown) < whole or self._shown[-whole] <= time - DAY_SECONDS * whole / per_day
 
-    def _opened(self, incident: _Incident) -> _Incident:
+    def _open_incident(self, incident: _Incident) -> _Incident:
         if len(self._table) >= self._capacity:
-            self._evict(incident.first_time)
+            self._evict_incident(incident.first_time)
         self.opened += 1
         self.digested += incident.digest
         if not incident.digest and not incident.exempt:
@@ -277,9 +276,9 @@ class Incidents:
             self._by_source[incident.source] = incident
         return incident
 
-    def _evict(self, time: float) -> None:
+    def _evict_incident(self, time: float) -> None:
         quiet = self._table.pop(next(iter(self._table)))
-        self._end_count(quiet)
+        self._end_count_under_way(quiet)
         self.evicted += 1
         self.evicted_open += quiet.last_time > time - WINDOW_SECONDS
         if quiet.by_cause:
@@ -287,7 +286,7 @@ class Incidents:
         if quiet.by_source:
             del self._by_source[quiet.source]
 
-    def _thin(
+    def _thin_alerts(
         self,
         incident: _Incident,
         alerts: AlertColumns,
@@ -299,44 +298,44 @@ class Incidents:
     ) -> None:
         """Record or count the alerts of `incident` from row `runs[0]` up to `runs[-1]`; `runs` are where runs begin."""
         begin, end, before = runs[0], runs[-1], incident.count
-        full = begin + np.flatnonzero(in_full(np.arange(before + 1, before + end - begin + 1)))
+        full = begin + np.flatnonzero(recorded_in_full(np.arange(before + 1, before + end - begin + 1)))
         bounds = sorted({*runs, *full.tolist(), *(row + 1 for row in full.tolist())})
         written = set(full.tolist())
         for head, through in pairwise(bounds):
             if head in written:
-                self._end_count(incident)
+                self._end_count_under_way(incident)
                 self.recorded += 1
                 continue
             first, last = alerts.id(head), alerts.id(through - 1)
             shape, open_shape = alerts.shapes[head].tolist()
             key = (cause, int(alerts.about[head]), shape, open_shape)
             if incident.counting is not None and not incident.counting.takes(key, first):
-                self._end_count(incident)
+                self._end_count_under_way(incident)
             if incident.counting is None:
-                incident.counting = Count()
+                incident.counting = CountUnderWay()
             self._counting.pop((incident.line, incident.k), None)
             self._counting[incident.line, incident.k] = incident
             count, verdict = incident.counting, int(alerts.verdicts[head])
             group = count.groups.get(key)
             if group is None:
-                words = incident.what if cause == incident.cause else clipped(what(head))
-                group = count.groups[key] = Group(cause, kind, key[1], shape, open_shape, verdict, words)
+                words = incident.what if cause == incident.cause else clipped_text(what(head))
+                group = count.groups[key] = CountedGroup(cause, kind, key[1], shape, open_shape, verdict, words)
             group.add(first, last, verdict)
             self.waiting += through - head
             count.number, count.time = before + through - begin, float(clock[through - 1])
 
-    def _end_count(self, incident: _Incident) -> None:
+    def _end_count_under_way(self, incident: _Incident) -> None:
         if incident.counting is None:
             return
         del self._counting[incident.line, incident.k]
-        self._ended.append(_counted(incident))
+        self._ended.append(_counted_alerts(incident))
         self.counts += 1
         alerts = incident.counting.alerts()
         self.counted += alerts
         self.waiting -= alerts
         incident.counting = None
 
-    def _add(self, incident: _Incident, lines: NDArray[np.int64], ks: NDArray[np.int64], time: float) -> None:
+    def _count_alerts(self, incident: _Incident, lines: NDArray[np.int64], ks: NDArray[np.int64], time: float) -> None:
         """Count a run of alerts, the last of them at `time`."""
         room = SAMPLES - len(incident.samples)
         if room > 0:
@@ -357,7 +356,7 @@ class Incidents:
         for number, row in enumerate(rows):
             samples[number, : len(row.samples)] = row.samples
         state["sample_line"], state["sample_k"] = samples[:, :, 0].copy(), samples[:, :, 1].copy()
-        counts = [row.counting or Count() for row in rows]
+        counts = [row.counting or CountUnderWay() for row in rows]
         state["counted_causes"] = np.array([len(count.groups) for count in counts], dtype=np.int64)
         state["counted_number"] = np.array([count.number for count in counts], dtype=np.int64)
         state["counted_time"] = np.array([count.time for count in counts], dtype=np.float64)
@@ -375,7 +374,7 @@ class Incidents:
     @classmethod
     def load(cls, columns: Columns, capacity: int = CAPACITY) -> "Incidents":
         incidents = cls(capacity)
-        lists = {name: array(columns, name).tolist() for name in (*_COLUMNS, "what", "sample_line", "sample_k")}
+        lists = {name: array_column(columns, name).tolist() for name in (*_COLUMNS, "what", "sample_line", "sample_k")}
         counts = _loaded_counts(columns)
         for number, what in enumerate(lists["what"]):
             incident = _Incident(**{name: lists[name][number] for name in _COLUMNS}, what=what.decode())
@@ -390,10 +389,10 @@ class Incidents:
                 incidents._by_cause[incident.cause] = incident
             if incident.by_source:
                 incidents._by_source[incident.source] = incident
-        incidents._shown.extend(array(columns, "shown").tolist())
-        incidents._now = scalar(columns, "now", float)
+        incidents._shown.extend(array_column(columns, "shown").tolist())
+        incidents._now = scalar_column(columns, "now", float)
         for name in _COUNTERS:
-            setattr(incidents, name, scalar(columns, name, int))
+            setattr(incidents, name, scalar_column(columns, name, int))
         return incidents
 
 
@@ -414,12 +413,12 @@ _COLUMNS = {
 }
 
 
-def _loaded_counts(columns: Columns) -> list[Count | None]:
+def _loaded_counts(columns: Columns) -> list[CountUnderWay | None]:
     """The count under way of each incident, None where there is none."""
-    kept = {name: array(columns, f"group_{name}").tolist() for name in (*_GROUP_COLUMNS, "what", "runs")}
-    runs = iter(((a, b), (c, d)) for a, b, c, d in array(columns, "runs").tolist())
+    kept = {name: array_column(columns, f"group_{name}").tolist() for name in (*_GROUP_COLUMNS, "what", "runs")}
+    runs = iter(((a, b), (c, d)) for a, b, c, d in array_column(columns, "runs").tolist())
     groups = iter(
-        Group(
+        CountedGroup(
             **{name: kept[name][number] for name in _GROUP_COLUMNS},
             what=what.decode(),
             runs=list(islice(runs, kept["runs"][number])),
@@ -427,25 +426,25 @@ def _loaded_counts(columns: Columns) -> list[Count | None]:
         for number, what in enumerate(kept["what"])
     )
     per_incident = zip(
-        *(array(columns, f"counted_{name}").tolist() for name in ("causes", "number", "time")), strict=True
+        *(array_column(columns, f"counted_{name}").tolist() for name in ("causes", "number", "time")), strict=True
     )
     return [
-        Count({group.key: group for group in islice(groups, causes)}, number, time) if causes else None
+        CountUnderWay({group.key: group for group in islice(groups, causes)}, number, time) if causes else None
         for causes, number, time in per_incident
     ]
 
 
-def _count_of(incident: _Incident) -> Count:
+def _count_under_way(incident: _Incident) -> CountUnderWay:
     assert incident.counting is not None, "it is among those that have one"
     return incident.counting
 
 
-def _counted(incident: _Incident) -> Counted:
+def _counted_alerts(incident: _Incident) -> CountedRecord:
     about = (incident.line, incident.k), incident.cause, incident.kind, incident.what, incident.digest
-    return Counted(*about, _count_of(incident))
+    return CountedRecord(*about, _count_under_way(incident))
 
 
-def _heads(
+def _heads_of_runs(
     causes: NDArray[np.uint64], sources: NDArray[np.uint64], exempt: NDArray[np.bool_], clock: NDArray[np.float64]
 ) -> NDArray[np.int64]:
     """Where runs begin that go into one incident whatever the table holds: equal keys, no silence within."""
@@ -455,37 +454,37 @@ def _heads(
     return np.flatnonzero(begins)
 
 
-def _grouped(
+def _grouped_alerts(
     first: list[tuple[int, int, int, bool, bool]], heads: NDArray[np.int64], lengths: NDArray[np.int64]
-) -> Grouped:
+) -> GroupedAlerts:
     """`first`: id of the incident, its alerts before, whether it opens, its digest; for the first of each run."""
     rows = np.array(first, dtype=np.int64).reshape(-1, 5)
     line, k, before, opens, digest = (np.repeat(rows[:, column], lengths) for column in range(5))
     rank = np.arange(len(line)) - np.repeat(heads, lengths)
-    return Grouped(line, k, before + rank + 1, (opens > 0) & (rank == 0), digest > 0)
+    return GroupedAlerts(line, k, before + rank + 1, (opens > 0) & (rank == 0), digest > 0)
 
 
-def _listed(incident: _Incident, is_open: bool) -> dict[str, Any]:
+def _incident_as_listed(incident: _Incident, is_open: bool) -> dict[str, Any]:
     return {
-        "id": _id(incident.line, incident.k),
+        "id": _alert_id(incident.line, incident.k),
         "kind": KINDS[incident.kind],
-        "cause": shown_cause(incident.cause),
+        "cause": cause_as_text(incident.cause),
         "what": incident.what,
         "first_time": incident.first_time,
         "last_time": incident.last_time,
         "first_line": incident.line,
         "last_line": incident.last_line,
         "count": incident.count,
-        "samples": _sample_ids(incident),
+        "samples": _sample_alert_ids(incident),
         "digest": incident.digest,
         "open": is_open,
     }
 
 
-def _sample_ids(incident: _Incident) -> list[str]:
+def _sample_alert_ids(incident: _Incident) -> list[str]:
     last = incident.last_line, incident.last_k
-    return [_id(*each) for each in (*incident.samples, *([last] if last not in incident.samples else []))]
+    return [_alert_id(*each) for each in (*incident.samples, *([last] if last not in incident.samples else []))]
 
 
-def _id(line: int, k: int) -> str:
+def _alert_id(line: int, k: int) -> str:
     return f"{line}.{k}" if k else f"{line}"

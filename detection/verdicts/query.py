@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes.fingerprints import KINDS, NONE, RULE, in_words
+from detection.causes.fingerprints import KINDS, NONE, RULE, cause_in_words
 from detection.causes.known import KnownCauses
 from detection.formats.kinds import recognise
 from detection.members.online import OnlineMembers, Read
@@ -22,16 +22,16 @@ from detection.members.registry import NAMES
 from detection.rules.engine import Hits, RuleSet
 from detection.scoring.batch import Batch, Judged
 from detection.scoring.ensemble import Ensemble
-from detection.scoring.judging import judge
+from detection.scoring.judging import judge_batch
 from detection.scoring.outcomes import NORMAL, VERDICTS, verdict_of
 from detection.sessions.intake import Intake, KeyPattern, read_fields, read_lines, session_key
 from detection.sessions.log_clock import LogClock
 from detection.sessions.recent_lines import RecentLines
-from detection.sessions.table import SessionTable, cut
+from detection.sessions.table import SessionTable, cut_into_pieces
 from detection.settings import DetectionSettings
 from detection.templates.table import TemplateTable
-from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explained, in_order
-from detection.verdicts.records import finite, shown, shown_key, shown_session
+from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explain_by_members, explanation_in_order
+from detection.verdicts.records import finite_or_none, shown_key, shown_session, shown_text
 
 NO_TEMPLATE = np.iinfo(np.int32).max  # how `found` of an explanation shows a template that was never seen
 CLASSIC = ("isolation_forest", "transformer")  # the members that the answer names one by one, ready or not
@@ -61,22 +61,22 @@ class Query:
         if not lines:
             return []
         key = None if session is None else session_key(session.encode("utf-8", "surrogatepass"))
-        judged = self._judged(list(lines), key)
+        judged = self._judge_lines(list(lines), key)
         answers = []
         for row in range(len(lines)):
-            answer = self._answer(judged, row)
+            answer = self._answer_for_line(judged, row)
             if explain:
-                answer["explain"] = self._cause(judged, row) | self._explained(judged, row)
+                answer["explain"] = self._cause_answer(judged, row) | self._explain_line(judged, row)
             answers.append(answer)
         return answers
 
     # --- judging, as of a line of the stream --------------------------------------------------------
 
-    def _judged(self, lines: list[bytes], key: bytes | None) -> "_Judged":
+    def _judge_lines(self, lines: list[bytes], key: bytes | None) -> "_JudgedLines":
         """Judge each line as the next one of the open session of `key`, or of a new session if there is none; without
         `key`, as the first one of a new session of the line's own key."""
         n = len(lines)
-        intake = self._fields(lines)
+        intake = self._read_line_fields(lines)
         parsed = read_lines(intake, self.templates.match, self.rules)
         # The scores of a new template depend on the id that it would get, too.
         parsed = replace(parsed, ids=np.where(parsed.ids < 0, np.int32(self.templates.created + 1), parsed.ids))
@@ -89,16 +89,16 @@ class Query:
             ids=parsed.ids,
             errors=intake.errors,
             clock=clock,
-            hit=self.rules.confidences(hits, n),
+            hit=self.rules.surest_confidences(hits, n),
             online=self.online.score(read, slice(0, n), clock),
             origins=parsed.origins,
         )
         slot = None if key is None else self.sessions.find(key)
         if key is None:
-            copies = self.sessions.copies(None, intake.keys, intake.windowed)
+            copies = self.sessions.copies_of_session(None, intake.keys, intake.windowed)
         else:
-            copies = self.sessions.copies(slot, [key] * n, [False] * n)
-        pieces = cut(
+            copies = self.sessions.copies_of_session(slot, [key] * n, [False] * n)
+        pieces = cut_into_pieces(
             copies,
             np.arange(n),
             clock,
@@ -106,14 +106,14 @@ class Query:
             idle_seconds=math.inf,
             window=self.settings.session.window,
         )
-        judged = judge(copies, self.ensemble, self.known.read_only(), self.alpha, batch, pieces, None)
-        known = np.zeros(n, dtype=np.bool_) if self.ensemble is None else self.ensemble.knows(batch.ids)
+        judged = judge_batch(copies, self.ensemble, self.known.read_only(), self.alpha, batch, pieces, None)
+        known = np.zeros(n, dtype=np.bool_) if self.ensemble is None else self.ensemble.knows_templates(batch.ids)
         novel = ~known if self.ensemble is not None else known  # without a model nothing is novel
         verdict, score = verdict_of(judged.states.p, self.alpha, batch.hit, judged.states.verdict, ~novel)
         kinds = {row: fields.kind for where, fields in intake.fields for row in where.tolist()}
-        return _Judged(intake, kinds, parsed, read, hits, batch, judged, known, verdict, score, slot)
+        return _JudgedLines(intake, kinds, parsed, read, hits, batch, judged, known, verdict, score, slot)
 
-    def _fields(self, lines: list[bytes]) -> Intake:
+    def _read_line_fields(self, lines: list[bytes]) -> Intake:
         wanted = self.settings.format.kind
         by_kind: dict[str, list[int]] = {}
         for i, line in enumerate(lines):
@@ -123,10 +123,10 @@ class Query:
 
     # --- the answer as JSON -------------------------------------------------------------------------
 
-    def _answer(self, of: "_Judged", row: int) -> dict[str, Any]:
+    def _answer_for_line(self, of: "_JudgedLines", row: int) -> dict[str, Any]:
         """The contract's answer to /detect, without `explain`."""
         p, strange = float(of.judged.states.p[row]), bool(of.judged.states.verdict[row] != NORMAL)
-        rule_based = self._rule_based(of, row)
+        rule_based = self._rules_answer(of, row)
         is_anomaly = rule_based["is_attack"] or strange
         score = max(float(of.score[row]), 0.5) if is_anomaly else min(float(of.score[row]), 0.499)
         active = self.ensemble.members if self.ensemble is not None else ()
@@ -142,7 +142,7 @@ class Query:
             "is_anomaly": is_anomaly,
             "anomaly_score": score,
             "verdict": VERDICTS[of.verdict[row]],
-            "p": finite(p),
+            "p": finite_or_none(p),
             "rule_based": rule_based,
             **{name: models[name] for name in CLASSIC},
             "details": {
@@ -158,11 +158,11 @@ class Query:
                     "active_models": ["rule_based", *active],
                     **({"failed_models": dict(self.failed)} if self.failed else {}),
                 },
-                "log_data": self._log_data(of, row),
+                "log_data": self._log_data_answer(of, row),
             },
         }
 
-    def _rule_based(self, of: "_Judged", row: int) -> dict[str, Any]:
+    def _rules_answer(self, of: "_JudgedLines", row: int) -> dict[str, Any]:
         text, (target, agent) = of.intake.lines[row], of.parsed.matched_in[row]
         evidence = [self.rules.evidence(rule, target, agent, text) for rule in of.hit_by(row)]
         return {
@@ -172,7 +172,7 @@ class Query:
             "rules": [evidence_shown(found) for found in evidence],
         }
 
-    def _member(self, of: "_Judged", name: str, row: int) -> dict[str, Any]:
+    def _member(self, of: "_JudgedLines", name: str, row: int) -> dict[str, Any]:
         """One member's part of the answer; zeros and nulls while it is not ready."""
         if self.ensemble is None or name not in self.ensemble.members:
             return {"is_anomaly": 0, "score": 0.0, "p": None, "threshold": None}
@@ -185,20 +185,20 @@ class Query:
             "threshold": self.ensemble.threshold(name, self.alpha),
         }
 
-    def _log_data(self, of: "_Judged", row: int) -> dict[str, Any]:
+    def _log_data_answer(self, of: "_JudgedLines", row: int) -> dict[str, Any]:
         template = int(of.batch.ids[row])
         return {
             "kind": of.kinds[row],
-            "time": finite(of.intake.times[row]),
-            "session": shown(of.intake.own_keys[row]),
-            "source": shown(of.parsed.origins[row]),
+            "time": finite_or_none(of.intake.times[row]),
+            "session": shown_text(of.intake.own_keys[row]),
+            "source": shown_text(of.parsed.origins[row]),
             "template_id": template if template <= self.templates.created else -1,
             "template": self.templates.text(template) if template <= self.templates.created else None,
             "known_template": bool(of.known[row]),
             "error": bool(of.batch.errors[row]),
         }
 
-    def _cause(self, of: "_Judged", row: int) -> dict[str, Any]:
+    def _cause_answer(self, of: "_JudgedLines", row: int) -> dict[str, Any]:
         """The cause that an alert on the line would name."""
         states, rules = of.judged.states, of.hit_by(row)
         kind, about, rule = int(states.kind[row]) if states.flagged[row] else NONE, int(states.about[row]), ""
@@ -210,24 +210,24 @@ class Query:
         key, origin = bytes(states.session[row]), of.parsed.origins[row]
         return {
             "cause_kind": KINDS[kind],
-            "what": in_words(
+            "what": cause_in_words(
                 kind,
-                template=self._text_of(about) if about >= 0 else "",
+                template=self._template_text(about) if about >= 0 else "",
                 rule=rule,
-                source=shown(origin) if origin else shown_key(key),
+                source=shown_text(origin) if origin else shown_key(key),
                 session=shown_session(key),
             ),
         }
 
-    def _text_of(self, template: int) -> str:
+    def _template_text(self, template: int) -> str:
         return self.templates.text(template) if template <= self.templates.created else "<a template never seen>"
 
-    def _explained(self, of: "_Judged", row: int) -> dict[str, Any]:
+    def _explain_line(self, of: "_JudgedLines", row: int) -> dict[str, Any]:
         reasons: dict[str, Any] = {}
         if self.ensemble is not None:
             judged = of.judged
-            reasons = explained(
-                self.ensemble, judged.view, judged.standing, judged.judgement, row, self.alpha, self._text_of
+            reasons = explain_by_members(
+                self.ensemble, judged.view, judged.standing, judged.judgement, row, self.alpha, self._template_text
             )
             if reasons["found"]["template_id"] > self.templates.created:
                 reasons["found"]["template_id"] = NO_TEMPLATE
@@ -237,14 +237,14 @@ class Query:
             serial = int(self.sessions.column["serial"][of.slot])
             before = self.recent.of_session(serial, self.line, LINES_SHOWN - 1)
         reasons["lines"] = [
-            {"line": number, "text": shown(self.recent.text(number) or b""), "odd": False} for number in before
+            {"line": number, "text": shown_text(self.recent.text(number) or b""), "odd": False} for number in before
         ]
-        reasons["lines"].append({"line": None, "text": shown(of.intake.lines[row]), "odd": True})
-        return in_order(reasons)
+        reasons["lines"].append({"line": None, "text": shown_text(of.intake.lines[row]), "odd": True})
+        return explanation_in_order(reasons)
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
+class _JudgedLines:
     """n lines in question, judged; columns [n] and rows in their order."""
 
     intake: Intake

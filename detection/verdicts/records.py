@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes.fingerprints import KINDS, NEW, RULE, SOURCE
-from detection.causes.fingerprints import shown as shown_cause
-from detection.formats.text import shown as shown
+from detection.causes.fingerprints import KINDS, NEW, RULE, SOURCE, cause_as_text
+from detection.formats.text import shown_text as shown_text
 from detection.members.registry import NAMES
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
 from detection.rules.engine import Hits
@@ -18,11 +17,11 @@ from detection.scoring.batch import Batch, Closings, LineStates
 from detection.scoring.ensemble import Ensemble
 from detection.scoring.outcomes import VERDICTS, verdict_of
 from detection.templates.table import TemplateTable
-from detection.verdicts.incidents import Grouped
+from detection.verdicts.incidents import GroupedAlerts
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class VerdictRows:
     """Verdicts of one batch; [n] lines in order, then [m] closings, ordered by line and then by `k`.
 
     `k` is 0 for a line and counts the sessions closed at that line from 1. Scores are the session's running maxima
@@ -93,24 +92,24 @@ class Rows:
             "line": line,
             "first_line": int(self.first_line[row]),
             "last_line": int(self.last_line[row]),
-            "time": finite(self.time[row]),
+            "time": finite_or_none(self.time[row]),
             "session": shown_key(bytes(self.session[row])),
             "closed": k > 0,
             "template_id": template_id,
             "template": self.templates.get(template_id, ""),
             "verdict": VERDICTS[self.verdict[row]],
-            "score": finite(self.score[row]),
-            "p": finite(self.p[row]),
+            "score": finite_or_none(self.score[row]),
+            "p": finite_or_none(self.p[row]),
             "flagged": bool(self.flagged[row]),
             "members": members,
             "attack_types": sorted({rule.attack_type for rule in matched}),
             "rules": [{"name": rule.name, "type": rule.attack_type, "severity": rule.severity} for rule in matched],
             "model_generation": self.generation,
-            "text": shown(self.texts[row]),
+            "text": shown_text(self.texts[row]),
         }
 
 
-def rows_of(
+def verdict_rows_of(
     batch: Batch,
     states: LineStates,
     closings: Closings,
@@ -123,7 +122,7 @@ def rows_of(
     rules: tuple[Rule, ...],
     templates: TemplateTable,
     ensemble: Ensemble | None,
-) -> Rows:
+) -> VerdictRows:
     """The verdicts on a batch and on what closed with it (`verdict_of`); a session is flagged once.
 
     `rule_causes` uint64 [n]: the cause of each line that a rule hit, else 0.
@@ -133,7 +132,7 @@ def rows_of(
     hit = np.concatenate((batch.hit, closings.hit))
     known = np.ones(n + m, dtype=np.bool_)
     if ensemble is not None:
-        known[:n] = ensemble.knows(batch.ids)
+        known[:n] = ensemble.knows_templates(batch.ids)
     verdict, score = verdict_of(p, alpha, hit, np.concatenate((states.verdict, closings.verdict)), known)
     flagged_now = np.concatenate((states.flagged, closings.flagged))
     reached = np.concatenate((states.reached, closings.reached))
@@ -142,7 +141,7 @@ def rows_of(
     by_rule = np.concatenate((rule_causes > 0, np.zeros(m, dtype=np.bool_)))
     cause = np.concatenate((states.cause, closings.cause))
     cause[:n] = np.where(rule_causes > 0, rule_causes, cause[:n])
-    return Rows(
+    return VerdictRows(
         line=np.concatenate((batch.first_line + np.arange(n), closings.line)),
         k=np.concatenate((np.zeros(n, dtype=np.int64), k)),
         first_line=np.concatenate((states.first_line, closings.first_line)),
@@ -159,7 +158,7 @@ def rows_of(
         about=about,
         shapes=np.concatenate((states.shapes, closings.shapes)),
         reached=reached,
-        member_ps=np.concatenate((states.members, _members_at(closings, ensemble))),
+        member_ps=np.concatenate((states.members, _member_p_values_of_closings(closings, ensemble))),
         texts=texts,
         hits=hits,
         rules=rules,
@@ -169,7 +168,7 @@ def rows_of(
     )
 
 
-def _members_at(closings: Closings, ensemble: Ensemble | None) -> NDArray[np.float64]:
+def _member_p_values_of_closings(closings: Closings, ensemble: Ensemble | None) -> NDArray[np.float64]:
     """The members' p-values of closings [m, M]: those that were crowded out are judged here first."""
     if ensemble is None or not len(closings.line):
         return np.full(closings.reached.shape, np.nan)
@@ -181,21 +180,21 @@ class Alerted:
     """The flagged rows of a batch, in the order of their ids, as `grouped` in incidents, and why (`explained`)."""
 
     rows: NDArray[np.int64]
-    grouped: Grouped
+    grouped: GroupedAlerts
     what: list[str]
     explained: Mapping[int, dict[str, Any]]  # by row; not every alert of a flood has one
 
-    def fields(self, rows: Rows, number: int) -> dict[str, Any]:
+    def fields(self, rows: VerdictRows, number: int) -> dict[str, Any]:
         """What the record of alert `number` has beside that of a row."""
         row = int(self.rows[number])
         added = self.grouped.fields(number)
         return {
             **added,
             "opens": bool(self.grouped.opens[number]),
-            "cause": shown_cause(int(rows.cause[row])),
+            "cause": cause_as_text(int(rows.cause[row])),
             "cause_kind": KINDS[rows.kind[row]],
             "cause_template": rows.cause_template(row),
-            **({"cause_shapes": list(map(shown_cause, rows.shapes[row].tolist()))} if rows.kind[row] == NEW else {}),
+            **({"cause_shapes": list(map(cause_as_text, rows.shapes[row].tolist()))} if rows.kind[row] == NEW else {}),
             "what": self.what[number],
             **({"explain": self.explained[row]} if row in self.explained else {}),
         }
@@ -210,7 +209,7 @@ class Verdicts:
     seq: int
     line: int
     lines: int
-    batches: tuple[tuple[Rows, Alerted], ...]
+    batches: tuple[tuple[VerdictRows, Alerted], ...]
     counts: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -246,7 +245,7 @@ class Verdicts:
 
 def shown_key(key: bytes) -> str:
     """A session's key without its first byte, with which the session table marks kinds of keys."""
-    return shown(key[1:])
+    return shown_text(key[1:])
 
 
 def shown_session(key: bytes) -> str:
@@ -254,6 +253,6 @@ def shown_session(key: bytes) -> str:
     return "" if key.startswith(b"w") else shown_key(key)
 
 
-def finite(value: Any) -> float | None:
+def finite_or_none(value: Any) -> float | None:
     number = float(value)
     return number if np.isfinite(number) else None

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes.fingerprints import KINDS, NEW, SOURCE
-from detection.causes.fingerprints import shown as shown_cause
+from detection.causes.fingerprints import KINDS, NEW, SOURCE, cause_as_text
 from detection.scoring.outcomes import VERDICTS
 
 FULL_FIRST = 10
@@ -30,7 +29,7 @@ Id = tuple[int, int]  # line and k
 Key = tuple[int, int, int, int]
 
 
-def in_full(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+def recorded_in_full(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which alerts get a record of their own, by their numbers in their incidents (from 1)."""
     full: NDArray[np.bool_] = (numbers <= FULL_FIRST) | np.isin(numbers, _POWERS)
     return full
@@ -60,7 +59,7 @@ class AlertColumns:
 
 
 @dataclass(slots=True)
-class Group:
+class CountedGroup:
     """Counted alerts of one cause. `runs` are of ids that follow each other: the first and the last of each."""
 
     cause: int
@@ -94,22 +93,28 @@ class Group:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "ids": ",".join(_shown_id(*a) if a == b else f"{_shown_id(*a)}-{_shown_id(*b)}" for a, b in self.runs),
+            "ids": ",".join(
+                _shown_alert_id(*a) if a == b else f"{_shown_alert_id(*a)}-{_shown_alert_id(*b)}" for a, b in self.runs
+            ),
             "verdict": VERDICTS[self.verdict],
-            "cause": shown_cause(self.cause),
+            "cause": cause_as_text(self.cause),
             "cause_kind": KINDS[self.kind],
             "cause_template": self.about if self.about >= 0 and self.kind != SOURCE else None,
-            **({"cause_shapes": [shown_cause(self.shape), shown_cause(self.open_shape)]} if self.kind == NEW else {}),
+            **(
+                {"cause_shapes": [cause_as_text(self.shape), cause_as_text(self.open_shape)]}
+                if self.kind == NEW
+                else {}
+            ),
             "what": self.what,
         }
 
 
 @dataclass(slots=True)
-class Count:
+class CountUnderWay:
     """The alerts that a counting record is to stand for. `number` is that of the last one in its incident, `time` its
     log time."""
 
-    groups: dict[Key, Group] = field(default_factory=dict)
+    groups: dict[Key, CountedGroup] = field(default_factory=dict)
     number: int = 0
     time: float = 0.0
 
@@ -122,19 +127,19 @@ class Count:
         return room and (group is not None or len(self.groups) < MAX_CAUSES)
 
     def alerts(self) -> int:
-        return sum(_length(*run) for group in self.groups.values() for run in group.runs)
+        return sum(_length_of_run(*run) for group in self.groups.values() for run in group.runs)
 
     def ends(self) -> tuple[Id, Id]:
         """The ids of the first and of the last alert."""
         runs = [run for group in self.groups.values() for run in group.runs]
         return min(first for first, _ in runs), max(last for _, last in runs)
 
-    def group_of(self, alert: Id) -> Group | None:
+    def group_of(self, alert: Id) -> CountedGroup | None:
         return next((group for group in self.groups.values() if group.holds(alert)), None)
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class CountedRecord:
     """A count of `incident` (its id), which is about `cause` and `what` and may be in the digest."""
 
     incident: Id
@@ -142,7 +147,7 @@ class Counted:
     kind: int
     what: str
     digest: bool
-    count: Count
+    count: CountUnderWay
 
     def record(self, record_id: str | None, generation: int) -> dict[str, Any]:
         """The JSON object. It has every field of an alert's record, empty where many alerts have no common value,
@@ -169,24 +174,24 @@ class Counted:
             "rules": [],
             "model_generation": generation,
             "text": "",
-            "incident": _shown_id(*self.incident),
+            "incident": _shown_alert_id(*self.incident),
             "incident_count": self.count.number,
             "digest": self.digest,
             "opens": False,
-            "cause": shown_cause(self.cause),
+            "cause": cause_as_text(self.cause),
             "cause_kind": KINDS[self.kind],
             "cause_template": about,
             "what": self.what,
             "stands_for": self.count.alerts(),
-            "first_id": _shown_id(*first),
-            "last_id": _shown_id(*last),
+            "first_id": _shown_alert_id(*first),
+            "last_id": _shown_alert_id(*last),
             "alerts": [group.as_dict() for group in groups],
         }
 
 
-def _length(first: Id, last: Id) -> int:
+def _length_of_run(first: Id, last: Id) -> int:
     return last[0] - first[0] + last[1] - first[1] + 1
 
 
-def _shown_id(line: int, k: int) -> str:
+def _shown_alert_id(line: int, k: int) -> str:
     return f"{line}.{k}" if k else f"{line}"

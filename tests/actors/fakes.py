@@ -9,7 +9,7 @@ from typing import Any, cast
 import trio
 
 from actors.scoring import Scoring
-from detection.causes.fingerprints import KINDS, shown
+from detection.causes.fingerprints import KINDS, cause_as_text
 from detection.columns.state import Columns, State
 from detection.detector import Detector
 from detection.frames import (
@@ -19,7 +19,7 @@ from detection.frames import (
     Sequenced,
     VouchedFrame,
     count_lines,
-    decode,
+    decode_frame,
 )
 from detection.models.training_set import TrainingCutoff
 from detection.summary import Summary
@@ -170,7 +170,13 @@ def scoring_of(
 
 
 def _about(frame: FeedbackFrame) -> dict[str, Any]:
-    return {"kind": KINDS[frame.kind], "cause": shown(frame.cause), "what": frame.what, "note": frame.note, "line": 0}
+    return {
+        "kind": KINDS[frame.kind],
+        "cause": cause_as_text(frame.cause),
+        "what": frame.what,
+        "note": frame.note,
+        "line": 0,
+    }
 
 
 @dataclass
@@ -211,7 +217,7 @@ class FakeStore:
 
     def text(self) -> bytes:
         """The bytes of all segments in journal order."""
-        frames = [decode(entry.payload) for entry in self.entries]
+        frames = [decode_frame(entry.payload) for entry in self.entries]
         return b"".join(segment.data for frame in frames if isinstance(frame, LinesFrame) for segment in frame.segments)
 
 

@@ -9,7 +9,7 @@ import trio
 
 from actors.ingest import IngestSettings, run_ingest
 from detection.columns.state import Columns
-from detection.frames import LinesFrame, decode
+from detection.frames import LinesFrame, decode_frame
 from persistence.segment import Entry
 from persistence.store import SnapshotInfo, Store, open_store
 from tests.actors.fakes import FakeStore
@@ -109,6 +109,6 @@ async def test_a_thousand_slow_clients_share_frames_and_syncs(tmp_path: Path) ->
             for client in clients:
                 assert await client.recv(1) == b""
                 client.close()
-    frames = [decode(entry.payload) for entry in store.entries]
+    frames = [decode_frame(entry.payload) for entry in store.entries]
     assert sum(len(frame.segments) for frame in frames if isinstance(frame, LinesFrame)) == 1000
     assert len(store.appends) < 250

@@ -18,7 +18,7 @@ from actors.sequencer import (
     run_sequencer,
     submit_frame,
 )
-from detection.frames import FlushFrame, LinesFrame, Segment, Sequenced, SkipFrame, TickFrame, decode
+from detection.frames import FlushFrame, LinesFrame, Segment, Sequenced, SkipFrame, TickFrame, decode_frame
 from persistence.segment import Entry
 from tests.actors.fakes import FakeStore, wall_clock
 
@@ -66,7 +66,7 @@ async def test_what_waits_together_shares_a_frame_and_is_told_when_it_is_durable
         assert all(c.committed.is_set() for c in chunks)
         assert (run.sequencer.seq, run.sequencer.line) == (8, 106)
         (entry,) = run.store.entries
-        assert (entry.seq, entry.line, entry.count, decode(entry.payload)) == (8, 106, 6, item.frame)
+        assert (entry.seq, entry.line, entry.count, decode_frame(entry.payload)) == (8, 106, 6, item.frame)
 
 
 async def test_a_frame_holds_at_most_256_kb_and_one_append_takes_all_that_waits() -> None:
@@ -211,7 +211,7 @@ async def test_a_frame_is_journaled_at_once_while_whoever_applies_frames_takes_n
         assert [entry.seq for entry in run.store.entries] == [8], "the others wait until this one is taken"
         with trio.fail_after(5):
             assert await run.sequencer.interject_frame(SkipFrame(8)) == 9
-        assert [decode(entry.payload) for entry in run.store.entries] == [FlushFrame(0), SkipFrame(8)]
+        assert [decode_frame(entry.payload) for entry in run.store.entries] == [FlushFrame(0), SkipFrame(8)]
         taken = [await run.frames.receive() for _ in range(4)]
         assert [(item.seq, item.frame) for item in taken] == [
             (8, FlushFrame(0)),

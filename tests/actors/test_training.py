@@ -21,7 +21,7 @@ from actors.sequencer import submit_frame
 from actors.trainer_process import SILENT_SECONDS
 from actors.training import MAX_RETRY_SECONDS, RETRY_SECONDS, Trainer, run_training
 from actors.training_status import TrainingStatus
-from detection.frames import ModelFrame, RefusedFrame, decode
+from detection.frames import ModelFrame, RefusedFrame, decode_frame
 from detection.models.model import Model
 from detection.models.training_set import TrainingCutoff
 from persistence.snapshot import read_snapshot
@@ -118,7 +118,7 @@ class Training:
             )
 
     def model_frames(self) -> list[ModelFrame]:
-        frames = [decode(entry.payload) for entry in self.flow.store.entries]
+        frames = [decode_frame(entry.payload) for entry in self.flow.store.entries]
         return [frame for frame in frames if isinstance(frame, ModelFrame)]
 
 
@@ -243,7 +243,7 @@ async def test_a_model_does_not_undo_a_rollback_that_came_while_it_was_trained(t
         (tmp_path / "models" / "go").touch()
         await until(lambda: not case.status.in_progress)
         assert (case.model_frames(), case.flow.detector.model) == ([older], "older.pt")
-        refused = decode(case.flow.store.entries[-1].payload)
+        refused = decode_frame(case.flow.store.entries[-1].payload)
         assert isinstance(refused, RefusedFrame) and refused.name == "model-1-0123456789abcdef.pt"
         assert refused.reason == "another model was put in force while it was trained"
 

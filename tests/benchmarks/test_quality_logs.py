@@ -14,7 +14,7 @@ from benchmarks.quality.logs import (
     openstack_text,
     request_lines,
 )
-from detection.formats.kinds import parse, recognise
+from detection.formats.kinds import parse_as_kind, recognise
 from detection.templates.table import TemplateTable
 
 EVENTS = ["<*>Receiving block<*>src:<*>dest:<*>", "BLOCK* ask <*> to delete <*>", "<*>Served block<*>to<*>"]
@@ -36,7 +36,7 @@ def test_made_up_lines_name_their_session_once_and_keep_the_order_of_its_events(
 def test_made_up_lines_are_in_order_of_time_and_no_session_is_silent_for_long() -> None:
     lines, of = as_lines([(f"blk_{i}", EVENTS * 10) for i in range(30)], hdfs_text, np.random.default_rng(2))
     assert recognise(lines[:64]) == "timestamped"
-    times = parse("timestamped", lines, clock=0.0).times
+    times = parse_as_kind("timestamped", lines, clock=0.0).times
     assert (np.diff(times) >= 0).all()
     for session in range(30):
         assert np.diff(times[np.array(of) == session]).max() < 3.0
@@ -45,7 +45,7 @@ def test_made_up_lines_are_in_order_of_time_and_no_session_is_silent_for_long() 
 def test_each_event_becomes_one_template_and_different_events_different_ones() -> None:
     chance = np.random.default_rng(3)
     lines, _ = as_lines([(f"blk_{i}", EVENTS) for i in range(200)], hdfs_text, chance)
-    fields = parse("timestamped", lines, clock=0.0)
+    fields = parse_as_kind("timestamped", lines, clock=0.0)
     assert len(np.unique(TemplateTable().assign(fields.family, fields.contents))) == len(EVENTS)
 
 

@@ -28,9 +28,9 @@ LINES = 1701  # in it
 NEXT = """
 import detection.columns.upgrades as upgrades
 from detection.detector import Detector
-from detection.columns.state import layout
+from detection.columns.state import layout_hash
 newest, export = upgrades.STATES.newest, Detector.export
-upgrades.LAYOUTS[newest + 1] = {**upgrades.LAYOUTS[newest], "later": layout({"members": b""})}
+upgrades.LAYOUTS[newest + 1] = {**upgrades.LAYOUTS[newest], "later": layout_hash({"members": b""})}
 upgrades.UPGRADES[newest] = lambda state: {**state, "later.members": b"[]"}
 Detector.export = lambda self: {**export(self), "later.members": b"[]"}
 """

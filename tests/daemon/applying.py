@@ -10,7 +10,7 @@ from daemon.startup.replay import Recovered, recover
 from daemon.startup.scan import Found, scan_directory
 from detection.columns.state import digest
 from detection.detector import Detector
-from detection.frames import Frame, Sequenced, SkipFrame, WithdrawnFrame, count_lines, encode
+from detection.frames import Frame, Sequenced, SkipFrame, WithdrawnFrame, count_lines, encode_frame
 from detection.models.model import Model
 from detection.verdicts.records import Verdicts
 from persistence.segment import Entry
@@ -72,7 +72,7 @@ class Process:
 
     def _journaled(self, frame: Frame, model: Model | None = None) -> Sequenced:
         self.seq, self.line = self.seq + 1, self.line + count_lines(frame)
-        self.store.append([Entry(self.seq, self.line, count_lines(frame), encode(frame))])
+        self.store.append([Entry(self.seq, self.line, count_lines(frame), encode_frame(frame))])
         return Sequenced(self.seq, self.line, frame, model)
 
     def _say(self, frame: Frame) -> None:

@@ -9,7 +9,7 @@ from detection.columns.state import Value
 from detection.learning.training import Progress, train
 from detection.members.member import FitData
 from detection.members.registry import NAMES, ONLINE_NAMES
-from detection.members.view import Floats, Standing, whole_sessions
+from detection.members.view import Floats, Standing, view_of_whole_sessions
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
 from detection.scoring.ensemble import Ensemble
@@ -67,12 +67,12 @@ def quietly(step: Progress) -> None:
 
 def reached(model: Model, data: TrainingSet) -> Floats:
     """What each member has come to at the end of each session: float64 [S, M]."""
-    view = whole_sessions(data, len(NAMES))
+    view = view_of_whole_sessions(data, len(NAMES))
     return standing(model, data).reached[view.final_rows()]
 
 
 def standing(model: Model, data: TrainingSet) -> Standing:
-    return Ensemble(model).score(whole_sessions(data, len(NAMES)))
+    return Ensemble(model).score(view_of_whole_sessions(data, len(NAMES)))
 
 
 def fit_data(data: TrainingSet, standing: Standing | None = None) -> FitData:

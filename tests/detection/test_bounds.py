@@ -46,7 +46,7 @@ def state(lines: list[bytes]) -> State:
     for name, value in state.items():
         # As if there were one incident, and so on: rows of the lowest values that may be.
         if isinstance(value, np.ndarray) and not value.size and not name.endswith((".tails", ".admitted")):
-            bound = bounds._bound(name)
+            bound = bounds._bound_of_column(name)
             state[name] = np.full((1, *value.shape[1:]), bound.low if bound else 0).astype(value.dtype)
     state["incidents.counted_causes"] = state["incidents.group_runs"] = np.array([1], dtype=np.int64)
     return state
@@ -54,7 +54,7 @@ def state(lines: list[bytes]) -> State:
 
 def poisonous(name: str, value: Any) -> list[Any]:
     """Values just beyond and far beyond the bound of a column."""
-    bound = bounds._bound(name)
+    bound = bounds._bound_of_column(name)
     assert bound is not None
     kind = value.dtype if isinstance(value, np.ndarray) else np.dtype(type(value))
     if kind.kind == "f":
@@ -79,8 +79,8 @@ def test_a_state_that_a_detector_exports_passes(state: State, model: Model) -> N
 
 
 def test_every_column_has_a_bound_or_needs_none(state: State) -> None:
-    names = {name for name in state if bounds._bound(name) is None}
-    assert {bounds._in_stream(name) for name in names} - set(bounds._JSON) == FREE
+    names = {name for name in state if bounds._bound_of_column(name) is None}
+    assert {bounds._stream_column_like(name) for name in names} - set(bounds._JSON) == FREE
     assert BOUNDS.keys() <= state.keys(), "a bound of a column that there is not"
 
 
@@ -113,7 +113,9 @@ def test_nan_is_refused_but_in_the_columns_that_may_hold_it(state: State) -> Non
 def test_a_value_out_of_bounds_anywhere_is_found_and_its_column_named(
     state: State, column: int, which: int, place: int
 ) -> None:
-    names = [name for name, value in state.items() if bounds._bound(name) is not None and poisonous(name, value)]
+    names = [
+        name for name, value in state.items() if bounds._bound_of_column(name) is not None and poisonous(name, value)
+    ]
     name = names[column % len(names)]
     value = state[name]
     wrong = poisonous(name, value)

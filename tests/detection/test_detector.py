@@ -19,8 +19,8 @@ from detection.frames import (
     Sequenced,
     TickFrame,
     count_lines,
-    decode,
-    encode,
+    decode_frame,
+    encode_frame,
 )
 from detection.models.model import Model
 from detection.settings import SessionSettings
@@ -109,7 +109,7 @@ def test_caches_cold_or_warm_and_a_recovery_anywhere_give_the_same_state(
         assert digest(loaded.export()) == digest(exported)  # type: ignore[arg-type]
         for item in straight.items:
             if item.seq > loaded.seq:
-                loaded.apply(replace(item, frame=decode(encode(item.frame))))
+                loaded.apply(replace(item, frame=decode_frame(encode_frame(item.frame))))
         assert digest(loaded.export()) == expected
 
 

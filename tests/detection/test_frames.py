@@ -18,7 +18,7 @@ from detection.frames import (
     SkipFrame,
     TickFrame,
     VouchedFrame,
-    decode,
+    decode_frame,
 )
 from detection.models.training_set import TrainingCutoff
 from detection.settings import (
@@ -101,9 +101,9 @@ FIRST: list[tuple[dict[str, Any], Frame]] = [
 
 @pytest.mark.parametrize(("written", "frame"), FIRST, ids=lambda each: each["type"] if isinstance(each, dict) else "")
 def test_what_version_1_journaled_is_decoded_to_the_same(written: dict[str, Any], frame: Frame) -> None:
-    assert decode(msgpack.packb(written)) == frame
+    assert decode_frame(msgpack.packb(written)) == frame
 
 
 def test_what_no_version_has_journaled_is_no_frame() -> None:
     with pytest.raises(ValueError, match="later"):
-        decode(msgpack.packb({"type": "later"}))
+        decode_frame(msgpack.packb({"type": "later"}))

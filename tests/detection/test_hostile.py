@@ -97,9 +97,9 @@ def test_a_campaign_from_many_sources_does_not_become_normal_by_its_ordinary_sha
 def test_reporting_its_shape_like_any_other_would_make_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def report_finished(self: Reasons, pieces: NDArray[np.int64], begun: int, alpha: float) -> None:
         shapes = shape_causes(self._view.counts[pieces], np.ones(len(pieces), dtype=np.bool_))
-        self._report(shapes, self._view.offsets[1:][pieces] - 1, begun)
+        self._report_causes(shapes, self._view.offsets[1:][pieces] - 1, begun)
 
-    monkeypatch.setattr(Reasons, "report_finished", report_finished)
+    monkeypatch.setattr(Reasons, "report_finished_shapes", report_finished)
     monkeypatch.setattr(labels, "_by_value_or_source", lambda found: np.zeros(len(found.starts), dtype=np.bool_))
     assert left_out_after_a_campaign(monkeypatch) == 0
 

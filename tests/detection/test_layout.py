@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.ensemble import IsolationForest
 
-from detection.columns.state import Columns, NewerVersionError, OtherVersionError, State, layout, layouts
+from detection.columns.state import Columns, NewerVersionError, OtherVersionError, State, layout_hash, layouts_of_parts
 from detection.columns.upgrades import MODELS, STATES, Versions
 from detection.detector import Detector
 from detection.frames import VouchedFrame
@@ -40,7 +40,7 @@ def complaints(versions: Versions, columns: Columns, released: dict[int, dict[st
     found += [
         f"{versions.kind}'s {name} is not as in layout {newest} but {digests.get(name)}"
         + ("; add a layout and a step" if newest in released else "")
-        for name in versions.differing(columns, newest)
+        for name in versions.differing_parts(columns, newest)
     ]
     if versions.layouts.keys() != set(range(1, newest + 1)):
         found.append(f"{versions.kind}'s layouts are not numbered 1, 2, 3")
@@ -64,7 +64,7 @@ def test_no_layout_changes_without_a_number_and_a_step(state: State, model: Mode
     assert complaints(MODELS, to_columns(model), released("model")) == []
     assert STATES.parts(state).keys() == STATES.layouts[STATES.newest].keys()
     assert stepless(STATES) == []
-    with_arrays = {name for name, each in MODELS.layouts[MODELS.newest].items() if each != layout({})}
+    with_arrays = {name for name, each in MODELS.layouts[MODELS.newest].items() if each != layout_hash({})}
     assert with_arrays <= MODELS.parts(to_columns(model)).keys()
     # A model need not come along. But its templates are the state's: a change of those is one of the model, too.
     assert MODELS.steps.keys() <= set(range(1, MODELS.newest))
@@ -83,7 +83,7 @@ def test_a_change_that_forgets_something_is_noticed(state: State, model: Model) 
     [said] = complaints(versions, {**state, "more.of_it": 1}, frozen)  # a new part
     assert said.startswith("the state's more is not as in layout 1 but ")
 
-    today = layouts(changed)
+    today = layouts_of_parts(changed)
     edited = replace(versions, layouts={1: today})  # the released table was made to fit
     assert [said] != complaints(edited, changed, frozen) != []
     numbered = replace(versions, layouts={**frozen, 2: today})  # a number, and no step
@@ -98,7 +98,7 @@ def test_a_change_that_forgets_something_is_noticed(state: State, model: Model) 
 
 def test_what_is_empty_has_the_same_layout(state: State) -> None:
     expected = {name: each for name, each in LAYOUT.items() if name != "vouching"}
-    assert layouts(Detector().export()) == expected
+    assert layouts_of_parts(Detector().export()) == expected
     Detector.load(Detector().export(), None)
     assert Detector.load(state, None).export().keys() == state.keys()
 
@@ -170,4 +170,6 @@ def test_what_the_stream_decides_is_no_other_version(state: State, model: Model)
     assert from_columns(to_columns(of_leaves)).parts["isolation_forest"]["feature"].shape == (5, 0)
     for name, value in state.items():  # what comes from a computation may be of NumPy's types, or whole
         if isinstance(value, float):
-            assert layouts({**state, name: np.float64(value)}) == layouts({**state, name: 1}) == LAYOUT
+            assert (
+                layouts_of_parts({**state, name: np.float64(value)}) == layouts_of_parts({**state, name: 1}) == LAYOUT
+            )

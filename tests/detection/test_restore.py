@@ -18,8 +18,8 @@ from detection.frames import (
     SkipFrame,
     TickFrame,
     count_lines,
-    decode,
-    encode,
+    decode_frame,
+    encode_frame,
 )
 from detection.models.model import Model
 from tests.detection.journal import RECEIVED, Journal, frames_of, segment, started
@@ -105,7 +105,7 @@ def test_a_replay_of_a_restore_comes_to_the_same_state(
     loaded = Detector.load(exported, None)
     for item in journal.items:
         if item.seq > loaded.seq:
-            loaded.apply(replace(item, frame=decode(encode(item.frame))))
+            loaded.apply(replace(item, frame=decode_frame(encode_frame(item.frame))))
     assert digest(loaded.export()) == digest(journal.detector.export())
     assert loaded.summary().restored
 
@@ -145,5 +145,5 @@ def test_frames_without_lines_and_bytes_that_are_no_frame_are_left_out_too() -> 
     detector.skip(3, 7, None)
     assert (detector.seq, detector.line, detector.summary().lost_lines) == (3, 7, 7)
     assert count_lines(SkipFrame(3)) == 0
-    assert decode(encode(SkipFrame(3))) == SkipFrame(3)
-    assert decode(encode(RESTORE)) == RESTORE
+    assert decode_frame(encode_frame(SkipFrame(3))) == SkipFrame(3)
+    assert decode_frame(encode_frame(RESTORE)) == RESTORE

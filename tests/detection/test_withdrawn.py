@@ -14,7 +14,7 @@ from detection.members.counts import Counts
 from detection.members.failing import LONGEST_REASON, MemberError, blamed_on
 from detection.members.ngram import Ngram
 from detection.members.registry import NAMES
-from detection.members.view import whole_sessions
+from detection.members.view import view_of_whole_sessions
 from detection.models.model import Model
 from detection.scoring.ensemble import Ensemble
 from detection.verdicts.records import Verdicts
@@ -42,7 +42,7 @@ def test_without_a_member_p_is_still_that_of_a_chance_and_never_that_of_a_smalle
 ) -> None:
     """A session as normal as those learned from has a p below a level no more often than the level says, nearly."""
     data = stream(habits(2000, 77))
-    final = whole_sessions(data, len(NAMES)).final_rows()
+    final = view_of_whole_sessions(data, len(NAMES)).final_rows()
     reached = standing(habitual, data).reached[final]
     whole = Ensemble(habitual)
     fewer = whole.without(out | {"isolation_forest"})

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from detection.columns.runs import repeat_per_row
 from detection.members.registry import ONLINE_NAMES
-from detection.members.view import CLOSING, COUNT_BUCKETS, Carry, View, counted
+from detection.members.view import CLOSING, COUNT_BUCKETS, Carry, View, with_templates_counted
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Growing:
         piece = repeat_per_row(offsets)
         of_lines = np.array(templates, dtype=np.int32)
         is_line = of_lines != CLOSING
-        self._counts = counted(self._counts, of_lines[is_line], piece[is_line])
+        self._counts = with_templates_counted(self._counts, of_lines[is_line], piece[is_line])
         view = View(
             tokens=np.array(tokens, dtype=np.int32),
             token_offsets=token_offsets,

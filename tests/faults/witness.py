@@ -14,7 +14,7 @@ import torch
 
 from detection.columns.state import digest
 from detection.detector import Detector
-from detection.frames import Frame, LinesFrame, ModelFrame, Sequenced, SkipFrame, decode
+from detection.frames import Frame, LinesFrame, ModelFrame, Sequenced, SkipFrame, decode_frame
 from detection.models.model import Model, from_columns
 from persistence.journal import JournalReader
 from persistence.model_file import read_model
@@ -125,7 +125,7 @@ def _items(kept: Path, account: Account) -> Iterator[Sequenced]:
 
     reading = JournalReader(kept, 0, 0, set_aside=refuse)
     for entry in reading:
-        frame = decode(entry.payload)
+        frame = decode_frame(entry.payload)
         if isinstance(frame, SkipFrame):
             account.wrong.append(f"frame {frame.seq} was left out")
         yield Sequenced(entry.seq, entry.line, frame, _model(kept, frame))

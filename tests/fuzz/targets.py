@@ -33,7 +33,7 @@ from daemon.api.bodies import BatchRequest, DetectRequest, FeedbackRequest, deco
 from daemon.control.interface import ControlError
 from daemon.startup.records import last_record_ids
 from detection import frames
-from detection.formats.kinds import KINDS, parse, parse_each, recognise
+from detection.formats.kinds import KINDS, parse_as_kind, parse_each_by_own_kind, recognise
 from detection.frames import Segment
 from detection.models.training_set import TrainingCutoff
 from detection.rules.files import RuleError, read_rules
@@ -277,10 +277,10 @@ def format_target(kind: str) -> Target:
         lines = data.split(b"\n")
         assert recognise(lines[:64]) in KINDS
         clock = _CLOCKS[zlib.crc32(data) % len(_CLOCKS)]
-        fields = parse(kind, lines, clock=clock)
+        fields = parse_as_kind(kind, lines, clock=clock)
         columns = (fields.times, fields.keys, fields.contents, fields.targets, fields.agents, fields.errors)
         assert {len(column) for column in columns} == {len(lines)}
-        rows = np.concatenate([rows for rows, _ in parse_each(kind, lines, clock=clock)])
+        rows = np.concatenate([rows for rows, _ in parse_each_by_own_kind(kind, lines, clock=clock)])
         assert sorted(rows.tolist()) == list(range(len(lines))), "a line is read twice or not at all"
 
     return Target(f"format {kind}", seeds, read, seconds_per_megabyte=5.0)
@@ -307,15 +307,15 @@ _FRAMES: tuple[frames.Frame, ...] = (
 
 
 def frame_seeds() -> list[bytes]:
-    return [frames.encode(frame) for frame in _FRAMES]
+    return [frames.encode_frame(frame) for frame in _FRAMES]
 
 
 def read_frame(data: bytes) -> None:
     try:
-        frame = frames.decode(data)
+        frame = frames.decode_frame(data)
     except ValueError:
         return
-    assert frames.decode(frames.encode(frame)) == frame or b"nan" in repr(frame).encode()
+    assert frames.decode_frame(frames.encode_frame(frame)) == frame or b"nan" in repr(frame).encode()
     frames.count_lines(frame)
 
 

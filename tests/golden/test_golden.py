@@ -82,9 +82,9 @@ def test_its_layouts_are_those_of_its_number(golden: tuple[Path, dict[str, Any]]
     directory, expected = golden
     _, _, late = read_snapshot(max(directory.glob("snapshot-*")))
     assert late["format"] == expected["state"]["format"]
-    assert STATES.differing(late, expected["state"]["format"]) == []
+    assert STATES.differing_parts(late, expected["state"]["format"]) == []
     [path] = directory.glob("model-*.pt")
-    assert MODELS.differing(read_model(path), expected["model"]["format"]) == []
+    assert MODELS.differing_parts(read_model(path), expected["model"]["format"]) == []
 
 
 def test_its_state_is_brought_to_todays_layout_and_nothing_in_it_is_lost(golden: tuple[Path, dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.running import TRAINING_SECONDS, Vigild
-from detection.frames import LinesFrame, SkipFrame, decode
+from detection.frames import LinesFrame, SkipFrame, decode_frame
 from persistence.journal import JournalReader
 from tests.faults.witness import Witness
 from tests.soak.checks import (
@@ -195,7 +195,7 @@ def read_journal(kept: Path) -> Journaled:
     sources: dict[str, bytearray] = defaultdict(bytearray)
     reading = JournalReader(kept, 0, 0, set_aside=lambda path, why: journaled.notes.append(f"{path.name}: {why}"))
     for entry in reading:
-        frame = decode(entry.payload)
+        frame = decode_frame(entry.payload)
         if isinstance(frame, SkipFrame):
             journaled.notes.append(f"frame {frame.seq} was left out")
         for segment in frame.segments if isinstance(frame, LinesFrame) else ():

@@ -19,7 +19,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from detection.verdicts.records import shown
+from detection.verdicts.records import shown_text
 from tests.system.documents import Command, commands
 from tests.system.machine import Machine
 
@@ -191,7 +191,7 @@ class Story:
 
     def lines(self, log: str) -> list[str]:
         """The lines of `log` as verdicts show them."""
-        return [shown(line) for line in (self.machine.root / log[1:]).read_bytes().splitlines()]
+        return [shown_text(line) for line in (self.machine.root / log[1:]).read_bytes().splitlines()]
 
     def note(self, log: str, lines: Sequence[str]) -> None:
         self.sent[log] += lines

@@ -9,12 +9,12 @@ _REACHED = (*JUDGED, "values", "sources")
 FEATURES = (*_REACHED, "log_length", "distinct", "error_share", "rate")
 
 
-def judged(standing: Standing) -> Floats:
+def forest_input(standing: Standing) -> Floats:
     """The input of the forest for each row: float64 [R, 3], the running maxima of JUDGED."""
     return np.stack([standing.reached[:, standing.column[name]] for name in JUDGED], axis=1)
 
 
-def features(standing: Standing) -> Floats:
+def shown_features(standing: Standing) -> Floats:
     """The features that explanations show: float64 [R, len(FEATURES)]."""
     reached = [standing.reached[:, standing.column[name]] for name in _REACHED]
     plain = [standing.log_length, standing.distinct, standing.error_share, standing.rate]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.members.isolation_forest.features import JUDGED, judged
+from detection.members.isolation_forest.features import JUDGED, forest_input
 from detection.members.isolation_forest.scoring import Forest
 from detection.members.member import FitData, FittedMember, Part
 from detection.members.view import Floats, Standing, View
@@ -28,7 +28,7 @@ class IsolationForest(FittedMember):
         self.forest = Forest(part)
 
     def score(self, view: View, standing: Standing) -> Floats:
-        return self.forest.scores(judged(standing))
+        return self.forest.scores(forest_input(standing))
 
     @classmethod
     def fit(cls, fit_data: FitData) -> dict[str, NDArray[Any]]:

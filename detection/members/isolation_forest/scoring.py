@@ -50,7 +50,7 @@ class Forest:
         paths = np.empty(len(values))
         for start in range(0, len(values), _ROWS_AT_ONCE):
             some = slice(start, start + _ROWS_AT_ONCE)
-            by_tree = self._paths(values[some])
+            by_tree = self._path_lengths(values[some])
             if selected is None:
                 paths[some] = by_tree.sum(axis=1)
             else:
@@ -58,7 +58,7 @@ class Forest:
         scores: NDArray[np.float64] = np.exp2(-paths / self._scale)
         return scores
 
-    def _paths(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+    def _path_lengths(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         """Path lengths, float64 [n, T]."""
         n, width = values.shape
         flat: NDArray[Any] = values.reshape(-1)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, array
+from detection.columns.state import Columns, State, array_column
 
 COUNTERS = (
     *("lines a minute", "failures a minute", "distinct things a minute"),
@@ -58,15 +58,15 @@ class Background:
         self._counts = np.zeros((len(COUNTERS), BINS), dtype=np.int64)
         self._pending = np.zeros_like(self._counts)
         self._shares = np.zeros(4, dtype=np.int64)  # weighted shares, weights; the same of what is pending
-        self._prepare()
+        self._prepare_usual_values()
 
     def sample(self, peak: NDArray[Any], given: NDArray[Any], failures: NDArray[Any], lines: NDArray[Any]) -> None:
-        """Add the half-hours of m sources; they count from the next `take_up` on.
+        """Add the half-hours of m sources; they count from the next `take_up_samples` on.
 
         `peak` [m, DAY] are the highest bins of all counters but the daily one, `given` [m] the number of samples that
         the source gave before; `failures` of its `lines` [m] in this half-hour failed.
         """
-        weight = self._add(slice(0, DAY), peak, given)
+        weight = self._add_pending_samples(slice(0, DAY), peak, given)
         share = self._SHARE_UNIT * failures.astype(np.int64) // np.maximum(lines.astype(np.int64), 1)
         self._shares[2] += int((weight * share).sum())
         self._shares[3] += int(weight.sum())
@@ -74,16 +74,16 @@ class Background:
     def sample_days(self, peak: NDArray[Any], given: NDArray[Any]) -> None:
         """Add the days of m sources: `peak` [m] is the highest bin, `given` [m] the number of days that they gave
         before."""
-        self._add(slice(DAY, DAY + 1), peak[:, None], given)
+        self._add_pending_samples(slice(DAY, DAY + 1), peak[:, None], given)
 
-    def _add(self, counters: slice, peak: NDArray[Any], given: NDArray[Any]) -> NDArray[np.int64]:
+    def _add_pending_samples(self, counters: slice, peak: NDArray[Any], given: NDArray[Any]) -> NDArray[np.int64]:
         weight: NDArray[np.int64] = self._UNIT // (1 + given.astype(np.int64)) ** 2
         for pending, bins in zip(self._pending[counters], peak.T, strict=True):
             # Exact: whole numbers far below 2^53.
             pending += np.bincount(bins.astype(np.int64), weights=weight, minlength=BINS).astype(np.int64)
         return weight
 
-    def take_up(self) -> None:
+    def take_up_samples(self) -> None:
         """Let the samples count that were added since the last call."""
         if not self._pending.any():
             return
@@ -94,9 +94,9 @@ class Background:
         if self._shares[1] > self._FULL * self._UNIT:
             self._counts >>= 1
             self._shares[:2] >>= 1
-        self._prepare()
+        self._prepare_usual_values()
 
-    def _prepare(self) -> None:
+    def _prepare_usual_values(self) -> None:
         reached = np.cumsum(self._counts[:, ::-1], axis=1)[:, ::-1] / self._UNIT
         believed = np.maximum(reached - self._LONE, 0.0)
         top = np.count_nonzero(believed > 0.0, axis=1) - 1  # `believed` falls along the bins; -1: nothing is
@@ -120,14 +120,14 @@ class Background:
     @classmethod
     def load(cls, columns: Columns) -> "Background":
         loaded = cls()
-        loaded._counts[:] = array(columns, "counts")
-        loaded._pending[:] = array(columns, "pending")
-        loaded._shares[:] = array(columns, "shares")
-        loaded._prepare()
+        loaded._counts[:] = array_column(columns, "counts")
+        loaded._pending[:] = array_column(columns, "pending")
+        loaded._shares[:] = array_column(columns, "shares")
+        loaded._prepare_usual_values()
         return loaded
 
 
-def distinct(seen: NDArray[np.uint64]) -> NDArray[np.float64]:
+def distinct_hashed_items(seen: NDArray[np.uint64]) -> NDArray[np.float64]:
     """The estimated number of distinct items in each bitmap of 64 hashed ones: float64 (linear counting)."""
     about: NDArray[np.float64] = _DISTINCT[np.bitwise_count(seen)]
     return about

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, array, columns_under, prefixed, scalar
+from detection.columns.state import Columns, State, array_column, columns_under, scalar_column, with_prefix
 from detection.members.origins.background import COUNTERS, DAY, SHARE, Background
 from detection.members.origins.counting import (
     DAY_MINUTES,
@@ -46,10 +46,10 @@ from detection.members.origins.counting import (
     MINUTE_SECONDS,
     MINUTES,
     Counted,
-    Lines,
+    LinesToCount,
     Rows,
-    count,
-    sunk,
+    bins_sunk,
+    count_lines_of_sources,
 )
 
 CAPACITY = 1 << 14
@@ -96,7 +96,7 @@ class SourceCounters:
     """The counters of the most recent sources, at most 16,384, and their background. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._column = _rows(CAPACITY)
+        self._column = _zero_counters(CAPACITY)
         self._slots: dict[bytes, int] = {}
         self._free = list(range(CAPACITY - 1, -1, -1))
         self._background = Background()
@@ -120,7 +120,7 @@ class SourceCounters:
         """
         n = len(sources)
         nats = np.zeros(n)
-        lines = Lines.of(clock, failures, resources)
+        lines = LinesToCount.of(clock, failures, resources)
         start = 0
         while start < n:
             stop = min(n, start + BLOCK_LINES - self._line % BLOCK_LINES)
@@ -129,7 +129,7 @@ class SourceCounters:
                 slots = self._slots_of([sources[i] for i in named], lines.minute[named])
                 order = np.argsort(slots, kind="stable")
                 at = np.array(named, dtype=np.int64)[order]
-                nats[at] = self._count(slots[order], lines[at], self._line + at - start)
+                nats[at] = self._count_lines_by_slot(slots[order], lines[at], self._line + at - start)
             self._line += stop - start
             start = stop
             if self._line % BLOCK_LINES == 0:
@@ -147,8 +147,10 @@ class SourceCounters:
         nats = np.zeros(len(sources))
         named = [i for i, source in enumerate(sources) if source]
         if named:
-            lines = Lines.of(clock, failures, resources)[np.array(named)]
-            nats[named] = _combined(self._news(self._each_alone([sources[i] for i in named], lines)))
+            lines = LinesToCount.of(clock, failures, resources)[np.array(named)]
+            nats[named] = _combined_counter_score(
+                self._surprises_where_grown(self._count_each_line_alone([sources[i] for i in named], lines))
+            )
         return nats
 
     def explain(self, source: bytes, clock: float | None = None) -> list[Standout]:
@@ -156,13 +158,13 @@ class SourceCounters:
 
         Empty if the source is not in the table.
         """
-        slot = self._slots.get(_bounded(source))
+        slot = self._slots.get(_bounded_source_name(source))
         if slot is None:
             return []
         if clock is None:
             clock = float(self._column["minute"][slot]) * MINUTE_SECONDS
-        counted = self._each_alone([source], Lines.silence(clock))
-        columns = (counted.values[0].tolist(), self._background.usual(), self._nats(counted)[0].tolist())
+        counted = self._count_each_line_alone([source], LinesToCount.silence(clock))
+        columns = (counted.values[0].tolist(), self._background.usual(), self._counter_surprises(counted)[0].tolist())
         found = [Standout(name, *each) for name, *each in zip(COUNTERS, *columns, strict=True)]
         return sorted(found, key=lambda each: -each.nats)
 
@@ -173,7 +175,7 @@ class SourceCounters:
         if -1 in found:
             for i, slot in enumerate(found):
                 if slot < 0:
-                    found[i] = self._slot_of(_bounded(sources[i]), int(minutes[i]))
+                    found[i] = self._slot_of(_bounded_source_name(sources[i]), int(minutes[i]))
         return np.array(found, dtype=np.int64)
 
     def _slot_of(self, key: bytes, minute: int) -> int:
@@ -184,31 +186,33 @@ class SourceCounters:
             self._column["minute"][slot] = minute
         return slot
 
-    def _count(self, slots: NDArray[np.int64], lines: Lines, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _count_lines_by_slot(
+        self, slots: NDArray[np.int64], lines: LinesToCount, numbers: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         """Count lines, which are sorted by slot, and return the score of each line's source after it: float64 [n]."""
         first = np.flatnonzero(np.concatenate(([True], slots[1:] != slots[:-1])))
         offsets = np.append(first, len(slots))
         slot = slots[first]
         held = {name: column[slot] for name, column in self._column.items()}
-        counted = count(held, offsets, lines, self._background.share)
+        counted = count_lines_of_sources(held, offsets, lines, self._background.share)
         for name, values in counted.after.items():
             self._column[name][slot] = values
         self._column["last_line"][slot] = numbers[offsets[1:] - 1]
         self._background.sample(*counted.closed)
         self._background.sample_days(*counted.closed_days)
-        return _combined(self._news(counted))
+        return _combined_counter_score(self._surprises_where_grown(counted))
 
-    def _each_alone(self, sources: Sequence[bytes], lines: Lines) -> Counted:
+    def _count_each_line_alone(self, sources: Sequence[bytes], lines: LinesToCount) -> Counted:
         """Each line counted alone on top of its source's counters, or of zeros if it is not in the table."""
-        slots = np.array([self._slots.get(_bounded(source), -1) for source in sources], dtype=np.int64)
+        slots = np.array([self._slots.get(_bounded_source_name(source), -1) for source in sources], dtype=np.int64)
         held = {name: column[slots] for name, column in self._column.items()}
         unknown = slots < 0
         for column in held.values():
             column[unknown] = np.zeros(1, dtype=column.dtype)
         held["minute"][unknown] = lines.minute[unknown]
-        return count(held, np.arange(len(sources) + 1), lines, self._background.share)
+        return count_lines_of_sources(held, np.arange(len(sources) + 1), lines, self._background.share)
 
-    def _nats(self, counted: Counted) -> NDArray[np.float64]:
+    def _counter_surprises(self, counted: Counted) -> NDArray[np.float64]:
         """How unusual each counter is after each line, less what the past explains: float64 [n, counters], in nats."""
         nats, counter = self._background.nats, np.arange(len(COUNTERS))
         beyond: NDArray[np.float64] = nats[counter, counted.bins]
@@ -217,9 +221,9 @@ class SourceCounters:
         beyond[:, :DAY] -= trust * own
         return beyond
 
-    def _news(self, counted: Counted) -> NDArray[np.float64]:
+    def _surprises_where_grown(self, counted: Counted) -> NDArray[np.float64]:
         """The same, but the day counts only at lines at which it has grown: float64 [n, counters]."""
-        nats = self._nats(counted)
+        nats = self._counter_surprises(counted)
         nats[~counted.raised, DAY] = 0.0
         return nats
 
@@ -227,20 +231,20 @@ class SourceCounters:
         """End a block of lines: close the half-hours and days that are over, evict sources, let the samples count."""
         column = self._column
         over = (column["long_lines"] > 0) & (column["minute"] // MINUTES != minute // MINUTES)
-        self._close(np.flatnonzero(over))
+        self._close_half_hours(np.flatnonzero(over))
         over = (column["day_lines"] > 0) & (column["minute"] // DAY_MINUTES != minute // DAY_MINUTES)
         self._close_days(np.flatnonzero(over))
         crowded = len(self._slots) + _ROOM - CAPACITY
         if crowded > 0:
-            self._evict(crowded)
-        self._background.take_up()
+            self._evict_silent_sources(crowded)
+        self._background.take_up_samples()
 
-    def _close(self, slots: NDArray[np.int64]) -> None:
+    def _close_half_hours(self, slots: NDArray[np.int64]) -> None:
         """Take the half-hours of these sources as samples, and begin new ones."""
         column = self._column
         peak, given = column["peak"][slots], column["given"][slots].astype(np.int64)
         self._background.sample(peak, given, column["long_failures"][slots], column["long_lines"][slots])
-        record = column["record"][slots].astype(np.int64) - (sunk(given + 1) - sunk(given))[:, None]
+        record = column["record"][slots].astype(np.int64) - (bins_sunk(given + 1) - bins_sunk(given))[:, None]
         column["record"][slots] = np.maximum(peak, record)
         column["given"][slots] = given + (given < LONGEST_PAST)
         for name in ("long_lines", "long_failures", "long_things", "peak"):
@@ -254,10 +258,10 @@ class SourceCounters:
         for name in ("day_lines", "day_failures", "day_peak"):
             column[name][slots] = 0
 
-    def _evict(self, how_many: int) -> None:
+    def _evict_silent_sources(self, how_many: int) -> None:
         """Evict the `how_many` sources that have been silent longest, after taking their open half-hours as samples."""
-        silent = self._used()[:how_many]
-        self._close(silent[self._column["long_lines"][silent] > 0])
+        silent = self._slots_in_use()[:how_many]
+        self._close_half_hours(silent[self._column["long_lines"][silent] > 0])
         self._close_days(silent[self._column["day_lines"][silent] > 0])
         for slot, key in zip(silent.tolist(), self._column["key"][silent].tolist(), strict=True):
             del self._slots[key]
@@ -266,45 +270,45 @@ class SourceCounters:
             column[silent] = 0
         self.evicted += how_many
 
-    def _used(self) -> NDArray[np.int64]:
+    def _slots_in_use(self) -> NDArray[np.int64]:
         """The slots in use, longest silent first."""
         used = np.fromiter(self._slots.values(), dtype=np.int64, count=len(self._slots))
         return used[np.argsort(self._column["last_line"][used])]
 
     def export(self) -> State:
         """The sources, longest silent first, and the background."""
-        slots = self._used()
+        slots = self._slots_in_use()
         state: State = {name: np.take(column, slots, axis=0) for name, column in self._column.items()}
         state["line"], state["evicted"] = self._line, self.evicted
-        return {**state, **prefixed("background", self._background.export())}
+        return {**state, **with_prefix("background", self._background.export())}
 
     @classmethod
     def load(cls, columns: Columns) -> "SourceCounters":
         loaded = cls()
-        held = len(array(columns, "key"))
+        held = len(array_column(columns, "key"))
         for name, column in loaded._column.items():
             column[:held] = columns[name]
         loaded._slots = {key: slot for slot, key in enumerate(loaded._column["key"][:held].tolist())}
         loaded._free = list(range(CAPACITY - 1, held - 1, -1))
         loaded._background = Background.load(columns_under("background", dict(columns)))
-        loaded._line = scalar(columns, "line", int)
-        loaded.evicted = scalar(columns, "evicted", int)
+        loaded._line = scalar_column(columns, "line", int)
+        loaded.evicted = scalar_column(columns, "evicted", int)
         return loaded
 
 
-def _combined(nats: NDArray[np.float64]) -> NDArray[np.float64]:
+def _combined_counter_score(nats: NDArray[np.float64]) -> NDArray[np.float64]:
     """The score of each row of [n, counters], float64 [n]: failures with full weight, activity with half."""
     together: NDArray[np.float64] = nats[:, _FAILING].max(axis=1) + _BUSY_WEIGHT * nats[:, _BUSY].max(axis=1)
     return together
 
 
-def _rows(rows: int) -> Rows:
+def _zero_counters(rows: int) -> Rows:
     return {
         name: np.zeros(rows if width == 1 else (rows, width), dtype=dtype) for name, (dtype, width) in _COLUMNS.items()
     }
 
 
-def _bounded(source: bytes) -> bytes:
+def _bounded_source_name(source: bytes) -> bytes:
     """`source` as it fits the fixed-width column; a long one is replaced by its hash."""
     if len(source) <= KEY_BYTES and b"\0" not in source:
         return source

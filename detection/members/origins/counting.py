@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.columns.runs import repeat_per_row, running_max, running_or, running_sum
-from detection.members.origins.background import COUNTERS, DAY, SHARE, Bins, count_bin, distinct, share_bin
+from detection.members.origins.background import COUNTERS, DAY, SHARE, Bins, count_bin, distinct_hashed_items, share_bin
 
 MINUTE_SECONDS = 60.0
 MINUTES = 30  # in the long window
@@ -26,7 +26,7 @@ Rows = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
+class LinesToCount:
     """n lines as columns."""
 
     minute: Ints  # since the epoch
@@ -36,7 +36,9 @@ class Lines:
     bit: NDArray[np.uint64]  # of the resource, one of 64
 
     @classmethod
-    def of(cls, clock: NDArray[np.float64], failures: NDArray[np.bool_], resources: NDArray[np.uint64]) -> "Lines":
+    def of(
+        cls, clock: NDArray[np.float64], failures: NDArray[np.bool_], resources: NDArray[np.uint64]
+    ) -> "LinesToCount":
         minutes = clock / MINUTE_SECONDS
         minute = np.clip(np.floor(minutes), -_MOST, _MOST)
         return cls(
@@ -48,13 +50,13 @@ class Lines:
         )
 
     @classmethod
-    def silence(cls, clock: float) -> "Lines":
+    def silence(cls, clock: float) -> "LinesToCount":
         """One row that counts nothing, to read the counters at `clock`."""
         line = cls.of(np.array([clock]), np.zeros(1, dtype=np.bool_), np.zeros(1, dtype=np.uint64))
         return cls(line.minute, line.passed, line.failed, line.failed, np.zeros(1, dtype=np.uint64))
 
-    def __getitem__(self, rows: Ints) -> "Lines":
-        return Lines(self.minute[rows], self.passed[rows], self.counted[rows], self.failed[rows], self.bit[rows])
+    def __getitem__(self, rows: Ints) -> "LinesToCount":
+        return LinesToCount(self.minute[rows], self.passed[rows], self.counted[rows], self.failed[rows], self.bit[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Counted:
     closed_days: tuple[NDArray[Any], NDArray[Any]]  # for `Background.sample_days`
 
 
-def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counted:
+def count_lines_of_sources(held: Rows, offsets: Ints, lines: LinesToCount, usual_share: float) -> Counted:
     """Count the lines offsets[u]:offsets[u+1] of each source u on top of what is `held` of it, columns [U].
 
     Four lines of one source of which nothing is held, two of them failures, with a `usual_share` of .25. A minute's
@@ -106,7 +108,7 @@ def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counte
 
     minute = column(held["minute"], lines.minute)
     half_hour = minute // MINUTES
-    short, long = _runs(minute, is_head), _runs(half_hour, is_head)
+    short, long = _offsets_of_runs(minute, is_head), _offsets_of_runs(half_hour, is_head)
 
     count_now = running_sum(column(held["lines"][:, 0], lines.counted), short)
     failed_now = running_sum(column(held["failures"][:, 0], lines.failed), short)
@@ -131,7 +133,7 @@ def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counte
     long_failed = running_sum(column(held["long_failures"], lines.failed), long)
     long_seen = running_or(column(held["long_things"], lines.bit), long)
 
-    day = _runs(minute // DAY_MINUTES, is_head)
+    day = _offsets_of_runs(minute // DAY_MINUTES, is_head)
     day_count = running_sum(column(held["day_lines"], lines.counted), day)
     day_failed = running_sum(column(held["day_failures"], lines.failed), day)
 
@@ -140,10 +142,10 @@ def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counte
         (
             count_now[is_line] + left * count_before[is_line],
             failed_now[is_line] + left * failed_before[is_line],
-            distinct((seen_now | seen_before)[is_line]),
+            distinct_hashed_items((seen_now | seen_before)[is_line]),
             long_count[is_line],
             long_failed[is_line],
-            distinct(long_seen[is_line]),
+            distinct_hashed_items(long_seen[is_line]),
             long_failed[is_line] / np.maximum(long_count[is_line], 1),
             np.floor(np.maximum(day_failed - usual_share * day_count, 0.0))[is_line],
         ),
@@ -156,9 +158,9 @@ def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counte
     day_peak = running_max(bins[:, DAY], day)
     lower = np.append(0, day_peak[:-1])
     lower[day[:-1]] = 0
-    of_source, _, days, day_over = _over(held["days"], day_count, day, is_head)
+    of_source, _, days, day_over = _ended_runs(held["days"], day_count, day, is_head)
     newest_day = of_source[1:] - 1
-    peak, record, given, closed, newest = _pasts(held, bins[:, :DAY], long_count, long, is_head)
+    peak, record, given, closed, newest = _past_of_half_hours(held, bins[:, :DAY], long_count, long, is_head)
     last = long[1:][closed] - 1
     row_long = repeat_per_row(long)[is_line]
     return Counted(
@@ -188,23 +190,23 @@ def count(held: Rows, offsets: Ints, lines: Lines, usual_share: float) -> Counte
     )
 
 
-def _pasts(
+def _past_of_half_hours(
     held: Rows, bins: Bins, lines: Ints, long: Ints, is_head: NDArray[np.bool_]
 ) -> tuple[Bins, Bins, Ints, NDArray[np.bool_], Ints]:
     """For each half-hour of each source: its highest bins; the source's record and number of samples before it; whether
     it is over and a sample. And the index of the newest half-hour of each source."""
-    of_source, before, given, closed = _over(held["given"], lines, long, is_head)
+    of_source, before, given, closed = _ended_runs(held["given"], lines, long, is_head)
     peak = np.maximum.reduceat(bins, long[:-1], axis=0)
     # record_j = max(record_0, max over i < j of peak_i + sunk_i+1) - sunk_j
-    base = sunk(before)
+    base = bins_sunk(before)
     raised = np.zeros(peak.shape)
-    raised[1:] = np.where(closed[:-1, None], peak[:-1] + (sunk(given[:-1] + 1) - base[:-1])[:, None], 0)
+    raised[1:] = np.where(closed[:-1, None], peak[:-1] + (bins_sunk(given[:-1] + 1) - base[:-1])[:, None], 0)
     raised[of_source[:-1]] = held["record"]
-    record = np.maximum(running_max(raised, of_source).astype(np.int64) - (sunk(given) - base)[:, None], 0)
+    record = np.maximum(running_max(raised, of_source).astype(np.int64) - (bins_sunk(given) - base)[:, None], 0)
     return peak, record, given, closed, of_source[1:] - 1
 
 
-def _over(
+def _ended_runs(
     held: NDArray[Any], lines: Ints, runs: Ints, is_head: NDArray[np.bool_]
 ) -> tuple[Ints, Ints, Ints, NDArray[np.bool_]]:
     """Which half-hours, or days (the `runs`), are over, and how many samples each source gave before each.
@@ -221,12 +223,12 @@ def _over(
     return of_source, before, np.minimum(before + so_far, LONGEST_PAST), closed
 
 
-def sunk(given: Ints) -> Ints:
+def bins_sunk(given: Ints) -> Ints:
     """The number of bins by which a source's record has sunk after it gave so many half-hours."""
     return np.minimum(given, LONGEST_PAST) // _HALF_HOURS_A_BIN
 
 
-def _runs(values: Ints, is_head: NDArray[np.bool_]) -> Ints:
+def _offsets_of_runs(values: Ints, is_head: NDArray[np.bool_]) -> Ints:
     """Offsets of the runs of equal values; a head begins a new run."""
     begins = is_head.copy()
     begins[1:] |= values[1:] != values[:-1]

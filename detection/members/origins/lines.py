@@ -43,7 +43,7 @@ def sources_of(fields: Fields) -> list[bytes]:
         return fields.keys
     contents = fields.contents
     sources = [b""] * len(contents)
-    for row, start in _likely(contents):
+    for row, start in _rows_likely_with_address(contents):
         if found := _SOURCE.search(contents[row], start):
             sources[row] = found[found.lastindex or 0]
     clients = {key for key in set(fields.keys) if key and _ADDRESS.fullmatch(key)}
@@ -79,7 +79,7 @@ def resources_of(contents: Sequence[bytes]) -> NDArray[np.uint64]:
     return np.fromiter(map(zlib.crc32, contents), dtype=np.uint64, count=len(contents))
 
 
-def _likely(contents: Sequence[bytes]) -> list[tuple[int, int]]:
+def _rows_likely_with_address(contents: Sequence[bytes]) -> list[tuple[int, int]]:
     """The rows that may contain an address, each with the position from which to search.
 
     Signs are three dots or four colons close together, "::", or PAM's word. All rows are searched at once, as most have
@@ -90,7 +90,11 @@ def _likely(contents: Sequence[bytes]) -> list[tuple[int, int]]:
     joined = b"\n".join(contents)
     data = np.frombuffer(joined, dtype=np.uint8)
     dots, colons = np.flatnonzero(data == ord(".")), np.flatnonzero(data == ord(":"))
-    signs = [(_crowded(dots, 3, 4), 3), (_crowded(colons, 4, 5), 4), (_crowded(colons, 2, 1), _IPV6_BYTES)]
+    signs = [
+        (_crowded_positions(dots, 3, 4), 3),
+        (_crowded_positions(colons, 4, 5), 4),
+        (_crowded_positions(colons, 2, 1), _IPV6_BYTES),
+    ]
     if b"rhost=" in joined:
         signs.append((np.array([found.start() for found in _PAM.finditer(joined)], dtype=np.int64), 0))
     at = np.concatenate([sign for sign, _ in signs])
@@ -104,7 +108,7 @@ def _likely(contents: Sequence[bytes]) -> list[tuple[int, int]]:
     return list(zip(rows.tolist(), starts.tolist(), strict=True))
 
 
-def _crowded(at: NDArray[np.int64], many: int, apart: int) -> NDArray[np.int64]:
+def _crowded_positions(at: NDArray[np.int64], many: int, apart: int) -> NDArray[np.int64]:
     """Those of the positions `at` that `many - 1` others follow, each at most `apart` after the last."""
     near = np.diff(at) <= apart
     if len(near) < many - 1:

@@ -20,7 +20,7 @@ from detection.members.view import Bools, Floats
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class OriginsRead:
     """The client of each line, whether the line reports a failure, and a hash of the requested resource."""
 
     clients: Sequence[bytes]
@@ -28,7 +28,7 @@ class Read:
     resources: NDArray[np.uint64]
 
 
-class Origins(OnlineMember[Read]):
+class Origins(OnlineMember[OriginsRead]):
     name: ClassVar[str] = "sources"
     family: ClassVar[str] = "sources"
     in_nats: ClassVar[bool] = True
@@ -42,24 +42,24 @@ class Origins(OnlineMember[Read]):
     def evicted(self) -> int:
         return self._counters.evicted
 
-    def read(self, lines: ParsedLines) -> Read:
+    def read(self, lines: ParsedLines) -> OriginsRead:
         count = len(lines.ids)
-        read = Read(lines.origins, np.zeros(count, np.bool_), np.zeros(count, np.uint64))
+        read = OriginsRead(lines.origins, np.zeros(count, np.bool_), np.zeros(count, np.uint64))
         for kind in lines.kinds:
             read.failures[kind.at] = failures_of(kind.fields)
             read.resources[kind.at] = resources_of(kind.fields.contents)
         return read
 
-    def score(self, read: Read, rows: slice, clock: Floats) -> Floats:
+    def score(self, read: OriginsRead, rows: slice, clock: Floats) -> Floats:
         return self._counters.peek(read.clients[rows], clock, read.failures[rows], read.resources[rows])
 
-    def observe(self, read: Read, rows: slice, clock: Floats) -> Floats:
+    def observe(self, read: OriginsRead, rows: slice, clock: Floats) -> Floats:
         return self._counters.observe(read.clients[rows], clock, read.failures[rows], read.resources[rows])
 
-    def learn(self, read: Read, clean: Bools) -> None:
+    def learn(self, read: OriginsRead, clean: Bools) -> None:
         """Does nothing: `observe` has counted the lines."""
 
-    def explain(self, read: Read | None, row: int, client: bytes, clock: float | None) -> dict[str, Any]:
+    def explain(self, read: OriginsRead | None, row: int, client: bytes, clock: float | None) -> dict[str, Any]:
         """The field `source`: [{name, value, usual, nats}], the client's present counters, the most unusual first."""
         return {
             "source": [

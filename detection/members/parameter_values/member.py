@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, scalar
-from detection.formats.text import shown
+from detection.columns.state import Columns, State, scalar_column
+from detection.formats.text import shown_text
 from detection.members.member import Cause, OnlineMember
 from detection.members.parameter_values.model import ValueModel, Values, values_of
 from detection.members.parsed_lines import ParsedLines
@@ -38,7 +38,7 @@ class ParameterValues(OnlineMember[Read]):
     def score(self, read: Read, rows: slice, clock: Floats) -> Floats:
         scores = np.zeros(len(clock))
         if self._lines >= FEWEST_LINES:
-            for at, values in _among(read, rows):
+            for at, values in _values_within_rows(read, rows):
                 scores[at - rows.start] = self._model.scores(values, len(at))
         return scores
 
@@ -52,14 +52,14 @@ class ParameterValues(OnlineMember[Read]):
         it."""
         if read is None or self._lines < FEWEST_LINES:
             return {}
-        for _, values in _among(read, slice(row, row + 1)):
+        for _, values in _values_within_rows(read, slice(row, row + 1)):
             if (odd := self._model.explain(values, 0)) is not None:
                 return {
                     "value": {
-                        "text": shown(odd.value),
+                        "text": shown_text(odd.value),
                         "start": odd.start,
                         "end": odd.end,
-                        "characters": shown(odd.characters),
+                        "characters": shown_text(odd.characters),
                         "score": odd.score,
                     }
                 }
@@ -72,11 +72,11 @@ class ParameterValues(OnlineMember[Read]):
     def load(cls, columns: Columns) -> Self:
         member = cls()
         member._model = ValueModel.load(columns)
-        member._lines = scalar(columns, "lines", int)
+        member._lines = scalar_column(columns, "lines", int)
         return member
 
 
-def _among(read: Read, rows: slice) -> Iterator[tuple[NDArray[np.int64], Values]]:
+def _values_within_rows(read: Read, rows: slice) -> Iterator[tuple[NDArray[np.int64], Values]]:
     """The lines within `rows`, and their values."""
     for at, values in read:
         low, high = np.searchsorted(at, [rows.start, rows.stop]).tolist()

@@ -57,7 +57,7 @@ def _class_of_byte() -> NDArray[np.uint8]:
     return classes
 
 
-def _marked(members: bytes) -> NDArray[np.bool_]:
+def _byte_set_marks(members: bytes) -> NDArray[np.bool_]:
     marks = np.zeros(256, np.bool_)
     marks[list(members)] = True
     return marks
@@ -72,8 +72,8 @@ def _digit_values() -> NDArray[np.uint8]:
 
 _CLASS = _class_of_byte()
 _PLAIN_PATH = _UNRESERVED + b"/"
-_IS_ODD = ~_marked(_PLAIN_PATH)
-_IN_NO_NAME = ~_marked(_UNRESERVED + b"[]")
+_IS_ODD = ~_byte_set_marks(_PLAIN_PATH)
+_IN_NO_NAME = ~_byte_set_marks(_UNRESERVED + b"[]")
 _HEX = _digit_values()
 _FRAME = 3  # two edges before a value, the second order's context; one class after it
 
@@ -144,11 +144,13 @@ def values_of(targets: Sequence[bytes], web: NDArray[np.bool_]) -> Values:
     lines = [line for line, target in enumerate(targets) if target.translate(None, _PLAIN_PATH) and web[line]]
     if not lines:
         nothing = np.zeros(0, np.int64)
-        return _framed(np.zeros(0, np.uint8), nothing, nothing, nothing, nothing > 0, nothing.astype(np.uint8))
+        return _values_framed_by_edges(
+            np.zeros(0, np.uint8), nothing, nothing, nothing, nothing > 0, nothing.astype(np.uint8)
+        )
     kept = [targets[line][:TARGET_BYTES] for line in lines]
     data = np.frombuffer(b"&".join(kept) + b"&", np.uint8).copy()
     ends = np.cumsum(np.fromiter(map(len, kept), np.int64, len(kept)) + 1) - 1
-    starts, stops, row, in_query = _parts(data, ends)
+    starts, stops, row, in_query = _possible_values(data, ends)
 
     equals = np.append(np.flatnonzero(data == ord("=")), len(data))
     equal = equals[np.searchsorted(equals, starts)]
@@ -157,15 +159,15 @@ def values_of(targets: Sequence[bytes], web: NDArray[np.bool_]) -> Values:
     cut = is_long[row] & (stops == ends[row])
     begins = np.where(named, equal + 1, starts)
     for _ in range(2):
-        data, (starts, begins, stops) = _unescaped(data, (starts, begins, stops))
-    strange = _before(_IN_NO_NAME[data])
+        data, (starts, begins, stops) = _percent_decoded(data, (starts, begins, stops))
+    strange = _marks_before(_IN_NO_NAME[data])
     begins = np.where(named & (strange[np.maximum(begins - 1, starts)] > strange[starts]), starts, begins)
 
     cut |= stops - begins > VALUE_BYTES
     filled = stops > begins
     kinds = np.where(in_query, QUERY, PATH).astype(np.uint8)
     at = np.array(lines, np.int64)[row]
-    return _framed(
+    return _values_framed_by_edges(
         data, begins[filled], np.minimum(stops, begins + VALUE_BYTES)[filled], at[filled], cut[filled], kinds[filled]
     )
 
@@ -173,7 +175,7 @@ def values_of(targets: Sequence[bytes], web: NDArray[np.bool_]) -> Values:
 _Ints = NDArray[np.int64]
 
 
-def _parts(data: NDArray[np.uint8], ends: _Ints) -> tuple[_Ints, _Ints, _Ints, NDArray[np.bool_]]:
+def _possible_values(data: NDArray[np.uint8], ends: _Ints) -> tuple[_Ints, _Ints, _Ints, NDArray[np.bool_]]:
     """Starts, stops and rows of everything that may be a value, and whether it is in the query.
 
     `ends` are those of the rows. `+` in a query becomes a space, in place.
@@ -192,17 +194,17 @@ def _parts(data: NDArray[np.uint8], ends: _Ints) -> tuple[_Ints, _Ints, _Ints, N
     stops, rows = bounds[divides], rows[divides]
     starts = np.concatenate(([0], stops[:-1] + 1))
     in_query = stops > question[rows]
-    odd = _before(_IS_ODD[data])
+    odd = _marks_before(_IS_ODD[data])
     wanted = (starts < stops) & (in_query | (odd[stops] > odd[starts]))
     return starts[wanted], stops[wanted], rows[wanted], in_query[wanted]
 
 
-def _before(marks: NDArray[np.bool_]) -> NDArray[np.int32]:
+def _marks_before(marks: NDArray[np.bool_]) -> NDArray[np.int32]:
     """How many of `marks` are set before each place, and before the end."""
     return np.concatenate((np.zeros(1, np.int32), np.cumsum(marks, dtype=np.int32)))
 
 
-def _unescaped(data: NDArray[np.uint8], places: tuple[_Ints, ...]) -> tuple[NDArray[np.uint8], tuple[_Ints, ...]]:
+def _percent_decoded(data: NDArray[np.uint8], places: tuple[_Ints, ...]) -> tuple[NDArray[np.uint8], tuple[_Ints, ...]]:
     """`data` with every escape such as `%41` decoded once, and the new positions of `places`, none in an escape.
 
     Separators of values are not hexadecimal digits, so no escape reaches from one value into the next.
@@ -220,7 +222,7 @@ def _unescaped(data: NDArray[np.uint8], places: tuple[_Ints, ...]) -> tuple[NDAr
     return decoded[stays], tuple(place - 2 * np.searchsorted(escapes, place) for place in places)
 
 
-def _framed(
+def _values_framed_by_edges(
     data: NDArray[np.uint8], starts: _Ints, stops: _Ints, lines: _Ints, cut: NDArray[np.bool_], kinds: NDArray[np.uint8]
 ) -> Values:
     inner = np.concatenate((np.zeros(1, np.int64), np.cumsum(stops - starts)))
@@ -258,8 +260,8 @@ class ValueModel:
 
     def learn(self, values: Values, keep: NDArray[np.bool_]) -> None:
         """Learn the values of the lines that `keep` (bool [lines]) marks. Their order does not matter."""
-        counted = np.repeat(keep[values.lines], np.diff(values.offsets)) & _is_scored(values)
-        grams, times = np.unique(_grams(values)[counted], return_counts=True)
+        counted = np.repeat(keep[values.lines], np.diff(values.offsets)) & _places_scored(values)
+        grams, times = np.unique(_gram_indices(values)[counted], return_counts=True)
         if not len(grams):
             return
         self._counts.reshape(-1)[grams] += times.astype(np.int32)
@@ -279,7 +281,7 @@ class ValueModel:
         scores = self._value_scores(values)[mine]
         best = int(np.argmax(scores))
         begin, end = (int(offset) for offset in values.offsets[mine[best] : mine[best] + 2])
-        nats = self._surprises(values)[begin + 2 : end]
+        nats = self._surprises_at_places(values)[begin + 2 : end]
         places = np.sort(np.argsort(-nats, kind="stable")[:WORST])
         text = values.text[begin + 2 : end - 1].tobytes()
         kind = int(values.kinds[mine[best]])
@@ -304,7 +306,7 @@ class ValueModel:
     def _value_scores(self, values: Values) -> NDArray[np.float64]:
         sizes = np.diff(values.offsets)
         # Sorted by value, then by surprise: the largest of each value come last.
-        keys = repeat_per_row(values.offsets) << 32 | self._surprises(values)
+        keys = repeat_per_row(values.offsets) << 32 | self._surprises_at_places(values)
         keys.sort()
         # A value's first key is an edge with a surprise of 0, so it adds nothing where a value is short.
         last = np.maximum(values.offsets[1:, None] - np.arange(1, WORST + 1), values.offsets[:-1, None])
@@ -312,31 +314,31 @@ class ValueModel:
         sums = (worst & 0xFFFFFFFF).sum(axis=1)
         return np.asarray(sums / (np.minimum(sizes - 2, WORST) * _GRAIN), np.float64)
 
-    def _surprises(self, values: Values) -> NDArray[np.int32]:
+    def _surprises_at_places(self, values: Values) -> NDArray[np.int32]:
         """The surprise at each place in `values.codes`, in units of 2^-20 nats: int32; 0 at the edges before values."""
-        grams = _grams(values)
-        self._look_up(grams // CLASSES)
+        grams = _gram_indices(values)
+        self._fill_nats_of_contexts(grams // CLASSES)
         nats = self._nats.reshape(-1)[grams]
-        nats[~_is_scored(values)] = 0
+        nats[~_places_scored(values)] = 0
         return nats
 
-    def _look_up(self, contexts: NDArray[np.int32]) -> None:
+    def _fill_nats_of_contexts(self, contexts: NDArray[np.int32]) -> None:
         """Fill `_nats` for these contexts (pairs of classes) where it is not; a small batch needs few of them."""
         wanted = np.zeros(len(self._known), np.bool_)
         wanted[contexts] = True
         rows = np.flatnonzero(wanted & ~self._known)
         if self._lower is None:
             pairs = self._counts.sum(axis=1, dtype=np.int64)
-            single = _interpolated(pairs.sum(axis=1), np.full(CLASSES, 1.0 / CLASSES))
-            self._lower = _interpolated(pairs, single[:, None])
+            single = _interpolated_probability(pairs.sum(axis=1), np.full(CLASSES, 1.0 / CLASSES))
+            self._lower = _interpolated_probability(pairs, single[:, None])
         # 40 classes are whole vectors of any width: a row's bits do not depend on the rows beside it.
         lower = self._lower[rows // CLASSES**2, rows % CLASSES]
-        p = _interpolated(self._counts.reshape(-1, CLASSES)[rows], lower)
+        p = _interpolated_probability(self._counts.reshape(-1, CLASSES)[rows], lower)
         self._nats.reshape(-1, CLASSES)[rows] = np.rint(-np.log(p) * _GRAIN)
         self._known[rows] = True
 
 
-def _interpolated(counts: NDArray[np.integer], lower: NDArray[np.float64]) -> NDArray[np.float64]:
+def _interpolated_probability(counts: NDArray[np.integer], lower: NDArray[np.float64]) -> NDArray[np.float64]:
     """Witten and Bell's estimate from counts [..., 40] and the estimate of the order below; the latter if all are 0."""
     damped = np.rint(np.sqrt(counts) * _GRAIN) / _GRAIN  # multiples of 2^-20: sums do not depend on their order
     types = np.maximum((counts > 0).sum(axis=-1, keepdims=True), 1)
@@ -344,7 +346,7 @@ def _interpolated(counts: NDArray[np.integer], lower: NDArray[np.float64]) -> ND
     return p
 
 
-def _grams(values: Values) -> NDArray[np.int32]:
+def _gram_indices(values: Values) -> NDArray[np.int32]:
     """The flat index in the counts of each place's class after the two before it: int32; 0 for the first two places."""
     codes = values.codes.astype(np.int32)
     grams = np.zeros(len(codes), np.int32)
@@ -353,7 +355,7 @@ def _grams(values: Values) -> NDArray[np.int32]:
     return grams
 
 
-def _is_scored(values: Values) -> NDArray[np.bool_]:
+def _places_scored(values: Values) -> NDArray[np.bool_]:
     scored = np.ones(len(values.codes), np.bool_)
     scored[values.offsets[:-1]] = scored[values.offsets[:-1] + 1] = False
     return scored

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detection.columns.state import Columns, State, columns_under, prefixed
+from detection.columns.state import Columns, State, columns_under, with_prefix
 from detection.members.member import FitData, Part
-from detection.members.transformer.network import hidden, initial, logits
-from detection.members.transformer.scoring import CONTEXT, FIRST, UNSEEN, Plan, tokenised
+from detection.members.transformer.network import hidden_states, initial_weights, next_token_logits
+from detection.members.transformer.scoring import CONTEXT, FIRST, UNSEEN, WindowPlan, tokens_of_templates
 from detection.models.training_set import TrainingSet
 
 STEP_TOKENS = 2048
@@ -40,7 +40,7 @@ _TOKEN_ROWS = ("embedding", "output.weight", "output.bias")
 
 
 def fit_transformer(fit_data: FitData) -> dict[str, NDArray[Any]]:
-    """The fitted weights by name (`network.initial`), float32. Takes tens of seconds of one core.
+    """The fitted weights by name (`network.initial_weights`), float32. Takes tens of seconds of one core.
 
     Sets torch to one thread, because the number of threads changes the weights. Without a previous part the initial
     weights are drawn with the seed. With one, training continues from its weights, and every second batch is of
@@ -49,13 +49,13 @@ def fit_transformer(fit_data: FitData) -> dict[str, NDArray[Any]]:
     torch.set_num_threads(1)
     data, seed = fit_data.data, fit_data.data.seed & 0xFFFFFFFF
     rng = np.random.default_rng(seed)
-    weights = initial(FIRST + len(fit_data.vocabulary), seed)
+    weights = initial_weights(FIRST + len(fit_data.vocabulary), seed)
     rate, share = PEAK_RATE, 1.0
     if fit_data.previous is not None:
-        weights |= _carried_over(weights, *fit_data.previous, fit_data.vocabulary)
+        weights |= _weights_carried_over(weights, *fit_data.previous, fit_data.vocabulary)
         rate, share = FINE_RATE, FINE_TUNING
     if fit_data.begun is not None:
-        weights = _tensors("weights", fit_data.begun)
+        weights = _tensors_under_prefix("weights", fit_data.begun)
     for tensor in weights.values():
         tensor.requires_grad_(True)
     optimizer = torch.optim.AdamW(weights.values(), lr=rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
@@ -64,11 +64,11 @@ def fit_transformer(fit_data: FitData) -> dict[str, NDArray[Any]]:
     if fit_data.previous is not None and data.fresh.any() and not data.fresh.all():
         samplers = [_Sampler(data.only(some), fit_data.vocabulary, rng) for some in (data.fresh, ~data.fresh)]
     recent: list[float] = []
-    done = 0 if fit_data.begun is None else _go_on(fit_data.begun, weights, optimizer, rng)
+    done = 0 if fit_data.begun is None else _resume_partial_fit(fit_data.begun, weights, optimizer, rng)
     for step in range(done, steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate * _schedule(step / steps)
-        loss = _loss(weights, *samplers[step % len(samplers)].batch())
+            group["lr"] = rate * _learning_rate_share(step / steps)
+        loss = _next_token_loss(weights, *samplers[step % len(samplers)].batch())
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights.values(), LARGEST_GRADIENT)
@@ -78,33 +78,33 @@ def fit_transformer(fit_data: FitData) -> dict[str, NDArray[Any]]:
             fit_data.progress((step + 1) / steps, sum(recent) / len(recent))
             recent.clear()
             if step + 1 < steps:
-                fit_data.keep(partial(_interrupted, step + 1, weights, optimizer, rng))
+                fit_data.keep(partial(_partial_fit, step + 1, weights, optimizer, rng))
     return {name: tensor.detach().numpy() for name, tensor in weights.items()}
 
 
-def _interrupted(
+def _partial_fit(
     steps: int, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer, rng: np.random.Generator
 ) -> State:
     """The partial result after `steps` steps: everything that the remaining steps depend on."""
     state, drawn = optimizer.state, rng.bit_generator.state
     return {
         "steps": steps,
-        **prefixed("weights", {name: tensor.detach().numpy() for name, tensor in weights.items()}),
+        **with_prefix("weights", {name: tensor.detach().numpy() for name, tensor in weights.items()}),
         **{
             f"{moment}.{name}": state[tensor][moment].numpy() for name, tensor in weights.items() for moment in _MOMENTS
         },
-        **prefixed("rng", {name: drawn["state"][name] for name in _DRAWN}),
-        **prefixed("rng", {name: drawn[name] for name in _HALF_DRAWN}),
+        **with_prefix("rng", {name: drawn["state"][name] for name in _DRAWN}),
+        **with_prefix("rng", {name: drawn[name] for name in _HALF_DRAWN}),
     }
 
 
-def _go_on(
+def _resume_partial_fit(
     begun: Columns, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer, rng: np.random.Generator
 ) -> int:
-    """Restore optimizer and generator from the result of `_interrupted`; returns the number of steps taken."""
+    """Restore optimizer and generator from the result of `_partial_fit`; returns the number of steps taken."""
     steps = begun["steps"]
     assert isinstance(steps, int)
-    moments = {moment: _tensors(moment, begun) for moment in _MOMENTS}
+    moments = {moment: _tensors_under_prefix(moment, begun) for moment in _MOMENTS}
     for name, tensor in weights.items():
         optimizer.state[tensor] = {
             "step": torch.tensor(float(steps)),
@@ -119,13 +119,13 @@ def _go_on(
     return steps
 
 
-def _tensors(prefix: str, columns: Columns) -> dict[str, Tensor]:
+def _tensors_under_prefix(prefix: str, columns: Columns) -> dict[str, Tensor]:
     """The arrays under `prefix`, copied to memory allocated by torch: aligned as in a fit that was not interrupted."""
     arrays: Any = columns_under(prefix, columns)
     return {name: torch.tensor(array) for name, array in arrays.items()}
 
 
-def _carried_over(
+def _weights_carried_over(
     fresh: dict[str, Tensor], previous: Part, old: NDArray[np.int32], vocabulary: NDArray[np.int32]
 ) -> dict[str, Tensor]:
     """The previous weights for the new vocabulary. The weights of a template without a token begin as those of
@@ -152,8 +152,8 @@ class _Sampler:
 
     def __init__(self, fit: TrainingSet, vocabulary: NDArray[np.int32], rng: np.random.Generator) -> None:
         self._rng = rng
-        tokens = tokenised(fit.tokens, vocabulary)
-        plan = Plan(tokens, fit.offsets, np.zeros(len(fit.starts), np.int64), fit.starts, fit.ends)
+        tokens = tokens_of_templates(fit.tokens, vocabulary)
+        plan = WindowPlan(tokens, fit.offsets, np.zeros(len(fit.starts), np.int64), fit.starts, fit.ends)
         windows = plan.windows(0, len(plan))
         as_bytes = np.ascontiguousarray(windows.rows).view(f"V{windows.rows.itemsize * CONTEXT}").reshape(-1)
         _, chosen, counts = np.unique(as_bytes, return_index=True, return_counts=True)
@@ -172,8 +172,8 @@ class _Sampler:
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs int64 [rows, length]; the flattened positions to predict, int64 [n]; their targets, int64 [n]."""
-        length, rows, size, weights = self._buckets[_drawn(self._rng, self._shares, 1)[0]]
-        chosen = _drawn(self._rng, weights, STEP_TOKENS // length)
+        length, rows, size, weights = self._buckets[_weighted_draws(self._rng, self._shares, 1)[0]]
+        chosen = _weighted_draws(self._rng, weights, STEP_TOKENS // length)
         picked = rows[chosen].astype(np.int64)
         inputs, targets = picked[:, :length], picked[:, 1 : length + 1]
         wanted = np.flatnonzero(np.arange(1, length + 1) < size[chosen][:, None])
@@ -183,17 +183,17 @@ class _Sampler:
         return torch.from_numpy(inputs), torch.from_numpy(wanted), torch.from_numpy(answers)
 
 
-def _drawn(rng: np.random.Generator, cumulative: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+def _weighted_draws(rng: np.random.Generator, cumulative: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """`count` indices, drawn with the weights whose running sums are `cumulative`: int64 [count]."""
     places: NDArray[np.int64] = np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right")
     return np.minimum(places, len(cumulative) - 1)
 
 
-def _loss(weights: dict[str, Tensor], inputs: Tensor, wanted: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits(weights, hidden(weights, inputs).flatten(0, 1)[wanted]), targets)
+def _next_token_loss(weights: dict[str, Tensor], inputs: Tensor, wanted: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(next_token_logits(weights, hidden_states(weights, inputs).flatten(0, 1)[wanted]), targets)
 
 
-def _schedule(done: float) -> float:
+def _learning_rate_share(done: float) -> float:
     """The learning rate as a share of its peak, after the share `done` of all steps: a warm-up, then a cosine to
     zero."""
     return min(done / WARMUP_SHARE + 0.02, 1.0) * 0.5 * (1.0 + math.cos(math.pi * done))

@@ -20,8 +20,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detection.columns.memo import Keys, Places, folded, mixed
-from detection.members.transformer.network import BLOCK, advance, hidden, logits, new_pages
+from detection.columns.hashing import Keys, folded_hashes, mixed_words
+from detection.columns.memo import CacheSlots
+from detection.members.transformer.network import (
+    BLOCK,
+    hidden_states,
+    hidden_states_of_block,
+    new_key_value_pages,
+    next_token_logits,
+)
 
 CONTEXT = 64  # inputs per window: a marker and up to 63 templates
 STRIDE = 32
@@ -49,7 +56,7 @@ def window_start(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Windows:
+class TokenWindows:
     """Windows as rows, in the order of sessions and of positions.
 
     rows   int16 [n, 64]: marker, templates, and as the last entry the last token to predict (END included);
@@ -65,12 +72,12 @@ class Windows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def only(self, chosen: NDArray[np.int64]) -> "Windows":
+    def only(self, chosen: NDArray[np.int64]) -> "TokenWindows":
         """The windows with the indices `chosen`, in that order."""
-        return Windows(self.rows[chosen], self.first[chosen], self.size[chosen])
+        return TokenWindows(self.rows[chosen], self.first[chosen], self.size[chosen])
 
 
-class Plan:
+class WindowPlan:
     """The windows that together score the new positions of segments; for the arguments see
     `SequenceModel.surprises`."""
 
@@ -100,7 +107,7 @@ class Plan:
     def __len__(self) -> int:
         return len(self.size)
 
-    def windows(self, start: int, stop: int) -> Windows:
+    def windows(self, start: int, stop: int) -> TokenWindows:
         """The windows start..stop - 1."""
         size, marker = self.size[start:stop], self._marker[start:stop]
         place = self._place[start:stop, None] + np.arange(CONTEXT - 1)
@@ -110,7 +117,7 @@ class Plan:
             rows[:, 1:] = self._tokens.take(place, mode="clip")
         rows[:, 1:][place == self._stop[start:stop, None]] = END
         rows[np.arange(CONTEXT) >= size[:, None]] = 0
-        return Windows(rows, self.first[start:stop], size)
+        return TokenWindows(rows, self.first[start:stop], size)
 
 
 class SequenceModel:
@@ -126,11 +133,11 @@ class SequenceModel:
         torch.set_num_threads(1)  # two were slower, and the count changes bits
         self._vocabulary = vocabulary
         self._weights = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
-        self._windows = Places(_MEMO_WINDOWS, _WINDOW_WORDS)
+        self._windows = CacheSlots(_MEMO_WINDOWS, _WINDOW_WORDS)
         self._values = np.zeros((_MEMO_WINDOWS, CONTEXT), dtype=np.float32)
-        self._blocks = Places(blocks, _FULL_BLOCKS * _BLOCK_WORDS)
+        self._blocks = CacheSlots(blocks, _FULL_BLOCKS * _BLOCK_WORDS)
         # A page for each block in the memo, followed by those of the windows that are being computed.
-        self._pages = new_pages(blocks + _WALKED_AT_ONCE * _BLOCKS)
+        self._pages = new_key_value_pages(blocks + _WALKED_AT_ONCE * _BLOCKS)
         self._walked_pages = np.arange(blocks, self._pages.shape[1]).reshape(-1, _BLOCKS)
 
     def surprises(
@@ -148,52 +155,54 @@ class SequenceModel:
         begin where their session begins. Where `ends` is set, the surprise of the session's end follows that of
         the last template. All templates outside the vocabulary are the token UNSEEN.
         """
-        plan = Plan(tokenised(tokens, self._vocabulary), offsets, known, starts, ends)
+        plan = WindowPlan(tokens_of_templates(tokens, self._vocabulary), offsets, known, starts, ends)
         parts = [np.empty(0, np.float32)]
         for start in range(0, len(plan), _WINDOWS_AT_ONCE):
-            parts.append(self._scored(plan.windows(start, start + _WINDOWS_AT_ONCE)))
+            parts.append(self._score_windows(plan.windows(start, start + _WINDOWS_AT_ONCE)))
         return np.concatenate(parts)
 
     def likely(self, context: NDArray[np.int32], starts: bool) -> NDArray[np.float64]:
         """As `Predictor.likely`; `context` may be the last templates of a session only."""
         begin = int(window_start(np.array([len(context)]))[0])
-        tokens = tokenised(context[begin:], self._vocabulary) if len(context) > begin else np.zeros(0, np.int16)
+        tokens = (
+            tokens_of_templates(context[begin:], self._vocabulary) if len(context) > begin else np.zeros(0, np.int16)
+        )
         marker = START if starts and begin == 0 else CONTINUED
         inputs = np.concatenate(([marker], tokens)).astype(np.int64)
         with torch.inference_mode():
-            state = hidden(self._weights, torch.from_numpy(inputs)[None, :])[:, -1]
-            p = torch.softmax(logits(self._weights, state)[0].double(), dim=0)
+            state = hidden_states(self._weights, torch.from_numpy(inputs)[None, :])[:, -1]
+            p = torch.softmax(next_token_logits(self._weights, state)[0].double(), dim=0)
         return p.numpy()
 
-    def _scored(self, windows: Windows) -> NDArray[np.float32]:
+    def _score_windows(self, windows: TokenWindows) -> NDArray[np.float32]:
         """Surprises of the entries to predict, row by row: float32."""
-        keys = _keys(windows)
-        hashes = folded(mixed(keys).sum(axis=1))
-        place, found = self._windows.find(keys, hashes)
-        values = self._values[place]
+        keys = _keys_of_windows(windows)
+        hashes = folded_hashes(mixed_words(keys).sum(axis=1))
+        slot, found = self._windows.find(keys, hashes)
+        values = self._values[slot]
         missing = np.flatnonzero(~found)
         if len(missing):
-            alone, where = _distinct(keys[missing], hashes[missing])
+            alone, where = _distinct_keys(keys[missing], hashes[missing])
             rows = missing[alone]
-            fresh = self._computed(windows.only(rows))
+            fresh = self._compute_windows(windows.only(rows))
             claimed, chosen = self._windows.claim(keys[rows], hashes[rows])
             self._values[claimed] = fresh[chosen]
             values[missing] = fresh[where]
         entry = np.arange(1, CONTEXT + 1)
         return values[(entry >= windows.first[:, None]) & (entry < windows.size[:, None])]
 
-    def _computed(self, windows: Windows) -> NDArray[np.float32]:
+    def _compute_windows(self, windows: TokenWindows) -> NDArray[np.float32]:
         """Surprises by entry - 1: float32 [n, 64], undefined for entries that are not to be predicted."""
         values = np.zeros((len(windows), CONTEXT), dtype=np.float32)
         order = np.argsort(windows.size, kind="stable")
         for start in range(0, len(order), _WALKED_AT_ONCE):
             chosen = order[start : start + _WALKED_AT_ONCE]
-            values[chosen] = self._walked(windows.only(chosen))
+            values[chosen] = self._walk_windows(windows.only(chosen))
         return values
 
-    def _walked(self, windows: Windows) -> NDArray[np.float32]:
-        """As `_computed`, for at most _WALKED_AT_ONCE windows."""
-        keys, hashes = _prefixes(windows.rows)
+    def _walk_windows(self, windows: TokenWindows) -> NDArray[np.float32]:
+        """As `_compute_windows`, for at most _WALKED_AT_ONCE windows."""
+        keys, hashes = _prefixes_of_windows(windows.rows)
         place, known = self._blocks.find(keys, hashes)
         # A window is computed from the first block with an entry to predict, or from the first one not in the memo.
         begin = np.minimum(np.cumprod(known, axis=1).sum(axis=1), (windows.first - 1) // BLOCK)
@@ -203,8 +212,8 @@ class SequenceModel:
         table[:, :-1][behind] = place[behind]
         values = np.zeros((len(windows), CONTEXT), dtype=np.float32)
         with torch.inference_mode():
-            states, positions = self._states(windows, begin, table)
-            values.reshape(-1)[positions] = self._nats(states, windows.rows.reshape(-1)[positions + 1])
+            states, positions = self._hidden_states_from_block(windows, begin, table)
+            values.reshape(-1)[positions] = self._target_surprises(states, windows.rows.reshape(-1)[positions + 1])
             # Store the full blocks that were computed. A block is full if an entry follows it.
             new = ~behind & ((number + 1) * BLOCK < windows.size[:, None])
             claimed, chosen = self._blocks.claim(keys[new], hashes[new])
@@ -212,8 +221,8 @@ class SequenceModel:
             self._pages[:, torch.from_numpy(claimed)] = self._pages[:, torch.from_numpy(source)]
         return values
 
-    def _states(
-        self, windows: Windows, begin: NDArray[np.int64], table: NDArray[np.int64]
+    def _hidden_states_from_block(
+        self, windows: TokenWindows, begin: NDArray[np.int64], table: NDArray[np.int64]
     ) -> tuple[Tensor, NDArray[np.int64]]:
         """The hidden states of the wanted positions, computing each window from its block `begin`.
 
@@ -229,9 +238,9 @@ class SequenceModel:
             if not len(rows):
                 continue
             wanted = (position >= windows.first[rows, None] - 1) & (position < windows.size[rows, None] - 1)
-            places = _filled_up(np.flatnonzero(wanted))
+            places = _filled_up_to_multiple(np.flatnonzero(wanted))
             states.append(
-                advance(
+                hidden_states_of_block(
                     self._weights,
                     torch.from_numpy(windows.rows[rows[:, None], position].astype(np.int64)),
                     self._pages,
@@ -242,23 +251,25 @@ class SequenceModel:
             positions.append(rows[places // BLOCK] * CONTEXT + position[places % BLOCK])
         return torch.cat(states), np.concatenate(positions)
 
-    def _nats(self, states: Tensor, target: NDArray[np.int16]) -> NDArray[np.float32]:
+    def _target_surprises(self, states: Tensor, target: NDArray[np.int16]) -> NDArray[np.float32]:
         """-ln p of each target, >= 0: float32 [n]."""
         nats = np.empty(len(target), dtype=np.float32)
         for start in range(0, len(target), _ANSWERS_AT_ONCE):
             some = slice(start, start + _ANSWERS_AT_ONCE)
             answers = torch.from_numpy(target[some].astype(np.int64))
-            nats[some] = F.cross_entropy(logits(self._weights, states[some]), answers, reduction="none").numpy()
+            nats[some] = F.cross_entropy(
+                next_token_logits(self._weights, states[some]), answers, reduction="none"
+            ).numpy()
         return np.maximum(nats, 0.0)
 
 
-def tokenised(templates: NDArray[np.int32], vocabulary: NDArray[np.int32]) -> NDArray[np.int16]:
+def tokens_of_templates(templates: NDArray[np.int32], vocabulary: NDArray[np.int32]) -> NDArray[np.int16]:
     """The token of each template id, int16; `vocabulary` is ascending and not empty."""
     place = np.minimum(np.searchsorted(vocabulary, templates), len(vocabulary) - 1)
     return np.where(vocabulary[place] == templates, place + FIRST, UNSEEN).astype(np.int16)
 
 
-def _keys(windows: Windows) -> Keys:
+def _keys_of_windows(windows: TokenWindows) -> Keys:
     keys = np.zeros((len(windows), _WINDOW_WORDS * 4), dtype=np.int16)
     keys[:, :CONTEXT] = windows.rows
     keys[:, CONTEXT] = windows.first
@@ -266,20 +277,20 @@ def _keys(windows: Windows) -> Keys:
     return keys.view(np.uint64)
 
 
-def _prefixes(rows: NDArray[np.int16]) -> tuple[Keys, Keys]:
+def _prefixes_of_windows(rows: NDArray[np.int16]) -> tuple[Keys, Keys]:
     """The keys [n, 3, words] of the prefixes of rows up to the end of each block, and their hashes [n, 3].
 
     The rest of a key is zeros, which do not occur in a full block after the marker.
     """
     words = np.ascontiguousarray(rows[:, : _FULL_BLOCKS * BLOCK]).view(np.uint64)
-    sums = mixed(words).reshape(len(rows), _FULL_BLOCKS, _BLOCK_WORDS).sum(axis=2).cumsum(axis=1)
-    return words[:, None, :] * _UP_TO_BLOCK, folded(sums)
+    sums = mixed_words(words).reshape(len(rows), _FULL_BLOCKS, _BLOCK_WORDS).sum(axis=2).cumsum(axis=1)
+    return words[:, None, :] * _UP_TO_BLOCK, folded_hashes(sums)
 
 
 _UP_TO_BLOCK = np.repeat(np.tri(_FULL_BLOCKS, dtype=np.uint64), _BLOCK_WORDS, axis=1)
 
 
-def _distinct(keys: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _distinct_keys(keys: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """One row of each distinct key, and the index of each row's key among these."""
     _, alone, where = np.unique(hashes, return_index=True, return_inverse=True)
     if (keys[alone[where]] != keys).any():  # two different keys with one hash: let each row stand for itself
@@ -287,6 +298,6 @@ def _distinct(keys: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> tuple[NDA
     return alone, where
 
 
-def _filled_up(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+def _filled_up_to_multiple(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """`numbers`, continued with its own beginning up to a multiple of _ROWS_MULTIPLE."""
     return np.resize(numbers, -(-len(numbers) // _ROWS_MULTIPLE) * _ROWS_MULTIPLE)

@@ -28,15 +28,15 @@ from daemon.control.train_from import ABANDONED_SECONDS, VouchedUploads
 from daemon.settings import Settings
 from daemon.startup.progress import ReplayProgress
 from daemon.startup.replay import Report
-from detection.columns.state import prefixed
+from detection.columns.state import with_prefix
 from detection.detector import Detector
-from detection.frames import Sequenced, VouchedFrame, decode
+from detection.frames import Sequenced, VouchedFrame, decode_frame
 from detection.members.failing import Withdrawn
 from detection.sessions.connections import LivingSources
 from detection.summary import Summary
 from detection.templates.table import TemplateTable
 from detection.verdicts.records import Verdicts
-from detection.verdicts.thinning import Count, Counted, Group
+from detection.verdicts.thinning import CountedGroup, CountedRecord, CountUnderWay
 from persistence.columns import Columns, Value
 from persistence.jsonl import open_jsonl
 from persistence.model_file import ModelFile, write_model
@@ -56,10 +56,10 @@ def counting_record(record_id: str | None, ids: str) -> dict[str, Any]:
     """Of one cause, another than `alert` has."""
     first, last = ids.split("-")
     about = {"cause": f"{CAUSE + 1:016x}", "cause_kind": "shape", "cause_template": None, "what": "counted"}
-    counted = Count({(CAUSE + 1, -1, 0, 0): Group(CAUSE + 1, 3, -1, 0, 0, 2, "counted")}, 90, 1.0)
+    counted = CountUnderWay({(CAUSE + 1, -1, 0, 0): CountedGroup(CAUSE + 1, 3, -1, 0, 0, 2, "counted")}, 90, 1.0)
     [group] = counted.groups.values()
     group.add((int(first), 0), (int(last), 0), 2)
-    record = Counted((1, 0), CAUSE, 3, "the incident", False, counted).record(record_id, 0)
+    record = CountedRecord((1, 0), CAUSE, 3, "the incident", False, counted).record(record_id, 0)
     assert [each | about for each in record["alerts"]] == record["alerts"]
     return record
 
@@ -126,7 +126,7 @@ class Served:
             "generation": generation,
             "line": 10 * generation,
             "vocabulary": np.zeros(0, dtype=np.int32),
-            **prefixed("templates", TemplateTable().export()),
+            **with_prefix("templates", TemplateTable().export()),
             **(more or {}),
         }
         file = self.store.adopt_model(self.store.training / write_model(self.store.training, columns).name)
@@ -294,7 +294,7 @@ async def test_an_answer_is_in_force_and_in_the_journal_when_it_is_confirmed(tmp
         async with refused(404, "not_found"):
             await daemon.control.undo_feedback("7")
     with open_store(tmp_path / "state") as store:
-        journaled = [decode(entry.payload) for entry in store.recover().entries]
+        journaled = [decode_frame(entry.payload) for entry in store.recover().entries]
     assert [(f.alert, f.answer, f.cause, f.template, f.shapes, f.note) for f in journaled] == [  # type: ignore[union-attr]
         ("7", "normal", CAUSE, 0, (), "a deploy"),
         ("8", "anomaly", CAUSE, 3, (CAUSE,), ""),
@@ -518,7 +518,7 @@ async def test_an_earlier_generation_judges_again(tmp_path: Path) -> None:
         assert daemon.sequencer.seq == 1 and second.generation == 2
     with open_store(tmp_path / "state") as store:
         [entry] = store.recover().entries
-        frame = decode(entry.payload)
+        frame = decode_frame(entry.payload)
     assert frame.name == first.name and frame.sha256 == first.sha256  # type: ignore[union-attr]
 
 

@@ -18,7 +18,7 @@ from detection.frames import (
     SkipFrame,
     TickFrame,
     count_lines,
-    encode,
+    encode_frame,
 )
 from detection.settings import DetectionSettings, SessionSettings
 from detection.verdicts.records import Verdicts
@@ -48,11 +48,11 @@ POISON: list[Frame] = [
 def planted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The detector raises on the frames above, when it has half applied them."""
     apply = Detector.apply
-    bad = [encode(frame) for frame in POISON]
+    bad = [encode_frame(frame) for frame in POISON]
 
     def raising(self: Detector, item: Sequenced) -> Verdicts:
         verdicts = apply(self, item)
-        if encode(item.frame) in bad:
+        if encode_frame(item.frame) in bad:
             raise RuntimeError("planted")
         return verdicts
 
@@ -75,7 +75,7 @@ def test_it_costs_its_own_lines_once_and_every_later_replay_comes_to_the_same_st
         assert live.detector.summary().lost_lines == lost
         assert (live.detector.seq, live.detector.line) == (6, 40 + lost)
         assert live.recovered.report.set_aside == ["frame-00000000000000000003.bad"]
-        assert (tmp_path / "frame-00000000000000000003.bad").read_bytes() == encode(poison)
+        assert (tmp_path / "frame-00000000000000000003.bad").read_bytes() == encode_frame(poison)
         expected = live.digest
     # Replayed by the program that cannot apply it, then by one that can.
     for _ in range(2):
@@ -131,7 +131,7 @@ def test_two_frames_in_a_row_are_both_skipped(tmp_path: Path, planted: None) -> 
 def test_bytes_that_are_no_frame_cost_their_lines_and_no_restart(tmp_path: Path) -> None:
     with process(tmp_path) as live:
         live.apply(access(1, 2))
-        live.store.append([Entry(2, 7, 5, b"\xc1 no frame"), Entry(3, 8, 1, encode(access(3)))])
+        live.store.append([Entry(2, 7, 5, b"\xc1 no frame"), Entry(3, 8, 1, encode_frame(access(3)))])
     with process(tmp_path) as again:
         assert again.decided == [SkipFrame(2)]
         assert (again.detector.line, again.detector.summary().lost_lines) == (8, 5)

@@ -6,7 +6,7 @@ import pytest
 
 from daemon.startup.replay import Report, recover
 from daemon.startup.scan import scan_directory
-from detection.frames import FeedbackFrame, Frame, LinesFrame, Segment, count_lines, encode
+from detection.frames import FeedbackFrame, Frame, LinesFrame, Segment, count_lines, encode_frame
 from detection.verdicts.records import Verdicts
 from persistence.segment import Entry
 from persistence.store import open_store
@@ -48,7 +48,7 @@ def test_a_source_that_ends_after_it_costs_no_other_frame(
         line = 0
         for seq, frame in enumerate(frames, 1):
             line += count_lines(frame)
-            store.append([Entry(seq, line, count_lines(frame), encode(frame))])
+            store.append([Entry(seq, line, count_lines(frame), encode_frame(frame))])
     (segment,) = (tmp_path / "state").glob("journal-*.log")
     data = bytearray(segment.read_bytes())
     data[data.index(b"t2")] ^= 1
@@ -96,7 +96,7 @@ def append(directory: Path, frames: list[Frame]) -> None:
         store.start_journal(seq, line)
         for frame in frames:
             seq, line = seq + 1, line + count_lines(frame)
-            store.append([Entry(seq, line, count_lines(frame), encode(frame))])
+            store.append([Entry(seq, line, count_lines(frame), encode_frame(frame))])
 
 
 def report(directory: Path) -> Report:

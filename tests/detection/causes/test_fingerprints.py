@@ -73,38 +73,38 @@ def test_no_rows_give_no_causes() -> None:
 
 
 def test_causes_stay_what_they_are_for_they_are_written_into_files() -> None:
-    assert [causes.shown(int(cause)) for cause in causes.new_causes(ids(1, 2))] == [
+    assert [causes.cause_as_text(int(cause)) for cause in causes.new_causes(ids(1, 2))] == [
         "30c92b00e56ebcf3",
         "2174261ad8e3993d",
     ]
-    assert causes.shown(shape(1, 0, 3)) == "4adb46a9df5649a5"
-    assert causes.shown(int(causes.rule_causes(["sqli-union"], ids(0), ids(1))[0])) == "de5d50cd42530e23"
-    assert causes.shown(int(causes.source_causes(np.array([b"\x01203.0.113.9"]))[0])) == "3db1e9f1fbcd9c04"
+    assert causes.cause_as_text(shape(1, 0, 3)) == "4adb46a9df5649a5"
+    assert causes.cause_as_text(int(causes.rule_causes(["sqli-union"], ids(0), ids(1))[0])) == "de5d50cd42530e23"
+    assert causes.cause_as_text(int(causes.source_causes(np.array([b"\x01203.0.113.9"]))[0])) == "3db1e9f1fbcd9c04"
 
 
 @given(st.integers(1, 2**64 - 1))
 def test_a_cause_is_read_back_as_it_is_shown(cause: int) -> None:
-    assert causes.read(causes.shown(cause)) == cause
+    assert causes.cause_from_text(causes.cause_as_text(cause)) == cause
 
 
 @pytest.mark.parametrize("text", ["", "1", "g" * 16, "0" * 17, "0x" + "0" * 14, "1_" * 8])
 def test_what_is_no_cause_is_not_read(text: str) -> None:
     with pytest.raises(ValueError):
-        causes.read(text)
+        causes.cause_from_text(text)
 
 
 @given(st.text(max_size=300), st.integers(0, 200))
 def test_clipped_text_fits_its_column_and_comes_back_from_it(text: str, limit: int) -> None:
-    short = causes.clipped(text, limit)
+    short = causes.clipped_text(text, limit)
     encoded = short.encode()
     assert len(encoded) <= limit and b"\0" not in encoded
     assert np.array([encoded], dtype=f"S{max(limit, 1)}")[0] == encoded
 
 
 def test_causes_are_described_in_words() -> None:
-    assert causes.in_words(RULE, rule="sqli-union", template="GET /x 200") == "rule sqli-union on GET /x 200"
-    assert causes.in_words(NEW, template="disk <*> full") == "new template: disk <*> full"
-    assert causes.in_words(SHAPE) == "sessions like this one"
-    assert causes.in_words(SHAPE, session="blk_7") == "sessions like that of blk_7"
-    assert causes.in_words(SOURCE, source="1.2.3.4") == "behaviour of 1.2.3.4"
-    assert causes.in_words(VALUE, template="GET /search") == "unusual parameter values in GET /search"
+    assert causes.cause_in_words(RULE, rule="sqli-union", template="GET /x 200") == "rule sqli-union on GET /x 200"
+    assert causes.cause_in_words(NEW, template="disk <*> full") == "new template: disk <*> full"
+    assert causes.cause_in_words(SHAPE) == "sessions like this one"
+    assert causes.cause_in_words(SHAPE, session="blk_7") == "sessions like that of blk_7"
+    assert causes.cause_in_words(SOURCE, source="1.2.3.4") == "behaviour of 1.2.3.4"
+    assert causes.cause_in_words(VALUE, template="GET /search") == "unusual parameter values in GET /search"

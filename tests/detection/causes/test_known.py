@@ -14,8 +14,8 @@ from detection.causes.known import (
     MOST_OCCURRENCES,
     NOTE_BYTES,
     RECENT_SESSIONS,
-    Answer,
     KnownCauses,
+    OperatorAnswer,
 )
 from detection.columns.state import digest
 
@@ -41,7 +41,7 @@ class Stream:
 
 
 def answer(known: KnownCauses, alert: str, cause: int, *, normal: bool, note: str = "", line: int = 1) -> None:
-    known.answer(Answer(alert, cause, SHAPE, "sessions like this one", normal, note, line, 0, ()))
+    known.answer(OperatorAnswer(alert, cause, SHAPE, "sessions like this one", normal, note, line, 0, ()))
 
 
 def standing(known: KnownCauses, *numbers: int) -> str:
@@ -79,7 +79,7 @@ def test_an_answer_to_no_cause_makes_nothing_normal() -> None:
 
 def test_answers_are_listed_oldest_first_as_they_were_given() -> None:
     known = KnownCauses()
-    known.answer(Answer("12.1", 0xAB, NEW, "new template: x", True, "a deploy", 77, 0, ()))
+    known.answer(OperatorAnswer("12.1", 0xAB, NEW, "new template: x", True, "a deploy", 77, 0, ()))
     answer(known, "9", 6, normal=False)
     assert [each.as_dict() for each in known.answers()] == [
         {
@@ -96,7 +96,7 @@ def test_answers_are_listed_oldest_first_as_they_were_given() -> None:
 def test_what_the_answers_depend_on_is_named_once_and_that_of_the_last_one_first() -> None:
     known = KnownCauses()
     for number, template in enumerate((3, 0, 9, 3, 4), 1):
-        known.answer(Answer(str(number), number, NEW, "new template: x", number % 2 > 0, "", 1, template, ()))
+        known.answer(OperatorAnswer(str(number), number, NEW, "new template: x", number % 2 > 0, "", 1, template, ()))
     assert known.templates.tolist() == [4, 3, 9]
     assert KnownCauses.load(known.export()).templates.tolist() == [4, 3, 9]
     known.undo("4")
@@ -106,7 +106,7 @@ def test_what_the_answers_depend_on_is_named_once_and_that_of_the_last_one_first
 
 
 def told(known: KnownCauses, alert: str, cause: int, *shapes: int, normal: bool = True) -> None:
-    known.answer(Answer(alert, cause, NEW, "new template: x", normal, "", 1, 3, shapes))
+    known.answer(OperatorAnswer(alert, cause, NEW, "new template: x", normal, "", 1, 3, shapes))
 
 
 def test_normal_holds_for_the_shapes_that_came_with_the_alert_as_long_as_it_holds_for_its_cause() -> None:

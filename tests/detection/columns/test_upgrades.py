@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detection.columns.state import Columns, NewerVersionError, OtherVersionError, State, digest, layouts
+from detection.columns.state import Columns, NewerVersionError, OtherVersionError, State, digest, layouts_of_parts
 from detection.columns.upgrades import STATES, Versions
 from detection.detector import Detector
 from detection.members.registry import ONLINE_NAMES
@@ -29,10 +29,10 @@ def third(state: State) -> State:
 def versions(of: Columns) -> Versions:
     """Three layouts, of which `of` has the first."""
     columns = dict(of)
-    tables = {1: layouts(columns)}
+    tables = {1: layouts_of_parts(columns)}
     for number, step in ((2, second), (3, third)):
         columns = step(columns)
-        tables[number] = layouts(columns)
+        tables[number] = layouts_of_parts(columns)
     return replace(STATES, layouts=tables, steps={1: second, 2: third}, optional=frozenset())
 
 

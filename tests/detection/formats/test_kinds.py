@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from detection.formats.fields import Fields
-from detection.formats.kinds import KINDS, parse, parse_each, recognise
+from detection.formats.kinds import KINDS, parse_as_kind, parse_each_by_own_kind, recognise
 from detection.formats.requests import request_targets
 
 MAY_2015 = 1_431_857_103.0  # 2015-05-17 10:05:03 UTC
@@ -19,7 +19,7 @@ DATA = Path("../shared/data")
 
 def read(kind: str, *lines: bytes, clock: float = MAY_2015) -> Fields:
     assert recognise(lines) == kind
-    return parse(kind, lines, clock=clock)
+    return parse_as_kind(kind, lines, clock=clock)
 
 
 # --- access logs ---
@@ -125,7 +125,7 @@ def test_a_quote_left_unescaped_by_the_server_does_not_lose_the_line() -> None:
 
 def test_a_line_that_is_no_access_line_is_still_a_line() -> None:
     stray = b"[Fri Oct 08 17:08:41 2021] [core:error] AH00126: Invalid URI"
-    fields = parse("access", [stray], clock=MAY_2015)
+    fields = parse_as_kind("access", [stray], clock=MAY_2015)
     assert math.isnan(fields.times[0])
     assert (fields.keys, fields.contents, fields.targets) == ([b""], [stray], [stray])
     assert fields.errors.tolist() == [True]
@@ -206,7 +206,7 @@ OF_NGINX = b'2015/05/17 10:05:03 [error] 7#0: *1 open() "/srv/etc/passwd" failed
 def each(kind: str, *lines: bytes) -> list[tuple[bytes, bytes, float, bool]]:
     """Contents, key, time and whether it is a request, of each line."""
     found: dict[int, tuple[bytes, bytes, float, bool]] = {}
-    for rows, fields in parse_each(kind, lines, clock=MAY_2015):
+    for rows, fields in parse_each_by_own_kind(kind, lines, clock=MAY_2015):
         web, _ = request_targets(fields)
         for at, row in enumerate(rows.tolist()):
             assert row not in found
@@ -273,7 +273,7 @@ def test_times_of_every_kind_are_read_and_cut_out(line: bytes, seconds: float, c
 
 @pytest.mark.parametrize("line", [b"2015-02-30 10:00:00 x", b"2015-13-01 10:00:00 x", b"2015-01-01 29:00:00 x"])
 def test_an_impossible_time_is_no_time(line: bytes) -> None:
-    assert math.isnan(parse("timestamped", [line], clock=MAY_2015).times[0])
+    assert math.isnan(parse_as_kind("timestamped", [line], clock=MAY_2015).times[0])
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_an_impossible_time_is_no_time(line: bytes) -> None:
     ],
 )
 def test_errors_are_told_by_the_first_level_word(message: bytes, error: bool) -> None:
-    assert parse("timestamped", [b"2015-07-29 17:41:41 " + message], clock=MAY_2015).errors.tolist() == [error]
+    assert parse_as_kind("timestamped", [b"2015-07-29 17:41:41 " + message], clock=MAY_2015).errors.tolist() == [error]
 
 
 # --- JSON, logfmt, containers ---
@@ -360,7 +360,7 @@ def test_json_of_many_loggers(line: bytes, seconds: float, contents: bytes, erro
     [b'{"msg": ', b"[1]", b'{"msg": "\xff"}', b"[" * 65536, b'{"a":' * 30000, b'{"time": 1e999, "msg": "x"}'],
 )
 def test_json_that_is_broken_is_a_line_without_a_time(line: bytes) -> None:
-    fields = parse("json", [line], clock=MAY_2015)
+    fields = parse_as_kind("json", [line], clock=MAY_2015)
     assert math.isnan(fields.times[0])
     assert len(fields.contents) == 1
 
@@ -399,7 +399,7 @@ def test_every_kind_but_plain_needs_lines_that_fit() -> None:
 
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(KeyError):
-        parse("xml", [b"x"], clock=0.0)
+        parse_as_kind("xml", [b"x"], clock=0.0)
 
 
 FOLDERS = ("formats_crowdsec", "formats_lnav", "formats_logstash", "formats_rfc5424")
@@ -417,7 +417,7 @@ def test_most_lines_of_500_real_formats_are_given_a_time() -> None:
         for family in families.values():
             kind = recognise(family[:64])
             lines[kind] += len(family)
-            timed[kind] += int(np.isfinite(parse(kind, family, clock=1.7e9).times).sum())
+            timed[kind] += int(np.isfinite(parse_as_kind(kind, family, clock=1.7e9).times).sum())
     assert set(lines) == set(KINDS)
     assert lines["plain"] < 0.08 * sum(lines.values())
     shares = {kind: timed[kind] / lines[kind] for kind in lines}

@@ -15,14 +15,14 @@ from detection.learning.promotion import (
     LARGEST_MOVE,
     RefusedError,
     anchor_of,
-    bounded,
+    bounded_calibration_scores,
     refuse_worse,
 )
 from detection.members.registry import NAMES
 from detection.members.transformer import network
 from detection.members.transformer.member import Transformer
 from detection.members.transformer.scoring import FIRST
-from detection.members.view import Floats, Standing, View, whole_sessions
+from detection.members.view import Floats, Standing, View, view_of_whole_sessions
 from detection.models.model import Model
 from tests.detection.streams import habits, quietly, stream, trained
 
@@ -30,7 +30,7 @@ ALL = np.ones(60, np.bool_)
 
 
 def seen(sessions: list[list[int]]) -> View:
-    return whole_sessions(stream(sessions), len(NAMES))
+    return view_of_whole_sessions(stream(sessions), len(NAMES))
 
 
 def surprises(model: Model, view: View) -> Floats:
@@ -43,7 +43,7 @@ def without_anchor(model: Model) -> Model:
 
 def untrained(model: Model) -> Model:
     """The same vocabulary, and weights that learned nothing."""
-    weights = network.initial(FIRST + len(model.vocabulary), seed=3)
+    weights = network.initial_weights(FIRST + len(model.vocabulary), seed=3)
     return replace(model, parts={**model.parts, "transformer": {name: t.numpy() for name, t in weights.items()}})
 
 
@@ -73,7 +73,7 @@ def test_templates_that_the_champion_does_not_know_do_not_count(
     champion, view = without_anchor(habitual), seen([[1, 70 + number % 9, 4] for number in range(60)])
     mine = np.where(view.templates >= 70, 9.0, surprises(champion, view))
     refuse_worse(champion, champion, view, mine, ALL)
-    monkeypatch.setattr(promotion, "_known_to", lambda model, view: np.ones(len(view), np.bool_))
+    monkeypatch.setattr(promotion, "_rows_known_to_model", lambda model, view: np.ones(len(view), np.bool_))
     with pytest.raises(RefusedError):
         refuse_worse(champion, champion, view, mine, ALL)
 
@@ -86,7 +86,7 @@ def test_one_that_learned_what_is_rare_is_not_worse_for_what_it_costs_at_what_is
     common = np.repeat(np.arange(60) < 56, np.diff(view.offsets))
     mine = np.where(common, theirs + 0.2, theirs * 0.5)
     refuse_worse(champion, champion, view, mine, ALL)
-    monkeypatch.setattr(promotion, "_weights", lambda view, chosen: chosen.astype(float))
+    monkeypatch.setattr(promotion, "_weights_of_sessions", lambda view, chosen: chosen.astype(float))
     with pytest.raises(RefusedError):
         refuse_worse(champion, champion, view, mine, ALL)
 
@@ -133,18 +133,18 @@ scores_drawn = st.lists(st.floats(0.01, 50), min_size=1, max_size=80).map(lambda
 
 @given(scores_drawn, scores_drawn)
 def test_no_threshold_moves_by_more_than_a_quarter(scores: Floats, before: Floats) -> None:
-    result = bounded(scores, before)
+    result = bounded_calibration_scores(scores, before)
     assert len(result) == len(scores) and (np.diff(result) >= 0).all()
     places = (np.arange(len(scores)) + 0.5) / len(scores)
     ratio = result / np.quantile(before, places, method="hazen")
     assert (ratio >= 1 - LARGEST_MOVE - 1e-9).all() and (ratio <= 1 + LARGEST_MOVE + 1e-9).all()
-    np.testing.assert_array_equal(bounded(before * 1.2, before), before * 1.2)
+    np.testing.assert_array_equal(bounded_calibration_scores(before * 1.2, before), before * 1.2)
 
 
 def test_calibration_scores_like_the_ones_before_are_left_as_they_are_and_the_first_ones_too() -> None:
     scores = np.linspace(1.0, 9.0, 500)
-    np.testing.assert_array_equal(bounded(scores * 1.1, scores), scores * 1.1)
-    np.testing.assert_array_equal(bounded(scores, np.zeros(0)), scores)
+    np.testing.assert_array_equal(bounded_calibration_scores(scores * 1.1, scores), scores * 1.1)
+    np.testing.assert_array_equal(bounded_calibration_scores(scores, np.zeros(0)), scores)
 
 
 @pytest.mark.usefixtures("briefly")

@@ -7,7 +7,7 @@ import pytest
 
 from detection.columns.state import digest
 from detection.learning.training import Progress, TrainingError, train
-from detection.members.isolation_forest.features import judged
+from detection.members.isolation_forest.features import forest_input
 from detection.members.isolation_forest.scoring import Forest
 from detection.members.registry import NAMES, ONLINE_NAMES
 from detection.models.model import Model, to_columns
@@ -39,7 +39,7 @@ def test_the_forest_finds_a_flood_strange(habitual: Model) -> None:
     flood = [1] + [2] * 200 + [4]
     forest = Forest(habitual.parts["isolation_forest"])
     ordinary, strange = (
-        forest.scores(judged(standing(habitual, stream([session])))).max() for session in ([1, 2, 2, 3, 4], flood)
+        forest.scores(forest_input(standing(habitual, stream([session])))).max() for session in ([1, 2, 2, 3, 4], flood)
     )
     assert strange > ordinary
 

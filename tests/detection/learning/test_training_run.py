@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from detection.learning import training as run
-from detection.learning.training import TrainingError, _calibration_scores, _Report, _Run
+from detection.learning.training import TrainingError, _calibration_scores, _CrossFitting, _RunProgress
 from detection.members.member import FitData, FittedMember, Part
 from detection.members.ngram import Ngram
 from detection.members.registry import FITTED, NAMES, ONLINE_NAMES
@@ -16,7 +16,7 @@ from detection.members.transformer import fitting as transformer
 from detection.members.transformer.fitting import fit_transformer
 from detection.members.transformer.member import Transformer
 from detection.members.transformer.scoring import FIRST, UNSEEN
-from detection.members.view import Bools, Floats, Standing, View, whole_sessions
+from detection.members.view import Bools, Floats, Standing, View, view_of_whole_sessions
 from detection.models.model import Model, from_columns, to_columns
 from detection.models.training_set import TrainingSet
 from detection.scoring.calibration import CalibrationScores
@@ -48,8 +48,8 @@ class Recognising(FittedMember):
 def recognised(learned: Bools) -> list[bool]:
     """Which of ten sessions are scored by a fit that saw them; only `learned` ones are learned from at all."""
     data = stream([[number] * 3 for number in range(10)])
-    view = whole_sessions(data, len(NAMES))
-    crossing = _Run(data, view, np.arange(10, dtype=np.int32), _Report(lambda step: None, False))
+    view = view_of_whole_sessions(data, len(NAMES))
+    crossing = _CrossFitting(data, view, np.arange(10, dtype=np.int32), _RunProgress(lambda step: None, False))
     standing = crossing.cross_fitted([Recognising], learned)
     return [bool(x) for x in standing.reached[view.final_rows(), NAMES.index("ngram")]]
 
@@ -60,8 +60,8 @@ def test_no_session_is_scored_by_a_fit_that_saw_it() -> None:
 
 
 def test_fitted_on_everything_they_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    fit = _Run.fit
-    monkeypatch.setattr(_Run, "fit", lambda self, member, sessions, *rest, **more: fit(
+    fit = _CrossFitting.fit
+    monkeypatch.setattr(_CrossFitting, "fit", lambda self, member, sessions, *rest, **more: fit(
         self, member, np.ones_like(sessions), *rest, **more))  # fmt: skip
     assert recognised(np.ones(10, np.bool_)) == [True] * 10
 
@@ -71,8 +71,8 @@ def test_scores_of_sessions_that_were_learned_would_be_too_low(monkeypatch: pyte
     rng = np.random.default_rng(1)
     data = stream([rng.integers(1, 30, 8).tolist() for _ in range(60)], full=False)
     crossed = trained(data).calibration["ngram"]
-    fit = _Run.fit
-    monkeypatch.setattr(_Run, "fit", lambda self, member, sessions, *rest, **more: fit(
+    fit = _CrossFitting.fit
+    monkeypatch.setattr(_CrossFitting, "fit", lambda self, member, sessions, *rest, **more: fit(
         self, member, np.ones_like(sessions), *rest, **more))  # fmt: skip
     assert trained(data).calibration["ngram"].max() < crossed.min()
 

@@ -7,7 +7,7 @@ import pytest
 
 from detection.columns.state import digest
 from detection.detector import Detector
-from detection.frames import ModelFrame, Segment, SettingsFrame, VouchedFrame, decode, encode
+from detection.frames import ModelFrame, Segment, SettingsFrame, VouchedFrame, decode_frame, encode_frame
 from detection.learning.training import train
 from detection.settings import LearningSettings
 from detection.verdicts.records import Verdicts
@@ -105,7 +105,7 @@ def test_an_export_in_the_middle_of_a_vouched_line_continues_after_a_load() -> N
     loaded = Journal(Detector.load(straight.detector.export(), None))
     assert digest(loaded.detector.export()) == digest(straight.detector.export())
     for journal in (straight, loaded):
-        journal.apply(decode(encode(frames[1])))
+        journal.apply(decode_frame(encode_frame(frames[1])))
     assert digest(loaded.detector.export()) == digest(straight.detector.export())
     assert loaded.detector.summary().vouched_sessions == 150
     whole = simple()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detection.members import ngram as module
-from detection.members.ngram import ORDERS, NgramModel, fitted
+from detection.members.ngram import ORDERS, NgramModel, count_ngrams
 from detection.members.transformer.scoring import CONTINUED, END, FIRST, START, UNSEEN
 from tests.detection.streams import habits, stream
 from tests.detection.views import Growing, Session, sessions, whole
@@ -49,7 +49,7 @@ class Plain:
 
 
 def model(learned: Sequence[Sequence[int]], *, ends: bool = True) -> NgramModel:
-    return NgramModel(fitted(stream(learned, ends=ends), VOCABULARY), VOCABULARY)
+    return NgramModel(count_ngrams(stream(learned, ends=ends), VOCABULARY), VOCABULARY)
 
 
 templates = st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=12), min_size=1, max_size=8)
@@ -106,7 +106,7 @@ def test_templates_admitted_since_are_not_held_against_a_session_nor_is_what_fol
 @given(templates, st.lists(st.integers(0, 12), min_size=8, max_size=8))
 @settings(max_examples=40, deadline=None)
 def test_bits_depend_neither_on_the_memo_nor_on_how_sessions_are_cut(asked: list[list[int]], cuts: list[int]) -> None:
-    part, drawn = fitted(stream(habits(60, 1)), VOCABULARY), sessions(*asked)
+    part, drawn = count_ngrams(stream(habits(60, 1)), VOCABULARY), sessions(*asked)
     view = whole(drawn, 2)
     cold = NgramModel(part, VOCABULARY).nats(view)
     warm = NgramModel(part, VOCABULARY)
@@ -129,7 +129,7 @@ def test_a_memo_with_one_place_gives_the_same_scores(monkeypatch: pytest.MonkeyP
 
 
 def test_a_part_holds_no_more_than_three_templates_in_a_key() -> None:
-    part = fitted(stream([[1, 2, 3, 4, 5, 1, 2]]), VOCABULARY)
+    part = count_ngrams(stream([[1, 2, 3, 4, 5, 1, 2]]), VOCABULARY)
     assert set(part) == {f"{name}.{k}" for name in ("grams", "counts", "after", "total", "kinds")
                          for k in range(1, ORDERS + 1)}  # fmt: skip
     assert all(int(part[f"grams.{k}"].max()) < 1 << 10 * k for k in range(1, ORDERS + 1))

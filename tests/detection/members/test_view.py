@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detection.members.view import CLOSING, Carry, Standing, View, whole_sessions
+from detection.members.view import CLOSING, Carry, Standing, View, view_of_whole_sessions
 from tests.detection.streams import stream
 from tests.detection.views import Growing, Line, Session, sessions, whole
 
@@ -118,7 +118,7 @@ def test_counts_stop_at_255_and_ids_64_apart_share_one() -> None:
 
 def test_the_trainer_sees_whole_sessions_as_the_scorer_sees_pieces() -> None:
     templates = [[1, 2, 3], [4, 4], [9]]
-    trained = whole_sessions(stream(templates, times=np.array([1.0, 2, 3, 1, 2, 1])), 2)
+    trained = view_of_whole_sessions(stream(templates, times=np.array([1.0, 2, 3, 1, 2, 1])), 2)
     scored = whole(sessions(*templates), 2)
     for name in View.__dataclass_fields__.keys() - {"carry"}:
         np.testing.assert_array_equal(getattr(trained, name), getattr(scored, name), err_msg=name)

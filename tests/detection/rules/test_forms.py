@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.formats.kinds import parse_each
+from detection.formats.kinds import parse_each_by_own_kind
 from detection.rules.engine import RuleSet
 from detection.sessions.intake import match_rules
 from detection.settings import RuleText
@@ -38,7 +38,7 @@ def forms() -> list[Form]:
 def types(line: bytes) -> set[str]:
     """The types of attack that the whole way from line to rules names."""
     found = set()
-    for _, fields in parse_each("access", [line], clock=1.76e9):
+    for _, fields in parse_each_by_own_kind("access", [line], clock=1.76e9):
         hits, _, _ = match_rules(RULES, fields, [line])
         found |= {RULES.rules[rule].attack_type for rule in hits.rules.tolist()}
     return found

@@ -6,8 +6,8 @@ from scipy import stats
 
 from detection.members.registry import MEMBERS, NAMES
 from detection.members.view import Floats
-from detection.scoring.calibration import SMALLEST_P, CalibrationScores, alpha_for, combined
-from detection.scoring.ensemble import p_of, score_at, shares
+from detection.scoring.calibration import SMALLEST_P, CalibrationScores, alpha_for, combined_p_values
+from detection.scoring.ensemble import member_shares, p_values_of_member, score_at_level
 
 EVEN = {k: np.full(k, 1 / k) for k in range(1, 7)}
 
@@ -51,18 +51,18 @@ def test_a_score_beyond_the_threshold_is_below_alpha_and_one_up_to_it_is_not(
     drawn = np.random.default_rng(n).exponential(size=n)
     scores = {"spread": drawn, "mostly silent": np.where(drawn > 4.0, drawn, 0.0), "equal": np.ones(n)}[kind]
     calibrated = CalibrationScores(np.sort(scores))
-    threshold = score_at(member, calibrated, alpha)
+    threshold = score_at_level(member, calibrated, alpha)
     if threshold is None:
-        assert p_of(member, calibrated, np.array([1e3]))[0] >= alpha
+        assert p_values_of_member(member, calibrated, np.array([1e3]))[0] >= alpha
         return
-    up_to, beyond = p_of(member, calibrated, np.array([threshold - 1e-6, threshold + 1e-6]))
+    up_to, beyond = p_values_of_member(member, calibrated, np.array([threshold - 1e-6, threshold + 1e-6]))
     assert up_to >= alpha > beyond
 
 
 def test_a_member_that_speaks_in_nats_and_was_always_silent_has_a_threshold_of_nats() -> None:
     silent = CalibrationScores(np.zeros(5000))
-    assert score_at("sources", silent, 0.001) == pytest.approx(-np.log(0.001))
-    assert score_at("ngram", silent, 0.001) == 0.0
+    assert score_at_level("sources", silent, 0.001) == pytest.approx(-np.log(0.001))
+    assert score_at_level("ngram", silent, 0.001) == 0.0
 
 
 def test_equal_scores_are_no_tail() -> None:
@@ -71,20 +71,24 @@ def test_equal_scores_are_no_tail() -> None:
 
 
 def test_one_sure_member_speaks_against_an_indifferent_one() -> None:
-    sure, indifferent = combined(np.array([[1e-6, 1.0], [0.5, 1.0]]), EVEN[2])
+    sure, indifferent = combined_p_values(np.array([[1e-6, 1.0], [0.5, 1.0]]), EVEN[2])
     assert sure > 5.0
     assert indifferent < 1.0
 
 
 def test_one_that_is_sure_weighs_its_share_of_all_that_are() -> None:
-    alone, agreeing = combined(np.array([[1e-6, 1.0, 0.9], [1e-6, 1e-6, 1e-6]]), EVEN[3])
+    alone, agreeing = combined_p_values(np.array([[1e-6, 1.0, 0.9], [1e-6, 1e-6, 1e-6]]), EVEN[3])
     assert alone == pytest.approx(6 - np.log10(3), abs=0.01), "a third of the weight of three"
     assert agreeing == pytest.approx(6, abs=0.01)
 
 
 def test_those_that_look_at_the_same_together_count_as_much_as_one_that_looks_at_something_else() -> None:
     counts_for = dict(
-        zip((member.name for member in MEMBERS), shares([member.family for member in MEMBERS]).tolist(), strict=True)
+        zip(
+            (member.name for member in MEMBERS),
+            member_shares([member.family for member in MEMBERS]).tolist(),
+            strict=True,
+        )
     )
     assert counts_for["values"] == counts_for["sources"] == pytest.approx(1 / 3)
     assert counts_for["ngram"] == counts_for["transformer"] == pytest.approx(1 / 12)
@@ -96,7 +100,7 @@ def test_a_statistic_never_falls_when_a_p_falls(p: list[float], data: st.DataObj
     place = data.draw(st.integers(0, len(p) - 1))
     smaller = list(p)
     smaller[place] *= data.draw(st.floats(1e-6, 1.0))
-    before, after = combined(np.array([p, smaller]), EVEN[len(p)])
+    before, after = combined_p_values(np.array([p, smaller]), EVEN[len(p)])
     assert after >= before - 1e-9
 
 
@@ -173,6 +177,6 @@ def test_the_tail_that_is_fitted_is_about_the_one_that_scores_were_drawn_from(sh
 
 @given(st.lists(st.floats(1e-11, 0.9), min_size=1, max_size=6))
 def test_members_together_are_what_scipys_cauchy_says_of_the_mean_of_their_cotangents(p: list[float]) -> None:
-    together = combined(np.array([p]), EVEN[len(p)])[0]
+    together = combined_p_values(np.array([p]), EVEN[len(p)])[0]
     statistic = np.mean([stats.cauchy.isf(each) for each in p])
     assert together == pytest.approx(-np.log10(stats.cauchy.sf(statistic)), rel=1e-6, abs=1e-9)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from detection.members.failing import MemberError
 from detection.members.registry import NAMES, ONLINE_NAMES
-from detection.members.view import whole_sessions
+from detection.members.view import view_of_whole_sessions
 from detection.models.model import Model
-from detection.scoring.ensemble import Ensemble, members_of, resting
+from detection.scoring.ensemble import Ensemble, members_of, members_resting
 from tests.detection.by_hand import INDIFFERENT, model_of, vectors
 from tests.detection.streams import stream
 
@@ -72,7 +72,7 @@ def test_a_session_scores_as_its_members_do_and_the_highest_so_far_stays() -> No
     online = np.zeros((4, len(ONLINE_NAMES)), dtype=np.float32)
     online[:, ONLINE_NAMES.index("values")] = [0.0, 3.0, 1.0, 5.0]
     data = stream([[1, 2, 3], [1]], online=online, errors=np.zeros(4, dtype=np.bool_))
-    standing = ensemble.score(whole_sessions(data, len(NAMES)))
+    standing = ensemble.score(view_of_whole_sessions(data, len(NAMES)))
     assert standing.reached[:, VALUES].tolist() == [0.0, 3.0, 3.0, 3.0, 5.0, 5.0]
     # At the closing rows: as the reference; and one line of three, |0 + 1 + 1| of 1 + 3.
     assert standing.reached[:, COUNTS].tolist() == [0.0, 0.0, 0.0, 0.0, 0.0, 0.5]
@@ -93,7 +93,7 @@ def test_a_member_that_cannot_be_made_of_its_part_fails_by_name_when_it_is_asked
     model = made(values=np.zeros(9), counts=np.zeros(9))
     ensemble = Ensemble(replace(model, parts={}))
     data = stream([[1, 2, 3]])
-    for ask in (ensemble.check, lambda: ensemble.score(whole_sessions(data, len(NAMES)))):
+    for ask in (ensemble.check, lambda: ensemble.score(view_of_whole_sessions(data, len(NAMES)))):
         with pytest.raises(MemberError) as failed:
             ask()
         assert failed.value.member == "counts"
@@ -102,9 +102,15 @@ def test_a_member_that_cannot_be_made_of_its_part_fails_by_name_when_it_is_asked
 
 def test_what_it_knows_are_the_templates_of_its_vocabulary() -> None:
     ensemble = Ensemble(made(values=np.zeros(9)))
-    assert ensemble.knows(np.array([0, 1, 3, 4, 99], dtype=np.int32)).tolist() == [False, True, True, False, False]
+    assert ensemble.knows_templates(np.array([0, 1, 3, 4, 99], dtype=np.int32)).tolist() == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
     nothing = Ensemble(Model(1, 0, np.zeros(0, dtype=np.int32), {}, {}, {"ensemble": np.zeros(9)}, {}))
-    assert nothing.knows(np.array([0], dtype=np.int32)).tolist() == [False]
+    assert nothing.knows_templates(np.array([0], dtype=np.int32)).tolist() == [False]
     assert ensemble.calibration == 999
 
 
@@ -115,11 +121,11 @@ def test_where_no_member_predicts_nothing_was_expected() -> None:
 
 def test_members_are_those_with_a_ring_and_one_that_looks_at_others_rests_without_them() -> None:
     assert members_of(model_of([1, 2, 3])) == ("counts",)
-    assert resting({"counts"}).keys() == {"isolation_forest"}
-    assert "counts" in resting({"counts"})["isolation_forest"]
-    assert resting({"values"}) == {}, "the forest does not look at those"
-    assert resting(set()) == {}
-    assert resting({"isolation_forest", "counts"}) == {}
+    assert members_resting({"counts"}).keys() == {"isolation_forest"}
+    assert "counts" in members_resting({"counts"})["isolation_forest"]
+    assert members_resting({"values"}) == {}, "the forest does not look at those"
+    assert members_resting(set()) == {}
+    assert members_resting({"isolation_forest", "counts"}) == {}
 
 
 scores = st.lists(st.floats(0.0, 20.0), min_size=2, max_size=2)

@@ -10,7 +10,7 @@ from detection.members.online import OnlineMembers
 from detection.rules.engine import Hits, RuleSet
 from detection.rules.files import read_rules
 from detection.sessions.connections import LivingSources
-from detection.sessions.intake import KeyPattern, in_order, read_lines, session_key, take_in
+from detection.sessions.intake import KeyPattern, hits_in_order, read_lines, session_key, take_in_segments
 from detection.sessions.table import KEY_BYTES
 from detection.templates.table import TemplateTable
 from tests.detection.journal import ATTACK, RECEIVED, rules
@@ -28,7 +28,7 @@ def segment(data: bytes, kind: str = "timestamped", *, source: str = "s-1", last
 
 def test_lines_of_several_sources_and_kinds_come_in_the_order_of_the_segments() -> None:
     segments = [segment(STAMPED + b"\n"), segment(ACCESS + b"\n", "access", source="s-2"), segment(b"free\n", "plain")]
-    intake = take_in(segments, LivingSources(), None, clock=CLOCK, received=RECEIVED)
+    intake = take_in_segments(segments, LivingSources(), None, clock=CLOCK, received=RECEIVED)
     assert intake.lines == [STAMPED, ACCESS, b"free"]
     assert intake.times[:2].tolist() == [CLOCK + 0.5, CLOCK] and np.isnan(intake.times[2])
     assert intake.keys[1:] == [b"k192.0.2.7", b"ws-1"], "the client, and where nobody is named the source"
@@ -39,21 +39,23 @@ def test_lines_of_several_sources_and_kinds_come_in_the_order_of_the_segments() 
 
 def test_a_line_that_is_under_way_is_read_when_its_end_has_come() -> None:
     living = LivingSources()
-    first = take_in([segment(STAMPED[:10])], living, None, clock=CLOCK, received=RECEIVED)
+    first = take_in_segments([segment(STAMPED[:10])], living, None, clock=CLOCK, received=RECEIVED)
     assert first.lines == []
-    then = take_in([segment(STAMPED[10:] + b"\n")], living, None, clock=CLOCK, received=RECEIVED)
+    then = take_in_segments([segment(STAMPED[10:] + b"\n")], living, None, clock=CLOCK, received=RECEIVED)
     assert then.lines == [STAMPED]
 
 
 def test_a_source_that_ends_leaves_the_line_that_it_did_not_end_and_its_window_ends() -> None:
-    intake = take_in([segment(STAMPED, last=True)], LivingSources(), None, clock=CLOCK, received=RECEIVED)
+    intake = take_in_segments([segment(STAMPED, last=True)], LivingSources(), None, clock=CLOCK, received=RECEIVED)
     assert intake.lines == [STAMPED]
     assert (intake.unterminated, intake.ended) == (1, [b"ws-1"])
 
 
 def test_a_pattern_of_the_user_names_sessions_and_what_it_does_not_find_belongs_to_its_source() -> None:
     lines = STAMPED + b"\nno key here\n"
-    intake = take_in([segment(lines)], LivingSources(), KeyPattern(r"id=(\S+)"), clock=CLOCK, received=RECEIVED)
+    intake = take_in_segments(
+        [segment(lines)], LivingSources(), KeyPattern(r"id=(\S+)"), clock=CLOCK, received=RECEIVED
+    )
     assert intake.keys == [b"ka7", b"ws-1"]
     assert intake.windowed == [False, True]
 
@@ -69,7 +71,9 @@ def test_a_pattern_that_names_nothing_is_refused(pattern: str, why: str) -> None
 
 def test_a_time_of_more_than_a_day_ahead_is_none_and_is_counted() -> None:
     later = STAMPED.replace(b"1700000000", b"%d" % (RECEIVED + 2 * 86_400))
-    intake = take_in([segment(STAMPED + b"\n" + later + b"\n")], LivingSources(), None, clock=CLOCK, received=RECEIVED)
+    intake = take_in_segments(
+        [segment(STAMPED + b"\n" + later + b"\n")], LivingSources(), None, clock=CLOCK, received=RECEIVED
+    )
     assert intake.times[0] == CLOCK + 0.5 and np.isnan(intake.times[1])
     assert intake.future == 1
 
@@ -77,7 +81,7 @@ def test_a_time_of_more_than_a_day_ahead_is_none_and_is_counted() -> None:
 @pytest.mark.parametrize(("clock", "seconds"), [(CLOCK, 1_699_999_200.0), (float("nan"), 1_699_999_200.0)])
 def test_a_time_without_a_year_is_the_nearest_to_the_clock_or_to_when_it_came(clock: float, seconds: float) -> None:
     line = b"<34>Nov 14 22:00:00 host su[12]: failed\n"
-    intake = take_in([segment(line, "syslog")], LivingSources(), None, clock=clock, received=CLOCK + 3600.0)
+    intake = take_in_segments([segment(line, "syslog")], LivingSources(), None, clock=clock, received=CLOCK + 3600.0)
     assert intake.times.tolist() == [seconds]
 
 
@@ -96,7 +100,7 @@ def test_long_keys_that_differ_anywhere_have_names_that_differ() -> None:
 
 def test_of_each_line_it_is_said_which_template_it_is_who_did_it_and_which_rules_it_met() -> None:
     lines = b"\n".join([ACCESS, ATTACK, ACCESS, b""])
-    intake = take_in([segment(lines, "access")], LivingSources(), None, clock=CLOCK, received=RECEIVED)
+    intake = take_in_segments([segment(lines, "access")], LivingSources(), None, clock=CLOCK, received=RECEIVED)
     table = TemplateTable()
     reading = read_lines(intake, table.assign, PACK)
     assert reading.ids[0] == reading.ids[2] != reading.ids[1]
@@ -109,7 +113,9 @@ def test_of_each_line_it_is_said_which_template_it_is_who_did_it_and_which_rules
 
 
 def test_for_a_member_without_which_it_goes_on_nothing_is_read() -> None:
-    intake = take_in([segment(ATTACK + b"\n", "access")], LivingSources(), None, clock=CLOCK, received=RECEIVED)
+    intake = take_in_segments(
+        [segment(ATTACK + b"\n", "access")], LivingSources(), None, clock=CLOCK, received=RECEIVED
+    )
     reading = read_lines(intake, TemplateTable().assign, PACK)
     assert OnlineMembers().without(("values",)).read(reading).keys() == {"sources"}
     assert OnlineMembers().without(("values", "sources")).read(reading) == {}
@@ -121,7 +127,7 @@ def test_hits_of_several_parts_are_one_in_the_order_of_lines_and_then_of_rules()
     def hits(lines: list[int], found: list[int]) -> Hits:
         return Hits(lines=np.array(lines, dtype=np.int32), rules=np.array(found, dtype=np.int32))
 
-    together = in_order([hits([4, 4, 9], [2, 7, 1]), hits([0, 4], [5, 3])])
+    together = hits_in_order([hits([4, 4, 9], [2, 7, 1]), hits([0, 4], [5, 3])])
     assert list(zip(together.lines.tolist(), together.rules.tolist(), strict=True)) == [
         (0, 5),
         (4, 2),
@@ -129,4 +135,4 @@ def test_hits_of_several_parts_are_one_in_the_order_of_lines_and_then_of_rules()
         (4, 7),
         (9, 1),
     ]
-    assert len(in_order([]).lines) == 0
+    assert len(hits_in_order([]).lines) == 0

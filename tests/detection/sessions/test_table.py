@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from detection.causes.known import KnownCauses
 from detection.members.registry import ONLINE_NAMES
 from detection.scoring.batch import Batch, Closings
-from detection.scoring.judging import Recording, closed_as_they_are, judge
+from detection.scoring.judging import Recording, closed_as_they_are, judge_batch
 from detection.sessions import table as sessions_module
 from detection.sessions.history import History
-from detection.sessions.table import SessionTable, cut
+from detection.sessions.table import SessionTable, cut_into_pieces
 
 IDLE = 60.0
 WINDOW = 5
@@ -85,12 +85,12 @@ def feed(
     slots = table.slots_for(names, [key.startswith("w") for key in keys])
     times = np.array(clock, dtype=np.float64)
     own = times if events is None else np.array(events)
-    pieces = cut(table, slots, times, own, idle_seconds=IDLE, window=WINDOW)
+    pieces = cut_into_pieces(table, slots, times, own, idle_seconds=IDLE, window=WINDOW)
     n = len(keys)
     ids = np.arange(first, first + n, dtype=np.int32)  # each line is its own template: sequences can be told
     nothing = np.zeros((n, len(ONLINE_NAMES)))
     batch = Batch(first, ids, np.zeros(n, dtype=np.bool_), times, np.zeros(n), nothing, [b""] * n)
-    return judge(table, None, KnownCauses(), 0.0, batch, pieces, Recording(history)).closings
+    return judge_batch(table, None, KnownCauses(), 0.0, batch, pieces, Recording(history)).closings
 
 
 steps = st.lists(
@@ -163,7 +163,7 @@ def test_the_table_is_full_and_the_longest_silent_make_room() -> None:
     names = [f"k{i}" for i in range(capacity)]
     feed(table, history, 1, names, [float(i) * 1e-4 for i in range(capacity)])
     newcomers = [b"knew1", b"k0", b"knew2"]
-    crowded = table.crowded_out_by(newcomers)
+    crowded = table.sessions_crowded_out_by(newcomers)
     assert table.find(b"k0") not in crowded.tolist()
     assert table.column["key"][crowded[:2]].tolist() == [b"k1", b"k2"]
     closings = closed_as_they_are(table, crowded, capacity + 1)
@@ -198,7 +198,7 @@ def test_a_table_that_was_exported_and_loaded_goes_on_as_if_nothing_had_been(
 def test_the_example_of_cut_is_what_it_does() -> None:
     keys, clock = [b"a", b"b", b"a", b"a"], np.array([0.0, 1.0, 2.0, 90.0])
     table = SessionTable(8)
-    pieces = cut(table, table.slots_for(keys, [False] * 4), clock, clock, idle_seconds=IDLE, window=WINDOW)
+    pieces = cut_into_pieces(table, table.slots_for(keys, [False] * 4), clock, clock, idle_seconds=IDLE, window=WINDOW)
     given = [
         f"{line:<7} {key.decode():<4} {time:<5.0f}" for line, (key, time) in enumerate(zip(keys, clock, strict=True))
     ]
@@ -209,7 +209,7 @@ def test_the_example_of_cut_is_what_it_does() -> None:
         times = " ".join(f"{pieces.row_time[row]:.0f}" for row in rows)
         state = f"{pieces.starts[piece]!s:<7} {pieces.ends[piece]!s:<6} {pieces.split[piece]}"
         found.append(f"{piece:<6} {table.column['key'][slot].decode():<4} {lines:<10} {times:<9} {state}")
-    told = (cut.__doc__ or "").splitlines()[-len(given) - 1 : -1]
+    told = (cut_into_pieces.__doc__ or "").splitlines()[-len(given) - 1 : -1]
     assert [line.rstrip() for line in told] == [
         f"        {line}        {row}".rstrip() for line, row in zip_longest(given, found, fillvalue="")
     ]

@@ -14,7 +14,7 @@ from benchmarks.templates import grouping_accuracy, read_truth
 from detection.columns.state import digest
 from detection.templates import table as templates
 from detection.templates import tree as template_tree
-from detection.templates.masks import message_tokens, request_tokens, skeletons
+from detection.templates.masks import message_tokens, request_tokens, skeletons_of_contents
 from detection.templates.table import MAX_ID, OTHER, TemplateTable
 
 TRUTH = Path("../shared/data/templates2k")
@@ -26,7 +26,7 @@ def test_the_example_in_the_documentation_is_true() -> None:
 
 
 def masked(message: bytes) -> bytes:
-    return b" ".join(message_tokens(skeletons([message])[0]))
+    return b" ".join(message_tokens(skeletons_of_contents([message])[0]))
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_values_of_messages_are_masked(message: bytes, expected: bytes) -> None:
 
 @given(st.lists(st.binary(max_size=60) | st.text("ab1fz9.- \n", max_size=30).map(str.encode), max_size=8))
 def test_skeletons_of_a_batch_are_those_of_its_lines(contents: list[bytes]) -> None:
-    together = skeletons(contents)
-    assert together == [skeletons([content])[0] for content in contents]
+    together = skeletons_of_contents(contents)
+    assert together == [skeletons_of_contents([content])[0] for content in contents]
     assert all(not any(c in skeleton for c in b"23456789\n\x00") for skeleton in together)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from detection.causes.fingerprints import NEW, SOURCE, WHAT_BYTES
 from detection.columns.state import digest
 from detection.verdicts import incidents as module
-from detection.verdicts.incidents import DAY_SECONDS, WINDOW_SECONDS, Grouped, Incidents
+from detection.verdicts.incidents import DAY_SECONDS, WINDOW_SECONDS, GroupedAlerts, Incidents
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Told:
         rows = zip(grouped.first_line, grouped.count, grouped.digest, strict=True)
         return [(int(first), int(count), bool(waits)) for first, count, waits in rows]
 
-    def assign(self, alerts: Sequence[Alert]) -> Grouped:
+    def assign(self, alerts: Sequence[Alert]) -> GroupedAlerts:
         first = self.line + 1
         self.line += len(alerts)
         return self.incidents.assign(

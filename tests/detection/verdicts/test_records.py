@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from detection.formats.text import TEXT_BYTES
 from detection.frames import FlushFrame, LinesFrame, Segment
-from detection.verdicts.records import finite, shown, shown_key, shown_session
+from detection.verdicts.records import finite_or_none, shown_key, shown_session, shown_text
 from tests.detection.by_hand import FLOOR, USUAL, knowing_by_hand
 from tests.detection.journal import ATTACK, RECEIVED, Journal
 from tests.detection.simple import BEGAN, READ, RETRY, line, said, session, simple
@@ -105,15 +105,15 @@ def test_records_are_in_the_order_of_their_ids_lines_before_the_sessions_that_cl
 
 
 def test_bytes_that_are_no_text_are_shown_as_what_they_are() -> None:
-    assert shown("Grüße".encode()) == "Grüße"
-    assert shown(b"a\xff\xc3(") == "a\\xff\\xc3("
-    assert shown(b"x" * (TEXT_BYTES + 1)) == "x" * TEXT_BYTES
+    assert shown_text("Grüße".encode()) == "Grüße"
+    assert shown_text(b"a\xff\xc3(") == "a\\xff\\xc3("
+    assert shown_text(b"x" * (TEXT_BYTES + 1)) == "x" * TEXT_BYTES
 
 
 @given(st.binary(max_size=64))
 def test_whatever_came_any_json_reader_takes_it(text: bytes) -> None:
-    assert json.loads(json.dumps(shown(text)).encode()) == shown(text)
-    assert shown(text).encode().decode() == shown(text)
+    assert json.loads(json.dumps(shown_text(text)).encode()) == shown_text(text)
+    assert shown_text(text).encode().decode() == shown_text(text)
 
 
 def test_a_key_is_shown_without_what_the_table_marks_it_with() -> None:
@@ -124,4 +124,4 @@ def test_a_key_is_shown_without_what_the_table_marks_it_with() -> None:
 
 @pytest.mark.parametrize(("number", "is_"), [(0.5, 0.5), (np.float64(2.0), 2.0), (np.nan, None), (np.inf, None)])
 def test_what_is_no_number_is_null(number: float, is_: float | None) -> None:
-    assert finite(number) == is_
+    assert finite_or_none(number) == is_

@@ -18,7 +18,7 @@ from detection.detector import Detector
 from detection.frames import FlushFrame, Frame, LinesFrame, TickFrame
 from detection.verdicts import thinning
 from detection.verdicts.incidents import WINDOW_SECONDS, Incidents
-from detection.verdicts.thinning import FULL_FIRST, MAX_CAUSES, MAX_RUNS, in_full
+from detection.verdicts.thinning import FULL_FIRST, MAX_CAUSES, MAX_RUNS, recorded_in_full
 from tests.detection.journal import ATTACK, RECEIVED, Journal, segment, started
 
 Id = tuple[int, int]
@@ -159,7 +159,7 @@ def test_a_count_that_an_eviction_forgot_would_be_missed(monkeypatch: pytest.Mon
         return table.incidents.recorded + table.incidents.counted
 
     assert counted(Stream(capacity=2)) == 80
-    end_count = Incidents._end_count
+    end_count = Incidents._end_count_under_way
 
     def forgetful(table: Incidents, incident: Any) -> None:
         if (incident.line, incident.k) in table._table:
@@ -167,13 +167,13 @@ def test_a_count_that_an_eviction_forgot_would_be_missed(monkeypatch: pytest.Mon
         else:
             table._counting.pop((incident.line, incident.k), None)
 
-    monkeypatch.setattr(Incidents, "_end_count", forgetful)
+    monkeypatch.setattr(Incidents, "_end_count_under_way", forgetful)
     assert counted(Stream(capacity=2)) == 60
 
 
 def test_the_first_ten_and_the_powers_of_ten_are_recorded_in_full() -> None:
     numbers = np.arange(1, 100_001)
-    assert numbers[in_full(numbers)].tolist() == [*range(1, 11), 100, 1000, 10_000, 100_000]
+    assert numbers[recorded_in_full(numbers)].tolist() == [*range(1, 11), 100, 1000, 10_000, 100_000]
 
 
 def test_a_count_ends_before_the_next_alert_in_full_and_says_what_it_stands_for() -> None:
@@ -217,13 +217,13 @@ def test_a_counting_record_is_bounded_in_causes_runs_and_bytes() -> None:
     runs = [sum(len(group["ids"].split(",")) for group in record["alerts"]) for record in table.records]
     assert max(runs) == MAX_RUNS
     assert max(len(record["alerts"]) for record in table.records) == MAX_CAUSES
-    worst = thinning.Count()
+    worst = thinning.CountUnderWay()
     for cause in range(MAX_CAUSES):
-        group = thinning.Group(cause, NEW, 2**31 - 1, 2**64 - 1, 2**64 - 1, 3, "\x01" * WHAT_BYTES)
+        group = thinning.CountedGroup(cause, NEW, 2**31 - 1, 2**64 - 1, 2**64 - 1, 3, "\x01" * WHAT_BYTES)
         for run in range(MAX_RUNS // MAX_CAUSES):
             group.runs.append(((2**62 + 9 * run, 0), (2**62 + 9 * run + 5, 0)))
         worst.groups[group.key] = group
-    record = thinning.Counted((2**62, 9), 1, NEW, "\x01" * WHAT_BYTES, True, worst).record(f"{2**62}.9.9", 9)
+    record = thinning.CountedRecord((2**62, 9), 1, NEW, "\x01" * WHAT_BYTES, True, worst).record(f"{2**62}.9.9", 9)
     assert len(msgspec.json.encode(record)) < 16_384
 
 
@@ -279,7 +279,7 @@ def test_an_alert_in_the_count_under_way_can_be_asked_for() -> None:
 
 @pytest.mark.parametrize("kind", [RULE, NEW])
 def test_a_group_knows_lines_from_closings(kind: int) -> None:
-    group = thinning.Group(1, kind, 1, 0, 0, 3, "")
+    group = thinning.CountedGroup(1, kind, 1, 0, 0, 3, "")
     for first, last in (((1, 0), (3, 0)), ((3, 1), (3, 4))):
         group.add(first, last, 3)
     assert group.as_dict()["ids"] == "1-3,3.1-3.4"

@@ -7,11 +7,11 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest as SklearnForest
 
-from detection.members.isolation_forest.features import FEATURES, features, judged
+from detection.members.isolation_forest.features import FEATURES, forest_input, shown_features
 from detection.members.isolation_forest.fitting import fit_forest, forest_columns
 from detection.members.isolation_forest.scoring import Forest
 from detection.members.registry import MEMBERS, NAMES
-from detection.members.view import Standing, whole_sessions
+from detection.members.view import Standing, view_of_whole_sessions
 from tests.detection.streams import fit_data, habits, stream
 from tests.detection.views import Line, Session, whole
 
@@ -29,7 +29,7 @@ def standing_of(sessions: list[Session]) -> Standing:
 
 def test_features_are_named_one_by_one_and_stand_in_that_order() -> None:
     lines = [Line(1, error=True), Line(2, gap=3.0), Line(1, gap=4.0)]
-    row = dict(zip(FEATURES, features(standing_of([Session(lines)]))[-1].tolist(), strict=True))
+    row = dict(zip(FEATURES, shown_features(standing_of([Session(lines)]))[-1].tolist(), strict=True))
     for name in ("transformer", "ngram", "counts", "values", "sources"):
         assert row[name] == NAMES.index(name)
     assert row["log_length"] == np.log1p(3) and row["distinct"] == 2
@@ -38,7 +38,7 @@ def test_features_are_named_one_by_one_and_stand_in_that_order() -> None:
 
 def test_usual_values_are_returned_for_each_feature() -> None:
     data = stream(habits(200, 1))
-    standing = Standing(whole_sessions(data, len(NAMES)), NAMES)
+    standing = Standing(view_of_whole_sessions(data, len(NAMES)), NAMES)
     part = fit_forest(fit_data(data, standing))
     assert part["usual"].shape == (len(FEATURES), 3)
     assert (np.diff(part["usual"], axis=1) >= 0).all()
@@ -50,8 +50,8 @@ def test_usual_values_are_returned_for_each_feature() -> None:
 def test_a_session_is_not_strange_because_it_is_still_short() -> None:
     """Open sessions are shown to it as well; fitted on the ends of sessions only, every beginning is strange."""
     data = stream([[1, *[2] * int(size), 4] for size in np.random.default_rng(1).integers(4, 30, 300)])
-    standing = Standing(whole_sessions(data, len(NAMES)), NAMES)
-    rows, ends = features(standing), whole_sessions(data, len(NAMES)).offsets[1:] - 1
+    standing = Standing(view_of_whole_sessions(data, len(NAMES)), NAMES)
+    rows, ends = shown_features(standing), view_of_whole_sessions(data, len(NAMES)).offsets[1:] - 1
     fitted = Forest(fit_forest(fit_data(data, standing)))
     on_ends = Forest(forest_columns(SklearnForest(n_estimators=100, max_samples=300, random_state=1).fit(rows[ends])))
     halves = (ends + np.concatenate(([-1], ends[:-1]))) // 2
@@ -78,7 +78,7 @@ def test_a_session_learned_from_is_scored_for_calibration_as_one_that_was_not() 
     def scored(count: int) -> tuple[Standing, dict[str, NDArray[Any]]]:
         """The first `count` sessions, of scores drawn at random but for the last's, and what they teach."""
         data = stream(sessions[:count])
-        view = whole_sessions(data, len(NAMES))
+        view = view_of_whole_sessions(data, len(NAMES))
         standing = Standing(view, NAMES)
         said = np.random.default_rng(1).random(len(view))
         said[800:] = 5.0
@@ -87,6 +87,6 @@ def test_a_session_learned_from_is_scored_for_calibration_as_one_that_was_not() 
 
     _, without = scored(200)
     standing, part = scored(201)
-    last = judged(standing)[-1:]
+    last = forest_input(standing)[-1:]
     unseen, seen = Forest(without).scores(last)[0], Forest(part).scores(last)[0]
     assert abs(part["held_out"][-1] - unseen) < 0.02 < 0.1 < seen - unseen

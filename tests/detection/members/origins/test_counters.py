@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from detection.columns.state import digest
 from detection.formats.fields import Fields
-from detection.formats.kinds import parse
+from detection.formats.kinds import parse_as_kind
 from detection.members.origins import background as background_module
 from detection.members.origins import counters as sources_module
 from detection.members.origins.background import COUNTERS, DAY, SHARE, Background
 from detection.members.origins.counters import SourceCounters
-from detection.members.origins.counting import Lines, count
+from detection.members.origins.counting import LinesToCount, count_lines_of_sources
 from detection.members.origins.lines import failures_of, resources_of, sources_of
 
 Line = tuple[bytes, float, bool, int]  # source, clock, error, thing
@@ -89,7 +89,7 @@ class PlainCounters:
                 self._take(source)
             if source.lines and source.lines[-1][0] // 1440 != minute // 1440:
                 self._take_day(source)
-            bit = int(Lines.of(np.zeros(1), np.zeros(1, np.bool_), np.array([thing], np.uint64)).bit[0])
+            bit = int(LinesToCount.of(np.zeros(1), np.zeros(1, np.bool_), np.array([thing], np.uint64)).bit[0])
             source.lines.append((minute, minute // 30, error, bit))
             source.last = self.line
             score = self._score(source, minute, clock / 60 - minute)
@@ -106,7 +106,7 @@ class PlainCounters:
 
         def seen(part: list[tuple[int, int, bool, int]]) -> int:
             bits = np.bitwise_or.reduce(np.array([each[3] for each in part], dtype=np.uint64))
-            return counted(float(background_module.distinct(np.array([bits]))[0]))
+            return counted(float(background_module.distinct_hashed_items(np.array([bits]))[0]))
 
         def counted(value: float) -> int:
             return int(background_module.count_bin(np.array([value]))[0])
@@ -166,7 +166,7 @@ class PlainCounters:
             name = min(self.sources, key=lambda each: self.sources[each].last)
             self._take(self.sources[name])
             self._take_day(self.sources.pop(name))
-        self.background.take_up()
+        self.background.take_up_samples()
 
 
 names = st.sampled_from(
@@ -215,11 +215,11 @@ def samples_of(height: int, sources: int) -> tuple[NDArray[np.int64], ...]:
 def test_what_is_usual_fades_when_a_stream_changes() -> None:
     background = Background()
     background.sample(*samples_of(7, 12_000))
-    background.take_up()
+    background.take_up_samples()
     heights = []
     for _ in range(10):
         background.sample(*samples_of(2, 12_000))
-        background.take_up()
+        background.take_up_samples()
         heights.append(float(background.nats[0, 7]))
     assert heights == sorted(heights) and heights[-1] > heights[0] + 3.0
 
@@ -229,7 +229,7 @@ def test_usual_is_what_one_sample_in_a_hundred_exceeds() -> None:
     background.sample(*samples_of(3, 980))
     background.sample(*samples_of(5, 15))
     background.sample(*samples_of(7, 5))
-    background.take_up()
+    background.take_up_samples()
     assert background.usual()[:6] == [5.0] * 6
     assert background.usual()[6] == background.share < 0.01
 
@@ -445,7 +445,7 @@ def test_a_day_of_failures_is_news_only_where_it_comes_to_much_more(
 ) -> None:
     days, highest = failing_all_day(usual)
     assert np.all(np.sum(days > highest, axis=1) <= 30)
-    monkeypatch.setattr(SourceCounters, "_news", SourceCounters._nats)
+    monkeypatch.setattr(SourceCounters, "_surprises_where_grown", SourceCounters._counter_surprises)
     days, highest = failing_all_day(usual)
     assert np.all(np.sum(days > highest, axis=1) > 500), "the control"
 
@@ -529,7 +529,7 @@ def test_any_bytes_may_be_a_source(sources: list[bytes]) -> None:
 
 
 def text(*contents: bytes) -> Fields:
-    return parse("plain", list(contents), clock=NOON)
+    return parse_as_kind("plain", list(contents), clock=NOON)
 
 
 @pytest.mark.parametrize(
@@ -559,10 +559,10 @@ def test_the_source_of_a_text_line_is_the_first_address_in_it(message: bytes, so
 
 def test_the_source_of_a_request_is_the_client() -> None:
     request = b'192.0.2.7 - - [10/Oct/2000:13:55:36 -0700] "GET /?from=10.0.0.1 HTTP/1.0" 404 5'
-    assert sources_of(parse("access", [request], clock=NOON)) == [b"192.0.2.7"]
+    assert sources_of(parse_as_kind("access", [request], clock=NOON)) == [b"192.0.2.7"]
     inside = b"Oct 11 22:14:15 web nginx: " + request
     plain = b"Oct 11 22:14:15 web cron: nothing"
-    assert sources_of(parse("syslog", [plain, inside, plain], clock=NOON)) == [b"", b"192.0.2.7", b""]
+    assert sources_of(parse_as_kind("syslog", [plain, inside, plain], clock=NOON)) == [b"", b"192.0.2.7", b""]
 
 
 @pytest.mark.parametrize(
@@ -591,7 +591,7 @@ def test_a_request_is_a_failure_by_its_status_alone() -> None:
     requests = [
         b'192.0.2.7 - - [10/Oct/2000:13:55:36 -0700] "GET /denied HTTP/1.0" %d 5' % status for status in (200, 403)
     ]
-    assert failures_of(parse("access", requests, clock=NOON)).tolist() == [False, True]
+    assert failures_of(parse_as_kind("access", requests, clock=NOON)).tolist() == [False, True]
 
 
 pieces = st.sampled_from(
@@ -613,8 +613,8 @@ def test_resources_have_the_same_hashes_in_every_process() -> None:
 
 def test_the_example_of_count_is_what_it_does() -> None:
     seconds, failed, things = np.array([0, 30, 90, 1890]), np.array([False, True, False, True]), np.array([7, 8, 7, 7])
-    lines = Lines.of(seconds.astype(np.float64), failed, things.astype(np.uint64))
-    counted = count(sources_module._rows(1), np.array([0, 4]), lines, usual_share=0.25)
+    lines = LinesToCount.of(seconds.astype(np.float64), failed, things.astype(np.uint64))
+    counted = count_lines_of_sources(sources_module._zero_counters(1), np.array([0, 4]), lines, usual_share=0.25)
     rows: dict[str, list[str]] = {
         "second": [f"{second}" for second in seconds],
         "failed": ["yes" if each else "no" for each in failed],
@@ -622,6 +622,6 @@ def test_the_example_of_count_is_what_it_does() -> None:
         **{name: [f"{value:.1f}" for value in values] for name, values in zip(COUNTERS, counted.values.T, strict=True)},
     }
     table = [f"        {name:<42}" + "".join(f"{cell:>5}" for cell in cells) for name, cells in rows.items()]
-    assert "\n".join(table) in (count.__doc__ or "")
+    assert "\n".join(table) in (count_lines_of_sources.__doc__ or "")
     (_, given, closed_failures, closed_lines), after = counted.closed, counted.after["given"]
     assert [each.tolist() for each in (given, closed_failures, closed_lines, after)] == [[0], [1], [3], [1]]

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, scalar
+from detection.columns.state import Columns, State, scalar_column
 from detection.members.member import OnlineMember
 from detection.members.parsed_lines import ParsedLines
 from detection.members.view import Bools, Floats
@@ -39,5 +39,5 @@ class Length(OnlineMember[NDArray[np.int64]]):
     @classmethod
     def load(cls, columns: Columns) -> Self:
         member = cls()
-        member._longest = scalar(columns, "longest", int)
+        member._longest = scalar_column(columns, "longest", int)
         return member

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.columns.state import array, digest
+from detection.columns.state import array_column, digest
 from detection.columns.upgrades import MODELS, STATES
 from detection.detector import Detector
 from detection.frames import Frame, LinesFrame, ReturnedFrame, Segment, Sequenced, TickFrame, VouchedFrame
@@ -88,7 +88,7 @@ def longest(journal: Journal) -> int:
 def goes_to_the_trainer(journal: Journal) -> None:
     data = journal.detector.training_set()
     columns = data.to_columns()
-    assert array(columns, "length").max() > 200
+    assert array_column(columns, "length").max() > 200
     assert np.array_equal(training_set_from(columns, ONLINE_NAMES).online, data.online)
 
 
@@ -113,7 +113,7 @@ def is_withdrawn_and_comes_back(journal: Journal) -> None:
     known = longest(journal)
     verdicts = applied(journal, frame, lines=len(lines), without=dict.fromkeys(TOYS, "planted"))
     assert not members_of(verdicts) & TOYS and {"ngram", "counts"} <= members_of(verdicts)
-    reached = array(journal.detector.export(), "sessions.reached")
+    reached = array_column(journal.detector.export(), "sessions.reached")
     assert (reached[:, [NAMES.index(name) for name in TOYS]] == 0.0).all() and longest(journal) == known
     assert TOYS == {each.member for each in journal.detector.summary().withdrawn}
     applied(journal, ReturnedFrame(tuple(TOYS)), without={})

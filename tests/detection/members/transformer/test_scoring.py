@@ -15,7 +15,7 @@ from detection.members.transformer.scoring import (
     START,
     UNSEEN,
     SequenceModel,
-    tokenised,
+    tokens_of_templates,
     window_start,
 )
 
@@ -23,7 +23,7 @@ VOCABULARY = np.arange(0, 240, 2, dtype=np.int32)
 
 
 def _weights() -> dict[str, NDArray[np.float32]]:
-    weights = network.initial(FIRST + len(VOCABULARY), seed=7)
+    weights = network.initial_weights(FIRST + len(VOCABULARY), seed=7)
     # Wider than a fresh network's, so that every token, position and marker moves the result.
     return {name: (tensor * (2.0 if tensor.ndim == 2 else 1.0)).numpy() for name, tensor in weights.items()}
 
@@ -71,13 +71,13 @@ def test_surprises_are_those_of_a_plain_implementation_token_by_token() -> None:
     expected = []
     weights = {name: torch.from_numpy(array) for name, array in WEIGHTS.items()}
     for templates, _, starts, ends in asked:
-        tokens = [int(t) for t in tokenised(templates, VOCABULARY)] + ([END] if ends else [])
+        tokens = [int(t) for t in tokens_of_templates(templates, VOCABULARY)] + ([END] if ends else [])
         for place, token in enumerate(tokens):
             begin = int(window_start(np.array(place)))
             marker = START if starts and begin == 0 else CONTINUED
             with torch.inference_mode():
-                states = network.hidden(weights, torch.tensor([[marker, *tokens[begin:place]]]))
-                expected.append(-network.logits(weights, states[0, -1:]).log_softmax(1)[0, token].item())
+                states = network.hidden_states(weights, torch.tensor([[marker, *tokens[begin:place]]]))
+                expected.append(-network.next_token_logits(weights, states[0, -1:]).log_softmax(1)[0, token].item())
     np.testing.assert_allclose(_ask(_scorer(), asked), expected, rtol=0, atol=2e-4)
 
 
@@ -91,7 +91,7 @@ def test_the_known_part_is_context_and_is_not_scored() -> None:
 
 
 def test_templates_outside_the_vocabulary_are_one_and_the_same_token() -> None:
-    assert list(tokenised(np.array([0, 1, 2, 238, 239, 10**6], np.int32), VOCABULARY)) == [
+    assert list(tokens_of_templates(np.array([0, 1, 2, 238, 239, 10**6], np.int32), VOCABULARY)) == [
         *(FIRST, UNSEEN, FIRST + 1, FIRST + 119, UNSEEN, UNSEEN)
     ]
     known = np.array([2, 4], dtype=np.int32)
@@ -182,11 +182,11 @@ def _walk(tokens: torch.Tensor, rows: list[int], asked: list[int], spread: int) 
     """States of the positions `asked` of each block, of the given rows of `tokens`; pages `spread` apart."""
     weights = {name: torch.from_numpy(array) for name, array in WEIGHTS.items()}
     blocks = tokens.shape[1] // network.BLOCK
-    pages = network.new_pages(spread * len(rows) * blocks)
+    pages = network.new_key_value_pages(spread * len(rows) * blocks)
     table = spread * torch.arange(len(rows) * blocks).flip(0).view(-1, blocks)
     with torch.inference_mode():
         return [
-            network.advance(weights, block, pages, table[:, : number + 1], torch.tensor(asked))
+            network.hidden_states_of_block(weights, block, pages, table[:, : number + 1], torch.tensor(asked))
             for number, block in enumerate(torch.split(tokens[rows], network.BLOCK, dim=1))
         ]
 
@@ -207,7 +207,7 @@ def test_advancing_by_blocks_agrees_with_whole_rows() -> None:
     tokens = torch.from_numpy(np.random.default_rng(4).integers(0, FIRST + len(VOCABULARY), (3, 64)))
     weights = {name: torch.from_numpy(array) for name, array in WEIGHTS.items()}
     with torch.inference_mode():
-        whole = network.hidden(weights, tokens)
+        whole = network.hidden_states(weights, tokens)
     walked = torch.cat([states.view(3, 16, -1) for states in _walk(tokens, [0, 1, 2], list(range(48)), 1)], dim=1)
     torch.testing.assert_close(walked, whole, rtol=0, atol=1e-4)
 

@@ -7,16 +7,16 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.detector_state import Parts
 from detection.frames import Segment
 from detection.members.online import OnlineMembers, Read
 from detection.members.parsed_lines import ParsedLines
-from detection.parts import Parts
 from detection.rules.engine import Hits, RuleSet
 from detection.scoring.batch import Batch
 from detection.sessions.connections import LivingSources
-from detection.sessions.intake import Intake, KeyPattern, read_lines, take_in
+from detection.sessions.intake import Intake, KeyPattern, read_lines, take_in_segments
 from detection.settings import DetectionSettings, RuleText
-from detection.verdicts.alerting import Lines
+from detection.verdicts.alerting import LinesOfBatch
 
 CHUNK_LINES = 4096  # judged at a time
 
@@ -46,14 +46,14 @@ class FrameLines:
         low, high = np.searchsorted(self.hits.lines, [chunk.start, chunk.stop])
         return Hits(lines=self.hits.lines[low:high] - chunk.start, rules=self.hits.rules[low:high])
 
-    def shown(self, chunk: slice, clock: Floats) -> "Shown":
+    def shown(self, chunk: slice, clock: Floats) -> "ShownLines":
         """A chunk for its verdicts; a line without a time is shown with the log `clock` at it."""
         times = self.intake.times[chunk]
-        return Shown(
+        return ShownLines(
             texts=self.intake.lines[chunk],
             times=np.where(np.isnan(times), clock, times),
             hits=self.hits_in(chunk),
-            lines=Lines(self.parsed, chunk.start, self.read),
+            lines=LinesOfBatch(self.parsed, chunk.start, self.read),
         )
 
     def batch(self, chunk: slice, first_line: int, clock: Floats, online: OnlineMembers) -> Batch:
@@ -70,31 +70,31 @@ class FrameLines:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ShownLines:
     """What verdicts show of n lines: their texts, their times float64 [n] and the rules that hit them. `lines` is None
     where there are none, only closings."""
 
     texts: list[bytes]
     times: Floats
     hits: Hits
-    lines: Lines | None
+    lines: LinesOfBatch | None
 
     @classmethod
-    def nothing(cls) -> "Shown":
+    def nothing(cls) -> "ShownLines":
         return cls([], np.zeros(0), Hits.none(), None)
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class FrameReader:
     """What lines are read with: the compiled rules, and the pattern of session keys (None: the formats' own keys)."""
 
     rules: RuleSet
     pattern: KeyPattern | None
 
     @classmethod
-    def of(cls, settings: DetectionSettings, rules: tuple[RuleText, ...]) -> "Reader":
+    def of(cls, settings: DetectionSettings, rules: tuple[RuleText, ...]) -> "FrameReader":
         key = settings.session.key
-        return cls(_compiled(rules), None if key == "auto" else KeyPattern(key))
+        return cls(_compiled_rules(rules), None if key == "auto" else KeyPattern(key))
 
     def read(
         self, parts: Parts, segments: Sequence[Segment], living: LivingSources, clock: float, received: float
@@ -103,12 +103,12 @@ class Reader:
 
         `clock` is the log clock before them, `received` when they came.
         """
-        intake = take_in(segments, living, self.pattern, clock=clock, received=received)
+        intake = take_in_segments(segments, living, self.pattern, clock=clock, received=received)
         parsed = read_lines(intake, parts.templates.assign, self.rules)
         hits = parts.known.without_normal(self.rules, parsed.hits, parsed.ids)
-        hit = self.rules.confidences(hits, len(parsed.ids))
+        hit = self.rules.surest_confidences(hits, len(parsed.ids))
         return FrameLines(intake, parsed, hits, hit, parts.online.without(parts.withdrawn).read(parsed))
 
 
 # Compiling takes a tenth of a second, and a state that is loaded, or reloaded, mostly has the same rules.
-_compiled = lru_cache(maxsize=4)(RuleSet.compile)
+_compiled_rules = lru_cache(maxsize=4)(RuleSet.compile)

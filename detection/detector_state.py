@@ -12,12 +12,21 @@ from typing import Any, get_type_hints
 import msgspec
 
 from detection.causes.known import KnownCauses
-from detection.columns.state import Columns, Scalars, State, columns_under, decoded, of_this_version, prefixed, scalar
+from detection.columns.state import (
+    Columns,
+    Scalars,
+    State,
+    columns_under,
+    json_column,
+    of_this_version,
+    scalar_column,
+    with_prefix,
+)
 from detection.columns.upgrades import STATES
 from detection.frames import ModelFrame
 from detection.learning.schedule import Schedule
 from detection.learning.vouched import VouchedLines
-from detection.members.online import OnlineMembers, as_in_states, from_states
+from detection.members.online import OnlineMembers, online_columns_as_in_states, online_columns_from_states
 from detection.models.generations import Generations
 from detection.scoring.withdrawn import WithdrawnMembers
 from detection.sessions.connections import LivingSources
@@ -110,36 +119,36 @@ class Parts:
         """A copy of the state as plain columns."""
         state: State = {"format": STATES.newest}
         for each in fields(self):
-            state |= _exported(each.name, getattr(self, each.name))
-        return as_in_states(state)
+            state |= _exported_part(each.name, getattr(self, each.name))
+        return online_columns_as_in_states(state)
 
     @classmethod
     def load(cls, state: Columns) -> "Parts":
         """The inverse of `export`, also for states of older versions. Raises OtherVersionError as
         `Versions.upgraded`."""
-        state = from_states(STATES.upgraded(state))
+        state = online_columns_from_states(STATES.upgraded(state))
         with of_this_version():
-            return cls(**{name: _loaded(name, kind, state) for name, kind in get_type_hints(cls).items()})
+            return cls(**{name: _loaded_part(name, kind, state) for name, kind in get_type_hints(cls).items()})
 
 
 def model_in(state: Columns) -> ModelFrame:
     """The model in force in `state`, which is of this version; its name is "" if there is none."""
-    return decoded(state, "model", ModelFrame)
+    return json_column(state, "model", ModelFrame)
 
 
-def _exported(name: str, value: Any) -> State:
+def _exported_part(name: str, value: Any) -> State:
     match value:
         case int() | float():
             return {name: value}
         case msgspec.Struct() | tuple():
             return {name: msgspec.json.encode(value)}
         case _:
-            return prefixed(name, value.export())
+            return with_prefix(name, value.export())
 
 
-def _loaded(name: str, kind: Any, state: Columns) -> Any:
+def _loaded_part(name: str, kind: Any, state: Columns) -> Any:
     if kind in (int, float):
-        return scalar(state, name, kind)
+        return scalar_column(state, name, kind)
     if hasattr(kind, "load"):
         return kind.load(columns_under(name, state))
-    return decoded(state, name, kind)
+    return json_column(state, name, kind)
