@@ -90,7 +90,7 @@ def run_daemon(
     config: Path | None,
     state_directory: Path,
 ) -> None:
-    """Run until SIGTERM or SIGINT. Raises Failed; what is a fault of ours comes out as it is."""
+    """Run until SIGTERM or SIGINT. Raises DaemonFailed; what is a fault of ours comes out as it is."""
     os.umask(0o077)
     keep_freed_buffers()
     room_for_connections(MAX_CONNECTIONS)  # raises the soft limit, before files are opened

@@ -10,8 +10,8 @@ from persistence.segment import Entry
 class ReplayProgress:
     """The frames to replay, and how many of them have been.
 
-    `seq` and `line` are the last frame and the last line that are durable, applied yet or not. `note_replayed` is called
-    by the thread that replays; other threads may read everything else meanwhile.
+    `seq` and `line` are the last frame and the last line that are durable, applied yet or not. The thread that replays
+    calls `note_replayed`; other threads may read everything else meanwhile.
     """
 
     def __init__(self) -> None:
