@@ -110,8 +110,8 @@ def why_unreadable(user: User, paths: Iterable[Path]) -> tuple[Path, str] | None
 def why_unusable(user: User, path: Path, mode: int) -> str | None:
     """Why `user` may not access `path` in `mode` (os.R_OK | W_OK | X_OK), None when it may. Needs root."""
 
-    def try_it() -> str | None:
+    def try_access() -> str | None:
         os.stat(path)  # its error names the reason; access() does not
         return None if os.access(path, mode) else "permission denied"
 
-    return as_user(user, try_it)
+    return as_user(user, try_access)

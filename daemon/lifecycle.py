@@ -78,11 +78,11 @@ LOG_SOCKET_IS_OURS = (
 log = logging.getLogger("vigild")
 
 
-class Failed(Exception):
+class DaemonFailed(Exception):
     """The daemon could not start or did not stop well; the message is one line for the operator."""
 
 
-def run(
+def run_daemon(
     settings: Settings,
     rules: tuple[RuleText, ...],
     token: str | None,
@@ -90,7 +90,7 @@ def run(
     config: Path | None,
     state_directory: Path,
 ) -> None:
-    """Run until SIGTERM or SIGINT. Raises Failed; what is a fault of ours comes out as it is."""
+    """Run until SIGTERM or SIGINT. Raises DaemonFailed; what is a fault of ours comes out as it is."""
     os.umask(0o077)
     keep_freed_buffers()
     room_for_connections(MAX_CONNECTIONS)  # raises the soft limit, before files are opened
@@ -125,7 +125,7 @@ def run(
         known = _known_failure_messages(exc)
         if not known:
             raise
-        raise Failed("; ".join(known)) from exc
+        raise DaemonFailed("; ".join(known)) from exc
 
 
 def _known_failure_messages(exc: BaseException) -> list[str]:
@@ -404,8 +404,8 @@ class _Daemon:
         background.start_soon(self._condition.count_withdrawals, running)
         await listening.wait()
         self._condition.started.set()
-        log.info("serving from line %d on; %s", running.recovered_line, running.recovery.sentence())
-        self._notifier.ready(self._condition.sentence())
+        log.info("serving from line %d on; %s", running.recovered_line, running.recovery.recovery_sentence())
+        self._notifier.ready(self._condition.status_sentence())
         await self._stop.wait()
 
     async def _scan_directory(self, last_line: int) -> Found:
@@ -421,7 +421,7 @@ class _Daemon:
     async def _keep_manager_status(self) -> None:
         """Keep `systemctl status` true."""
         while True:
-            self._notifier.status(self._condition.sentence())
+            self._notifier.status(self._condition.status_sentence())
             await trio.sleep(STATUS_SECONDS if self._condition.started.is_set() else ALIVE_SECONDS)
 
     async def _reload_settings(self) -> None:
@@ -434,13 +434,13 @@ class _Daemon:
             self._notifier.reloading()
             try:
                 fresh = load_settings(self._config, os.environ)
-                await self._service.adopt(fresh, read_rules(fresh))
+                await self._service.adopt_settings(fresh, read_rules(fresh))
             except SettingsError as exc:
                 log.error("not reloaded, the settings in force stay: %s", exc)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 log.warning("not reloaded: the daemon is stopping")
                 return
-            self._notifier.ready(self._condition.sentence())
+            self._notifier.ready(self._condition.status_sentence())
 
 
 def _why_nothing_is_kept(notifier: Notifier, stored: Collection[str]) -> str | None:
@@ -455,7 +455,7 @@ def _why_nothing_is_kept(notifier: Notifier, stored: Collection[str]) -> str | N
 def _send_verdicts_from_thread(verdicts: "trio.MemorySendChannel[Verdicts]") -> "Callable[[Verdicts], None]":
     """`verdicts.send` for worker threads."""
 
-    def send(item: "Verdicts") -> None:
+    def send_verdicts(item: "Verdicts") -> None:
         trio.from_thread.run(verdicts.send, item)
 
-    return send
+    return send_verdicts

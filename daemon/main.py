@@ -73,17 +73,17 @@ def _run_vigild(arguments: Sequence[str] | None) -> int:
         refuse_small_limits()
     except (SettingsError, LimitError) as exc:
         return _print_failure(str(exc))
-    from daemon.lifecycle import Failed, run
+    from daemon.lifecycle import DaemonFailed, run_daemon
 
     try:
-        run(
+        run_daemon(
             settings,
             rules,
             token,
             config=options.config,
             state_directory=options.state_dir or state_directory(),
         )
-    except Failed as exc:
+    except DaemonFailed as exc:
         return _print_failure(str(exc))
     return 0
 

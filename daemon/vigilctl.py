@@ -92,26 +92,26 @@ def _vigilctl_parser() -> argparse.ArgumentParser:
     _add_command(
         choices,
         "status",
-        _run_on_admin(commands.status),
+        _run_on_admin(commands.status_command),
         "phase, progress, lines, detectors, last checkpoint, failures",
     )
     _add_command(
         choices,
         "checkpoint",
-        _run_on_admin(commands.checkpoint),
+        _run_on_admin(commands.checkpoint_command),
         "save everything now; returns when it is durable",
     )
     _add_command(
         choices,
         "flush",
-        _run_on_admin(commands.flush),
+        _run_on_admin(commands.flush_command),
         "close every open session and score the closings (end of a file)",
     )
 
     _add_command(
         choices,
         "page",
-        _run_on_admin(commands.page),
+        _run_on_admin(commands.page_command),
         "print the address of the page, with the token that lets it answer alerts",
     )
 
@@ -226,36 +226,40 @@ def _run_on_snapshot(command: Callable[[Admin, bool, str], int]) -> Command:
 
 
 def _run_detect(args: argparse.Namespace) -> int:
-    return commands.detect(_admin_of_options(args), args.json, args.line, args.session, args.explain)
+    return commands.detect_command(_admin_of_options(args), args.json, args.line, args.session, args.explain)
 
 
 def _run_doctor(args: argparse.Namespace) -> int:
-    from daemon.client.doctor.checks import ANSWER_SECONDS, doctor
+    from daemon.client.doctor.checks import ANSWER_SECONDS, doctor_command
 
     chosen, token = args.admin or os.environ.get("VIGILD_ADMIN"), read_token(args.token_file, os.environ)
     place = f"unix:{SYSTEM_RUNTIME / args.instance / 'admin.sock'}" if args.instance else None
     admin = Admin(admin_urls(chosen or place, os.environ), token, ANSWER_SECONDS)
-    return doctor(admin, chosen, args.instance, os.environ, args.json)
+    return doctor_command(admin, chosen, args.instance, os.environ, args.json)
 
 
 def _run_send(args: argparse.Namespace) -> int:
-    return commands.send_file(args.file, args.socket, os.environ, args.json)
+    return commands.send_file_command(args.file, args.socket, os.environ, args.json)
 
 
 def _run_tail(args: argparse.Namespace) -> int:
-    return commands.tail(_admin_of_options(args), args.json, args.all, args.every)
+    return commands.tail_command(_admin_of_options(args), args.json, args.all, args.every)
 
 
 def _run_train_from(args: argparse.Namespace) -> int:
-    return feedback_and_model_commands.train_from(_admin_of_options(args), args.json, args.file, not args.no_wait)
+    return feedback_and_model_commands.train_from_command(
+        _admin_of_options(args), args.json, args.file, not args.no_wait
+    )
 
 
 def _run_incidents(args: argparse.Namespace) -> int:
-    return feedback_and_model_commands.incidents(_admin_of_options(args), args.json, args.limit)
+    return feedback_and_model_commands.incidents_command(_admin_of_options(args), args.json, args.limit)
 
 
 def _run_feedback(args: argparse.Namespace) -> int:
-    return feedback_and_model_commands.feedback(_admin_of_options(args), args.json, args.alert, args.answer, args.note)
+    return feedback_and_model_commands.feedback_command(
+        _admin_of_options(args), args.json, args.alert, args.answer, args.note
+    )
 
 
 def _run_rollback(args: argparse.Namespace) -> int:

@@ -82,7 +82,7 @@ def create_app(
 
 def _add_guards(app: QuartTrio, access: Access) -> None:
     @app.before_request
-    async def guard() -> None:
+    async def check_request_access() -> None:
         # What no route takes changes nothing: it is answered 404 or 405.
         changes = request.url_rule is not None and request.method not in ("GET", "HEAD", "OPTIONS")
         await access.check_access(
@@ -93,14 +93,14 @@ def _add_guards(app: QuartTrio, access: Access) -> None:
         )
 
     @app.after_request
-    async def harden(response: Response) -> Response:
+    async def add_security_headers(response: Response) -> Response:
         response.headers.update(HEADERS)
         return response
 
 
 def _add_error_handlers(app: QuartTrio) -> None:
     @app.errorhandler(ControlError)
-    async def refused(error: ControlError) -> Response:
+    async def answer_control_error(error: ControlError) -> Response:
         response = _error_response(error.status, error.code, error.message)
         if error.status == 503:
             response.headers["Retry-After"] = str(RETRY_SECONDS)
@@ -111,7 +111,7 @@ def _add_error_handlers(app: QuartTrio) -> None:
         return response
 
     @app.errorhandler(HTTPException)
-    async def framework_refused(error: HTTPException) -> Response:
+    async def answer_framework_error(error: HTTPException) -> Response:
         status = error.code or 500
         code, message = _FRAMEWORK_ERRORS.get(status, (error.name.lower().replace(" ", "_"), error.name))
         response = _error_response(status, code, message)
@@ -120,7 +120,7 @@ def _add_error_handlers(app: QuartTrio) -> None:
         return response
 
     @app.errorhandler(Exception)
-    async def failed(error: Exception) -> Response:
+    async def answer_internal_error(error: Exception) -> Response:
         # A bug fails this one request; the traceback goes to the log, the sentence to the caller.
         log.error("%s %s failed", request.method, request.path, exc_info=error)
         return _error_response(500, "internal", "the daemon failed on this request; its log says why")
@@ -137,67 +137,71 @@ _FRAMEWORK_ERRORS = {
 def _add_query_routes(app: QuartTrio, control: Control) -> None:
     streams = Streams(control)
 
-    async def health() -> Response:
+    async def get_health() -> Response:
         answer = control.health()
         return _json_answer(answer, 200 if answer["serving"] else 503)
 
-    async def status() -> Response:
+    async def get_status() -> Response:
         return _json_answer(control.status())
 
-    async def prometheus() -> Response:
+    async def get_metrics() -> Response:
         return Response(metrics.render_metrics(control.status()), content_type=metrics.CONTENT_TYPE)
 
-    async def snapshots() -> Response:
+    async def get_snapshots() -> Response:
         return _json_answer({"snapshots": await control.snapshots()})
 
-    async def anomalies() -> Response:
+    async def get_anomalies() -> Response:
         after = request.args.get("after")
         if after is not None and not RECORD_ID.fullmatch(after):
             raise ControlError(400, "bad_request", "after is the id of a record, such as 1207 or 1207.1")
         return _json_answer({"anomalies": await control.anomalies(after, _limit_parameter(MAX_ANOMALIES))})
 
-    async def anomaly(alert: str) -> Response:
+    async def get_anomaly(alert: str) -> Response:
         return _json_answer(await control.anomaly(_checked_alert_id(alert, 404, RECORD_ID)))
 
-    async def incidents() -> Response:
+    async def get_incidents() -> Response:
         return _json_answer({"incidents": await control.incidents(_limit_parameter(MAX_INCIDENTS))})
 
-    async def answers() -> Response:
+    async def get_answers() -> Response:
         return _json_answer({"feedback": await control.answers()})
 
-    async def models() -> Response:
+    async def get_models() -> Response:
         return _json_answer({"models": await control.models()})
 
-    async def events() -> Response:
+    async def get_events() -> Response:
         everything = _flag_parameter("all")
         # A HEAD request has no body, so its stream would never be read or ended.
-        body = b"" if request.method == "HEAD" else streams.open(everything=everything, unix=_request_peer().over_unix)
+        body = (
+            b""
+            if request.method == "HEAD"
+            else streams.open_stream(everything=everything, unix=_request_peer().over_unix)
+        )
         response = Response(body, content_type="text/event-stream")
         response.headers["X-Accel-Buffering"] = "no"  # a proxy in front must not wait for more
         # The framework would cut the stream after its RESPONSE_TIMEOUT.
         response.timeout = None
         return response
 
-    _add_route(app, "/health", health)
-    _add_route(app, "/status", status)
-    _add_route(app, "/metrics", prometheus)
-    _add_route(app, "/snapshots", snapshots)
-    _add_route(app, "/anomalies", anomalies)
-    _add_route(app, "/anomalies/<alert>", anomaly)
-    _add_route(app, "/incidents", incidents)
-    _add_route(app, "/feedback", answers)
-    _add_route(app, "/models", models)
-    _add_route(app, "/events", events)
+    _add_route(app, "/health", get_health)
+    _add_route(app, "/status", get_status)
+    _add_route(app, "/metrics", get_metrics)
+    _add_route(app, "/snapshots", get_snapshots)
+    _add_route(app, "/anomalies", get_anomalies)
+    _add_route(app, "/anomalies/<alert>", get_anomaly)
+    _add_route(app, "/incidents", get_incidents)
+    _add_route(app, "/feedback", get_answers)
+    _add_route(app, "/models", get_models)
+    _add_route(app, "/events", get_events)
 
 
 def _add_action_routes(app: QuartTrio, control: Control) -> None:
-    async def detect() -> Response:
+    async def post_detect() -> Response:
         explain = _flag_parameter("explain")
         wanted = decode_body(await _request_body(), DetectRequest)
         [answer] = await control.detect([line_bytes(wanted.log_line)], wanted.session_id, explain)
         return _json_answer(answer)
 
-    async def detect_batch() -> Response:
+    async def post_detect_batch() -> Response:
         wanted = decode_body(await _request_body(), BatchRequest)
         if len(wanted.log_lines) > MAX_BATCH_LINES:
             raise ControlError(413, "too_many_lines", f"a batch holds at most {MAX_BATCH_LINES} lines")
@@ -207,52 +211,52 @@ def _add_action_routes(app: QuartTrio, control: Control) -> None:
         # Encoding thousands of results takes a while; in a thread, so that other requests go on.
         return _json_response(await trio.to_thread.run_sync(encode_answer, answer))
 
-    async def checkpoint() -> Response:
+    async def post_checkpoint() -> Response:
         return _json_answer(await control.checkpoint(extra=not _request_peer().over_unix))
 
-    async def flush() -> Response:
+    async def post_flush() -> Response:
         return _json_answer(await control.flush())
 
-    async def verify_snapshots() -> Response:
+    async def post_verify_snapshots() -> Response:
         return _json_answer({"snapshots": await control.verify_snapshots()})
 
-    async def restore_snapshot(name: str) -> Response:
+    async def post_restore_snapshot(name: str) -> Response:
         return _json_answer(await control.restore_snapshot(_checked_snapshot_name(name)))
 
-    async def pin_snapshot(name: str) -> Response:
+    async def post_pin_snapshot(name: str) -> Response:
         return _json_answer(await control.pin_snapshot(_checked_snapshot_name(name)))
 
-    async def unpin_snapshot(name: str) -> Response:
+    async def post_unpin_snapshot(name: str) -> Response:
         return _json_answer(await control.unpin_snapshot(_checked_snapshot_name(name)))
 
-    _add_route(app, "/detect", detect, "POST")
-    _add_route(app, "/detect/batch", detect_batch, "POST")
-    _add_route(app, "/checkpoint", checkpoint, "POST")
-    _add_route(app, "/flush", flush, "POST")
-    _add_route(app, "/snapshots/verify", verify_snapshots, "POST")
-    _add_route(app, "/snapshots/<name>/restore", restore_snapshot, "POST")
-    _add_route(app, "/snapshots/<name>/pin", pin_snapshot, "POST")
-    _add_route(app, "/snapshots/<name>/unpin", unpin_snapshot, "POST")
+    _add_route(app, "/detect", post_detect, "POST")
+    _add_route(app, "/detect/batch", post_detect_batch, "POST")
+    _add_route(app, "/checkpoint", post_checkpoint, "POST")
+    _add_route(app, "/flush", post_flush, "POST")
+    _add_route(app, "/snapshots/verify", post_verify_snapshots, "POST")
+    _add_route(app, "/snapshots/<name>/restore", post_restore_snapshot, "POST")
+    _add_route(app, "/snapshots/<name>/pin", post_pin_snapshot, "POST")
+    _add_route(app, "/snapshots/<name>/unpin", post_unpin_snapshot, "POST")
 
 
 def _add_learning_routes(app: QuartTrio, control: Control) -> None:
     """Requests by which the operator changes what the daemon knows."""
 
-    async def feedback() -> Response:
+    async def post_feedback() -> Response:
         given = decode_body(await _request_body(), FeedbackRequest)
         return _json_answer(
             await control.feedback(_checked_alert_id(given.id, 400), given.answer, note_text(given.note))
         )
 
-    async def undo_feedback(alert: str) -> Response:
+    async def post_undo_feedback(alert: str) -> Response:
         return _json_answer(await control.undo_feedback(_checked_alert_id(alert, 404)))
 
-    async def rollback_model(generation: str) -> Response:
+    async def post_rollback_model(generation: str) -> Response:
         if not GENERATION.fullmatch(generation):
             raise ControlError(404, "not_found", f"{generation[:80]!a} is not the number of a model generation")
         return _json_answer(await control.rollback_model(int(generation)))
 
-    async def train_from() -> Response:
+    async def post_train_from() -> Response:
         source = request.args.get("source", "")
         if not UPLOAD.fullmatch(source):
             raise ControlError(400, "bad_request", "source is a name of up to 64 letters, digits, dots and dashes")
@@ -262,10 +266,10 @@ def _add_learning_routes(app: QuartTrio, control: Control) -> None:
             raise ControlError(413, "too_large", f"a chunk is over {MAX_CHUNK_BYTES} bytes; send it in several")
         return _json_answer(await control.train_from(source, data, last))
 
-    _add_route(app, "/feedback", feedback, "POST")
-    _add_route(app, "/feedback/<alert>/undo", undo_feedback, "POST")
-    _add_route(app, "/models/<generation>/rollback", rollback_model, "POST")
-    _add_route(app, "/train-from", train_from, "POST")
+    _add_route(app, "/feedback", post_feedback, "POST")
+    _add_route(app, "/feedback/<alert>/undo", post_undo_feedback, "POST")
+    _add_route(app, "/models/<generation>/rollback", post_rollback_model, "POST")
+    _add_route(app, "/train-from", post_train_from, "POST")
 
 
 def _add_page_routes(app: QuartTrio) -> None:
@@ -279,10 +283,10 @@ def _add_page_routes(app: QuartTrio) -> None:
 
 
 def _page_file_handler(content: bytes, content_type: str) -> Handler:
-    async def asset() -> Response:
+    async def serve_page_file() -> Response:
         return Response(content, content_type=content_type)
 
-    return asset
+    return serve_page_file
 
 
 def _request_peer() -> Peer:

@@ -22,7 +22,7 @@ def audited_handler(handler: Handler, peer: Callable[[], Peer]) -> Handler:
     `peer` gives who sent the current one; over TCP it has shown the token.
     """
 
-    async def change(**arguments: str) -> Response:
+    async def handle_and_audit(**arguments: str) -> Response:
         outcome = "left before the answer; it may have been done all the same"  # unless it ends
         try:
             response = await handler(**arguments)
@@ -40,7 +40,7 @@ def audited_handler(handler: Handler, peer: Callable[[], Peer]) -> Handler:
             by = who.name if who.over_unix else f"the token from {who.name}"
             log.info("audit: %s: %s: %s", by, requested_path_text(), _audit_result_text(outcome))
 
-    return change
+    return handle_and_audit
 
 
 def requested_path_text() -> str:

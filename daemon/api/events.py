@@ -32,7 +32,7 @@ class Streams:
         # Weak: a response that is dropped before its body is entered was no stream.
         self._open: dict[bool, WeakSet[EventStream]] = {True: WeakSet(), False: WeakSet()}
 
-    def open(self, *, everything: bool, unix: bool) -> "EventStream":
+    def open_stream(self, *, everything: bool, unix: bool) -> "EventStream":
         """Raises `ControlError` 503 when all streams are taken. The stream counts from now on."""
         taken = self._open[unix]
         if len(taken) >= MAX_STREAMS:

@@ -22,13 +22,13 @@ BATCH_LINES = 500
 BATCH_BYTES = 128 * 1024  # of raw lines; as JSON escapes they grow sixfold at worst, within 1 MiB
 
 
-def status(admin: Admin, as_json: bool) -> int:
+def status_command(admin: Admin, as_json: bool) -> int:
     answer = admin.get("/status").body
     show_answer(answer, as_json, lambda: print_lines(status_lines(answer, Style(sys.stdout))))
     return 0
 
 
-def checkpoint(admin: Admin, as_json: bool) -> int:
+def checkpoint_command(admin: Admin, as_json: bool) -> int:
     answer = admin.post("/checkpoint").body
     show_answer(
         answer,
@@ -41,14 +41,14 @@ def checkpoint(admin: Admin, as_json: bool) -> int:
     return 0
 
 
-def flush(admin: Admin, as_json: bool) -> int:
+def flush_command(admin: Admin, as_json: bool) -> int:
     answer = admin.post("/flush").body
     facts = ", ".join(f"{printable(name).replace('_', ' ')} {value}" for name, value in answer.items())
     show_answer(answer, as_json, lambda: print(f"every open session is closed: {facts}"))
     return 0
 
 
-def page(admin: Admin, as_json: bool) -> int:
+def page_command(admin: Admin, as_json: bool) -> int:
     """Print the address of the daemon's page, with the token in it by which the page may answer alerts.
 
     The token is in the fragment, which a browser keeps to itself: it is in no request and in no log.
@@ -74,7 +74,7 @@ def _page_address(listening: Sequence[str]) -> str:
     return f"http://{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}/"
 
 
-def detect(admin: Admin, as_json: bool, line: str, session: str | None, explain: bool) -> int:
+def detect_command(admin: Admin, as_json: bool, line: str, session: str | None, explain: bool) -> int:
     """Judge `line`, or with "-" the lines of standard input. Standard input gets one row per line; a single line, and
     any line with `explain`, gets the full judgement."""
     style = Style(sys.stdout)
@@ -89,7 +89,7 @@ def detect(admin: Admin, as_json: bool, line: str, session: str | None, explain:
     return 0
 
 
-def tail(admin: Admin, as_json: bool, everything: bool, every: bool) -> int:
+def tail_command(admin: Admin, as_json: bool, everything: bool, every: bool) -> int:
     """Follow the first alert of each incident, and its 10th, 100th, 1,000th...; with `every`, every record."""
     style = Style(sys.stdout)
     for record in admin.events("/events?all=1" if everything else "/events"):
@@ -150,7 +150,7 @@ def _snapshot_url_name(name: str) -> str:
     return quote(name.rpartition("/")[2], safe="")
 
 
-def send_file(source: str, socket_path: str | None, env: Mapping[str, str], as_json: bool) -> int:
+def send_file_command(source: str, socket_path: str | None, env: Mapping[str, str], as_json: bool) -> int:
     if source == "-" and sys.stdin.isatty():
         raise UsageError("send reads standard input, which is your terminal; name a FILE or pipe one in")
     sent = send_lines(source, log_sockets(socket_path, env), show=sys.stderr.isatty() and not as_json)

@@ -22,7 +22,7 @@ SUSPICIOUS_SHARE = 0.01  # of vouched lines that match a rule: beyond this it ma
 ShowProgress = Callable[[float | None, str], None]
 
 
-def feedback(admin: Admin, as_json: bool, alert: str | None, answer: str | None, note: str) -> int:
+def feedback_command(admin: Admin, as_json: bool, alert: str | None, answer: str | None, note: str) -> int:
     """Answer an alert; without `alert`, list the answers in force."""
     if alert is None:
         listed = admin.get("/feedback").body
@@ -50,7 +50,7 @@ def _feedback_effect_text(reply: Mapping[str, Any]) -> str:
     return f"{what}: {effects.get(reply['answer'], printable(reply['answer']))} (after line {line})"
 
 
-def incidents(admin: Admin, as_json: bool, limit: int) -> int:
+def incidents_command(admin: Admin, as_json: bool, limit: int) -> int:
     answer = admin.get(f"/incidents?limit={limit}").body
     show_answer(answer, as_json, lambda: print_lines(incident_rows(answer["incidents"], Style(sys.stdout))))
     return 0
@@ -72,7 +72,7 @@ def models_rollback(admin: Admin, as_json: bool, generation: int) -> int:
     return 0
 
 
-def train_from(admin: Admin, as_json: bool, source: str, wait: bool) -> int:
+def train_from_command(admin: Admin, as_json: bool, source: str, wait: bool) -> int:
     """Upload a vouched file and, with `wait`, return only when a model trained from it is in force."""
     if source == "-" and sys.stdin.isatty():
         raise UsageError("train-from reads standard input, which is your terminal; name a FILE or pipe one in")

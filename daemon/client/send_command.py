@@ -76,7 +76,7 @@ def _stream_to_log_socket(raw: io.BufferedReader, sock: socket.socket, progress:
             total += len(chunk)
             lines += chunk.count(b"\n")
             last = chunk[-1:]
-            durable.sent(total, lines)
+            durable.note_sent(total, lines)
             progress(read, lines, False)
         lines += last != b"\n"
         sock.shutdown(socket.SHUT_WR)
@@ -108,7 +108,7 @@ class _DurableLines:
         self._sent: deque[tuple[int, int]] = deque()
         self.lines = 0
 
-    def sent(self, total: int, lines: int) -> None:
+    def note_sent(self, total: int, lines: int) -> None:
         """`lines` whole lines end within the first `total` bytes, all of which were handed to the kernel."""
         self._sent.append((total, lines))
         queued = struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, struct.pack("i", 0)))[0]

@@ -90,7 +90,7 @@ class Condition:
             "active_models": 1 + len(summary.members),
         }
 
-    def sentence(self) -> str:
+    def status_sentence(self) -> str:
         """One line, for the service manager's status."""
         health = self.health()
         if health["status"] == "starting":
@@ -110,7 +110,7 @@ class Condition:
         if self.stopping:
             status, reason, since = "stopping", "the daemon is stopping", None
         elif running is None:
-            begun = "looking through the state directory" if reading is None else reading.sentence()
+            begun = "looking through the state directory" if reading is None else reading.replay_sentence()
             status, reason = "starting", "; ".join(filter(None, (begun, words)))
         elif failure is not None:
             status, reason, since = "degraded", words, failure.since

@@ -80,7 +80,7 @@ class Service:
             self._now,
         )
 
-    async def adopt(self, fresh: Settings, rules: tuple[RuleText, ...]) -> None:
+    async def adopt_settings(self, fresh: Settings, rules: tuple[RuleText, ...]) -> None:
         """Let `fresh` settings and rules take effect, except what sockets, formats and sessions need.
 
         Raises SettingsError when a rule is not in order; nothing has changed then.

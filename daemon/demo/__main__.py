@@ -59,7 +59,7 @@ def main() -> int:
     """The exit status: 0 after Ctrl-C, 1 when the demonstration failed."""
     signal.signal(signal.SIGTERM, _interrupt_on_sigterm)
     try:
-        demonstrate(Path.cwd() / ".run", _print_at_once)
+        run_demonstration(Path.cwd() / ".run", _print_at_once)
     except DemoError as exc:
         print(exc, file=sys.stderr)
         return 1
@@ -68,7 +68,7 @@ def main() -> int:
     return 0
 
 
-def demonstrate(directory: Path, say: Say) -> None:
+def run_demonstration(directory: Path, say: Say) -> None:
     """Run the demonstration in `directory`, until an interrupt stops the daemon. Raises DemoError."""
     runtime = runtime_directory(directory)
     for each in (directory, runtime):

@@ -3,7 +3,7 @@
 They are opened before anything heavy is imported, so that a sender can connect within milliseconds of the start;
 what it sends waits in the kernel. A service manager may have opened them even earlier (sd_listen_fds(3)):
 sockets named "log" and "admin" take the place of the Unix sockets that we would bind, and are not ours to
-remove. Connections that the service manager stored for us are in `Inherited.stored`.
+remove. Connections that the service manager stored for us are in `InheritedSockets.stored`.
 
 A Unix socket file left by a killed process is replaced. One on which another process listens is an error.
 """

@@ -42,10 +42,10 @@ def _at_most_every(seconds: float, act: Callable[[], None]) -> Callable[[], None
     """`act`, but at most once in `seconds` however often it is called."""
     last = -seconds
 
-    def sometimes() -> None:
+    def act_if_due() -> None:
         nonlocal last
         if time.monotonic() - last >= seconds:
             last = time.monotonic()
             act()
 
-    return sometimes
+    return act_if_due

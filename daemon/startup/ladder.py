@@ -93,7 +93,7 @@ class Ladder:
         """Whether frame `seq` is not to be applied."""
         return seq in self._skipped
 
-    def without(self, seq: int) -> Mapping[str, str]:
+    def members_left_out(self, seq: int) -> Mapping[str, str]:
         """The members to withdraw when frame `seq` is applied, each with the reason."""
         return self._withdrawn.get(seq, {})
 
@@ -225,7 +225,7 @@ class Replay(Generic[FoldT]):
     def _apply_or_skip(self, entry: Entry) -> Verdicts:
         if self._ladder.is_skipped(entry.seq):
             return self.fold.skip(entry)
-        return self.fold.apply(entry, self._ladder.without(entry.seq))
+        return self.fold.apply(entry, self._ladder.members_left_out(entry.seq))
 
     def _copy_is_due(self, entry: Entry) -> bool:
         spent = time.monotonic() - self._copied_at

@@ -10,8 +10,8 @@ from persistence.segment import Entry
 class ReplayProgress:
     """The frames to replay, and how many of them have been.
 
-    `seq` and `line` are the last frame and the last line that are durable, applied yet or not. `replayed` is called by
-    the thread that replays; other threads may read everything else meanwhile.
+    `seq` and `line` are the last frame and the last line that are durable, applied yet or not. The thread that replays
+    calls `note_replayed`; other threads may read everything else meanwhile.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class ReplayProgress:
         """The payload bytes of all frames to replay."""
         return self._bytes[-1]
 
-    def replayed(self, seq: int) -> None:
+    def note_replayed(self, seq: int) -> None:
         """Frame `seq` has been applied. It may be an earlier one again, when the replay has to start over."""
         self._replayed = bisect_right(self._seqs, seq)
 
@@ -50,7 +50,7 @@ class ReplayProgress:
         """The object `reading` of `GET /status`."""
         return {"percent": self.percent, "lines_to_replay": self.lines_to_replay}
 
-    def sentence(self) -> str:
+    def replay_sentence(self) -> str:
         """For people, without a full stop."""
         if not self._lines[-1]:  # nothing, or only frames without lines: a model, feedback
             return "reading the state"

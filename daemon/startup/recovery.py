@@ -47,22 +47,24 @@ class BackgroundRecovery:
         cannot be journaled.
         """
 
-        def replayed(verdicts: "Verdicts") -> None:
+        def deliver_replayed(verdicts: "Verdicts") -> None:
             deliver(verdicts)
-            self._found.reading.replayed(verdicts.seq)
+            self._found.reading.note_replayed(verdicts.seq)
 
-        def journal(frame: Frame) -> None:
+        def journal_from_thread(frame: Frame) -> None:
             trio.from_thread.run(self._journal_decision, frame)
 
-        def recover() -> "Recovered":
+        def recover_in_thread() -> "Recovered":
             import torch  # a second and more, while lines are taken already
 
             torch.set_num_threads(1)
-            from daemon.startup.replay import recover
+            from daemon.startup.replay import recover_detector
 
-            return recover(self._store, self._found, replayed, self._watchdog.extend, journal)
+            return recover_detector(
+                self._store, self._found, deliver_replayed, self._watchdog.extend, journal_from_thread
+            )
 
-        return await trio.to_thread.run_sync(recover)
+        return await trio.to_thread.run_sync(recover_in_thread)
 
     async def _journal_decision(self, frame: Frame) -> None:
         """Have journaled what was decided about a frame that failed; nothing may go on without it.

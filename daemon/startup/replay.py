@@ -68,7 +68,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def sentence(self) -> str:
+    def recovery_sentence(self) -> str:
         words = f"{self.tier}: snapshot at line {self.snapshot_line:,}, {self.replayed_lines:,} lines replayed"
         return words + (f", {self.lost_lines:,} lines lost" if self.lost_lines else "")
 
@@ -89,7 +89,7 @@ class Recovered:
     members: ReturnedFrame | None
 
 
-def recover(
+def recover_detector(
     store: Store,
     found: Found,
     deliver: Callable[[Verdicts], None],
@@ -303,12 +303,12 @@ class Fold:
         """Copy the state; calling the result restores it, any number of times."""
         columns, model, withdraw = self.detector.export(), self.detector.in_force, self.withdraw
 
-        def back() -> None:
+        def go_back() -> None:
             # A detector may go on writing into the arrays that it was loaded from.
             fresh = {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in columns.items()}
             self.detector, self.withdraw = Detector.load(fresh, model), withdraw
 
-        return back
+        return go_back
 
     def _load_snapshot_state(self, columns: Columns) -> Detector:
         with _with_location(f"{self._store.directory}: the newest snapshot"):

@@ -73,7 +73,7 @@ def scan_directory(store: Store, last_line: int = 0) -> Found:
     """
     recovery = store.recover()
     try:
-        scan = _Scan() if recovery.snapshot is None else _Scan.of(recovery.snapshot[2])
+        scan = _Scan() if recovery.snapshot is None else _Scan.of_snapshot(recovery.snapshot[2])
         return _found_by_scan(recovery, scan, last_line)
     except NewerFormatError as exc:
         raise StoreError(str(exc)) from exc
@@ -103,7 +103,7 @@ def check_snapshot(seq: int, line: int, columns: Columns) -> None:
 
 
 def _found_by_scan(recovery: Recovery, scan: "_Scan", last_line: int) -> Found:
-    scan.take(recovery.entries)
+    scan.take_entries(recovery.entries)
     lost_lines, line = recovery.lost_lines, recovery.last_line
     if last_line > line:
         lost_lines += last_line - line
@@ -138,7 +138,7 @@ class _Scan:
     reading: ReplayProgress = field(default_factory=ReplayProgress)
 
     @classmethod
-    def of(cls, columns: Columns) -> "_Scan":
+    def of_snapshot(cls, columns: Columns) -> "_Scan":
         """As of a snapshot, of this version or an older one. Raises OtherVersionError."""
         columns = STATES.upgraded(columns)
         with of_this_version():
@@ -147,7 +147,7 @@ class _Scan:
             )
             return cls(LivingSources.load(columns_under("sources", columns)), [(0, in_force)])
 
-    def take(self, entries: Iterable[Entry]) -> None:
+    def take_entries(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
             self.reading.add(entry)
             try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.startup.read_back import ReadBack
-from daemon.startup.replay import Recovered, recover
+from daemon.startup.replay import Recovered, recover_detector
 from daemon.startup.scan import Found, scan_directory
 from detection.columns.state import digest
 from detection.detector import Detector
@@ -40,7 +40,7 @@ class Process:
         self.found: Found = scan_directory(store)
         self.seq, self.line = self.found.seq, self.found.line
         store.start_journal(self.seq, self.line)
-        self.recovered: Recovered = recover(store, self.found, self._deliver, lambda: None, self._say)
+        self.recovered: Recovered = recover_detector(store, self.found, self._deliver, lambda: None, self._say)
         self.detector: Detector = self.recovered.detector
         self.recovered_digest = self.digest
         # The scan knows them before any frame is applied, poison or not.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daemon.startup.replay import load_knowledge, recover
+from daemon.startup.replay import load_knowledge, recover_detector
 from daemon.startup.scan import scan_directory
 from detection.columns.state import Value, digest
 from detection.columns.upgrades import MODELS, STATES
@@ -65,7 +65,7 @@ def test_it_recovers_in_full(golden: tuple[Path, dict[str, Any]]) -> None:
     models = list(directory.glob("model-*.pt"))
     with open_store(directory) as store:
         found = scan_directory(store)
-        recovered = recover(store, found, lambda _: None, lambda: None)
+        recovered = recover_detector(store, found, lambda _: None, lambda: None)
         report = recovered.report
         # A model need not come along; all else must.
         tier, aside = ("full", []) if has_model(expected) else ("partial", [path.name for path in models])

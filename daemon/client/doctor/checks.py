@@ -75,7 +75,9 @@ def _finding_of_broken_check(name: str, exc: Exception) -> Finding:
     )
 
 
-def doctor(admin: Admin, chosen: str | None, instance: str | None, env: Mapping[str, str], as_json: bool) -> int:
+def doctor_command(
+    admin: Admin, chosen: str | None, instance: str | None, env: Mapping[str, str], as_json: bool
+) -> int:
     """Run the checks and print the findings; returns the exit status, 1 when one fails, else 0."""
     findings = run_checks(inspect_daemon(admin, chosen, instance, env))
     if as_json:

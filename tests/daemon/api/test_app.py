@@ -446,7 +446,7 @@ async def test_events_send_heartbeats_records_and_the_end(
     control: FakeControl, autojump_clock: trio.testing.MockClock
 ) -> None:
     streams = events.Streams(control)
-    async with streams.open(everything=True, unix=False) as stream:
+    async with streams.open_stream(everything=True, unix=False) as stream:
         assert control.asked == [("events", True)]
         assert await anext(stream) == b"retry: 2000\n: connected\n\n"
         before = trio.current_time()

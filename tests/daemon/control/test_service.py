@@ -206,12 +206,12 @@ async def test_before_the_state_is_read_only_requests_that_need_it_are_refused(
     reading.line = 700
     reading.add(Entry(1, 400, 400, bytes(40)))
     reading.add(Entry(2, 700, 300, bytes(60)))
-    reading.replayed(1)
+    reading.note_replayed(1)
     service.condition.reading = reading
     code, health = await get("/health")
     assert code == 503 and health["logs_processed"] == 700
     assert health["reading"] == {"percent": 40.0, "lines_to_replay": 300}
-    assert service.condition.sentence() == "starting, reading the state: 40 %, 300 lines to replay"
+    assert service.condition.status_sentence() == "starting, reading the state: 40 %, 300 lines to replay"
     assert (await get("/status"))[1]["reason"] == "reading the state: 40 %, 300 lines to replay"
     assert not caplog.records, "none of it is a fault of ours"
 
@@ -221,7 +221,7 @@ async def test_it_is_degraded_for_as_long_as_something_has_failed(tmp_path: Path
         service = daemon.service
         service.condition.started.set()
         assert (service.health()["status"], service.health()["reasons"]) == ("serving", [])
-        assert service.condition.sentence() == "serving, warmup, 0 lines"
+        assert service.condition.status_sentence() == "serving, warmup, 0 lines"
         running = service._running_or_503()
         training = running.training
         training.attempts, training.error = 1, "no space"
@@ -232,7 +232,7 @@ async def test_it_is_degraded_for_as_long_as_something_has_failed(tmp_path: Path
             True,
             "training failed: no space",
         )
-        assert service.condition.sentence() == "degraded, training, 0 lines: training failed: no space"
+        assert service.condition.status_sentence() == "degraded, training, 0 lines: training failed: no space"
         training.in_progress, training.error = False, "no more space"
         assert service.health()["reason"] == "training failed 2 times in a row: no more space"
         assert service.status()["reasons"] == service.health()["reasons"]

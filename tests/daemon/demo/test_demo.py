@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from daemon.demo import __main__ as demo
-from daemon.demo.__main__ import DemoError, demonstrate, free_port, runtime_directory, sample_lines
+from daemon.demo.__main__ import DemoError, free_port, run_demonstration, runtime_directory, sample_lines
 from daemon.demo.text import flagged_record_lines, remembered_state_lines, training_progress_text
 
 FAKE = Path(__file__).with_name("fake_vigild.py")
@@ -49,7 +49,7 @@ def tell(directory: Path) -> str:
         if "Ctrl-C stops" in text:
             raise KeyboardInterrupt
 
-    demonstrate(directory, say)
+    run_demonstration(directory, say)
     return "\n".join(said)
 
 

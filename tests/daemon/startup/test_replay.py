@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.startup.replay import Report, recover
+from daemon.startup.replay import Report, recover_detector
 from daemon.startup.scan import scan_directory
 from detection.frames import FeedbackFrame, Frame, LinesFrame, Segment, count_lines, encode_frame
 from detection.verdicts.records import Verdicts
@@ -57,7 +57,7 @@ def test_a_source_that_ends_after_it_costs_no_other_frame(
     delivered: list[Verdicts] = []
     with open_store(tmp_path / "state") as store:
         found = scan_directory(store)
-        recovered = recover(store, found, delivered.append, lambda: None)
+        recovered = recover_detector(store, found, delivered.append, lambda: None)
     assert recovered.report.lost_lines == 2 and not recovered.ladder.decided
     records = [record for verdicts in delivered for record in verdicts.records() if not record["closed"]]
     assert [record["text"] for record in records] == texts
@@ -101,4 +101,4 @@ def append(directory: Path, frames: list[Frame]) -> None:
 
 def report(directory: Path) -> Report:
     with open_store(directory) as store:
-        return recover(store, scan_directory(store), lambda verdicts: None, lambda: None).report
+        return recover_detector(store, scan_directory(store), lambda verdicts: None, lambda: None).report

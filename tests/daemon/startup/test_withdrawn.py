@@ -389,7 +389,7 @@ def test_without_the_journaled_withdrawal_a_healthy_process_comes_to_another_sta
         live.apply(*lines(3))
         expected = live.digest
     fault.when = never
-    monkeypatch.setattr(Ladder, "without", lambda ladder, seq: {})
+    monkeypatch.setattr(Ladder, "members_left_out", lambda ladder, seq: {})
     with process(state, bring_back=False) as again:
         assert again.recovered_digest != expected
 
