@@ -145,7 +145,7 @@ class Service:
         running, (line, k, *counting_record) = self._ready(), id_key(alert_id)
         record = running.alerts.find(alert_id)
         if record is None and not counting_record:
-            counting = await self._query(lambda detector: detector.counting(line, k))
+            counting = await self._query(lambda detector: detector.counting_record(line, k))
             record = counted_alert(counting, alert_id) if counting is not None else None
         if record is None:
             path = running.store.directory / "alerts.jsonl"
