@@ -172,6 +172,7 @@ def check_state(state: Columns) -> None:
 
 
 def _bound_of_column(name: str) -> Bound | None:
+    """What the column called `name` of a state may hold; None: it has no bound (JSON)."""
     if name in BOUNDS:
         return BOUNDS[name]
     if name in _VOUCHED_BOUNDS:
@@ -253,6 +254,7 @@ def _row_counts_in_common(state: Columns) -> Iterator[tuple[str, int, int]]:
 
 
 def _count_in_state(state: Columns, name: str) -> int:
+    """The count in the column called `name`; 0 if it is no whole number."""
     value = state[name]
     return value if isinstance(value, int) else 0
 

@@ -106,7 +106,7 @@ class Detector:
             self._withdraw_members(item.seq, item.without)
             self._assemble_ensemble()
             judge_anew(self._parts.sessions, self._ensemble, self._parts.withdrawn)
-        self._parts.known.admits = not self._parts.schedule.closed(self._parts.settings.learning)
+        self._parts.known.admits = not self._parts.schedule.learning_ended(self._parts.settings.learning)
         self._parts.templates.pinned = self._parts.known.templates
         alerting = self._alerting_for_frame()
         match frame:
@@ -222,7 +222,7 @@ class Detector:
         parts = self._parts
         parts.pass_silence(received)
         now = received if math.isnan(parts.clock.now) else parts.clock.now
-        self._close_sessions(parts.sessions.silent(now, parts.settings.session.idle_seconds), alerting)
+        self._close_sessions(parts.sessions.silent_sessions(now, parts.settings.session.idle_seconds), alerting)
 
     def _put_model_in_force(self, seq: int, frame: ModelFrame, model: Model | None, without: Mapping[str, str]) -> None:
         """Let `model` judge from here on, all its members but those `without`; without a model (withdrawn, or its file
@@ -247,7 +247,7 @@ class Detector:
         self._parts.models.was_refused(frame.generation, frame.name, self._parts.line, frame.reason)
 
     def _note_training_cutoff(self, until: TrainingCutoff | None) -> None:
-        self._parts.schedule.trained(until or training_cutoff(self._parts), self._parts.learned)
+        self._parts.schedule.note_training(until or training_cutoff(self._parts), self._parts.learned)
 
     def _use_model(self, model: Model | None, seq: int = 0, without: Mapping[str, str] = {}) -> None:
         self._model = model
@@ -317,8 +317,8 @@ class Detector:
         first_line, before = parts.line + 1, parts.clock.now
         clock = parts.clock.advance(times, received)
         if clock[0] < before:
-            sessions.bring_back(float(clock[0]))
-            parts.incidents.bring_back(float(clock[0]))
+            sessions.bring_back_to_time(float(clock[0]))
+            parts.incidents.bring_back_to_time(float(clock[0]))
         crowded = sessions.sessions_crowded_out_by(keys)
         crowded_out = closed_as_they_are(sessions, crowded, first_line)
         sessions.evict(crowded)
@@ -434,7 +434,7 @@ class Detector:
         """The last `limit` incidents, newest first."""
         return self._parts.incidents.listing(limit, self._parts.clock.now)
 
-    def counting(self, line: int, k: int) -> dict[str, Any] | None:
+    def counting_record(self, line: int, k: int) -> dict[str, Any] | None:
         """The counting record under way, without an id, that the alert `line`, `k` is in."""
         counted = self._parts.incidents.under_way((line, k))
         return counted.record(None, 0) if counted is not None else None

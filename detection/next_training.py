@@ -41,7 +41,7 @@ def history_of_stream(parts: Parts, model: Model | None) -> History | None:
 
     What it holds already stays: vouched files add to it, and a lost model can be trained again.
     """
-    closed = model is not None and parts.schedule.closed(parts.settings.learning)
+    closed = model is not None and parts.schedule.learning_ended(parts.settings.learning)
     return None if closed else parts.history
 
 

@@ -147,7 +147,7 @@ class Service:
         record = running.alerts.find_record(alert_id)
         if record is None and not counting_record:
             # In no file yet: the count that it may be in is part of the state.
-            counting = await self._query_detector(lambda detector: detector.counting(line, k))
+            counting = await self._query_detector(lambda detector: detector.counting_record(line, k))
             record = counted_alert(counting, alert_id) if counting is not None else None
         if record is None:
             path = running.store.directory / "alerts.jsonl"

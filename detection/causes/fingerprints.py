@@ -124,6 +124,7 @@ def _words_hash(words: Causes) -> Causes:
 
 
 def _causes_of_sums(kind: int, sums: Causes) -> Causes:
+    """The causes of this kind from sums of hashes of their words; never 0, which is no cause."""
     causes = _splitmix64(sums ^ _hash_salt(100 + kind))
     causes[causes == 0] = 1
     return causes

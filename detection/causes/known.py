@@ -146,7 +146,9 @@ class KnownCauses:
 
     # --- admission ----------------------------------------------------------------------------------
 
-    def seen(self, causes: NDArray[np.uint64], places: NDArray[np.int64], keys: NDArray[np.uint64]) -> set[int]:
+    def note_seen_causes(
+        self, causes: NDArray[np.uint64], places: NDArray[np.int64], keys: NDArray[np.uint64]
+    ) -> set[int]:
         """Note that `causes` [m] occurred, in this order, each for the first time in its session; admit frequent ones.
 
         `places` [m] (non-decreasing) are the numbers of sessions that had begun by then; `keys` [m] are hashes of the
@@ -175,6 +177,7 @@ class KnownCauses:
         return at_once
 
     def _seen_under_many_keys(self, recent: NDArray[np.int64], cause: int) -> bool:
+        """Whether `cause` was seen lately under enough keys of sessions to be admitted."""
         keys = self._key[recent][self._cause[recent] == cause]
         return len(np.unique(keys[keys > 0])) + int(np.count_nonzero(keys == 0)) >= ADMITTED_KEYS
 
@@ -192,7 +195,7 @@ class KnownCauses:
     # --- questions ----------------------------------------------------------------------------------
 
     def read_only(self) -> "KnownCauses":
-        """A copy for queries: `seen` does not change it."""
+        """A copy for queries: `note_seen_causes` does not change it."""
         frozen = copy(self)
         frozen.admits = False
         return frozen
@@ -201,7 +204,7 @@ class KnownCauses:
     def any_normal(self) -> bool:
         return len(self._sorted_normal) > 0
 
-    def normal(self, causes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    def which_are_normal(self, causes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which of `causes` [m] are normal, by an answer or by admission: bool [m]."""
         return _among_known(causes, self._sorted_normal)
 
@@ -211,10 +214,10 @@ class KnownCauses:
         if not len(hits.lines) or not self.any_normal:
             return hits
         lines, causes = hit_causes(rules, hits, templates)
-        kept = ~np.isin(hits.lines, lines[self.normal(causes)])
+        kept = ~np.isin(hits.lines, lines[self.which_are_normal(causes)])
         return Hits(hits.lines[kept], hits.rules[kept])
 
-    def bad(self, causes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    def which_are_bad(self, causes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which of `causes` [m] the operator answered with "anomaly": bool [m]."""
         return _among_known(causes, self._sorted_bad)
 

@@ -109,6 +109,7 @@ def unescaped_log_text(text: bytes) -> bytes:
 
 
 def _unescaped_sequence(found: re.Match[bytes]) -> bytes:
+    """What one escape sequence of an access log stands for."""
     code, char = found.groups()
     if code:
         return bytes((int(code, 16),))

@@ -121,6 +121,7 @@ def _json_time(value: Any) -> tuple[float, bytes]:
 
 
 def _pod_or_container(roles: Mapping[str, Any]) -> bytes:
+    """Where the line came from: its pod, else its host and container."""
     if pod := _json_value_text(roles.get("pod")):
         return pod
     host, container = _json_value_text(roles.get("host")), _json_value_text(roles.get("container"))

@@ -79,6 +79,7 @@ def _logfmt_values_by_role(pairs: Sequence[tuple[bytes, bytes, bytes]]) -> dict[
 
 
 def _logfmt_pairs_text(pairs: Sequence[tuple[bytes, bytes, bytes]]) -> bytes:
+    """The pairs as text, without times and trace ids."""
     return b" ".join(
         b"%b=%b" % (name, quoted or bare)
         for name, quoted, bare in pairs

@@ -81,11 +81,13 @@ _GROUPS = 5  # the style itself, its fixed part, fraction, zone and year
 
 
 def _time_patterns(families: _Families) -> bytes:
+    """A regular expression that matches a time of any style of these families."""
     groups = ((begin, rb"|".join(map(_time_pattern, styles))) for begin, styles in families)
     return rb"|".join(rb"(?=%s)(?:%s)" % family for family in groups)
 
 
 def _time_pattern(style: _Style) -> bytes:
+    """A regular expression with a group for each part of a time of this style."""
     _, before, fixed, year = style
     return rb"(%s(%s)(%s)?(%s)?(%s)?)" % (before, fixed, FRACTION_PATTERN, ZONE_PATTERN, year)
 
@@ -232,6 +234,7 @@ def _first_days_of_months(months: NDArray[np.int64]) -> NDArray[np.int64]:
 def _times_nearest_clock(
     starts: Sequence[NDArray[np.float64] | float], of_day: NDArray[np.float64], clock: float
 ) -> NDArray[np.float64]:
+    """Of several starts plus a time within them, the time that is nearest to `clock`; nan: none is possible."""
     best = np.full(len(of_day), np.nan)
     for start in starts:
         times = start + of_day

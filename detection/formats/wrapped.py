@@ -143,5 +143,6 @@ def _parse_messages_as_text(texts: Sequence[bytes], clock: float) -> Fields:
 
 
 def _fields_of_unwrapped(lines: Sequence[bytes]) -> Fields:
+    """Fields of lines that no wrapper fits: the whole line is the message."""
     blank, never = [b""] * len(lines), np.full(len(lines), np.nan)
     return Fields("", "text", never, blank, list(lines), list(lines), blank, levels.have_error_level(lines))

@@ -17,9 +17,9 @@ def bad_and_flagged(sessions: ClosedSessions, known: KnownCauses) -> tuple[Bools
 
     A session whose final shape is normal now counts as normal: it was unusual only on its way there.
     """
-    bad = sessions.tainted | known.bad(sessions.causes) | _with_a_bad_template(sessions, known)
-    normal = known.normal(sessions.causes)
-    normal |= known.normal(_final_shapes(sessions)) & ~_by_value_or_source(sessions)
+    bad = sessions.tainted | known.which_are_bad(sessions.causes) | _with_a_bad_template(sessions, known)
+    normal = known.which_are_normal(sessions.causes)
+    normal |= known.which_are_normal(_final_shapes(sessions)) & ~_by_value_or_source(sessions)
     return bad, sessions.flagged & ~normal
 
 
@@ -29,7 +29,7 @@ def _with_a_bad_template(sessions: ClosedSessions, known: KnownCauses) -> Bools:
     Whether or not they were flagged for it: by the time of the answer the template may have been admitted and learned.
     """
     templates = np.unique(sessions.tokens)
-    bad = np.isin(sessions.tokens, templates[known.bad(new_causes(templates))])
+    bad = np.isin(sessions.tokens, templates[known.which_are_bad(new_causes(templates))])
     found: Bools = np.bincount(repeat_per_row(sessions.offsets)[bad], minlength=len(sessions.starts)) > 0
     return found
 

@@ -111,6 +111,7 @@ def _rows_known_to_model(model: Model, view: View) -> Bools:
 
 
 def _transformer_surprises(model: Model, view: View) -> Floats:
+    """The surprise of each row by the model's transformer, in nats."""
     return Transformer(model.parts["transformer"], model.vocabulary).score(view, Standing(view, NAMES))
 
 

@@ -46,29 +46,29 @@ class Schedule(Scalars):
     vouched_at: int = 0
     fulfilled: bool = False
 
-    def trained(self, cutoff: TrainingCutoff, learned: int) -> None:
+    def note_training(self, cutoff: TrainingCutoff, learned: int) -> None:
         """A training is over whose set was taken at `cutoff`: count from there to the next one, so that lines that came
         during the training count."""
         self.trained_at, self.admissions_at = min(cutoff.learned, learned), cutoff.admissions
         if self.vouched_at <= cutoff.seq:
             self.vouched_at = 0
 
-    def closed(self, learning: LearningSettings) -> bool:
+    def learning_ended(self, learning: LearningSettings) -> bool:
         """Whether learning from the stream has ended: `retrain_lines` is 0, and a full model has been in force."""
         return learning.retrain_lines == 0 and self.fulfilled
 
-    def urgent(self, learning: LearningSettings, now: LearnedSoFar) -> bool:
+    def training_urgent(self, learning: LearningSettings, now: LearnedSoFar) -> bool:
         """Whether a training is due that does not wait for `retrain_seconds`: after a vouched file, or an admission."""
-        admitted = now.has_model and now.admissions > self.admissions_at and not self.closed(learning)
+        admitted = now.has_model and now.admissions > self.admissions_at and not self.learning_ended(learning)
         return self.vouched_at > 0 or (admitted and now.learned - self.trained_at >= REFRESH_LINES)
 
-    def due(self, learning: LearningSettings, now: LearnedSoFar) -> bool:
+    def training_due(self, learning: LearningSettings, now: LearnedSoFar) -> bool:
         """Whether a training is due, for any of the reasons in the module's text."""
-        if self.urgent(learning, now):
+        if self.training_urgent(learning, now):
             return True
         if now.uploading:
             return False  # a training is due anyway when the file has ended
-        if self.closed(learning):
+        if self.learning_ended(learning):
             return not now.has_model
         # If nothing is to follow it, a first full model that was refused or lost is due again after another warm-up.
         again = now.learned - self.trained_at >= (learning.retrain_lines or learning.warmup_lines)

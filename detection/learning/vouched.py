@@ -84,7 +84,7 @@ class VouchedFile:
         before = self.clock.now
         clock = self.clock.advance(times, received)
         if clock[0] < before:
-            self.sessions.bring_back(float(clock[0]))
+            self.sessions.bring_back_to_time(float(clock[0]))
         return clock
 
     def learn(self, lines: Batch, keys: Sequence[bytes], windowed: Sequence[bool], times: Floats, into: Taught) -> None:

@@ -176,6 +176,7 @@ class Standing:
         )
 
     def _last_value_of_pieces(self, column: NDArray[Any], before: NDArray[Any]) -> NDArray[Any]:
+        """The value of `column` at each piece's last row; of a piece without rows that of `before`."""
         result = before.copy()
         some = self._sizes > 0
         result[some] = column[(self._view.offsets[1:] - 1)[some]]

@@ -67,6 +67,7 @@ _FOLD = bytes(range(256)).lower().translate(bytes.maketrans(b"\t\v\f", b"   "))
 
 
 def _decode_escapes(text: bytes) -> bytes:
+    """Decode percent and backslash escapes, also of escapes, at most PASSES times."""
     for _ in range(PASSES):
         before = text
         if b"%" in text:
@@ -79,6 +80,7 @@ def _decode_escapes(text: bytes) -> bytes:
 
 
 def _byte_of_escape(match: re.Match[bytes]) -> bytes:
+    """What one percent-u or backslash escape stands for."""
     if not match.lastindex:
         return b'"'
     digits = match[match.lastindex]
@@ -89,6 +91,7 @@ def _byte_of_escape(match: re.Match[bytes]) -> bytes:
 
 
 def _bytes_of_character(code: int) -> bytes:
+    """A code point as bytes: as ASCII if it looks like a character of ASCII, otherwise in UTF-8."""
     if 0xFF01 <= code <= 0xFF5E:
         code -= 0xFEE0  # full-width forms of ASCII
     if code < 0x80:
@@ -97,6 +100,7 @@ def _bytes_of_character(code: int) -> bytes:
 
 
 def _ascii_of_overlong(match: re.Match[bytes]) -> bytes:
+    """The ASCII character that an overlong UTF-8 sequence or a full-width form stands for."""
     two, *three, quotes, letters = match.groups()
     if two is not None:
         low = two[0]
@@ -107,6 +111,7 @@ def _ascii_of_overlong(match: re.Match[bytes]) -> bytes:
 
 
 def _character_of_entity(match: re.Match[bytes]) -> bytes:
+    """The character that an HTML entity stands for."""
     hexadecimal, decimal, name = match.groups()
     if name is not None:
         return _NAMED.get(name, match[0])

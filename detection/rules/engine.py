@@ -206,6 +206,7 @@ def _run_rule_tests(rule: Rule, pattern: _Pattern) -> None:
 
 
 def _gates_of_rules(field: str, rules: Sequence[Rule]) -> list[tuple[_Searches, list[int]]]:
+    """Groups of rules of a field, each with one pattern that matches wherever a rule of the group can."""
     own = [number for number, rule in enumerate(rules) if rule.field == field]
     behind = [own[i : i + GATE_RULES] for i in range(0, len(own), GATE_RULES)]
     return [

@@ -43,7 +43,7 @@ def muted_templates(known: KnownCauses, ensemble: Ensemble | None, templates: ND
     if ensemble is not None and known.any_normal:
         unknown = np.flatnonzero(~ensemble.knows_templates(templates))
         if len(unknown):
-            result[unknown] = known.normal(new_causes(templates[unknown]))
+            result[unknown] = known.which_are_normal(new_causes(templates[unknown]))
     return result
 
 
@@ -63,14 +63,14 @@ class RowSessions:
 
 
 class Reasons:
-    """Columns [R] of a batch. `kind` is that of the row's cause, 0 where `name` was not called, and `verdict` follows
-    from it; `about` int32 is the template that a cause of kind NEW or VALUE is about. `novel` int32 [P] is each
+    """Columns [R] of a batch. `kind` is that of the row's cause, 0 where `name_causes` was not called, and `verdict`
+    follows from it; `about` int32 is the template that a cause of kind NEW or VALUE is about. `novel` int32 [P] is each
     session's first template that the model does not know, plus 1, after the batch; 0: none.
 
     Alerts and feedback go by `alert_cause` uint64; `session_cause` is recorded with the session for the next training;
-    both are 0 where `name` was not called. They differ only for kind SOURCE at a line that names its client: there the
-    session's cause is made of its key, the alert's of the client. Otherwise one client that works on many things, each
-    a session, would be as many incidents.
+    both are 0 where `name_causes` was not called. They differ only for kind SOURCE at a line that names its client:
+    there the session's cause is made of its key, the alert's of the client. Otherwise one client that works on many
+    things, each a session, would be as many incidents.
 
     `shapes` uint64 [R, 2] are, of rows of kind NEW, the causes of the session's shape at that row, for when it goes on
     and for when it ends: one day the template will be known, and the session's cause will be its shape.
@@ -142,7 +142,7 @@ class Reasons:
         shapes = shape_causes(self._view.counts[pieces], np.ones(len(pieces), dtype=np.bool_))
         self._report_causes(shapes, self._view.offsets[1:][pieces] - 1, next_serial)
 
-    def name(self, rows: Ints) -> None:
+    def name_causes(self, rows: Ints) -> None:
         """Find the causes of these rows, at most one a piece."""
         piece, view = self._piece[rows], self._view
         closing = view.templates[rows] == CLOSING
@@ -173,10 +173,12 @@ class Reasons:
             clients = [session_key(self._sessions.origin(row)) for row in named]
             self.alert_cause[named] = source_causes(np.array(clients))
 
-    def normal(self, rows: Ints) -> NDArray[np.bool_]:
+    def with_normal_causes(self, rows: Ints) -> NDArray[np.bool_]:
         """Which of these rows have a cause that is known to be normal. To be called once for each row: a cause that is
         admitted in this very batch still flags the first of its sessions."""
-        normal = self._known.normal(self.session_cause[rows]) | self._known.normal(self.alert_cause[rows])
+        normal = self._known.which_are_normal(self.session_cause[rows]) | self._known.which_are_normal(
+            self.alert_cause[rows]
+        )
         if self._just_admitted:
             for i in self._rows_in_log_order(rows).tolist():
                 if (cause := int(self.session_cause[rows[i]])) in self._just_admitted:
@@ -195,7 +197,9 @@ class Reasons:
         order = self._rows_in_log_order(rows)
         causes, piece = causes[order], self._piece[rows[order]]
         keys = np.where(self._sessions.windowed[piece], np.uint64(0), source_causes(self._sessions.keys[piece]))
-        self._just_admitted |= self._known.seen(causes, np.full(len(causes), next_serial, dtype=np.int64), keys)
+        self._just_admitted |= self._known.note_seen_causes(
+            causes, np.full(len(causes), next_serial, dtype=np.int64), keys
+        )
 
     def _rows_in_log_order(self, rows: Ints) -> Ints:
         """Places of `rows` in the order of the log."""

@@ -136,6 +136,7 @@ def alpha_for(per_day: float, sessions_per_day: float, calibration: int) -> tupl
 
 
 def _lowest_level(calibration: int) -> float:
+    """The lowest level: five of so many calibration scores lie beyond it."""
     return 5.0 / max(calibration, 5)
 
 

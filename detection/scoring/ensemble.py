@@ -102,12 +102,12 @@ class Ensemble:
         p = self._combined.p(strangeness)
         return Judgement(members, strangeness, p if self._whole else np.maximum(p, np.exp(-strangeness * math.log(10))))
 
-    def threshold(self, member: str, alpha: float) -> float | None:
+    def threshold_of_member(self, member: str, alpha: float) -> float | None:
         """The score beyond which `member` alone has a p-value below `alpha`; None: whatever it scores, it has not."""
         with blamed_on(member):
             return score_at_level(member, self._calibration[member], alpha)
 
-    def expected(
+    def expected_templates(
         self, context: NDArray[np.int32], starts: bool, found: int
     ) -> tuple[list[tuple[int, float]], float | None]:
         """The three likeliest templates after `context` (CLOSING stands for the end), and the probability of `found`.

@@ -216,13 +216,13 @@ def _flag_sessions(pieces: _Pieces, view: View, p: Floats, alpha: float, reasons
     while unusual.any():
         first = np.flatnonzero(first_true(unusual, view.offsets))
         piece = of_row[first]
-        reasons.name(first)
+        reasons.name_causes(first)
         reasons.report_shapes(first[~reported[piece]], next_serial)
         by_shape_at_end = (reasons.kind[first] == SHAPE) & (view.templates[first] == CLOSING_TEMPLATE)
         by_shape_at_end &= first == pieces.tail[piece]
         reported_at_end[piece] |= by_shape_at_end & ~reported[piece]
         reported[piece] = True
-        explained = reasons.normal(first)
+        explained = reasons.with_normal_causes(first)
         flagged[first[~explained]] = True
         excused[piece[explained]] = p[first[explained]]
         done = np.ones(len(pieces), dtype=np.bool_)

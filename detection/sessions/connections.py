@@ -38,7 +38,7 @@ class LivingSources:
         """By name."""
         return [self._living[name] for name in sorted(self._living)]
 
-    def complete(self, segment: Segment) -> tuple[list[bytes], bool]:
+    def complete_lines(self, segment: Segment) -> tuple[list[bytes], bool]:
         """The lines that `segment` completes, and whether the last one had no newline.
 
         Raises ValueError when it completes another number of lines than it says; what is remembered of the
@@ -73,7 +73,7 @@ class LivingSources:
         """Remember where `segments` leave their sources, and nothing of their lines."""
         for segment in segments:
             try:
-                self.complete(segment)
+                self.complete_lines(segment)
             except ValueError:
                 # A wrong count may be why they are passed over; the source is known all the same.
                 continue

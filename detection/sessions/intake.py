@@ -115,7 +115,7 @@ def take_in_segments(
     by_kind: dict[str, list[int]] = {}
     cut = unterminated = 0
     for segment in segments:
-        completed, tail_counted = living.complete(segment)
+        completed, tail_counted = living.complete_lines(segment)
         source = segment.source.encode()
         if completed:
             by_kind.setdefault(segment.kind, []).extend(range(len(lines), len(lines) + len(completed)))

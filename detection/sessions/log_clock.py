@@ -77,6 +77,7 @@ class LogClock:
             self.now += seconds
 
     def _step_to_time(self, time: float) -> float:
+        """Move by one line's time; a leap ahead is believed only when several lines agree on it."""
         if math.isnan(time):
             return self.now
         if time <= self.now + LEAP_SECONDS_ALLOWED:

@@ -142,7 +142,7 @@ class SessionTable:
         self.next_serial += len(begins)
         return serials
 
-    def bring_back(self, to: float) -> None:
+    def bring_back_to_time(self, to: float) -> None:
         """The clock goes back `to` a time: later times in the table become that time, so that no session stays
         open until the old time comes again."""
         for name in ("last_time", "last_event", "began"):
@@ -160,7 +160,7 @@ class SessionTable:
             self._free.append(slot)
         self.open[slots] = False
 
-    def silent(self, horizon: NDArray[np.float64] | float, idle_seconds: float) -> NDArray[np.int64]:
+    def silent_sessions(self, horizon: NDArray[np.float64] | float, idle_seconds: float) -> NDArray[np.int64]:
         """The open keyed sessions silent for more than `idle_seconds` at `horizon` (one time, or [capacity])."""
         used = slice(0, self._used)
         last, windowed = self.column["last_time"][used], self.column["windowed"][used]
@@ -260,7 +260,7 @@ def cut_into_pieces(
     if ending is None:
         horizon = np.full(table.capacity, clock[-1] if n else -np.inf)
         horizon[s[new_slot]] = c[new_slot]
-        ending = np.union1d(table.silent(horizon, idle_seconds), s[new_slot & gap])
+        ending = np.union1d(table.silent_sessions(horizon, idle_seconds), s[new_slot & gap])
     has_lines = table.column["lines"][ending] > 0
     lapsed = ending[~has_lines & ~touched[ending]]  # silent since they were cut by count: they have no closing
     ending = ending[has_lines]

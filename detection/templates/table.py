@@ -392,6 +392,7 @@ def _tokens_of_memo_key(kind: int, key: bytes) -> list[bytes]:
 
 
 def _printable_template_text(text: bytes) -> str:
+    """`text` with everything escaped that cannot be printed."""
     decoded = text.decode("utf-8", "backslashreplace")
     if decoded.isprintable():
         return decoded

@@ -58,7 +58,7 @@ def explain_by_members(
             "name": name,
             "score": float(standing.reached[row, column]),
             "p": float(judgement.members[row, column]),
-            "threshold": ensemble.threshold(name, alpha),
+            "threshold": ensemble.threshold_of_member(name, alpha),
         }
         for column, name in enumerate(NAMES)
         if name in ensemble.members
@@ -68,7 +68,7 @@ def explain_by_members(
     begin = int(view.token_offsets[piece])
     context = view.tokens[begin : begin + int(view.held[piece]) + row - int(view.offsets[piece])]
     found = int(view.templates[row])
-    expected, chance = ensemble.expected(context, bool(view.starts[piece]), found)
+    expected, chance = ensemble.expected_templates(context, bool(view.starts[piece]), found)
 
     def named(template: int, p: float | None) -> dict[str, Any]:
         text = "<end of session>" if template == CLOSING else text_of(template)

@@ -211,7 +211,7 @@ class Incidents:
                 return _counted_alerts(incident)
         return None
 
-    def bring_back(self, to: float) -> None:
+    def bring_back_to_time(self, to: float) -> None:
         """The clock goes back `to` a time: later times in the table become that time, so that neither incidents nor the
         day of the budget last until the old time comes again."""
         self._now = min(self._now, to)
@@ -230,6 +230,7 @@ class Incidents:
         return [_incident_as_listed(self._table[key], key in is_open) for key in newest]
 
     def _open_incidents(self, now: float | None) -> Iterator[_Incident]:
+        """The incidents that are open at log time `now`, the latest first."""
         limit = (self._now if now is None or math.isnan(now) else now) - WINDOW_SECONDS
         for incident in reversed(self._table.values()):
             if incident.last_time <= limit:
@@ -260,6 +261,7 @@ class Incidents:
         return len(self._shown) < whole or self._shown[-whole] <= time - DAY_SECONDS * whole / per_day
 
     def _open_incident(self, incident: _Incident) -> _Incident:
+        """Take a new incident into the table; the one that was silent longest is evicted if the table is full."""
         if len(self._table) >= self._capacity:
             self._evict_incident(incident.first_time)
         self.opened += 1

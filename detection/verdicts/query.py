@@ -163,6 +163,7 @@ class Query:
         }
 
     def _rules_answer(self, of: "_JudgedLines", row: int) -> dict[str, Any]:
+        """The part of an answer that says which rules hit the line, and where."""
         text, (target, agent) = of.intake.lines[row], of.parsed.matched_in[row]
         evidence = [self.rules.evidence(rule, target, agent, text) for rule in of.hit_by(row)]
         return {
@@ -182,10 +183,11 @@ class Query:
             "is_anomaly": int(p < self.alpha),
             "score": float(of.judged.states.reached[row, column]),
             "p": p,
-            "threshold": self.ensemble.threshold(name, self.alpha),
+            "threshold": self.ensemble.threshold_of_member(name, self.alpha),
         }
 
     def _log_data_answer(self, of: "_JudgedLines", row: int) -> dict[str, Any]:
+        """The part of an answer that says how the line was read."""
         template = int(of.batch.ids[row])
         return {
             "kind": of.kinds[row],

@@ -254,5 +254,6 @@ def shown_session(key: bytes) -> str:
 
 
 def finite_or_none(value: Any) -> float | None:
+    """For JSON, which has neither nan nor infinity."""
     number = float(value)
     return number if np.isfinite(number) else None

@@ -475,7 +475,7 @@ class Killed:
 
     def __init__(self, segments: list[Segment], store: Store, state: LivingSources) -> None:
         for segment in segments:
-            state.complete(segment)
+            state.complete_lines(segment)
         self.living, self.stored = state.sources(), store.pass_on()
 
 
@@ -510,7 +510,7 @@ async def test_a_kept_connection_goes_on_with_every_byte_once_whether_or_not_its
             await until(lambda: store.kept == {})
             nursery.cancel_scope.cancel()
         assert ingest.counters.chunks_recognised == durable and ingest.counters.connections_resumed == 1
-    lines = [line for segment in following for line in state.complete(segment)[0]]
+    lines = [line for segment in following for line in state.complete_lines(segment)[0]]
     assert b"".join(segment.data for segment in [*journal, *following]) == data
     assert {segment.source for segment in following} == {journal[0].source}
     assert lines[-1] == b"line 9" and state.sources() == [] and store.kept == {}
@@ -568,7 +568,7 @@ async def test_a_stop_leaves_kept_connections_as_they_are(tmp_path: Path, store:
     state = LivingSources()
     killed = Killed([first], store, state)
     async with ingesting(tmp_path, keeper=store, living=killed.living, stored=killed.stored) as ingest:
-        assert state.complete(await ingest.commit()) == ([b"half a line"], False)
+        assert state.complete_lines(await ingest.commit()) == ([b"half a line"], False)
     await client.aclose()
 
 

@@ -71,7 +71,7 @@ def test_a_source_goes_on_from_the_state_after_any_chunk_as_if_nothing_had_happe
         segment = Source("s", "plain", plain, limit, before).feed(chunk)
         if segment is not None:
             segments.append(segment)
-            state.complete(segment)
+            state.complete_lines(segment)
             state = LivingSources.load(state.export())
     (before,) = state.sources() or (None,)
     last = Source("s", "plain", plain, limit, before).finish()
@@ -80,7 +80,7 @@ def test_a_source_goes_on_from_the_state_after_any_chunk_as_if_nothing_had_happe
 
     # With another limit the cut may fall elsewhere; the lines are still those that newlines delimit.
     other = Source("s", "plain", plain, later_limit, before).feed(b"aaa\nb\n")
-    assert other is not None and len(state.complete(other)[0]) == 2
+    assert other is not None and len(state.complete_lines(other)[0]) == 2
 
 
 def test_a_kind_that_a_whole_sample_decided_stays_and_one_of_less_is_decided_again() -> None:

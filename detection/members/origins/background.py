@@ -60,7 +60,9 @@ class Background:
         self._shares = np.zeros(4, dtype=np.int64)  # weighted shares, weights; the same of what is pending
         self._prepare_usual_values()
 
-    def sample(self, peak: NDArray[Any], given: NDArray[Any], failures: NDArray[Any], lines: NDArray[Any]) -> None:
+    def sample_half_hours(
+        self, peak: NDArray[Any], given: NDArray[Any], failures: NDArray[Any], lines: NDArray[Any]
+    ) -> None:
         """Add the half-hours of m sources; they count from the next `take_up_samples` on.
 
         `peak` [m, DAY] are the highest bins of all counters but the daily one, `given` [m] the number of samples that
@@ -97,6 +99,7 @@ class Background:
         self._prepare_usual_values()
 
     def _prepare_usual_values(self) -> None:
+        """Derive `nats` and the usual share of failures from the histograms."""
         reached = np.cumsum(self._counts[:, ::-1], axis=1)[:, ::-1] / self._UNIT
         believed = np.maximum(reached - self._LONE, 0.0)
         top = np.count_nonzero(believed > 0.0, axis=1) - 1  # `believed` falls along the bins; -1: nothing is

@@ -198,7 +198,7 @@ class SourceCounters:
         for name, values in counted.after.items():
             self._column[name][slot] = values
         self._column["last_line"][slot] = numbers[offsets[1:] - 1]
-        self._background.sample(*counted.closed)
+        self._background.sample_half_hours(*counted.closed)
         self._background.sample_days(*counted.closed_days)
         return _combined_counter_score(self._surprises_where_grown(counted))
 
@@ -243,7 +243,7 @@ class SourceCounters:
         """Take the half-hours of these sources as samples, and begin new ones."""
         column = self._column
         peak, given = column["peak"][slots], column["given"][slots].astype(np.int64)
-        self._background.sample(peak, given, column["long_failures"][slots], column["long_lines"][slots])
+        self._background.sample_half_hours(peak, given, column["long_failures"][slots], column["long_lines"][slots])
         record = column["record"][slots].astype(np.int64) - (bins_sunk(given + 1) - bins_sunk(given))[:, None]
         column["record"][slots] = np.maximum(peak, record)
         column["given"][slots] = given + (given < LONGEST_PAST)
@@ -303,6 +303,7 @@ def _combined_counter_score(nats: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _zero_counters(rows: int) -> Rows:
+    """The columns of so many sources that have sent nothing."""
     return {
         name: np.zeros(rows if width == 1 else (rows, width), dtype=dtype) for name, (dtype, width) in _COLUMNS.items()
     }

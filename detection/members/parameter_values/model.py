@@ -58,6 +58,7 @@ def _class_of_byte() -> NDArray[np.uint8]:
 
 
 def _byte_set_marks(members: bytes) -> NDArray[np.bool_]:
+    """bool [256]: which bytes are among `members`."""
     marks = np.zeros(256, np.bool_)
     marks[list(members)] = True
     return marks

@@ -72,12 +72,12 @@ class Judge(FakeDetector):
     learned: list[bytes] = field(default_factory=list)
     generation: int = 0
 
-    def counting(self, line: int, k: int) -> dict[str, Any] | None:
+    def counting_record(self, line: int, k: int) -> dict[str, Any] | None:
         return counting_record(None, "70-79") if 70 <= line < 80 and not k else None
 
     def apply(self, item: Sequenced) -> FakeVerdicts:
         if isinstance(item.frame, VouchedFrame):
-            self.learned += self.sources.complete(item.frame.segment)[0]
+            self.learned += self.sources.complete_lines(item.frame.segment)[0]
             assert item.frame.done == item.frame.segment.last
         if item.model is not None:
             self.generation = item.model.generation
@@ -453,7 +453,7 @@ async def test_one_upload_at_a_time_and_an_abandoned_one_is_ended(autojump_clock
 
     async def apply(frame: VouchedFrame, sent: Callable[[], None]) -> Summary:
         sent()
-        lines, _ = sources.complete(frame.segment)
+        lines, _ = sources.complete_lines(frame.segment)
         learned.extend(lines)
         ends.extend(lines if frame.done else [])
         assert frame.done == frame.segment.last
@@ -486,7 +486,7 @@ async def test_a_client_that_hangs_up_leaves_no_gap_and_nothing_twice(autojump_c
         if stuck and not taken:
             await trio.sleep_forever()
         sent()
-        learned.extend(sources.complete(frame.segment)[0])
+        learned.extend(sources.complete_lines(frame.segment)[0])
         if stuck:
             await trio.sleep_forever()
         return Summary()

@@ -37,7 +37,7 @@ class Stream:
             self.begun += 1
             if number:
                 key = self.begun % keys + 1 if keys else 0
-                self.known.seen(causes(number), np.array([self.begun]), causes(key))
+                self.known.note_seen_causes(causes(number), np.array([self.begun]), causes(key))
 
 
 def answer(known: KnownCauses, alert: str, cause: int, *, normal: bool, note: str = "", line: int = 1) -> None:
@@ -47,7 +47,9 @@ def answer(known: KnownCauses, alert: str, cause: int, *, normal: bool, note: st
 def standing(known: KnownCauses, *numbers: int) -> str:
     """One letter a cause: n normal, b bad, - neither, X both (which must not be)."""
     asked = causes(*numbers)
-    return "".join("-nbX"[n + 2 * b] for n, b in zip(known.normal(asked), known.bad(asked), strict=True))
+    return "".join(
+        "-nbX"[n + 2 * b] for n, b in zip(known.which_are_normal(asked), known.which_are_bad(asked), strict=True)
+    )
 
 
 def test_an_answer_holds_for_its_cause_and_no_other() -> None:
@@ -237,7 +239,7 @@ def test_a_flood_of_causes_takes_bounded_room() -> None:
     known = KnownCauses()
     for start in range(1, 20_001, 4000):
         numbers = np.arange(start, start + 4000, dtype=np.uint64)
-        known.seen(numbers, np.full(4000, 1), numbers)
+        known.note_seen_causes(numbers, np.full(4000, 1), numbers)
     state = known.export()
     assert all(len(state[name]) == MOST_OCCURRENCES for name in ("ring.cause", "ring.place", "ring.key"))  # type: ignore[arg-type]
     assert known.admitted == 0
@@ -288,7 +290,7 @@ def test_known_causes_are_those_of_plain_lists_however_often_it_restarts(
                 begun += 1 + apart
                 key = number % keys + 1 if keys else 0
                 for known in (straight, broken):
-                    known.seen(causes(cause), np.array([begun]), causes(key))
+                    known.note_seen_causes(causes(cause), np.array([begun]), causes(key))
                 plain.seen(cause, begun, key, {bad for bad, normal in said.items() if not normal})
         else:
             alert, cause, what = step

@@ -19,9 +19,9 @@ def due_at(schedule: Schedule, now: LearnedSoFar, lines: range) -> list[int]:
     found = []
     for learned in lines:
         now = replace(now, learned=learned, complete=schedule.trained_at >= LEARNING.warmup_lines)
-        if schedule.due(LEARNING, now):
+        if schedule.training_due(LEARNING, now):
             found.append(learned)
-            schedule.trained(TrainingCutoff(seq=learned, learned=learned, admissions=now.admissions), learned)
+            schedule.note_training(TrainingCutoff(seq=learned, learned=learned, admissions=now.admissions), learned)
             now = replace(now, has_model=True)
     return found
 
@@ -32,32 +32,32 @@ def test_quick_models_come_as_the_lines_double_then_full_ones_at_intervals() -> 
 
 def test_what_came_during_a_training_counts_towards_the_next() -> None:
     schedule = Schedule()
-    schedule.trained(TrainingCutoff(seq=1, learned=50_000, admissions=0), learned=58_000)
-    assert not schedule.due(LEARNING, replace(FULL, learned=69_999))
-    assert schedule.due(LEARNING, replace(FULL, learned=70_000))
+    schedule.note_training(TrainingCutoff(seq=1, learned=50_000, admissions=0), learned=58_000)
+    assert not schedule.training_due(LEARNING, replace(FULL, learned=69_999))
+    assert schedule.training_due(LEARNING, replace(FULL, learned=70_000))
 
 
 def test_an_admission_brings_the_next_training_forward_but_not_at_every_step() -> None:
     schedule = Schedule(trained_at=50_000, admissions_at=3)
     admitted = replace(FULL, admissions=4, learned=50_000 + REFRESH_LINES)
-    assert schedule.urgent(LEARNING, admitted) and schedule.due(LEARNING, admitted)
-    assert not schedule.urgent(LEARNING, replace(admitted, learned=admitted.learned - 1))
-    assert not schedule.urgent(LEARNING, replace(admitted, admissions=3))
+    assert schedule.training_urgent(LEARNING, admitted) and schedule.training_due(LEARNING, admitted)
+    assert not schedule.training_urgent(LEARNING, replace(admitted, learned=admitted.learned - 1))
+    assert not schedule.training_urgent(LEARNING, replace(admitted, admissions=3))
 
 
 def test_a_vouched_file_that_has_ended_is_learned_from_at_once_and_only_once() -> None:
     schedule = Schedule(vouched_at=77)
-    assert schedule.due(LEARNING, NOTHING)
-    schedule.trained(TrainingCutoff(seq=76), learned=0)
-    assert schedule.due(LEARNING, NOTHING), "the set was taken before the file ended"
-    schedule.trained(TrainingCutoff(seq=77), learned=0)
-    assert not schedule.due(LEARNING, NOTHING)
+    assert schedule.training_due(LEARNING, NOTHING)
+    schedule.note_training(TrainingCutoff(seq=76), learned=0)
+    assert schedule.training_due(LEARNING, NOTHING), "the set was taken before the file ended"
+    schedule.note_training(TrainingCutoff(seq=77), learned=0)
+    assert not schedule.training_due(LEARNING, NOTHING)
 
 
 def test_while_a_file_is_on_its_way_everything_else_waits() -> None:
     schedule = Schedule(trained_at=5_000)
-    assert schedule.due(LEARNING, replace(EARLY, learned=10_000))
-    assert not schedule.due(LEARNING, replace(EARLY, learned=10_000, uploading=True))
+    assert schedule.training_due(LEARNING, replace(EARLY, learned=10_000))
+    assert not schedule.training_due(LEARNING, replace(EARLY, learned=10_000, uploading=True))
 
 
 @pytest.mark.parametrize("now", [EARLY, FULL], ids=["rolled back to a quick model", "a full model in force"])
@@ -65,22 +65,28 @@ def test_with_no_retraining_nothing_is_due_after_the_first_full_training_but_a_v
     never = replace_retrain(0)
     schedule = Schedule(trained_at=50_000, fulfilled=True)
     later = replace(now, learned=10_000_000, admissions=9)
-    assert schedule.closed(never) and not schedule.due(never, later) and not schedule.urgent(never, later)
-    assert not schedule.closed(LEARNING) and schedule.due(LEARNING, later), "with it, it is"
+    assert (
+        schedule.learning_ended(never)
+        and not schedule.training_due(never, later)
+        and not schedule.training_urgent(never, later)
+    )
+    assert not schedule.learning_ended(LEARNING) and schedule.training_due(LEARNING, later), "with it, it is"
     longer = replace_retrain(0, warmup_lines=100_000)
-    assert not schedule.due(longer, replace(now, learned=100_000)), "nor when the warm-up is made longer"
+    assert not schedule.training_due(longer, replace(now, learned=100_000)), "nor when the warm-up is made longer"
     schedule.vouched_at = 1
-    assert schedule.due(never, later)
+    assert schedule.training_due(never, later)
 
 
 def test_with_no_retraining_the_first_full_training_takes_place_all_the_same() -> None:
     never = replace_retrain(0)
-    assert not Schedule(trained_at=40_000).closed(never)
-    assert Schedule(trained_at=40_000).due(never, replace(EARLY, learned=50_000))
+    assert not Schedule(trained_at=40_000).learning_ended(never)
+    assert Schedule(trained_at=40_000).training_due(never, replace(EARLY, learned=50_000))
     refused = Schedule(trained_at=50_000)
-    assert not refused.due(never, replace(EARLY, learned=99_999))
-    assert refused.due(never, replace(EARLY, learned=100_000)), "and is tried again when it was refused"
-    assert Schedule(trained_at=50_000, fulfilled=True).due(never, replace(NOTHING, learned=60_000)), "its model is lost"
+    assert not refused.training_due(never, replace(EARLY, learned=99_999))
+    assert refused.training_due(never, replace(EARLY, learned=100_000)), "and is tried again when it was refused"
+    assert Schedule(trained_at=50_000, fulfilled=True).training_due(never, replace(NOTHING, learned=60_000)), (
+        "its model is lost"
+    )
 
 
 def replace_retrain(lines: int, warmup_lines: int = 50_000) -> LearningSettings:

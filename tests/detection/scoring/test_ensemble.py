@@ -56,15 +56,15 @@ def test_sources_speak_in_nats_and_are_not_surer_than_they_say() -> None:
     ensemble = Ensemble(made(sources=np.zeros(99)))
     assert ensemble.judge(reached(sources=2.0)).members[0, SOURCES] == pytest.approx(math.exp(-2.0))
     assert ensemble.judge(reached(sources=9.0)).members[0, SOURCES] == 1 / 100
-    assert ensemble.threshold("sources", 0.05) == pytest.approx(-math.log(0.05))
+    assert ensemble.threshold_of_member("sources", 0.05) == pytest.approx(-math.log(0.05))
 
 
 def test_a_threshold_is_the_score_beyond_which_a_member_alone_is_below_alpha() -> None:
     ensemble = Ensemble(made(values=np.arange(9.0), counts=np.zeros(9)))
-    assert ensemble.threshold("values", 0.25) == 7.0
-    assert ensemble.threshold("values", 0.2) == 8.0
-    assert ensemble.threshold("values", 0.05) is None, "nine scores cannot tell"
-    assert ensemble.threshold("counts", 0.5) == 0.0
+    assert ensemble.threshold_of_member("values", 0.25) == 7.0
+    assert ensemble.threshold_of_member("values", 0.2) == 8.0
+    assert ensemble.threshold_of_member("values", 0.05) is None, "nine scores cannot tell"
+    assert ensemble.threshold_of_member("counts", 0.5) == 0.0
 
 
 def test_a_session_scores_as_its_members_do_and_the_highest_so_far_stays() -> None:
@@ -116,7 +116,7 @@ def test_what_it_knows_are_the_templates_of_its_vocabulary() -> None:
 
 def test_where_no_member_predicts_nothing_was_expected() -> None:
     ensemble = Ensemble(made(values=np.zeros(9)))
-    assert ensemble.expected(np.array([1], dtype=np.int32), True, 2) == ([], None)
+    assert ensemble.expected_templates(np.array([1], dtype=np.int32), True, 2) == ([], None)
 
 
 def test_members_are_those_with_a_ring_and_one_that_looks_at_others_rests_without_them() -> None:

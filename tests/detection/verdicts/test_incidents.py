@@ -92,7 +92,7 @@ def test_no_chains_an_alert_that_joins_brings_nothing_along() -> None:
 def test_when_the_clock_goes_back_incidents_and_budget_go_with_it() -> None:
     told = Told(per_day=1)
     told(an(1, time=1e9))
-    told.incidents.bring_back(1000.0)
+    told.incidents.bring_back_to_time(1000.0)
     again = 1000.0 + DAY_SECONDS
     assert told(an(1, time=1001.0), an(2, time=1002.0), an(1, time=again)) == [
         (1, 2, False),

@@ -272,9 +272,9 @@ def test_ids_of_counting_records_are_behind_those_of_all_alerts_of_their_frame()
 def test_an_alert_in_the_count_under_way_can_be_asked_for() -> None:
     journal = started()
     journal.apply(flood(50))
-    record = journal.detector.counting(37, 0)
+    record = journal.detector.counting_record(37, 0)
     assert record is not None and (record["id"], record["first_id"], record["stands_for"]) == (None, "11", 40)
-    assert [journal.detector.counting(*other) for other in ((5, 0), (37, 1), (51, 0))] == [None] * 3
+    assert [journal.detector.counting_record(*other) for other in ((5, 0), (37, 1), (51, 0))] == [None] * 3
 
 
 @pytest.mark.parametrize("kind", [RULE, NEW])

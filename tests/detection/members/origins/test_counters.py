@@ -144,7 +144,7 @@ class PlainCounters:
         long = [each for each in source.lines if each[1] == half_hour]
         failed = sum(each[2] for each in long)
         columns = (source.peak[None], np.array([source.given]), np.array([failed]), np.array([len(long)]))
-        self.background.sample(*columns)
+        self.background.sample_half_hours(*columns)
         source.given += 1
         source.record = np.maximum(source.peak, source.record - (source.given % 8 == 0))
         source.peak = np.zeros(DAY, dtype=np.int64)
@@ -214,11 +214,11 @@ def samples_of(height: int, sources: int) -> tuple[NDArray[np.int64], ...]:
 
 def test_what_is_usual_fades_when_a_stream_changes() -> None:
     background = Background()
-    background.sample(*samples_of(7, 12_000))
+    background.sample_half_hours(*samples_of(7, 12_000))
     background.take_up_samples()
     heights = []
     for _ in range(10):
-        background.sample(*samples_of(2, 12_000))
+        background.sample_half_hours(*samples_of(2, 12_000))
         background.take_up_samples()
         heights.append(float(background.nats[0, 7]))
     assert heights == sorted(heights) and heights[-1] > heights[0] + 3.0
@@ -226,9 +226,9 @@ def test_what_is_usual_fades_when_a_stream_changes() -> None:
 
 def test_usual_is_what_one_sample_in_a_hundred_exceeds() -> None:
     background = Background()
-    background.sample(*samples_of(3, 980))
-    background.sample(*samples_of(5, 15))
-    background.sample(*samples_of(7, 5))
+    background.sample_half_hours(*samples_of(3, 980))
+    background.sample_half_hours(*samples_of(5, 15))
+    background.sample_half_hours(*samples_of(7, 5))
     background.take_up_samples()
     assert background.usual()[:6] == [5.0] * 6
     assert background.usual()[6] == background.share < 0.01
