@@ -166,6 +166,7 @@ def all_parts() -> list[Part]:
             "test_surroundings.py::test_a_stopped_process_goes_on_where_it_was",
             "test_degraded.py",
             "test_early.py",
+            "test_forged_state.py",
             "test_poison.py",
             "test_surroundings.py",
             "test_withdrawn.py",

@@ -31,8 +31,8 @@ from persistence.store import Store, open_store
 from tests.persistence.ledger import State, restored, save, toy_model
 
 FAILED = 74
-jsonl.PARTS = 100_000  # so that small parts are rotated and none is removed
-ALERT_BYTES = jsonl.PARTS * 1000
+PARTS = 100_000  # in its process, so that small parts are rotated and none is removed
+ALERT_BYTES = PARTS * 1000
 KEEP = 2
 APPENDS = 4  # before and after the model of a round
 
@@ -40,6 +40,7 @@ APPENDS = 4  # before and after the model of a round
 def main(arguments: list[str]) -> int:
     directory, life, rounds = Path(arguments[0]), arguments[1], int(arguments[2])
     sabotage = arguments[3] if len(arguments) > 3 else ""
+    jsonl.PARTS = PARTS
     disk: Disk = _WithoutRecoverySync() if sabotage == "no recovery sync" else REAL
     try:
         with open_store(directory, keep=KEEP, disk=disk) as store, open_alerts(directory) as alerts:
