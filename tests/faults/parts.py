@@ -164,6 +164,8 @@ def all_parts() -> list[Part]:
             "rest",
             "a minute stopped, clocks that jump, failing members, poison, starts",
             "test_surroundings.py::test_a_stopped_process_goes_on_where_it_was",
+            "test_crowds.py",
+            "test_limits.py",
             "test_degraded.py",
             "test_early.py",
             "test_forged_state.py",
