@@ -21,6 +21,7 @@ from actors.sequencer import (
 from detection.frames import FlushFrame, LinesFrame, Segment, Sequenced, SkipFrame, TickFrame, decode_frame
 from persistence.segment import Entry
 from tests.actors.fakes import FakeStore, wall_clock
+from tests.actors.test_checkpoint import until
 
 
 @dataclass
@@ -208,6 +209,7 @@ async def test_a_frame_is_journaled_at_once_while_whoever_applies_frames_takes_n
         for n in range(3):
             run.requests.send_nowait(FrameRequest(FlushFrame(n)))
             await wait_all_tasks_blocked()
+            await until(lambda: bool(run.store.entries))  # a thread writes them, which nothing here waits for
         assert [entry.seq for entry in run.store.entries] == [8], "the others wait until this one is taken"
         with trio.fail_after(5):
             assert await run.sequencer.interject_frame(SkipFrame(8)) == 9
