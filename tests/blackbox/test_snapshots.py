@@ -71,7 +71,7 @@ def test_going_back_and_forth_while_running_and_over_kills(tmp_path: Path) -> No
         daemon.send_lines([ATTACK])
         daemon.applied(1703)
 
-        assert "known again from line 1,703 on" in ctl(daemon, "snapshots", "restore", late)[1]
+        assert "in force again from line 1,703 on" in ctl(daemon, "snapshots", "restore", late)[1]
         assert asked(daemon) == with_model
         daemon.send_lines([*lines[1700:1800], ATTACK])
         daemon.applied(1804)
