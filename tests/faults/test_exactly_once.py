@@ -183,14 +183,14 @@ def test_every_line_of_every_sender_once_over_kills_and_restarts(tmp_path: Path)
 
 def test_without_recognising_what_is_journaled_lines_are_counted_twice(tmp_path: Path) -> None:
     with managed(tmp_path, program=NEVER_RECOGNISES + RUN) as daemon:
-        senders, judged, _ = torment(daemon, 3, lambda number: signal.SIGKILL)
+        senders, judged, _ = torment(daemon, 8, lambda number: signal.SIGKILL)
         missing, unexpected = differences(senders.sent, judged)
         assert missing == 0 and unexpected > 0
 
 
 def test_with_a_mark_but_without_its_parity_lines_are_lost(tmp_path: Path) -> None:
     with managed(tmp_path, program=TRUSTS_EVERY_MARK + RUN) as daemon:
-        senders, judged, _ = torment(daemon, 3, lambda number: signal.SIGKILL)
+        senders, judged, _ = torment(daemon, 8, lambda number: signal.SIGKILL)
         missing, _ = differences(senders.sent, judged)
         assert missing > 0
 
