@@ -22,7 +22,7 @@ from detection.causes.fingerprints import hit_causes
 from detection.causes.known import OperatorAnswer
 from detection.columns.state import Columns, State, of_this_version
 from detection.detector_state import Parts
-from detection.frame_reading import FrameLines, FrameReader, ShownLines
+from detection.frame_reading import FrameReader, ShownLines
 from detection.frames import (
     FeedbackFrame,
     FlushFrame,
@@ -51,6 +51,7 @@ from detection.scoring.batch import Batch, Closings, Judged
 from detection.scoring.calibration import level_of
 from detection.scoring.ensemble import Ensemble, members_of, members_resting
 from detection.scoring.judging import Recording, closed_as_they_are, judge_batch
+from detection.scoring.lines_read import LinesRead
 from detection.scoring.withdrawn import forget_judgements, judge_anew
 from detection.sessions.connections import LivingSource
 from detection.sessions.table import Cut, cut_into_pieces
@@ -205,7 +206,8 @@ class Detector:
         online = parts.online.with_those_of(file.online)
         for chunk in lines.chunks():
             times = lines.intake.times[chunk]
-            batch = lines.batch(chunk, 1, file.advance(times, frame.received), online)
+            clock = file.advance(times, frame.received)
+            batch = lines.batch(chunk, 1, clock, online.observe(lines.read, chunk, clock))
             file.learn(batch, lines.intake.keys[chunk], lines.intake.windowed[chunk], times, into)
         online.learn(lines.read, lines.hit == 0.0)
         counters.future_lines += lines.intake.future
@@ -310,7 +312,7 @@ class Detector:
 
     # --- lines and closings -------------------------------------------------------------------------
 
-    def _judge_chunk(self, lines: FrameLines, chunk: slice, received: float, alerting: Alerting) -> NDArray[np.bool_]:
+    def _judge_chunk(self, lines: LinesRead, chunk: slice, received: float, alerting: Alerting) -> NDArray[np.bool_]:
         """Which of the lines are clean: no rule matched, and their sessions are not flagged."""
         parts, sessions, session = self._parts, self._parts.sessions, self._parts.settings.session
         keys, texts, times = lines.intake.keys[chunk], lines.intake.lines[chunk], lines.intake.times[chunk]
@@ -322,7 +324,7 @@ class Detector:
         crowded = sessions.sessions_crowded_out_by(keys)
         crowded_out = closed_as_they_are(sessions, crowded, first_line)
         sessions.evict(crowded)
-        batch = lines.batch(chunk, first_line, clock, parts.online)
+        batch = lines.batch(chunk, first_line, clock, parts.online.observe(lines.read, chunk, clock))
         pieces = cut_into_pieces(
             sessions,
             sessions.slots_for(keys, lines.intake.windowed[chunk]),
@@ -335,7 +337,7 @@ class Detector:
         judged = self._judge_batch(alpha, batch, pieces, crowded_out)
         parts.recent.append(first_line, texts, judged.states.serial)
         self._move_to_line(first_line + len(texts) - 1)
-        self._emit_verdicts(batch, judged, alpha, lines.shown(chunk, clock), alerting)
+        self._emit_verdicts(batch, judged, alpha, ShownLines.of_chunk(lines, chunk, clock), alerting)
         clean: NDArray[np.bool_] = (batch.hit == 0.0) & (judged.states.verdict == 0)
         return clean
 

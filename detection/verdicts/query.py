@@ -7,7 +7,7 @@ admitted. The query alone decides which session a line belongs to; the times in 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from detection.causes.fingerprints import KINDS, NONE, RULE, cause_in_words
 from detection.causes.known import KnownCauses
 from detection.formats.kinds import recognise
-from detection.members.online import OnlineMembers, Read
-from detection.members.parsed_lines import ParsedLines
+from detection.members.online import OnlineMembers
 from detection.members.registry import NAMES
-from detection.rules.engine import Hits, RuleSet
+from detection.rules.engine import RuleSet
 from detection.scoring.batch import Batch, Judged
 from detection.scoring.ensemble import Ensemble
 from detection.scoring.judging import judge_batch
+from detection.scoring.lines_read import LinesRead
 from detection.scoring.outcomes import NORMAL, VERDICTS, verdict_of
-from detection.sessions.intake import Intake, KeyPattern, read_fields, read_lines, session_key
+from detection.sessions.intake import Intake, KeyPattern, read_fields, session_key
 from detection.sessions.log_clock import LogClock
 from detection.sessions.recent_lines import RecentLines
 from detection.sessions.table import SessionTable, cut_into_pieces
@@ -77,22 +77,11 @@ class Query:
         `key`, as the first one of a new session of the line's own key."""
         n = len(lines)
         intake = self._read_line_fields(lines)
-        parsed = read_lines(intake, self.templates.match, self.rules)
-        # The scores of a new template depend on the id that it would get, too.
-        parsed = replace(parsed, ids=np.where(parsed.ids < 0, np.int32(self.templates.created + 1), parsed.ids))
-        read = self.online.read(parsed)
-        hits = self.known.without_normal(self.rules, parsed.hits, parsed.ids)
+        read = LinesRead.of(intake, self._template_ids, self.rules, self.known, self.online)
         clock = self.clock.after_each(intake.times, self.received)
         clock[np.isnan(clock)] = 0.0  # nothing has come yet, and the line has no time
-        batch = Batch(
-            first_line=self.line + 1,
-            ids=parsed.ids,
-            errors=intake.errors,
-            clock=clock,
-            hit=self.rules.surest_confidences(hits, n),
-            online=self.online.score(read, slice(0, n), clock),
-            origins=parsed.origins,
-        )
+        whole = slice(0, n)
+        batch = read.batch(whole, self.line + 1, clock, self.online.score(read.read, whole, clock))
         slot = None if key is None else self.sessions.find(key)
         if key is None:
             copies = self.sessions.copies_of_session(None, intake.keys, intake.windowed)
@@ -107,11 +96,15 @@ class Query:
             window=self.settings.session.window,
         )
         judged = judge_batch(copies, self.ensemble, self.known.read_only(), self.alpha, batch, pieces, None)
-        known = np.zeros(n, dtype=np.bool_) if self.ensemble is None else self.ensemble.knows_templates(batch.ids)
-        novel = ~known if self.ensemble is not None else known  # without a model nothing is novel
-        verdict, score = verdict_of(judged.states.p, self.alpha, batch.hit, judged.states.verdict, ~novel)
+        known = np.ones(n, dtype=np.bool_) if self.ensemble is None else self.ensemble.knows_templates(batch.ids)
+        verdict, score = verdict_of(judged.states.p, self.alpha, batch.hit, judged.states.verdict, known)
         kinds = {row: fields.kind for where, fields in intake.fields for row in where.tolist()}
-        return _JudgedLines(intake, kinds, parsed, read, hits, batch, judged, known, verdict, score, slot)
+        return _JudgedLines(read, kinds, batch, judged, known, verdict, score, slot)
+
+    def _template_ids(self, family: str, contents: Sequence[bytes]) -> NDArray[np.int32]:
+        """Those of the templates that match. A new one has the id that it would get: its scores depend on it, too."""
+        ids = self.templates.match(family, contents)
+        return np.where(ids < 0, np.int32(self.templates.created + 1), ids)
 
     def _read_line_fields(self, lines: list[bytes]) -> Intake:
         wanted = self.settings.format.kind
@@ -164,7 +157,7 @@ class Query:
 
     def _rules_answer(self, of: "_JudgedLines", row: int) -> dict[str, Any]:
         """The part of an answer that says which rules hit the line, and where."""
-        text, (target, agent) = of.intake.lines[row], of.parsed.matched_in[row]
+        text, (target, agent) = of.lines.intake.lines[row], of.lines.parsed.matched_in[row]
         evidence = [self.rules.evidence(rule, target, agent, text) for rule in of.hit_by(row)]
         return {
             "is_attack": bool(evidence),
@@ -191,12 +184,12 @@ class Query:
         template = int(of.batch.ids[row])
         return {
             "kind": of.kinds[row],
-            "time": finite_or_none(of.intake.times[row]),
-            "session": shown_text(of.intake.own_keys[row]),
-            "source": shown_text(of.parsed.origins[row]),
+            "time": finite_or_none(of.lines.intake.times[row]),
+            "session": shown_text(of.lines.intake.own_keys[row]),
+            "source": shown_text(of.lines.parsed.origins[row]),
             "template_id": template if template <= self.templates.created else -1,
             "template": self.templates.text(template) if template <= self.templates.created else None,
-            "known_template": bool(of.known[row]),
+            "known_template": self.ensemble is not None and bool(of.known[row]),
             "error": bool(of.batch.errors[row]),
         }
 
@@ -209,7 +202,7 @@ class Query:
             kind, about, rule = RULE, int(of.batch.ids[row]), surest.name
         if kind == NONE:
             return {}
-        key, origin = bytes(states.session[row]), of.parsed.origins[row]
+        key, origin = bytes(states.session[row]), of.lines.parsed.origins[row]
         return {
             "cause_kind": KINDS[kind],
             "what": cause_in_words(
@@ -233,7 +226,7 @@ class Query:
             )
             if reasons["found"]["template_id"] > self.templates.created:
                 reasons["found"]["template_id"] = NO_TEMPLATE
-        reasons |= self.online.explain(of.read, row, of.parsed.origins[row], float(of.batch.clock[row]))
+        reasons |= self.online.explain(of.lines.read, row, of.lines.parsed.origins[row], float(of.batch.clock[row]))
         before: list[int] = []
         if of.slot is not None:
             serial = int(self.sessions.column["serial"][of.slot])
@@ -241,7 +234,7 @@ class Query:
         reasons["lines"] = [
             {"line": number, "text": shown_text(self.recent.text(number) or b""), "odd": False} for number in before
         ]
-        reasons["lines"].append({"line": None, "text": shown_text(of.intake.lines[row]), "odd": True})
+        reasons["lines"].append({"line": None, "text": shown_text(of.lines.intake.lines[row]), "odd": True})
         return explanation_in_order(reasons)
 
 
@@ -249,19 +242,15 @@ class Query:
 class _JudgedLines:
     """n lines in question, judged; columns [n] and rows in their order."""
 
-    intake: Intake
+    lines: LinesRead
     kinds: Mapping[int, str]  # of each line the format that fits it
-    parsed: ParsedLines
-    read: Read  # what online members read of them
-    hits: Hits  # without those that the operator has answered "normal"
     batch: Batch
     judged: Judged
-    known: NDArray[np.bool_]  # the model in force has seen the template
+    known: NDArray[np.bool_]  # the model in force has seen the template, or there is none
     verdict: NDArray[np.uint8]
     score: NDArray[np.float64]
     slot: int | None  # of the session that the query names; None: it is a new one
 
     def hit_by(self, row: int) -> list[int]:
-        low, high = np.searchsorted(self.hits.lines, [row, row + 1])
-        numbers: list[int] = self.hits.rules[low:high].tolist()
+        numbers: list[int] = self.lines.hits_in(slice(row, row + 1)).rules.tolist()
         return numbers
