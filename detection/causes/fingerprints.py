@@ -19,6 +19,7 @@ because clients do not choose the names of rules.
 import hashlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +99,22 @@ def clipped_text(text: str, limit: int = WHAT_BYTES) -> str:
 def cause_as_text(cause: int) -> str:
     """A cause as text for records and the API: many readers of JSON lose bits of 64-bit numbers."""
     return f"{cause:016x}"
+
+
+def cause_template(kind: int, about: int) -> int | None:
+    """The template that a cause depends on, `about` being what its alert is about; for a shape the one of its line, one
+    of several."""
+    return about if about >= 0 and kind != SOURCE else None
+
+
+def cause_fields(cause: int, kind: int, about: int, shapes: Sequence[int]) -> dict[str, Any]:
+    """A cause as records and the API have it; `shapes` are those of the sessions with a new template."""
+    return {
+        "cause": cause_as_text(cause),
+        "cause_kind": KINDS[kind],
+        "cause_template": cause_template(kind, about),
+        **({"cause_shapes": [cause_as_text(shape) for shape in shapes]} if kind == NEW else {}),
+    }
 
 
 def cause_from_text(text: str) -> int:

@@ -3,7 +3,7 @@
 If a member raises, the error is a `MemberError` that names it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -58,18 +58,17 @@ class OnlineMembers:
 
     def score(self, read: Read, rows: slice, clock: Floats) -> Floats:
         """`OnlineMember.score` of the members in `read`, float64 [n, K]; columns of the others are 0."""
-        scores = np.zeros((len(clock), len(ONLINE_NAMES)))
-        for name, mine in read.items():
-            with blamed_on(name):
-                scores[:, ONLINE_NAMES.index(name)] = self._members[name].score(mine, rows, clock)
-        return scores
+        return self._scores(read, len(clock), lambda member, mine: member.score(mine, rows, clock))
 
     def observe(self, read: Read, rows: slice, clock: Floats) -> Floats:
         """`OnlineMember.observe` of the members in `read`, float64 [n, K]; columns of the others are 0."""
-        scores = np.zeros((len(clock), len(ONLINE_NAMES)))
+        return self._scores(read, len(clock), lambda member, mine: member.observe(mine, rows, clock))
+
+    def _scores(self, read: Read, n: int, score: Callable[[OnlineMember[Any], Any], Floats]) -> Floats:
+        scores = np.zeros((n, len(ONLINE_NAMES)))
         for name, mine in read.items():
             with blamed_on(name):
-                scores[:, ONLINE_NAMES.index(name)] = self._members[name].observe(mine, rows, clock)
+                scores[:, ONLINE_NAMES.index(name)] = score(self._members[name], mine)
         return scores
 
     def learn(self, read: Read, clean: Bools) -> None:

@@ -55,7 +55,15 @@ from numpy.typing import NDArray
 
 from detection.causes.fingerprints import KINDS, WHAT_BYTES, cause_as_text, clipped_text
 from detection.columns.state import Columns, State, array_column, scalar_column
-from detection.verdicts.thinning import AlertColumns, CountedGroup, CountedRecord, CountUnderWay, Id, recorded_in_full
+from detection.verdicts.thinning import (
+    AlertColumns,
+    CountedGroup,
+    CountedRecord,
+    CountUnderWay,
+    Id,
+    alert_id,
+    recorded_in_full,
+)
 
 CAPACITY = 4096
 WINDOW_SECONDS = 6 * 3600.0
@@ -83,7 +91,7 @@ class GroupedAlerts:
     def fields(self, row: int) -> dict[str, Any]:
         """The fields about its incident in the record of alert `row`; the alert opens it when their ids are equal."""
         return {
-            "incident": _alert_id(int(self.first_line[row]), int(self.first_k[row])),
+            "incident": alert_id(int(self.first_line[row]), int(self.first_k[row])),
             "incident_count": int(self.count[row]),
             "digest": bool(self.digest[row]),
         }
@@ -468,7 +476,7 @@ def _grouped_alerts(
 
 def _incident_as_listed(incident: _Incident, is_open: bool) -> dict[str, Any]:
     return {
-        "id": _alert_id(incident.line, incident.k),
+        "id": alert_id(incident.line, incident.k),
         "kind": KINDS[incident.kind],
         "cause": cause_as_text(incident.cause),
         "what": incident.what,
@@ -485,8 +493,4 @@ def _incident_as_listed(incident: _Incident, is_open: bool) -> dict[str, Any]:
 
 def _sample_alert_ids(incident: _Incident) -> list[str]:
     last = incident.last_line, incident.last_k
-    return [_alert_id(*each) for each in (*incident.samples, *([last] if last not in incident.samples else []))]
-
-
-def _alert_id(line: int, k: int) -> str:
-    return f"{line}.{k}" if k else f"{line}"
+    return [alert_id(*each) for each in (*incident.samples, *([last] if last not in incident.samples else []))]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes.fingerprints import KINDS, NEW, RULE, SOURCE, cause_as_text
+from detection.causes.fingerprints import RULE, cause_fields
 from detection.formats.text import shown_text as shown_text
 from detection.members.registry import NAMES
 from detection.members.view import CLOSING as CLOSING_TEMPLATE
@@ -18,6 +18,7 @@ from detection.scoring.ensemble import Ensemble
 from detection.scoring.outcomes import VERDICTS, verdict_of
 from detection.templates.table import TemplateTable
 from detection.verdicts.incidents import GroupedAlerts
+from detection.verdicts.thinning import alert_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,6 @@ class VerdictRows:
         found: list[int] = self.hits.rules[low:high].tolist()
         return sorted(found, key=lambda rule: -self.rules[rule].confidence)
 
-    def cause_template(self, row: int) -> int | None:
-        """The template that the cause of a flagged row depends on; for a shape the one of its line, one of several."""
-        about = int(self.about[row])
-        return about if about >= 0 and self.kind[row] != SOURCE else None
-
     def record(self, row: int) -> dict[str, Any]:
         """Row `row` as the contract's JSON object."""
         line, k = int(self.line[row]), int(self.k[row])
@@ -88,7 +84,7 @@ class VerdictRows:
         if matched:
             members["rules"] = {"score": matched[0].confidence, "p": None}
         return {
-            "id": f"{line}.{k}" if k else f"{line}",
+            "id": alert_id(line, k),
             "line": line,
             "first_line": int(self.first_line[row]),
             "last_line": int(self.last_line[row]),
@@ -191,10 +187,7 @@ class Alerted:
         return {
             **added,
             "opens": bool(self.grouped.opens[number]),
-            "cause": cause_as_text(int(rows.cause[row])),
-            "cause_kind": KINDS[rows.kind[row]],
-            "cause_template": rows.cause_template(row),
-            **({"cause_shapes": list(map(cause_as_text, rows.shapes[row].tolist()))} if rows.kind[row] == NEW else {}),
+            **cause_fields(int(rows.cause[row]), int(rows.kind[row]), int(rows.about[row]), rows.shapes[row].tolist()),
             "what": self.what[number],
             **({"explain": self.explained[row]} if row in self.explained else {}),
         }

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.causes.fingerprints import KINDS, NEW, SOURCE, cause_as_text
+from detection.causes.fingerprints import KINDS, cause_as_text, cause_fields, cause_template
 from detection.scoring.outcomes import VERDICTS
 
 FULL_FIRST = 10
@@ -27,6 +27,11 @@ _POWERS = 10 ** np.arange(19, dtype=np.int64)
 
 Id = tuple[int, int]  # line and k
 Key = tuple[int, int, int, int]
+
+
+def alert_id(line: int, k: int) -> str:
+    """As records and the API name it."""
+    return f"{line}.{k}" if k else f"{line}"
 
 
 def recorded_in_full(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -93,18 +98,9 @@ class CountedGroup:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "ids": ",".join(
-                _shown_alert_id(*a) if a == b else f"{_shown_alert_id(*a)}-{_shown_alert_id(*b)}" for a, b in self.runs
-            ),
+            "ids": ",".join(alert_id(*a) if a == b else f"{alert_id(*a)}-{alert_id(*b)}" for a, b in self.runs),
             "verdict": VERDICTS[self.verdict],
-            "cause": cause_as_text(self.cause),
-            "cause_kind": KINDS[self.kind],
-            "cause_template": self.about if self.about >= 0 and self.kind != SOURCE else None,
-            **(
-                {"cause_shapes": [cause_as_text(self.shape), cause_as_text(self.open_shape)]}
-                if self.kind == NEW
-                else {}
-            ),
+            **cause_fields(self.cause, self.kind, self.about, (self.shape, self.open_shape)),
             "what": self.what,
         }
 
@@ -154,7 +150,7 @@ class CountedRecord:
         and `stands_for`, which no other record has. `record_id` is None while it is under way."""
         first, last = self.count.ends()
         groups = list(self.count.groups.values())
-        about = groups[0].about if len(groups) == 1 and groups[0].about >= 0 and groups[0].kind != SOURCE else None
+        about = cause_template(groups[0].kind, groups[0].about) if len(groups) == 1 else None
         return {
             "id": record_id,
             "line": last[0],
@@ -174,7 +170,7 @@ class CountedRecord:
             "rules": [],
             "model_generation": generation,
             "text": "",
-            "incident": _shown_alert_id(*self.incident),
+            "incident": alert_id(*self.incident),
             "incident_count": self.count.number,
             "digest": self.digest,
             "opens": False,
@@ -183,15 +179,11 @@ class CountedRecord:
             "cause_template": about,
             "what": self.what,
             "stands_for": self.count.alerts(),
-            "first_id": _shown_alert_id(*first),
-            "last_id": _shown_alert_id(*last),
+            "first_id": alert_id(*first),
+            "last_id": alert_id(*last),
             "alerts": [group.as_dict() for group in groups],
         }
 
 
 def _length_of_run(first: Id, last: Id) -> int:
     return last[0] - first[0] + last[1] - first[1] + 1
-
-
-def _shown_alert_id(line: int, k: int) -> str:
-    return f"{line}.{k}" if k else f"{line}"
