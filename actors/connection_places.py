@@ -97,10 +97,10 @@ class Places:
         self._door[place] = None
         try:
             while not place.decided.is_set():
-                most = max(self._held, key=lambda each: len(self._held[each]))
+                most = self._user_with_most()
                 self.note_shortage(
                     f"all {self._limit:,} connections for log lines are taken, and others wait: user {most} has "
-                    f"{len(self._held[most]):,} of them"
+                    f"{self._places_of(most):,} of them"
                 )
                 self._make_way_for_newcomer(place)
                 if may_refuse and len(self._door) > self._door_limit:
@@ -124,7 +124,7 @@ class Places:
         if self._door:
             # Of the user with fewest places; and a place is of no use yet to one that has sent nothing.
             def admission_order(other: Place) -> tuple[bool, int]:
-                return not _has_sent_bytes(other.connection), len(self._held.get(other.uid, ()))
+                return not _has_sent_bytes(other.connection), self._places_of(other.uid)
 
             first = min(self._door, key=admission_order)
             del self._door[first]
@@ -144,7 +144,7 @@ class Places:
         """End the connection that has been idle for longest, of the user with most; False when none is idle."""
         if not self._held:
             return False
-        most = max(self._held, key=lambda uid: len(self._held[uid]))
+        most = self._user_with_most()
         return self._shut_down_connection(self._idle_connection_of(most))
 
     def note_shortage(self, reason: str) -> None:
@@ -173,6 +173,12 @@ class Places:
                 shortage.refused - refused,
             )
 
+    def _places_of(self, uid: int) -> int:
+        return len(self._held.get(uid, ()))
+
+    def _user_with_most(self) -> int:
+        return max(self._held, key=self._places_of)
+
     def _give_place(self, place: Place) -> None:
         place.admitted = True
         place.since = trio.current_time()
@@ -182,13 +188,13 @@ class Places:
 
     def _make_way_for_newcomer(self, newcomer: Place) -> None:
         """Let one more go, unless as many are leaving as wait."""
-        most = max(self._held, key=lambda uid: len(self._held[uid]))
+        most = self._user_with_most()
         leaving = [place for held in self._held.values() for place in held if place.leaving]
         if len(leaving) >= len(self._door):
             return
         # Those that leave soon do not count, or one newcomer after the other would push out too many.
         of_most = [place for place in self._held[most] if not place.leaving]
-        fewer = len(self._held.get(newcomer.uid, ())) + 1 < len(of_most)
+        fewer = self._places_of(newcomer.uid) + 1 < len(of_most)
         if newcomer.uid != most and fewer and _has_sent_bytes(newcomer.connection):
             self._shut_down_connection(min(of_most, key=_giving_way_order))
         else:
@@ -221,12 +227,8 @@ class Places:
 
     def _refuse_connection_at_door(self) -> None:
         """Refuse one of those that wait, of the user with most places."""
-
-        def most_places_first(place: Place) -> int:
-            return -len(self._held.get(place.uid, ()))
-
-        door = sorted(self._door, key=most_places_first)
-        door = [place for place in door if most_places_first(place) == most_places_first(door[0])]
+        most = max(self._places_of(place.uid) for place in self._door)
+        door = [place for place in self._door if self._places_of(place.uid) == most]
         # One that has sent something has more to lose; of those it is the last that came.
         silent = (place for place in door if not _has_sent_bytes(place.connection))
         place = next(silent, door[-1])

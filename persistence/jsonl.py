@@ -96,6 +96,17 @@ def last_records(path: Path, limit_bytes: int) -> Iterator[bytes]:
             limit_bytes -= size
 
 
+def record_files(path: Path) -> list[Path]:
+    """The parts of the file at `path` and, unless it was just rotated, itself: together all records, oldest first.
+
+    For files that nobody writes meanwhile. Raises FileNotFoundError where there is neither.
+    """
+    files = [*rotated_parts(path), *([path] if path.exists() else [])]
+    if not files:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return files
+
+
 def rotated_parts(path: Path) -> list[Path]:
     """The parts to which `JsonlWriter` rotated the file at `path`, oldest first."""
     name = re.compile(re.escape(path.name) + PART_SUFFIX)

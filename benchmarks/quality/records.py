@@ -13,7 +13,7 @@ from benchmarks.quality.metrics import Bools, Floats, ranked
 from detection.members.registry import MEMBERS
 from detection.scoring.calibration import combined_p_values
 from detection.scoring.ensemble import member_shares
-from persistence.jsonl import rotated_parts
+from persistence.jsonl import record_files
 
 RULES = "rules"
 _FAMILY = {member.name: member.family for member in MEMBERS}
@@ -89,7 +89,7 @@ def read_records(path: Path) -> Records:
     """The records in the file at `path` and in the parts to which the daemon has rotated it."""
     decode = msgspec.json.Decoder(_Record).decode
     records = []
-    for part in (*rotated_parts(path), path):
+    for part in record_files(path):
         with open(part, "rb") as file:
             records += [decode(line) for line in file]
     return columns_of(records)

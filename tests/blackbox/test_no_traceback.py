@@ -16,6 +16,7 @@ from benchmarks.running import Vigild, sample_lines, vigild
 from daemon.api.app import create_app
 from tests.daemon.fake_control import FakeControl
 from tests.faults.altered import alter, waiting
+from tests.faults.threads import running
 
 CLIENTS = 4
 BODIES = {
@@ -64,13 +65,12 @@ class Clients:
         self._path = str(daemon.runtime / "admin.sock")
         self._over = threading.Event()
         self.sent = [0] * CLIENTS
-        self.threads = [threading.Thread(target=self._work, args=(number,)) for number in range(CLIENTS)]
+        self._threads = [threading.Thread(target=self._work, args=(number,)) for number in range(CLIENTS)]
 
-    def end(self) -> None:
-        self._over.set()
-        for thread in self.threads:
-            thread.join(30.0)
-            assert not thread.is_alive()
+    @contextmanager
+    def at_work(self) -> Iterator["Clients"]:
+        with running(self._threads, self._over, 30.0):
+            yield self
 
     def _work(self, number: int) -> None:
         chance = random.Random(number)
@@ -104,17 +104,6 @@ class Clients:
                     pass
 
 
-@contextmanager
-def clients(daemon: Vigild) -> Iterator[Clients]:
-    it = Clients(daemon)
-    for thread in it.threads:
-        thread.start()
-    try:
-        yield it
-    finally:
-        it.end()
-
-
 def one_of_each(it: Clients) -> None:
     """Wait until every client has sent every request once more."""
     wanted = [sent + len(requests()) for sent in it.sent]
@@ -130,7 +119,7 @@ def test_every_request_while_it_starts_serves_and_stops(tmp_path: Path) -> None:
         daemon.start().send_lines(sample_lines()[:200])
         assert daemon.stop() == 0
         alter(daemon, waiting(gate))
-        with clients(daemon) as it:
+        with Clients(daemon).at_work() as it:
             daemon.launch()
             one_of_each(it)
             gate.touch()
@@ -141,7 +130,7 @@ def test_every_request_while_it_starts_serves_and_stops(tmp_path: Path) -> None:
         assert "Traceback" not in daemon.log, daemon.log
         assert "Error in ASGI Framework" not in daemon.log and " failed\n" not in daemon.log
         for _ in range(3):  # and at whatever moment the stop comes
-            with clients(daemon):
+            with Clients(daemon).at_work():
                 daemon.launch()
                 daemon.wait(lambda: bool(daemon.health()))
                 assert daemon.stop() == 0

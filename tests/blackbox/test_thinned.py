@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.running import Vigild, vigild
-from persistence.jsonl import rotated_parts
+from persistence.jsonl import record_files
 
 FLOOD = 2500
 ATTACK = b'192.0.2.%d - - [17/May/2015:10:05:03 +0000] "GET /.env?%d HTTP/1.1" 404 1 "-" "-"'
@@ -13,7 +13,7 @@ ATTACK = b'192.0.2.%d - - [17/May/2015:10:05:03 +0000] "GET /.env?%d HTTP/1.1" 4
 
 def records(daemon: Vigild) -> list[dict[str, Any]]:
     path = daemon.state / "alerts.jsonl"
-    return [json.loads(line) for file in (*rotated_parts(path), path) for line in file.read_bytes().splitlines()]
+    return [json.loads(line) for file in record_files(path) for line in file.read_bytes().splitlines()]
 
 
 def ids_in(record: dict[str, Any]) -> list[str]:
@@ -71,7 +71,7 @@ def test_files_of_records_are_rotated_bounded_and_counted(tmp_path: Path) -> Non
             daemon.applied(begin + 250)
         daemon.post("/checkpoint")
         use = daemon.status()["alarms"]["verdicts.jsonl"]
-        files = [*rotated_parts(daemon.state / "verdicts.jsonl"), daemon.state / "verdicts.jsonl"]
+        files = record_files(daemon.state / "verdicts.jsonl")
         assert use["parts_removed"] > 0 and sum(file.stat().st_size for file in files) == use["bytes"]
         assert use["bytes"] < 1_000_000
         assert f"vigild_records_removed_bytes_total {float(use['bytes_removed'])}" in daemon.api.get("/metrics").text

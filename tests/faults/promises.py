@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from persistence.jsonl import open_jsonl, rotated_parts
+from persistence.jsonl import open_jsonl, record_files
 from persistence.segment import Entry
 from persistence.store import open_store
 from tests.faults.worker import KEEP, Records
@@ -82,7 +82,7 @@ class Promises:
             for entry in entries:
                 state = state.after(entry)
                 records.write([state])
-        files = [*rotated_parts(directory / "alerts.jsonl"), directory / "alerts.jsonl"]
+        files = record_files(directory / "alerts.jsonl")
         lines = [line for file in files for line in file.read_bytes().splitlines()]
         written = [(record["id"], record["digest"]) for record in map(json.loads, lines)]
         expected = [(seq, self.states[seq].digest.hex()) for seq in range(1, state.seq + 1)]

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.faults.threads import running
+
 ATTACK_EVERY = 97
 LINES = (1, 10, 50, 150)
 PAUSE_SECONDS = 0.4
@@ -52,15 +54,8 @@ class Senders:
     @contextmanager
     def at_work(self) -> Iterator["Senders"]:
         """At the end no sender has a connection any more; what it last sent may be unconfirmed."""
-        for thread in self._threads:
-            thread.start()
-        try:
+        with running(self._threads, self.over):
             yield self
-        finally:
-            self.over.set()
-            for thread in self._threads:
-                thread.join(60.0)
-                assert not thread.is_alive(), "a sender waits for ever"
 
     @property
     def confirmed(self) -> int:

@@ -15,7 +15,7 @@ from typing import Protocol
 import pytest
 
 from benchmarks.running import Vigild
-from persistence.jsonl import rotated_parts
+from persistence.jsonl import record_files
 from tests.faults.service_manager import Managed, managed
 
 KILLS = int(os.environ.get("VIGILD_FAULTS", "500")) // 50
@@ -100,7 +100,7 @@ class Senders:
 def verdicts(state: Path) -> list[str]:
     """The texts of all lines, as judged, in the order of their numbers."""
     path = state / "verdicts.jsonl"  # a fast machine fills several
-    records = [json.loads(line) for part in (*rotated_parts(path), path) for line in part.read_bytes().splitlines()]
+    records = [json.loads(line) for part in record_files(path) for line in part.read_bytes().splitlines()]
     lines = [record for record in records if not record["closed"]]
     assert [record["line"] for record in lines] == list(range(1, len(lines) + 1))
     return [record["text"] for record in lines]

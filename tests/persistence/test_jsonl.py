@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from persistence.disk import REAL, Disk
-from persistence.jsonl import JsonlWriter, last_records, open_jsonl, rotated_parts
+from persistence.jsonl import JsonlWriter, last_records, open_jsonl, record_files, rotated_parts
 from tests.persistence.disks import FaultyDisk, fail_from, fail_nth
 
 
@@ -307,7 +307,7 @@ def rotating(path: Path, disk: Disk = REAL, *, parts_kept: int = 8, free: int = 
 
 def held(path: Path) -> list[bytes]:
     """Every record in the parts and the file, in order."""
-    files = [*rotated_parts(path), *([path] if path.exists() else [])]
+    files = record_files(path)
     return [record for each in files for record in each.read_bytes().splitlines()]
 
 

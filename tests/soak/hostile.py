@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.running import sample_lines
+from tests.faults.threads import running
 
 _HOLD_SECONDS = 15.0
 _PAUSE_SECONDS = 0.5
@@ -42,15 +43,8 @@ class Hostile:
 
     @contextmanager
     def at_work(self) -> Iterator["Hostile"]:
-        for thread in self._threads:
-            thread.start()
-        try:
+        with running(self._threads, self.over):
             yield self
-        finally:
-            self.over.set()
-            for thread in self._threads:
-                thread.join(60.0)
-                assert not thread.is_alive(), "a client waits for ever"
 
     def _goes_on(self, manner: Callable[[random.Random], None], rng: random.Random) -> None:
         while not self.over.is_set():
