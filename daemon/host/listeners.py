@@ -25,7 +25,7 @@ from daemon.host.notify import PROBE_NAME
 
 BACKLOG = 1024
 # File descriptors not used for log connections that are served: 64 of those that wait, 160 connections on each of two
-# admin sockets (daemon/api/connections.py), files, the trainer's pipes.
+# admin sockets (daemon/api/http_connections.py), files, the trainer's pipes.
 RESERVED_FILES = 512
 SOCKET_MODE = 0o660
 PATH_BYTES = 107  # sockaddr_un.sun_path, less its closing NUL

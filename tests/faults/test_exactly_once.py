@@ -36,7 +36,7 @@ actors.ingest.journaled_bytes = lambda connection, source: 0
 """
 TRUSTS_EVERY_MARK = """
 import actors.ingest, trio
-from actors.peek_mark import SO_PEEK_OFF
+from actors.journaled_mark import SO_PEEK_OFF
 commit = actors.ingest._Ingest._commit_segment
 async def late(self, segment):
     await trio.sleep(0.1)

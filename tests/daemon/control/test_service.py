@@ -20,27 +20,27 @@ from actors.scoring import run_scoring
 from actors.sequencer import JournalFailure, Request, Sequencer, run_sequencer
 from actors.training_status import TrainingStatus
 from daemon.api.app import create_app
-from daemon.control import feedback
+from daemon.control import answered_alert
 from daemon.control.condition import Running
-from daemon.control.interface import Control, ControlError
+from daemon.control.control_interface import Control, ControlError
 from daemon.control.service import Service
-from daemon.control.train_from import ABANDONED_SECONDS, VouchedUploads
-from daemon.settings import Settings
-from daemon.startup.progress import ReplayProgress
-from daemon.startup.replay import Report
-from detection.columns.state import with_prefix
+from daemon.control.vouched_uploads import ABANDONED_SECONDS, VouchedUploads
+from daemon.settings_file import Settings
+from daemon.startup.detector_recovery import Report
+from daemon.startup.replay_progress import ReplayProgress
+from detection.columns.state_columns import with_prefix
 from detection.detector import Detector
 from detection.frames import Sequenced, VouchedFrame, decode_frame
-from detection.members.failing import Withdrawn
-from detection.sessions.connections import LivingSources
+from detection.members.failing_members import Withdrawn
+from detection.sessions.living_sources import LivingSources
 from detection.summary import Summary
 from detection.templates.table import TemplateTable
-from detection.verdicts.records import Verdicts
-from detection.verdicts.thinning import CountedGroup, CountedRecord, CountUnderWay
-from persistence.columns import Columns, Value
+from detection.verdicts.counted_alerts import CountedGroup, CountedRecord, CountUnderWay
+from detection.verdicts.verdict_records import Verdicts
+from persistence.array_bytes import Columns, Value
+from persistence.journal_segment import Entry
 from persistence.jsonl import open_jsonl
 from persistence.model_file import ModelFile, write_model
-from persistence.segment import Entry
 from persistence.store import Store, open_store
 from tests.actors.fakes import FakeDetector, FakeVerdicts, scoring_of, wall_clock
 
@@ -364,10 +364,10 @@ async def test_the_search_is_bounded_and_passes_over_damage(tmp_path: Path, monk
     path = tmp_path / "alerts.jsonl"
     records = [json.dumps(alert(n)).encode() for n in range(1, 100)]
     path.write_bytes(b"\n".join([*records[:50], b'{"id":7}', b'{"id":"x"}', b"{}}", *records[50:], b""]))
-    assert feedback.find_record(path, "1")["line"] == 1
-    monkeypatch.setattr(feedback, "SEARCHED_BYTES", 1000)
+    assert answered_alert.find_record(path, "1")["line"] == 1
+    monkeypatch.setattr(answered_alert, "SEARCHED_BYTES", 1000)
     async with refused(404, "gone"):
-        feedback.find_record(path, "1")
+        answered_alert.find_record(path, "1")
 
 
 async def test_a_record_without_a_cause_cannot_be_answered(tmp_path: Path) -> None:
@@ -429,7 +429,11 @@ async def test_of_a_file_that_is_not_text_nothing_is_learned_and_the_next_one_ne
     async with served(tmp_path / "state") as daemon:
         async with refused(415, "not_text"):
             await daemon.control.train_from("model.pt", b"PK\x03\x04\n\n\n", False)
-        assert await daemon.control.train_from("log", b"one\ntw", False) == {"lines": 1, "rule_hits": 0, "sessions": 0}
+        assert await daemon.control.train_from("log", b"one\ntw", False) == {
+            "lines": 1,
+            "rule_hits": 0,
+            "sessions": 0,
+        }
         async with refused(415, "not_text"):
             await daemon.control.train_from("log", bytes(100), False)
         assert await daemon.control.train_from("log", b"o\n", True) == {"lines": 1, "rule_hits": 0, "sessions": 1}
