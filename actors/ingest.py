@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Counters:
+class IngestCounters:
     """What ingest did since its start; lines and bytes are counted when they are durable.
 
     `exactly_once` says whether connections outlive the process; if not, the reason is beside it.
@@ -106,7 +106,7 @@ async def run_ingest(
     stop: trio.Event,
     inherited: Inherited | None = None,
     keeper: Keeper | None = None,
-    counters: Counters | None = None,
+    counters: IngestCounters | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Turn what senders write into durable chunks until `stop`; then close `chunks`, which is ours.
@@ -121,7 +121,7 @@ async def run_ingest(
     """
     with chunks:
         inherited = inherited or Inherited()
-        ingest = _Ingest(chunks, settings, keeper, counters or Counters())
+        ingest = _Ingest(chunks, settings, keeper, counters or IngestCounters())
         await ingest.close_orphaned_sources(
             [source for source in inherited.living if source.name not in inherited.stored]
         )
@@ -143,7 +143,7 @@ class _Ingest:
         chunks: trio.MemorySendChannel[Chunk],
         settings: IngestSettings,
         keeper: Keeper | None,
-        counters: Counters,
+        counters: IngestCounters,
     ) -> None:
         self._chunks = chunks
         self._settings = settings

@@ -19,7 +19,7 @@ import trio
 from actors.scoring import Scoring, run_scoring
 from actors.sequencer import Chunk, Request, Sequencer, run_sequencer
 from benchmarks.end_to_end import read_lines
-from daemon.settings_file import Settings, read_rules
+from daemon.settings_file import Settings, read_rule_files
 from detection.detector import Detector
 from detection.frames import Segment, Sequenced, SettingsFrame
 from detection.verdicts.verdict_records import Verdicts
@@ -56,7 +56,7 @@ async def rate(lines: list[bytes], append: Callable[[Sequence[Entry]], None]) ->
     """Lines per second from the first chunk sent to the last one applied."""
     settings = Settings()
     detector = Detector()
-    detector.apply(Sequenced(1, 0, SettingsFrame(settings.detection, read_rules(settings))))
+    detector.apply(Sequenced(1, 0, SettingsFrame(settings.detection, read_rule_files(settings))))
     scoring = Scoring(detector)
     sequencer = Sequencer(append, lambda: None, seq=1, line=0, now=time.time)
     requests_in, requests = trio.open_memory_channel[Request](CHUNKS_UNDER_WAY)

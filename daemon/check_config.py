@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon.file_access import User, why_unreadable
-from daemon.settings_file import Settings, SettingsError, read_rules, read_token, rule_directories, token_path
+from daemon.file_access import User, service_user, why_unreadable
+from daemon.settings_file import Settings, SettingsError, read_rule_files, read_token, rule_directories, token_path
 from detection.detection_settings import RuleText
 
 CREDENTIALS = Path("/run/credentials")  # systemd's, there while the service runs
@@ -25,12 +25,25 @@ class CheckedConfig:
     token_later: bool
 
 
+def print_config_check(settings: Settings, state: Path) -> int:
+    """Check everything that a start reads, print what is in order, and return 0. Raises as `check_config` does.
+
+    As root, also whether the user who owns `state`, or will own it, can read what is to be read.
+    """
+    checked = check_config(settings, service_user(state), os.environ.get("VIGILD_INSTANCE"))
+    where = settings.path or "no file, defaults"
+    print(f"settings ({where}) and {checked.rules} rules are in order")
+    if checked.token_later:
+        print(f"the token ({checked.token}) is there only while the service runs, and was not read")
+    return 0
+
+
 def check_config(settings: Settings, user: User | None, instance: str | None = None) -> CheckedConfig:
     """Check everything that a start reads. Raises SettingsError: one line that says what to do.
 
     `user` runs the service, or its `instance`. Run as root, this also checks that `user` can read each file.
     """
-    texts = read_rules(settings)
+    texts = read_rule_files(settings)
     count = _count_compiled_rules(texts)
     token = token_path(settings)
     later = token is not None and CREDENTIALS in token.parents and not token.exists()

@@ -24,7 +24,7 @@ import trio
 from actors.alerts import Alerts, run_alerts
 from actors.backlog import Backlog, run_backlog
 from actors.checkpoint import CheckpointError, Checkpoints, CheckpointSettings, run_checkpoint
-from actors.ingest import MAX_CONNECTIONS, Counters, IngestSettings, Inherited, run_ingest
+from actors.ingest import MAX_CONNECTIONS, IngestCounters, IngestSettings, Inherited, run_ingest
 from actors.journaled_mark import peek_marks_work
 from actors.scoring import Scoring, run_scoring
 from actors.sequencer import Request, Sequencer, run_sequencer, submit_frame
@@ -41,7 +41,7 @@ from daemon.host.notify import Notifier
 from daemon.host.page_token import TOKEN_NAME, open_page_token
 from daemon.host.signals import ignore_stop_signals, run_signals
 from daemon.host.watchdog_extension import ALIVE_SECONDS, WatchdogExtension
-from daemon.settings_file import Settings, SettingsError, load_settings, read_rules, token_path
+from daemon.settings_file import Settings, SettingsError, load_settings, read_rule_files, token_path
 from daemon.startup.background_recovery import (
     DEGRADED_DRAIN_SECONDS,
     BackgroundRecovery,
@@ -50,7 +50,7 @@ from daemon.startup.background_recovery import (
     start_journal,
 )
 from daemon.startup.resumed_alerts import OUTLETS, resumed_alerts
-from daemon.startup.startup_scan import Found, check_snapshot, scan_directory
+from daemon.startup.startup_scan import Found, check_snapshot_columns, scan_directory
 from detection.detection_settings import RuleText
 from detection.frames import Sequenced, SettingsFrame
 from persistence.journal import JournalError
@@ -99,7 +99,7 @@ def run_daemon(
         with ExitStack() as stack:
             inherited = inherit_sockets()
             store = stack.enter_context(
-                open_store(state_directory, keep=settings.checkpoint.keep, check=check_snapshot)
+                open_store(state_directory, keep=settings.checkpoint.keep, check=check_snapshot_columns)
             )
             runtime = runtime_directory()
             make_private_directory(runtime)
@@ -216,7 +216,7 @@ class _Daemon:
                 found = await self._scan_directory(last_line)
                 alerts.begin_after_snapshot(found.snapshot_seq, found.line)
                 self._condition.reading = found.reading
-                store, counters, backlog = self._store, Counters(), Backlog(EARLY_BYTES)
+                store, counters, backlog = self._store, IngestCounters(), Backlog(EARLY_BYTES)
                 sequencer = Sequencer(store.append, store.rotate, seq=found.seq, line=found.line, now=time.time)
                 self._condition.sequencer = sequencer
                 requests_in, frames = await self._begin_to_journal(flow, sequencer, backlog)
@@ -273,7 +273,7 @@ class _Daemon:
         flow: trio.Nursery,
         found: Found,
         requests: "trio.MemorySendChannel[Request]",
-        counters: Counters,
+        counters: IngestCounters,
         up_to_date: trio.Event,
         listening: trio.Event,
     ) -> None:
@@ -331,7 +331,7 @@ class _Daemon:
         recovered: "Recovered",
         sequencer: Sequencer,
         alerts: Alerts,
-        counters: Counters,
+        counters: IngestCounters,
         requests: "trio.MemorySendChannel[Request]",
         verdicts: "trio.MemorySendChannel[Verdicts]",
     ) -> Running:
@@ -434,7 +434,7 @@ class _Daemon:
             self._notifier.reloading()
             try:
                 fresh = load_settings(self._config, os.environ)
-                await self._service.adopt_settings(fresh, read_rules(fresh))
+                await self._service.adopt_settings(fresh, read_rule_files(fresh))
             except SettingsError as exc:
                 log.error("not reloaded, the settings in force stay: %s", exc)
             except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -12,10 +12,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from daemon.settings_file import Settings
+from daemon.stderr_logging import log_to_stderr
 
 # A service manager starts us again at once, which is right when we were killed. What failed mostly fails again.
 FAILED_PAUSE_SECONDS = 1.0
@@ -60,15 +58,17 @@ def _run_vigild(arguments: Sequence[str] | None) -> int:
         signal.signal(number, signal.SIG_IGN)
     from daemon.default_directories import state_directory
     from daemon.host.process_limits import LimitError, refuse_small_limits
-    from daemon.settings_file import SettingsError, load_settings, read_rules, read_token
+    from daemon.settings_file import SettingsError, load_settings, read_rule_files, read_token
 
     options = _vigild_parser().parse_args(arguments)
-    _log_to_stderr()
+    log_to_stderr()
     try:
         settings = load_settings(options.config, os.environ)
         if options.check:
-            return _check_config(settings, options.state_dir or state_directory())
-        rules = read_rules(settings)
+            from daemon.check_config import print_config_check
+
+            return print_config_check(settings, options.state_dir or state_directory())
+        rules = read_rule_files(settings)
         token = read_token(settings)
         refuse_small_limits()
     except (SettingsError, LimitError) as exc:
@@ -106,39 +106,6 @@ def _vigild_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vigild {version('vigild')}")
     return parser
-
-
-def _check_config(settings: "Settings", state: Path) -> int:
-    """As root, also whether the user who owns `state`, or will own it, can read what is to be read."""
-    from daemon.check_config import check_config
-    from daemon.file_access import service_user
-
-    checked = check_config(settings, service_user(state), os.environ.get("VIGILD_INSTANCE"))
-    where = settings.path or "no file, defaults"
-    print(f"settings ({where}) and {checked.rules} rules are in order")
-    if checked.token_later:
-        print(f"the token ({checked.token}) is there only while the service runs, and was not read")
-    return 0
-
-
-def _log_to_stderr() -> None:
-    """One line an event; under journald with its level, which also knows the time."""
-    journal = "JOURNAL_STREAM" in os.environ
-    handler = logging.StreamHandler(sys.stderr)
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(_JournalFormatter() if journal else plain)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-_LEVELS = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
-
-
-class _JournalFormatter(logging.Formatter):
-    """A level prefix on every line, as sd-daemon(3) reads it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        prefix = f"<{_LEVELS.get(record.levelno, 6)}>"
-        return "\n".join(prefix + line for line in super().format(record).splitlines())
 
 
 def _print_failure(message: str) -> int:

@@ -147,7 +147,7 @@ def parse_settings(text: str, path: Path, unset: Settings | None = None) -> Sett
     return whole
 
 
-def read_rules(settings: Settings) -> tuple[RuleText, ...]:
+def read_rule_files(settings: Settings) -> tuple[RuleText, ...]:
     """The built-in pack, then the files of `[rules] paths` in order.
 
     A path is a file, a directory (its *.toml, by name) or a glob. Raises SettingsError for a missing file, for one that
@@ -214,7 +214,7 @@ def token_path(settings: Settings) -> Path | None:
 
 
 def rule_directories(settings: Settings) -> list[Path]:
-    """The directories in which `read_rules` looks for files."""
+    """The directories in which `read_rule_files` looks for files."""
     return [path for entry in settings.rules.paths if (path := _path_beside_settings(settings, entry)).is_dir()]
 
 

@@ -41,7 +41,7 @@ from detection.verdicts.incidents import Incidents
 
 
 @dataclass(slots=True)
-class Counters(Scalars):
+class DetectorCounters(Scalars):
     """Counts since the state began."""
 
     cut_lines: int = 0
@@ -69,7 +69,7 @@ class Parts:
     settings: DetectionSettings = field(default_factory=DetectionSettings)
     rules: tuple[RuleText, ...] = ()
     model: ModelFrame = field(default_factory=lambda: ModelFrame(0, "", ""))  # in force; no name: there is none
-    counters: Counters = field(default_factory=Counters)
+    counters: DetectorCounters = field(default_factory=DetectorCounters)
     schedule: Schedule = field(default_factory=Schedule)
     rate: SessionRate = field(default_factory=SessionRate)
     sources: LivingSources = field(default_factory=LivingSources)  # connections; clients are in `online`

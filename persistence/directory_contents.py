@@ -66,7 +66,7 @@ class Recovery:
         return self.reader.last_line
 
 
-def scan_directory(
+def read_directory_contents(
     directory: Path, disk: Disk, losses: Losses, read: Callable[[Path], Snapshot], *, was_journaled: bool
 ) -> Recovery:
     """Read `directory`, set damaged files aside, and add to `losses`. Blocking. `read` is as for `newest_snapshot`.

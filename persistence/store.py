@@ -44,8 +44,8 @@ from persistence.directory_contents import (
     Snapshot,
     model_paths,
     newest_snapshot,
+    read_directory_contents,
     reason_without_path,
-    scan_directory,
     set_damaged_file_aside,
     snapshot_paths,
 )
@@ -125,14 +125,14 @@ class Store:
         self._open_training_files()
 
     def recover(self) -> Recovery:
-        """Read the directory; see `Recovery` and `scan_directory`. A journal that is open is closed first.
+        """Read the directory; see `Recovery` and `read_directory_contents`. A journal that is open is closed first.
 
         Raises `StoreError` for files of a later format, which are left untouched, and when the disk fails; iterating
         the entries may raise `JournalError`.
         """
         self.close()
         try:
-            found = scan_directory(
+            found = read_directory_contents(
                 self.directory,
                 self._disk,
                 self._losses,

@@ -13,7 +13,7 @@ import trio
 
 from actors.alerts import Alerts
 from actors.checkpoint import Checkpoints
-from actors.ingest import Counters as IngestCounters
+from actors.ingest import IngestCounters
 from actors.scoring import Scoring
 from actors.sequencer import Request, Sequencer
 from actors.training_status import TrainingStatus

@@ -82,7 +82,7 @@ def scan_directory(store: Store, last_line: int = 0) -> Found:
         raise StoreError(f"{where}: {exc}; {exc.advice}") from exc
 
 
-def check_snapshot(seq: int, line: int, columns: Columns) -> None:
+def check_snapshot_columns(seq: int, line: int, columns: Columns) -> None:
     """Check that the columns of a snapshot with sound checksums are a state. Raises DamagedError, a ValueError.
 
     A snapshot of another version passes: loading it raises an error with advice.

@@ -57,7 +57,7 @@ class Rule:
     must_stay_silent: tuple[str, ...] = ()
 
 
-def read_rules(texts: Sequence[RuleText]) -> tuple[Rule, ...]:
+def parse_rules(texts: Sequence[RuleText]) -> tuple[Rule, ...]:
     """The rules of all files in order, without the disabled ones. Raises `RuleError`; compiles no pattern."""
     rules: dict[str, Rule] = {}
     for text in texts:
@@ -65,7 +65,7 @@ def read_rules(texts: Sequence[RuleText]) -> tuple[Rule, ...]:
             document = tomllib.loads(text.text)
         except (ValueError, RecursionError) as exc:  # TOMLDecodeError, a number of thousands of digits, deep nesting
             raise RuleError(f"{text.name}: not valid TOML: {exc}") from exc
-        _refuse_unknown_keys(document, ("rule", "disable"), text.name)
+        _refuse_unknown_rule_keys(document, ("rule", "disable"), text.name)
         for name in _strings_from_toml(document, "disable", text.name):
             if name not in rules:
                 raise RuleError(
@@ -88,14 +88,14 @@ def read_rules(texts: Sequence[RuleText]) -> tuple[Rule, ...]:
 
 def _rule_from_toml(table: Mapping[str, object], source: str, place: int) -> Rule:
     where = f"{source}: rule {table['name']!r}" if "name" in table else f"{source}: rule number {place}"
-    _refuse_unknown_keys(table, _KEYS, where)
+    _refuse_unknown_rule_keys(table, _KEYS, where)
     for key in _REQUIRED:
         if key not in table:
             raise RuleError(f"{where}: add {key} = ...")
     tests = table.get("tests", {})
     if not isinstance(tests, dict):
         raise RuleError(f"{where}: write tests.match = [...] and tests.silent = [...]")
-    _refuse_unknown_keys(tests, ("match", "silent"), f"{where}: tests")
+    _refuse_unknown_rule_keys(tests, ("match", "silent"), f"{where}: tests")
     must_match = _strings_from_toml(tests, "match", f"{where}: tests")
     if not must_match:
         raise RuleError(f"{where}: add tests.match = [...] with at least one text that the rule must catch")
@@ -160,7 +160,7 @@ def _strings_from_toml(table: Mapping[str, object], key: str, where: str) -> tup
     return tuple(value)
 
 
-def _refuse_unknown_keys(table: Mapping[str, object], known: tuple[str, ...], where: str) -> None:
+def _refuse_unknown_rule_keys(table: Mapping[str, object], known: tuple[str, ...], where: str) -> None:
     for key in table:
         if key not in known:
             raise RuleError(f"{where}: unknown key {key!r}{_suggested_word(key, known)}; known are {', '.join(known)}")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from detection.detection_settings import RuleText
 from detection.rules.decoding import decode_field
-from detection.rules.rule_files import FIELDS, Rule, RuleError, read_rules
+from detection.rules.rule_files import FIELDS, Rule, RuleError, parse_rules
 
 # Rules per gate. On random bytes, a single gate over our whole pack needs more automaton states than its budget
 # holds and is then several times slower than no gate; one gate per rule costs one call per rule.
@@ -79,7 +79,7 @@ class RuleSet:
     @classmethod
     def compile(cls, texts: Sequence[RuleText]) -> Self:
         """The rules of several files, in order. Raises `RuleError` with the file, the rule and the remedy."""
-        return cls(read_rules(texts))
+        return cls(parse_rules(texts))
 
     def match(self, targets: Sequence[bytes], agents: Sequence[bytes], lines: Sequence[bytes], *, web: bool) -> Hits:
         """The hits of a batch; element i of each sequence belongs to line i.

@@ -17,7 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.connection_places import CALM_SECONDS, IDLE_SECONDS, SILENT_SECONDS
 from actors.connection_turns import CHUNK_BYTES
-from actors.ingest import ACCEPT_PAUSE_SECONDS, Counters, IngestSettings, Inherited, run_ingest
+from actors.ingest import ACCEPT_PAUSE_SECONDS, IngestCounters, IngestSettings, Inherited, run_ingest
 from actors.journaled_mark import SO_PEEK_OFF, Keeper, peek_marks_work, set_peek_mark
 from actors.sequencer import Chunk
 from detection.frames import Segment
@@ -30,7 +30,7 @@ class Ingest:
     chunks: trio.MemoryReceiveChannel[Chunk]
     stop: trio.Event
     cancel: trio.CancelScope
-    counters: Counters = field(default_factory=Counters)
+    counters: IngestCounters = field(default_factory=IngestCounters)
 
     async def connect(self) -> trio.SocketStream:
         stream: trio.SocketStream = await trio.open_unix_socket(self.path)
@@ -110,7 +110,7 @@ async def test_bytes_come_through_as_they_are_and_a_clean_end_says_durable(tmp_p
         assert early.cancelled_caught, "no end of file before the last line is durable"
         last.committed.set()
         assert await client.receive_some(1) == b""
-        assert ingest.counters == Counters(lines=5, bytes=len(text), connections_total=1)
+        assert ingest.counters == IngestCounters(lines=5, bytes=len(text), connections_total=1)
 
 
 async def test_a_chunk_is_in_flight_alone_and_reading_waits_until_it_is_durable(tmp_path: Path) -> None:

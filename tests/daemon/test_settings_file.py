@@ -12,7 +12,7 @@ from daemon.settings_file import (
     SettingsError,
     load_settings,
     parse_settings,
-    read_rules,
+    read_rule_files,
     read_token,
 )
 from detection.detection_settings import DetectionSettings, LearningSettings
@@ -152,7 +152,7 @@ def test_rules_are_the_builtin_pack_and_then_files_directories_and_globs(tmp_pat
     for name in ("one.toml", "sets/b.toml", "sets/a.toml", "x1.toml", "x2.toml", "sets/notes.txt"):
         (tmp_path / name).write_text(f"# {name}\n")
     settings = parse_settings('[rules]\npaths = ["one.toml", "sets", "x*.toml"]\n', tmp_path / "vigild.toml")
-    builtin, *own = read_rules(settings)
+    builtin, *own = read_rule_files(settings)
     assert builtin.name == "builtin" and "[[rule]]" in builtin.text
     assert [rule.text for rule in own] == [
         "# one.toml\n", "# sets/a.toml\n", "# sets/b.toml\n", "# x1.toml\n", "# x2.toml\n",
@@ -162,7 +162,7 @@ def test_rules_are_the_builtin_pack_and_then_files_directories_and_globs(tmp_pat
 def test_a_missing_rules_file_is_an_error_and_not_an_empty_set(tmp_path: Path) -> None:
     settings = parse_settings('[rules]\npaths = ["mine.toml"]\n', tmp_path / "vigild.toml")
     with pytest.raises(SettingsError, match=r"mine\.toml: No such file"):
-        read_rules(settings)
+        read_rule_files(settings)
 
 
 def test_a_token_is_read_beside_the_file_and_refused_where_everybody_can_read_it(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from detection.detection_settings import DetectionSettings, RuleText
 from detection.formats.kinds import KINDS, parse_as_kind, parse_each_by_own_kind, recognise
 from detection.frames import Segment
 from detection.models.training_set import TrainingCutoff
-from detection.rules.rule_files import RuleError, read_rules
+from detection.rules.rule_files import RuleError, parse_rules
 from detection.sessions.living_sources import LivingSource
 from persistence.disk import REAL, Disk
 from persistence.format_preamble import NewerFormatError, pack_preamble
@@ -116,7 +116,7 @@ def rules_seeds() -> list[bytes]:
 
 def read_rule_files(data: bytes) -> None:
     with contextlib.suppress(UnicodeDecodeError, RuleError):
-        read_rules([RuleText("outside.toml", data.decode())])
+        parse_rules([RuleText("outside.toml", data.decode())])
 
 
 # What clients send ------------------------------------------------------------------------------------------------

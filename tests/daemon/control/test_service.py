@@ -15,7 +15,7 @@ from trio.testing import MockClock
 
 from actors.alerts import RECENT_RECORDS, Alerts, Outlet, run_alerts
 from actors.checkpoint import Checkpoints, CheckpointSettings
-from actors.ingest import Counters
+from actors.ingest import IngestCounters
 from actors.scoring import run_scoring
 from actors.sequencer import JournalFailure, Request, Sequencer, run_sequencer
 from actors.training_status import TrainingStatus
@@ -163,7 +163,7 @@ async def served(directory: Path) -> AsyncIterator[Served]:
                         store, sequencer, scoring, alerts, CheckpointSettings(now=wall_clock), models=lambda columns: []
                     ),
                     training=TrainingStatus(),
-                    ingest=Counters(),
+                    ingest=IngestCounters(),
                     requests=requests_in,
                     store=store,
                     recovery=Report(),

@@ -3,7 +3,7 @@
 import pytest
 
 from detection.detection_settings import RuleText
-from detection.rules.rule_files import RuleError, read_rules
+from detection.rules.rule_files import RuleError, parse_rules
 from detection.rules.rule_matching import RuleSet
 
 GOOD = """
@@ -22,7 +22,7 @@ tests.silent = ["/our-administration", "/our-admin?token=ours"]
 
 
 def test_a_good_file_gives_its_rules() -> None:
-    (rule,) = read_rules([RuleText("my.toml", GOOD)])
+    (rule,) = parse_rules([RuleText("my.toml", GOOD)])
 
     assert (rule.name, rule.attack_type, rule.severity, rule.confidence) == ("our-admin", "probe", "low", 0.6)
     assert rule.source == "my.toml"
@@ -32,8 +32,8 @@ def test_a_good_file_gives_its_rules() -> None:
 
 def test_files_add_up_in_order_and_a_later_one_can_disable_a_rule() -> None:
     other = GOOD.replace("our-admin", "our-other")
-    both = read_rules([RuleText("a", GOOD), RuleText("b", other)])
-    one = read_rules([RuleText("a", GOOD), RuleText("b", 'disable = ["our-admin"]\n' + other)])
+    both = parse_rules([RuleText("a", GOOD), RuleText("b", other)])
+    one = parse_rules([RuleText("a", GOOD), RuleText("b", 'disable = ["our-admin"]\n' + other)])
 
     assert [rule.name for rule in both] == ["our-admin", "our-other"]
     assert [rule.name for rule in one] == ["our-other"]
@@ -42,7 +42,7 @@ def test_files_add_up_in_order_and_a_later_one_can_disable_a_rule() -> None:
 def test_a_disabled_rule_can_be_replaced_by_one_of_the_same_name() -> None:
     mine = 'disable = ["our-admin"]\n' + GOOD.replace('severity = "low"', 'severity = "high"')
 
-    (rule,) = read_rules([RuleText("a", GOOD), RuleText("b", mine)])
+    (rule,) = parse_rules([RuleText("a", GOOD), RuleText("b", mine)])
 
     assert (rule.severity, rule.source) == ("high", "b")
 
@@ -80,12 +80,12 @@ def test_a_faulty_file_is_refused_with_the_place_and_the_remedy(old: str, new: s
     assert text != GOOD
 
     with pytest.raises(RuleError, match=said):
-        read_rules([RuleText("my.toml", text)])
+        parse_rules([RuleText("my.toml", text)])
 
 
 def test_two_rules_of_one_name_are_refused_naming_the_first_file() -> None:
     with pytest.raises(RuleError, match=r"b: rule 'our-admin': a already has a rule of this name.*disable"):
-        read_rules([RuleText("a", GOOD), RuleText("b", GOOD)])
+        parse_rules([RuleText("a", GOOD), RuleText("b", GOOD)])
 
 
 @pytest.mark.parametrize(

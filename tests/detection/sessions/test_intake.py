@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from detection.frames import Segment
 from detection.members.all_online_members import OnlineMembers
-from detection.rules.rule_files import read_rules
+from detection.rules.rule_files import parse_rules
 from detection.rules.rule_matching import Hits, RuleSet
 from detection.sessions.intake import KeyPattern, hits_in_order, read_lines, session_key, take_in_segments
 from detection.sessions.living_sources import LivingSources
@@ -18,7 +18,7 @@ from tests.detection.journal import ATTACK, RECEIVED, rules
 ACCESS = b'192.0.2.7 - - [14/Nov/2023:22:13:20 +0000] "GET /index.html HTTP/1.1" 200 5 "-" "curl/8"'  # at 1,700,000,000
 STAMPED = b"1700000000.500 INFO id=a7 opened"
 CLOCK = 1_700_000_000.0
-PACK = RuleSet(read_rules(rules()))
+PACK = RuleSet(parse_rules(rules()))
 
 
 def segment(data: bytes, kind: str = "timestamped", *, source: str = "s-1", last: bool = False) -> Segment:
