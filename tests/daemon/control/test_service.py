@@ -261,6 +261,18 @@ async def test_a_member_that_the_model_was_trained_without_is_a_reason_and_the_w
         ]
 
 
+async def test_the_forest_and_the_transformer_are_ready_each_by_itself(tmp_path: Path) -> None:
+    """One of them may be withdrawn, or missing from a model, while the other judges."""
+    async with served(tmp_path / "state") as daemon:
+        published = daemon.service._running_or_503().scoring.published
+        for judging in ((), ("isolation_forest",), ("transformer",), ("transformer", "isolation_forest")):
+            published.publish_summary(replace(published.summary, members=judging))
+            status = daemon.service.status()
+            for name in ("isolation_forest", "transformer"):
+                assert status[f"{name}_ready"] == status["active_models"][name] == (name in judging), (name, judging)
+            assert status["warmup_complete"] == ("transformer" in judging)
+
+
 async def test_a_member_withdrawn_is_a_reason_and_counted_once(tmp_path: Path) -> None:
     async with served(tmp_path / "state") as daemon, trio.open_nursery() as nursery:
         daemon.service.condition.started.set()
