@@ -214,13 +214,18 @@ class Alerts:
             outlet.limit_last_id_to_line(line)
         self._note_frame_done()
 
-    async def sync_through(self, seq: int) -> None:
-        """Return when every record through frame `seq` is durable. Raises OSError; RuntimeError when
-        alerts has ended before that frame."""
+    async def wait_for_frame(self, seq: int) -> None:
+        """Return when the records through frame `seq` are among the recent ones. Raises RuntimeError when alerts has
+        ended before that frame."""
         while self.seq < seq:
             if self._ended:
                 raise RuntimeError(f"alerts ended at frame {self.seq}, before {seq}")
             await self._progress.wait()
+
+    async def sync_through(self, seq: int) -> None:
+        """Return when every record through frame `seq` is durable. Raises OSError; RuntimeError when
+        alerts has ended before that frame."""
+        await self.wait_for_frame(seq)
         for outlet in self._outlets:
             await outlet.sync()
 

@@ -402,6 +402,7 @@ class _Daemon:
             )
         )
         background.start_soon(self._condition.count_withdrawals, running)
+        background.start_soon(self._service.release_left_restores)
         await listening.wait()
         self._condition.started.set()
         log.info("serving from line %d on; %s", running.recovered_line, running.recovery.recovery_sentence())
