@@ -6,11 +6,10 @@ included, is ``{"error": {"code", "message"}}``.
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from importlib.resources import files
 from typing import Any
 
-import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
@@ -30,6 +29,7 @@ from daemon.api.bodies import (
 )
 from daemon.api.events import Streams
 from daemon.api.guards import Access, TokenFor
+from daemon.api.list_body import ListBody
 from daemon.api.peers import UNKNOWN_LOCAL, Peer
 from daemon.control.interface import Control, ControlError
 from daemon.control.train_from import MAX_CHUNK_BYTES
@@ -148,25 +148,25 @@ def _add_query_routes(app: QuartTrio, control: Control) -> None:
         return Response(metrics.render_metrics(control.status()), content_type=metrics.CONTENT_TYPE)
 
     async def get_snapshots() -> Response:
-        return _json_answer({"snapshots": await control.snapshots()})
+        return _list_answer("snapshots", await control.snapshots())
 
     async def get_anomalies() -> Response:
         after = request.args.get("after")
         if after is not None and not RECORD_ID.fullmatch(after):
             raise ControlError(400, "bad_request", "after is the id of a record, such as 1207 or 1207.1")
-        return _json_answer({"anomalies": await control.anomalies(after, _limit_parameter(MAX_ANOMALIES))})
+        return _list_answer("anomalies", await control.anomalies(after, _limit_parameter(MAX_ANOMALIES)))
 
     async def get_anomaly(alert: str) -> Response:
         return _json_answer(await control.anomaly(_checked_alert_id(alert, 404, RECORD_ID)))
 
     async def get_incidents() -> Response:
-        return _json_answer({"incidents": await control.incidents(_limit_parameter(MAX_INCIDENTS))})
+        return _list_answer("incidents", await control.incidents(_limit_parameter(MAX_INCIDENTS)))
 
     async def get_answers() -> Response:
-        return _json_answer({"feedback": await control.answers()})
+        return _list_answer("feedback", await control.answers())
 
     async def get_models() -> Response:
-        return _json_answer({"models": await control.models()})
+        return _list_answer("models", await control.models())
 
     async def get_events() -> Response:
         everything = _flag_parameter("all")
@@ -207,9 +207,7 @@ def _add_action_routes(app: QuartTrio, control: Control) -> None:
             raise ControlError(413, "too_many_lines", f"a batch holds at most {MAX_BATCH_LINES} lines")
         results = await control.detect([line_bytes(text) for text in wanted.log_lines], None)
         flagged = sum(bool(result["is_anomaly"]) for result in results)
-        answer = {"results": results, "total_logs": len(results), "anomalies_detected": flagged}
-        # Encoding thousands of results takes a while; in a thread, so that other requests go on.
-        return _json_response(await trio.to_thread.run_sync(encode_answer, answer))
+        return _list_answer("results", results, total_logs=len(results), anomalies_detected=flagged)
 
     async def post_checkpoint() -> Response:
         return _json_answer(await control.checkpoint(extra=not _request_peer().over_unix))
@@ -218,7 +216,7 @@ def _add_action_routes(app: QuartTrio, control: Control) -> None:
         return _json_answer(await control.flush())
 
     async def post_verify_snapshots() -> Response:
-        return _json_answer({"snapshots": await control.verify_snapshots()})
+        return _list_answer("snapshots", await control.verify_snapshots())
 
     async def post_restore_snapshot(name: str) -> Response:
         return _json_answer(await control.restore_snapshot(_checked_snapshot_name(name)))
@@ -337,11 +335,12 @@ def _add_route(app: QuartTrio, path: str, handler: Handler, method: str = "GET")
 
 
 def _json_answer(answer: Any, status: int = 200) -> Response:
-    return _json_response(encode_answer(answer), status)
+    return Response(encode_answer(answer) + b"\n", status=status, content_type="application/json")
 
 
-def _json_response(body: bytes, status: int = 200) -> Response:
-    return Response(body + b"\n", status=status, content_type="application/json")
+def _list_answer(name: str, items: Sequence[Any], **rest: Any) -> Response:
+    """`items`, called `name`, and the fields of `rest`."""
+    return Response(ListBody(name, items, rest), content_type="application/json")
 
 
 def _error_response(status: int, code: str, message: str) -> Response:

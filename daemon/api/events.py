@@ -17,11 +17,11 @@ import trio
 from quart.wrappers.response import ResponseBody
 
 from daemon.api.bodies import encode_answer
+from daemon.api.list_body import PIECE_BYTES
 from daemon.control.interface import Control, ControlError
 
 HEARTBEAT_SECONDS = 15.0
 MAX_STREAMS = 16
-MAX_RECORDS_A_WRITE = 100
 
 
 class Streams:
@@ -81,14 +81,13 @@ class EventStream(ResponseBody):
         assert self._records is not None, "entered before it is iterated"
         with trio.move_on_after(HEARTBEAT_SECONDS):
             try:
-                events = [_server_sent_event(await self._records.receive())]
+                events = bytearray(_server_sent_event(await self._records.receive()))
             except trio.EndOfChannel:
                 raise StopAsyncIteration from None
             # Records that wait already go into the same write.
-            waiting = self._records.statistics().current_buffer_used
-            for _ in range(min(waiting, MAX_RECORDS_A_WRITE)):
-                events.append(_server_sent_event(self._records.receive_nowait()))
-            return b"".join(events)
+            while len(events) < PIECE_BYTES and self._records.statistics().current_buffer_used:
+                events += _server_sent_event(self._records.receive_nowait())
+            return bytes(events)
         return b": still here\n\n"
 
 

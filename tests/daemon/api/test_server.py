@@ -116,6 +116,18 @@ async def test_a_connection_serves_several_requests_pipelined_ones_too(tmp_path:
         assert (await read_to_end(stream)).count(b"HTTP/1.1 200") == 3
 
 
+async def test_a_long_list_comes_whole_and_its_head_alone_when_asked_for(tmp_path: Path) -> None:
+    async with serving(tmp_path) as it, await it.connect() as stream:
+        it.control.flagged = [record(n, text="x" * 12_000) for n in range(1000)]
+        asked = b"HEAD /anomalies?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        await stream.send_all(asked)
+        assert (await stream.receive_some()).endswith(b"\r\n\r\n")
+        # An HTTP/1.0 client gets it without chunks.
+        await stream.send_all(asked.replace(b"HEAD", b"GET").replace(b"HTTP/1.1", b"HTTP/1.0"))
+        head, _, body = (await read_to_end(stream)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200") and json.loads(body) == {"anomalies": it.control.flagged}
+
+
 async def leave_pipelining(it: Serving, times: int) -> None:
     """Send pipelined requests from `times` clients, and disconnect without reading a byte of the answers."""
     for _ in range(times):
