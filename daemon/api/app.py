@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from importlib.resources import files
 from typing import Any
 
+import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
@@ -31,6 +32,7 @@ from daemon.api.events import Streams
 from daemon.api.guards import Access, TokenFor
 from daemon.api.list_body import ListBody
 from daemon.api.peers import UNKNOWN_LOCAL, Peer
+from daemon.api.waiting import NOBODY_ELSE, GivingWay, WaitingRequests
 from daemon.control.interface import Control, ControlError
 from daemon.control.train_from import MAX_CHUNK_BYTES
 from persistence.directory import SNAPSHOT
@@ -39,7 +41,7 @@ PREFIXES = ("", "/anomaly")
 # Those that change nothing. Every other one changes the state: it needs admin.sock or the token, and is audited.
 POSTS_THAT_CHANGE_NOTHING = frozenset({"/detect", "/detect/batch", "/checkpoint", "/snapshots/verify"})
 BODY_SECONDS = 10  # a body that takes longer is refused with 408
-RETRY_SECONDS = 5  # after a 503
+RETRY_SECONDS = 5  # after a 429 or 503
 MAX_ANOMALIES = 1000
 MAX_INCIDENTS = 4096
 GENERATION = re.compile(r"[1-9][0-9]{0,17}")
@@ -67,7 +69,7 @@ def create_app(
     control: Control, *, hosts: Collection[str], token: str | None, token_for: TokenFor = "all"
 ) -> QuartTrio:
     """The application. Who may do what: see `Access`. Who sent a request it learns from `scope["state"]["peer"]`, a
-    `Peer`."""
+    `Peer`; while `scope["state"]["giving_way"]()` is held, the connection gives way to others."""
     app = QuartTrio("daemon.api", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
@@ -90,6 +92,7 @@ def _add_guards(app: QuartTrio, access: Access) -> None:
             request.headers.get,
             requested_path_text(),
             changes and request.endpoint not in _ASKING_ENDPOINTS,
+            _giving_way(),
         )
 
     @app.after_request
@@ -102,7 +105,7 @@ def _add_error_handlers(app: QuartTrio) -> None:
     @app.errorhandler(ControlError)
     async def answer_control_error(error: ControlError) -> Response:
         response = _error_response(error.status, error.code, error.message)
-        if error.status == 503:
+        if error.status in (429, 503):
             response.headers["Retry-After"] = str(RETRY_SECONDS)
         if error.status == 401:
             # A browser prompts for Basic, so not for the page's token: that comes in the page's address.
@@ -195,22 +198,35 @@ def _add_query_routes(app: QuartTrio, control: Control) -> None:
 
 
 def _add_action_routes(app: QuartTrio, control: Control) -> None:
+    waiting, judging = WaitingRequests("for a checkpoint"), trio.Lock()
+
+    async def judge(lines: list[bytes], session_id: str | None, explain: bool = False) -> list[dict[str, Any]]:
+        """One request at a time. Those that wait for their turn give way to requests of other kinds."""
+        with _giving_way()():
+            await judging.acquire()
+        try:
+            return await control.detect(lines, session_id, explain)
+        finally:
+            judging.release()
+
     async def post_detect() -> Response:
         explain = _flag_parameter("explain")
         wanted = decode_body(await _request_body(), DetectRequest)
-        [answer] = await control.detect([line_bytes(wanted.log_line)], wanted.session_id, explain)
+        [answer] = await judge([line_bytes(wanted.log_line)], wanted.session_id, explain)
         return _json_answer(answer)
 
     async def post_detect_batch() -> Response:
         wanted = decode_body(await _request_body(), BatchRequest)
         if len(wanted.log_lines) > MAX_BATCH_LINES:
             raise ControlError(413, "too_many_lines", f"a batch holds at most {MAX_BATCH_LINES} lines")
-        results = await control.detect([line_bytes(text) for text in wanted.log_lines], None)
+        results = await judge([line_bytes(text) for text in wanted.log_lines], None)
         flagged = sum(bool(result["is_anomaly"]) for result in results)
         return _list_answer("results", results, total_logs=len(results), anomalies_detected=flagged)
 
     async def post_checkpoint() -> Response:
-        return _json_answer(await control.checkpoint(extra=not _request_peer().over_unix))
+        peer = _request_peer()
+        with waiting.waiting(peer, _giving_way()):
+            return _json_answer(await control.checkpoint(extra=not peer.over_unix))
 
     async def post_flush() -> Response:
         return _json_answer(await control.flush())
@@ -291,6 +307,12 @@ def _request_peer() -> Peer:
     """Who sent the current request."""
     peer: Peer = request.scope.get("state", {}).get("peer", UNKNOWN_LOCAL)
     return peer
+
+
+def _giving_way() -> GivingWay:
+    """While it is held, the connection of the current request gives way to others."""
+    giving_way: GivingWay = request.scope.get("state", {}).get("giving_way", NOBODY_ELSE)
+    return giving_way
 
 
 def _limit_parameter(most: int) -> int:

@@ -3,8 +3,8 @@
 A connection costs little until the head of a request has come whole. Until then it waits in the hall, for HEAD_SECONDS
 at most; when the hall is full, the one that has been there for longest is closed for the next. With its head it gets
 one of MAX_CONNECTIONS places, and keeps it over its requests. When all are taken, one is closed that is between two
-requests, or that the daemon has waited for (for the rest of a body, or until it reads) for PATIENCE_SECONDS. One that
-waits for the daemon never is.
+requests, or that the daemon has waited for (for the rest of a body, or until it reads) for PATIENCE_SECONDS, or that
+the daemon only lets wait (`daemon/api/waiting.py`). One that waits for an answer in the making never is.
 
 Each listening socket has a hall and places of its own: clients on TCP cannot lock out the Unix socket.
 """
@@ -12,6 +12,8 @@ Each listening socket has a hall and places of its own: clients on TCP cannot lo
 import re
 import socket
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -41,6 +43,7 @@ class Connection(trio.abc.HalfCloseableStream):
         self._head = b""  # read and not given out yet
         self._until: float | None = None  # how long the daemon waits for the rest of a request, or for the next
         self._sending_until: float | None = None
+        self._gives_way_since: float | None = None
         self._requests = 0
         self._answering: tuple[trio.lowlevel.Task, trio.Event] | None = None
         self.socket = stream.socket
@@ -83,7 +86,18 @@ class Connection(trio.abc.HalfCloseableStream):
 
     def waited_for_until(self) -> float | None:
         """How long the daemon waits for this client if others want its place; None while the client waits for us."""
-        return self._until if self._sending_until is None else self._sending_until
+        if self._sending_until is not None:
+            return self._sending_until
+        return self._until if self._gives_way_since is None else self._gives_way_since
+
+    @contextmanager
+    def giving_way(self) -> Iterator[None]:
+        """While it is held the daemon only lets the client wait: others that want its place get it."""
+        self._gives_way_since = trio.current_time()
+        try:
+            yield
+        finally:
+            self._gives_way_since = None
 
     def give_up_place(self) -> None:
         # Closed as well, for cancelling alone would not reach a shielded write.

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from daemon.api.peers import Peer
 from daemon.api.token_guesses import TokenGuesses
+from daemon.api.waiting import GivingWay
 from daemon.control.interface import ControlError
 
 TOKEN_NEEDED = (
@@ -42,7 +43,9 @@ class Access:
     token_for: TokenFor
     guesses: TokenGuesses = field(default_factory=TokenGuesses)
 
-    async def check_access(self, peer: Peer, header: Callable[[str], str | None], request: str, changes: bool) -> None:
+    async def check_access(
+        self, peer: Peer, header: Callable[[str], str | None], request: str, changes: bool, giving_way: GivingWay
+    ) -> None:
         """Raises `ControlError` unless `peer` may make the request. Waits when wrong tokens came from there.
 
         `header` gives the value of a header by its name. `request` is the name of the request in the log, `changes`
@@ -66,7 +69,7 @@ class Access:
         if given is None and not everything:
             raise ControlError(403, "token_needed", TOKEN_NEEDED)
         if given is not None:
-            await self.guesses.wait_before_answer(peer)
+            await self.guesses.wait_before_answer(peer, giving_way)
             if self.token is not None and hmac.compare_digest(given, self.token.encode()):
                 return
             self.guesses.count_wrong_token(peer, request)

@@ -66,7 +66,7 @@ async def run_server(
 
     Takes ownership of `sockets` and closes them; their files are the caller's. The application's
     lifespan events are not sent, as the daemon starts and stops the actors. A request's scope says in
-    `scope["state"]["peer"]` who sent it, as a `Peer`.
+    `scope["state"]["peer"]` who sent it, as a `Peer`; "giving_way" there is `Connection.giving_way`.
     """
     context = WorkerContext(None)
     config = _hypercorn_config()
@@ -107,7 +107,7 @@ async def _serve_connection(
     connection: Connection,
 ) -> None:
     still_open.add(connection)
-    state = ConnectionState(LifespanState({"peer": peer_of(connection.socket)}))
+    state = ConnectionState(LifespanState({"peer": peer_of(connection.socket), "giving_way": connection.giving_way}))
     wrapped = wrap_app(_Application(app, connection), 0, "asgi")
     try:
         async with trio.open_nursery() as nursery:

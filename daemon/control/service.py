@@ -68,7 +68,6 @@ class Service:
         self._version = version
         self._places = dict(places or {})
         self._now = now
-        self._detecting = trio.Lock()
         # Over TCP anybody may look for an alert; who answers one does not wait for them.
         self._reading, self._answering = (Turns("looking for alerts", WAITING_SEARCHES) for _ in range(2))
         self._verifying = Turns("verifying snapshots", WAITING_VERIFICATIONS)
@@ -119,11 +118,10 @@ class Service:
     ) -> list[dict[str, Any]]:
         self._running_or_503()
         answers: list[dict[str, Any]] = []
-        # One request at a time and in small parts: frames, and the watchdog, wait for one part at most.
-        async with self._detecting:
-            for start in range(0, len(lines), LINES_PER_QUERY):
-                some = lines[start : start + LINES_PER_QUERY]
-                answers += await self._query_detector(partial(_judge_asked_lines, some, session_id, explain))
+        # In small parts: frames, and the watchdog, wait for one part at most.
+        for start in range(0, len(lines), LINES_PER_QUERY):
+            some = lines[start : start + LINES_PER_QUERY]
+            answers += await self._query_detector(partial(_judge_asked_lines, some, session_id, explain))
         timestamp = datetime.fromtimestamp(self._now(), UTC).isoformat()
         return [{**answer, "phase": self.condition.phase(), "timestamp": timestamp} for answer in answers]
 
