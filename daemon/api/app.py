@@ -66,7 +66,12 @@ Handler = Callable[..., Awaitable[Response]]
 
 
 def create_app(
-    control: Control, *, hosts: Collection[str], token: str | None, token_for: TokenFor = "all"
+    control: Control,
+    *,
+    hosts: Collection[str],
+    token: str | None,
+    token_for: TokenFor = "all",
+    max_streams: int | None = None,
 ) -> QuartTrio:
     """The application. Who may do what: see `Access`. Who sent a request it learns from `scope["state"]["peer"]`, a
     `Peer`; while `scope["state"]["giving_way"]()` is held, the connection gives way to others."""
@@ -75,7 +80,7 @@ def create_app(
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
     _add_guards(app, Access(hosts, token, token_for))
     _add_error_handlers(app)
-    _add_query_routes(app, control)
+    _add_query_routes(app, control, max_streams)
     _add_action_routes(app, control)
     _add_learning_routes(app, control)
     _add_page_routes(app)
@@ -137,8 +142,8 @@ _FRAMEWORK_ERRORS = {
 }
 
 
-def _add_query_routes(app: QuartTrio, control: Control) -> None:
-    streams = Streams(control)
+def _add_query_routes(app: QuartTrio, control: Control, max_streams: int | None) -> None:
+    streams = Streams(control, max_streams)
 
     async def get_health() -> Response:
         answer = control.health()

@@ -25,9 +25,10 @@ MAX_STREAMS = 16
 
 
 class Streams:
-    """Opens event streams, at most `MAX_STREAMS` at once over TCP, and as many over the Unix socket."""
+    """Opens event streams, at most `most` (`MAX_STREAMS`) at once over TCP, and as many over the Unix socket."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, most: int | None = None) -> None:
+        self._most = most or MAX_STREAMS
         self._control = control
         # Weak: a response that is dropped before its body is entered was no stream.
         self._open: dict[bool, WeakSet[EventStream]] = {True: WeakSet(), False: WeakSet()}
@@ -35,8 +36,8 @@ class Streams:
     def open_stream(self, *, everything: bool, unix: bool) -> "EventStream":
         """Raises `ControlError` 503 when all streams are taken. The stream counts from now on."""
         taken = self._open[unix]
-        if len(taken) >= MAX_STREAMS:
-            raise ControlError(503, "too_many_streams", f"all {MAX_STREAMS} event streams are taken; try again later")
+        if len(taken) >= self._most:
+            raise ControlError(503, "too_many_streams", f"all {self._most} event streams are taken; try again later")
         stream = EventStream(taken, self._control.events(everything=everything))
         taken.add(stream)
         return stream

@@ -60,6 +60,8 @@ async def run_server(
     shutdown: Callable[[], Awaitable[None]],
     *,
     counters: AdminCounters | None = None,
+    max_connections: int | None = None,
+    max_waiting: int | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` until `shutdown` returns, then give requests under way `GRACE_SECONDS` and cut the rest.
@@ -72,7 +74,7 @@ async def run_server(
     config = _hypercorn_config()
     still_open: set[Connection] = set()
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
-    rooms = [Room(listener, counters or AdminCounters()) for listener in listeners]
+    rooms = [Room(listener, counters or AdminCounters(), max_connections, max_waiting) for listener in listeners]
 
     async with trio.open_nursery() as reaper:
         async with trio.open_nursery() as connections:
