@@ -1,7 +1,7 @@
 """Alerts: verdicts become lines in files, a list of recent ones, and live streams.
 
-Not every alert has a record of its own: counting records stand for the others (`detection.verdicts.thinning`). Every
-record has an id, and ids ascend (`actors.record_ids`). A replay after a crash gives the same
+Not every alert has a record of its own: counting records stand for the others (`detection.verdicts.counted_alerts`).
+Every record has an id, and ids ascend (`actors.record_ids`). A replay after a crash gives the same
 records again; those up to the last id on disk are not written twice. No snapshot is published before
 `Alerts.sync_through` its frame: what a replay will not give again is durable.
 
@@ -25,7 +25,7 @@ import trio
 from actors.record_ids import NO_KEY, Key, counted_alert, record_id_key, record_id_of_key
 
 if TYPE_CHECKING:  # torch comes with it, and this actor begins before that is imported
-    from detection.verdicts.records import Verdicts
+    from detection.verdicts.verdict_records import Verdicts
 
 RECENT_RECORDS = 1000
 PENDING_RECORDS = 10_000

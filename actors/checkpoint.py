@@ -27,7 +27,7 @@ import trio
 from actors.alerts import Alerts
 from actors.scoring import Scoring
 from actors.sequencer import Sequencer
-from detection.columns.state import Columns, State, digest
+from detection.columns.state_columns import Columns, State, digest
 from persistence.disk import os_error_text
 from persistence.journal import JournalError
 from persistence.store import SnapshotInfo

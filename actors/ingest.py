@@ -6,8 +6,8 @@ bytes), and a clean end of file says that everything sent is durable. There is n
 Every byte peeked at is consumed afterwards, half lines too: one left in the queue would keep it readable
 and spin. By then the half line is part of the source's state.
 
-Where a service manager keeps our connections (`actors/peek_mark.py`) they outlive us: nothing is reset or closed when
-we die or stop, and the process after us goes on where we were, under the same names of sources, every byte once.
+Where a service manager keeps our connections (`actors/journaled_mark.py`) they outlive us: nothing is reset or closed
+when we die or stop, and the process after us goes on where we were, under the same names of sources, every byte once.
 
 A connection has at most one chunk under way, and takes turns with the others (`actors/connection_turns.py`), so fast
 clients cannot starve a slow one; neither can idle ones, for they give way (`actors/connection_places.py`). Both go by
@@ -27,12 +27,12 @@ import trio
 
 from actors.connection_places import Place, Places, Said, Shortage
 from actors.connection_turns import Flow, Turns
-from actors.fd_store import StoredConnections
-from actors.peek_mark import Keeper, clear_peek_mark, journaled_bytes, set_peek_mark
+from actors.descriptor_store import StoredConnections
+from actors.journaled_mark import Keeper, clear_peek_mark, journaled_bytes, set_peek_mark
 from actors.sequencer import Chunk
 from actors.source_lines import Recognise, Source
 from detection.frames import Segment
-from detection.sessions.connections import LivingSource
+from detection.sessions.living_sources import LivingSource
 
 MAX_CONNECTIONS = 1024
 ACCEPT_PAUSE_SECONDS = 0.1
@@ -113,7 +113,8 @@ async def run_ingest(
 
     The listeners are bound, listening, non-blocking, and stay the caller's. `inherited` connections go on where they
     were. An inherited source without its connection ends before we serve, its unfinished line becoming a line. With a
-    `keeper` every connection is kept from its first moment to its end, and needs `actors.peek_mark.peek_marks_work`.
+    `keeper` every connection is kept from its first moment to its end, and needs
+    `actors.journaled_mark.peek_marks_work`.
 
     At `stop` no more is read and what is under way becomes durable. Then connections close, which resets those
     with unread bytes, unless they are kept: those wait for the process after us.

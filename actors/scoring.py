@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from actors.latest_summary import LatestSummary
-from detection.columns.state import State
+from detection.columns.state_columns import State
 from detection.frames import Sequenced
 from detection.summary import Summary
 
 if TYPE_CHECKING:  # torch comes with it, and lines are journaled before that is imported
     from detection.detector import Detector
-    from detection.verdicts.records import Verdicts
+    from detection.verdicts.verdict_records import Verdicts
 
 HEARTBEAT_SECONDS = 1.0
 

@@ -24,7 +24,7 @@ import trio
 from detection.frames import Frame, Knowledge, LinesFrame, Segment, Sequenced, TickFrame, count_lines, encode_frame
 from detection.models.model import Model
 from persistence.journal import JournalError
-from persistence.segment import Entry
+from persistence.journal_segment import Entry
 
 FRAME_BYTES = 256 * 1024  # of line data in one frame: what scoring does in one turn
 GATHER_BYTES = 512 * 1024  # in one append: it may be accepted ahead of scoring, and be left to replay

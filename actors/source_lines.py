@@ -8,7 +8,7 @@ All but the sample is in the state as well (`LivingSource`), so a later process 
 from collections.abc import Callable, Sequence
 
 from detection.frames import Segment
-from detection.sessions.connections import LivingSource
+from detection.sessions.living_sources import LivingSource
 
 SAMPLE_LINES = 20
 # Enough of a line to tell its kind; a thousand connections may each hold twenty of them.

@@ -32,7 +32,7 @@ from detection.models.training_set import TrainingCutoff, TrainingSet
 from detection.summary import Summary
 from persistence.disk import os_error_text
 from persistence.format_preamble import NewerFormatError
-from persistence.snapshot import SnapshotError
+from persistence.snapshot_file import SnapshotError
 from persistence.training_files import (
     Attempts,
     PartialError,

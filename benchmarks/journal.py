@@ -19,11 +19,11 @@ import trio
 from actors.scoring import Scoring, run_scoring
 from actors.sequencer import Chunk, Request, Sequencer, run_sequencer
 from benchmarks.end_to_end import read_lines
-from daemon.settings import Settings, read_rules
+from daemon.settings_file import Settings, read_rules
 from detection.detector import Detector
 from detection.frames import Segment, Sequenced, SettingsFrame
-from detection.verdicts.records import Verdicts
-from persistence.segment import Entry
+from detection.verdicts.verdict_records import Verdicts
+from persistence.journal_segment import Entry
 from persistence.store import open_store
 
 CHUNK_LINES = 1000  # about one read from a socket

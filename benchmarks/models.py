@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from detection.learning.training import Progress, train
+from detection.learning.training_run import Progress, train
+from detection.members.fitted_member_view import view_of_whole_sessions
 from detection.members.isolation_forest.features import forest_input
 from detection.members.isolation_forest.scoring import Forest
 from detection.members.registry import NAMES, ONLINE_NAMES
 from detection.members.transformer.scoring import SequenceModel, window_start
-from detection.members.view import view_of_whole_sessions
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
 from detection.scoring.ensemble import Ensemble

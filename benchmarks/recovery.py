@@ -23,15 +23,18 @@ import numpy as np
 from actors.sequencer import FRAME_BYTES
 from benchmarks.end_to_end import read_lines
 from benchmarks.running import QUICK, Vigild
-from daemon.startup.scan import scan_directory
+from daemon.startup.startup_scan import scan_directory
 from detection.frames import Frame, LinesFrame, ModelFrame, Segment, count_lines, encode_frame
+from persistence.journal_segment import Entry
 from persistence.model_file import generation_of_model_file, write_model
-from persistence.segment import Entry
 from persistence.store import open_store
 
 WARMUP = 3000
 RECEIVED = 1_700_000_000.0
-IMPORTS = "import torch, daemon.lifecycle, daemon.startup.replay, daemon.startup.read_back, detection.formats.kinds"
+IMPORTS = (
+    "import torch, daemon.lifecycle, daemon.startup.detector_recovery, daemon.startup.read_back, "
+    "detection.formats.kinds"
+)
 
 
 def main() -> None:

@@ -25,9 +25,9 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote_from_bytes
 
+from detection.detection_settings import RuleText
 from detection.rules.decoding import decode_field
-from detection.rules.engine import RuleSet
-from detection.settings import RuleText
+from detection.rules.rule_matching import RuleSet
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 BATCH_LINES = 1000

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from daemon.host.malloc import keep_freed_buffers
-from detection.columns.state import digest
+from detection.columns.state_columns import digest
 from detection.detector import Detector
 from detection.frames import LinesFrame, Segment, Sequenced
-from persistence.snapshot import read_snapshot, write_snapshot
+from persistence.snapshot_file import read_snapshot, write_snapshot
 
 ROUNDS = 100
 LINES_A_SESSION = 6

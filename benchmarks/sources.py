@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.formats.kinds import parse_as_kind, recognise
-from detection.members.origins.counters import SourceCounters
-from detection.members.origins.lines import failures_of, resources_of, sources_of
+from detection.members.origins.line_features import failures_of, resources_of, sources_of
+from detection.members.origins.source_counters import SourceCounters
 from detection.sessions.log_clock import LogClock
 
 ALPHAS = (0.001, 0.005)

@@ -32,8 +32,8 @@ from urllib.parse import quote_from_bytes
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.members.parameter_values import model as member
-from detection.members.parameter_values.model import ValueModel, Values, values_of
+from detection.members.parameter_values import character_model as member
+from detection.members.parameter_values.character_model import ValueModel, Values, values_of
 
 BATCH_LINES = 2000
 SEEDS = (0, 1, 2)

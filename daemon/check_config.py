@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon.access import User, why_unreadable
-from daemon.settings import Settings, SettingsError, read_rules, read_token, rule_directories, token_path
-from detection.settings import RuleText
+from daemon.file_access import User, why_unreadable
+from daemon.settings_file import Settings, SettingsError, read_rules, read_token, rule_directories, token_path
+from detection.detection_settings import RuleText
 
 CREDENTIALS = Path("/run/credentials")  # systemd's, there while the service runs
 
@@ -42,8 +42,8 @@ def check_config(settings: Settings, user: User | None, instance: str | None = N
 
 
 def _count_compiled_rules(texts: Sequence[RuleText]) -> int:
-    from detection.rules.engine import RuleSet  # numpy and re2 come with it
-    from detection.rules.files import RuleError
+    from detection.rules.rule_files import RuleError
+    from detection.rules.rule_matching import RuleSet  # numpy and re2 come with it
 
     try:
         return len(RuleSet.compile(tuple(texts)).rules)

@@ -25,45 +25,45 @@ from actors.alerts import Alerts, run_alerts
 from actors.backlog import Backlog, run_backlog
 from actors.checkpoint import CheckpointError, Checkpoints, CheckpointSettings, run_checkpoint
 from actors.ingest import MAX_CONNECTIONS, Counters, IngestSettings, Inherited, run_ingest
-from actors.peek_mark import peek_marks_work
+from actors.journaled_mark import peek_marks_work
 from actors.scoring import Scoring, run_scoring
 from actors.sequencer import Request, Sequencer, run_sequencer, submit_frame
 from actors.training import Trainer, run_training
 from actors.training_status import TrainingStatus
-from daemon.api import connections as admin_connections
+from daemon.api import http_connections as admin_connections
 from daemon.api.app import create_app
-from daemon.api.events import MAX_STREAMS
+from daemon.api.event_streams import MAX_STREAMS
 from daemon.api.server import run_server
 from daemon.control.condition import Running
 from daemon.control.service import Service
 from daemon.default_directories import make_private_directory, runtime_directory
-from daemon.host.limits import ConnectionLimits, share_descriptors
 from daemon.host.listeners import ListenError, Listeners, inherit_sockets, open_listeners
 from daemon.host.malloc import keep_freed_buffers
 from daemon.host.notify import Notifier
 from daemon.host.page_token import TOKEN_NAME, open_page_token
+from daemon.host.process_limits import ConnectionLimits, share_descriptors
 from daemon.host.signals import ignore_stop_signals, run_signals
 from daemon.host.watchdog_extension import ALIVE_SECONDS, WatchdogExtension
-from daemon.settings import Settings, SettingsError, load_settings, read_rules, token_path
-from daemon.startup.records import OUTLETS, resumed_alerts
-from daemon.startup.recovery import (
+from daemon.settings_file import Settings, SettingsError, load_settings, read_rules, token_path
+from daemon.startup.background_recovery import (
     DEGRADED_DRAIN_SECONDS,
     BackgroundRecovery,
     bring_up_to_date,
     known_through,
     start_journal,
 )
-from daemon.startup.scan import Found, check_snapshot, scan_directory
+from daemon.startup.resumed_alerts import OUTLETS, resumed_alerts
+from daemon.startup.startup_scan import Found, check_snapshot, scan_directory
+from detection.detection_settings import RuleText
 from detection.frames import Sequenced, SettingsFrame
-from detection.settings import RuleText
-from persistence.directory import StoreError
 from persistence.journal import JournalError
 from persistence.jsonl import JsonlWriter, open_jsonl
+from persistence.state_directory import StoreError
 from persistence.store import Store, open_store
 
 if TYPE_CHECKING:
-    from daemon.startup.replay import Recovered
-    from detection.verdicts.records import Verdicts
+    from daemon.startup.detector_recovery import Recovered
+    from detection.verdicts.verdict_records import Verdicts
 
 STATUS_SECONDS = 10.0
 MOST_CONNECTIONS = ConnectionLimits(MAX_CONNECTIONS, admin_connections.MAX_CONNECTIONS, admin_connections.MAX_WAITING)
@@ -357,7 +357,7 @@ class _Daemon:
     ) -> Running:
         """The actors that need the recovered state; `verdicts` is closed by scoring."""
         from daemon.startup.read_back import ReadBack
-        from detection.columns.state import digest
+        from detection.columns.state_columns import digest
         from detection.detector_state import model_in
 
         store, detector, checkpoint = self._store, recovered.detector, self._settings.checkpoint
@@ -398,7 +398,7 @@ class _Daemon:
         self, background: trio.Nursery, running: Running, listening: trio.Event, known_through: int
     ) -> None:
         """Train, and say that we serve; until cancelled, as `background` is at the stop."""
-        from daemon.startup.replay import adopt_model
+        from daemon.startup.detector_recovery import adopt_model
         from daemon.trainer import training_program
 
         # Before there is a clone of `requests`: nobody would close it if this were cancelled, and the stop would wait.
@@ -465,7 +465,7 @@ class _Daemon:
 
 
 def _why_nothing_is_kept(notifier: Notifier, stored: Collection[str]) -> str | None:
-    """None when connections outlive us, each with its mark (`actors.peek_mark`); otherwise the reason, for people.
+    """None when connections outlive us, each with its mark (`actors.journaled_mark`); otherwise the reason, for people.
     Blocking."""
     if not peek_marks_work():
         return "this kernel keeps no mark beside the bytes of a socket (SO_PEEK_OFF)"

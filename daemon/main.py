@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from daemon.settings import Settings
+    from daemon.settings_file import Settings
 
 # A service manager starts us again at once, which is right when we were killed. What failed mostly fails again.
 FAILED_PAUSE_SECONDS = 1.0
@@ -59,8 +59,8 @@ def _run_vigild(arguments: Sequence[str] | None) -> int:
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     from daemon.default_directories import state_directory
-    from daemon.host.limits import LimitError, refuse_small_limits
-    from daemon.settings import SettingsError, load_settings, read_rules, read_token
+    from daemon.host.process_limits import LimitError, refuse_small_limits
+    from daemon.settings_file import SettingsError, load_settings, read_rules, read_token
 
     options = _vigild_parser().parse_args(arguments)
     _log_to_stderr()
@@ -110,8 +110,8 @@ def _vigild_parser() -> argparse.ArgumentParser:
 
 def _check_config(settings: "Settings", state: Path) -> int:
     """As root, also whether the user who owns `state`, or will own it, can read what is to be read."""
-    from daemon.access import service_user
     from daemon.check_config import check_config
+    from daemon.file_access import service_user
 
     checked = check_config(settings, service_user(state), os.environ.get("VIGILD_INSTANCE"))
     where = settings.path or "no file, defaults"

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from detection.columns.state import Columns, State
-    from detection.learning.training import Progress
+    from detection.columns.state_columns import Columns, State
+    from detection.learning.training_run import Progress
 
 ORPHANED = 2
 NOTES_SECONDS = 2.0
@@ -50,16 +50,16 @@ def main(arguments: list[str]) -> int:
     _take_lowest_priority()
 
     # Imported only now: the numeric libraries read the number of threads, and an orphan dies while importing, too.
-    from detection.columns.state import OtherVersionError
+    from detection.columns.state_columns import OtherVersionError
     from detection.learning.promotion import RefusedError
-    from detection.learning.training import TrainingError, train
+    from detection.learning.training_run import TrainingError, train
     from detection.members.registry import ONLINE_NAMES
     from detection.models.model import to_columns
     from detection.models.training_set import from_columns
     from persistence.disk import os_error_text
     from persistence.format_preamble import NewerFormatError
     from persistence.model_file import write_model
-    from persistence.snapshot import SnapshotError, read_snapshot
+    from persistence.snapshot_file import SnapshotError, read_snapshot
 
     source, target = Path(arguments[0]), Path(arguments[1])
     try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from daemon.client import commands, feedback_and_model_commands
-from daemon.client.admin import Admin, Failure, UsageError, admin_urls, read_token
+from daemon.client.admin_client import Admin, Failure, UsageError, admin_urls, read_token
 from daemon.default_directories import SYSTEM_RUNTIME
 
 ANSWERS = ("normal", "anomaly", "undo")
@@ -230,7 +230,7 @@ def _run_detect(args: argparse.Namespace) -> int:
 
 
 def _run_doctor(args: argparse.Namespace) -> int:
-    from daemon.client.doctor.checks import ANSWER_SECONDS, doctor_command
+    from daemon.client.doctor.all_checks import ANSWER_SECONDS, doctor_command
 
     chosen, token = args.admin or os.environ.get("VIGILD_ADMIN"), read_token(args.token_file, os.environ)
     place = f"unix:{SYSTEM_RUNTIME / args.instance / 'admin.sock'}" if args.instance else None

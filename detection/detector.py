@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.causes.fingerprints import hit_causes
-from detection.causes.known import OperatorAnswer
-from detection.columns.state import Columns, State, of_this_version
+from detection.causes.known_causes import OperatorAnswer
+from detection.columns.state_columns import Columns, State, of_this_version
 from detection.detector_state import Parts
 from detection.frame_reading import FrameReader, ShownLines
 from detection.frames import (
@@ -41,8 +41,8 @@ from detection.frames import (
     WithdrawnFrame,
     count_lines,
 )
-from detection.learning.vouched import Taught
-from detection.members.failing import MemberError
+from detection.learning.vouched_lines import Taught
+from detection.members.failing_members import MemberError
 from detection.members.registry import ONLINE_NAMES
 from detection.models.model import Model
 from detection.models.training_set import TrainingCutoff, TrainingSet
@@ -52,14 +52,14 @@ from detection.scoring.calibration import level_of
 from detection.scoring.ensemble import Ensemble, members_of, members_resting
 from detection.scoring.judging import Recording, closed_as_they_are, judge_batch
 from detection.scoring.lines_read import LinesRead
-from detection.scoring.withdrawn import forget_judgements, judge_anew
-from detection.sessions.connections import LivingSource
-from detection.sessions.table import Cut, cut_into_pieces
+from detection.scoring.withdrawn_members import forget_judgements, judge_anew
+from detection.sessions.living_sources import LivingSource
+from detection.sessions.session_table import Cut, cut_into_pieces
 from detection.summary import Summary, summary_of
 from detection.templates.table import TemplateTable
 from detection.verdicts.alerting import Alerting
-from detection.verdicts.query import Query
-from detection.verdicts.records import Verdicts, verdict_rows_of
+from detection.verdicts.line_query import Query
+from detection.verdicts.verdict_records import Verdicts, verdict_rows_of
 
 
 class Detector:

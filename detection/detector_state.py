@@ -2,7 +2,7 @@
 
 The name of a field is the name of its columns in the state. A number is one column; settings are one column of JSON; a
 part with many columns has its name as their prefix ("sessions.last_time"). So a new part is one field here, with a
-layout and a step in `columns.upgrades`.
+layout and a step in `columns.layout_upgrades`.
 """
 
 import math
@@ -11,8 +11,9 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from detection.causes.known import KnownCauses
-from detection.columns.state import (
+from detection.causes.known_causes import KnownCauses
+from detection.columns.layout_upgrades import STATES
+from detection.columns.state_columns import (
     Columns,
     Scalars,
     State,
@@ -22,20 +23,19 @@ from detection.columns.state import (
     scalar_column,
     with_prefix,
 )
-from detection.columns.upgrades import STATES
+from detection.detection_settings import DetectionSettings, RuleText
 from detection.frames import ModelFrame
-from detection.learning.schedule import Schedule
-from detection.learning.vouched import VouchedLines
-from detection.members.online import OnlineMembers, online_columns_as_in_states, online_columns_from_states
-from detection.models.generations import Generations
-from detection.scoring.withdrawn import WithdrawnMembers
-from detection.sessions.connections import LivingSources
+from detection.learning.training_schedule import Schedule
+from detection.learning.vouched_lines import VouchedLines
+from detection.members.all_online_members import OnlineMembers, online_columns_as_in_states, online_columns_from_states
+from detection.models.generation_list import Generations
+from detection.scoring.withdrawn_members import WithdrawnMembers
 from detection.sessions.history import History
+from detection.sessions.living_sources import LivingSources
 from detection.sessions.log_clock import LogClock
-from detection.sessions.rate import SessionRate
 from detection.sessions.recent_lines import RecentLines
-from detection.sessions.table import SessionTable
-from detection.settings import DetectionSettings, RuleText
+from detection.sessions.session_rate import SessionRate
+from detection.sessions.session_table import SessionTable
 from detection.templates.table import TemplateTable
 from detection.verdicts.incidents import Incidents
 

@@ -7,13 +7,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.detection_settings import DetectionSettings, RuleText
 from detection.detector_state import Parts
 from detection.frames import Segment
-from detection.rules.engine import Hits, RuleSet
+from detection.rules.rule_matching import Hits, RuleSet
 from detection.scoring.lines_read import LinesRead
-from detection.sessions.connections import LivingSources
 from detection.sessions.intake import KeyPattern, take_in_segments
-from detection.settings import DetectionSettings, RuleText
+from detection.sessions.living_sources import LivingSources
 from detection.verdicts.alerting import LinesOfBatch
 
 Floats = NDArray[np.float64]

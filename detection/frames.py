@@ -21,14 +21,14 @@ applied, so this encoding is a file format:
                                                  would not fail. Journal format 2
     returned {"type": "returned", "members": [name, ...]}    these were withdrawn and judge again. Journal format 2
 
-A replay first looks for skip and withdrawn frames (`daemon.startup.scan`), because they come after the frames that they
-are about. A withdrawal holds until the next frame that brings the member back: a `returned` that names it, a `model`,
-or a `restore`; but not if that is frame `seq` itself.
+A replay first looks for skip and withdrawn frames (`daemon.startup.startup_scan`), because they come after the frames
+that they are about. A withdrawal holds until the next frame that brings the member back: a `returned` that names it, a
+`model`, or a `restore`; but not if that is frame `seq` itself.
 
-A new type of frame, or a field that an older program must not ignore, increments `persistence.segment.VERSION`: an
-older program cannot apply a frame that it does not know, and would lose its lines. So does a new field in a section of
-the settings, since sections refuse unknown fields. Frames in existing journals keep their meaning: no type or field is
-ever removed, and the default of a new field is what frames without it meant.
+A new type of frame, or a field that an older program must not ignore, increments `persistence.journal_segment.VERSION`:
+an older program cannot apply a frame that it does not know, and would lose its lines. So does a new field in a section
+of the settings, since sections refuse unknown fields. Frames in existing journals keep their meaning: no type or field
+is ever removed, and the default of a new field is what frames without it meant.
 
 A segment holds the bytes of one source exactly as they were consumed from it, except that the part of a line beyond
 `max_line_bytes` is already cut off. A segment may begin and end in the middle of a line: the unfinished tail of a
@@ -36,7 +36,7 @@ source is state, not part of the frame. Lines end at ``\\n`` and nowhere else. S
 that a thousand slow senders do not cost a thousand syncs.
 
 The `parity` of the segments of a source alternates between 0 and 1: a process that finds bytes with a mark beside them
-(`actors.peek_mark`), and knows the parity that was journaled last, can tell whether they are in the journal.
+(`actors.journaled_mark`), and knows the parity that was journaled last, can tell whether they are in the journal.
 """
 
 from collections.abc import Mapping
@@ -45,10 +45,10 @@ from typing import Literal
 
 import msgspec
 
-from detection.columns.state import Columns
+from detection.columns.state_columns import Columns
+from detection.detection_settings import DetectionSettings, RuleText
 from detection.models.model import Model
 from detection.models.training_set import TrainingCutoff
-from detection.settings import DetectionSettings, RuleText
 
 
 class Segment(msgspec.Struct, frozen=True):

@@ -4,8 +4,8 @@ All are functions of the state's parts and of `model`, the one in force (None if
 """
 
 from detection.detector_state import Parts
-from detection.learning.exclusions import bad_and_flagged
-from detection.learning.schedule import LearnedSoFar
+from detection.learning.excluded_sessions import bad_and_flagged
+from detection.learning.training_schedule import LearnedSoFar
 from detection.models.model import Model
 from detection.models.training_set import TrainingCutoff, TrainingSet
 from detection.sessions.history import History

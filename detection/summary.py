@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from detection.learning.schedule import LearnedSoFar
-from detection.members.failing import Withdrawn
+from detection.learning.training_schedule import LearnedSoFar
+from detection.members.failing_members import Withdrawn
 from detection.models.model import Model
 
 if TYPE_CHECKING:  # readers of a summary need not import what the parts import

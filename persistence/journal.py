@@ -1,4 +1,4 @@
-"""The journal, a write-ahead log: a sequence of segments (`persistence/segment.py`) with one writer, read at recovery.
+"""The journal, a write-ahead log: a sequence of segments (`journal_segment.py`) with one writer, read at recovery.
 
     writer = JournalWriter(directory, seq=0, line=0)
     writer.append([Entry(seq=1, line=2, count=2, payload=b"...")])      # durable when it returns
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persistence.disk import REAL, Disk, File, discard_file, os_error_text, read_with_patience, unlink_if_there
-from persistence.segment import (
+from persistence.journal_segment import (
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
     NAME,

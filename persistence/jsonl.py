@@ -22,8 +22,8 @@ and a new one could be larger than `max_bytes`. A kill or power cut at any momen
 Records give way before the disk is full, so that the journal has room: when less than `keep_free` bytes (or a twentieth
 of the disk, if that is less) are free, parts are removed, the oldest first, and without any `append` raises ENOSPC.
 
-The id of the last record is also kept in `<stem>.mark` (`persistence/high_water.py`). Without it, records in a file
-that was rotated away while no daemon ran, or just before a kill, would be written again.
+The id of the last record is also kept in `<stem>.mark` (`persistence/high_water_mark.py`). Without it, records in a
+file that was rotated away while no daemon ran, or just before a kill, would be written again.
 """
 
 import errno
@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from persistence.disk import FULL, REAL, Disk, File, replace_file
-from persistence.high_water import HighWaterMark
+from persistence.high_water_mark import HighWaterMark
 
 KEEP_FREE_BYTES = 256 << 20
 _BLOCK_BYTES = 1 << 16

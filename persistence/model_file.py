@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persistence.columns import Columns, Value, array_bytes, empty_array, writable_bytes
+from persistence.array_bytes import Columns, Value, array_bytes, empty_array, writable_bytes
 from persistence.disk import REAL, Disk, read_with_patience, replace_file
 from persistence.format_preamble import NewerFormatError
 

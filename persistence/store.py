@@ -1,7 +1,7 @@
 """The store: one state directory, and every operation on it.
 
     lock                     held for the life of the process
-    snapshot-<seq>.msgpack   the state at `seq` (persistence/snapshot.py); with `.pin` beside it it stays
+    snapshot-<seq>.msgpack   the state at `seq` (persistence/snapshot_file.py); with `.pin` beside it it stays
     model-<gen>-<hash>.pt    immutable (persistence/model_file.py); the last MODELS_KEPT stay, to go back to
     journal-<seq>.log        the frames from `seq` on, the write-ahead log (persistence/journal.py)
     training/                the files of the training run (persistence/training_files.py): not state
@@ -36,10 +36,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from persistence import model_file, snapshot
-from persistence.columns import Columns, Value
-from persistence.directory import PIN_SUFFIX, SNAPSHOT, Lock, StoreError, open_state_directory
-from persistence.directory_scan import (
+from persistence import model_file, snapshot_file
+from persistence.array_bytes import Columns, Value
+from persistence.directory_contents import (
     Losses,
     Recovery,
     Snapshot,
@@ -53,9 +52,10 @@ from persistence.directory_scan import (
 from persistence.disk import REAL, Disk, UnreadableError, replace_file, unlink_if_there
 from persistence.format_preamble import NewerFormatError
 from persistence.journal import JournalReader, JournalWriter, segment_paths
+from persistence.journal_segment import Entry
 from persistence.model_file import ModelError, ModelFile
-from persistence.segment import Entry
-from persistence.snapshot import SnapshotError
+from persistence.snapshot_file import SnapshotError
+from persistence.state_directory import PIN_SUFFIX, SNAPSHOT, Lock, StoreError, open_state_directory
 from persistence.training_files import open_training_directory
 
 MODELS_KEPT = 5
@@ -205,13 +205,13 @@ class Store:
         `models` names the model files that the state refers to. The columns must not change meanwhile. An `extra`
         snapshot does not count among the last `keep`, so it pushes none of them out; it goes when the next snapshot of
         either kind is written. One that outlives the process, because that was killed, is a snapshot like any other.
-        Raises OSError, and the older snapshots stay as they were; TypeError as `snapshot.write_snapshot` does.
+        Raises OSError, and the older snapshots stay as they were; TypeError as `snapshot_file.write_snapshot` does.
         """
         began = time.monotonic()
         path = self.directory / f"snapshot-{seq:020d}.msgpack"
         with self._files:
             counts = not extra or (path.name not in self._extra and path.exists())
-            size = snapshot.write_snapshot(path, seq, line, columns, models=models, disk=self._disk)
+            size = snapshot_file.write_snapshot(path, seq, line, columns, models=models, disk=self._disk)
             self._models_of[path.name] = tuple(models)
             self._extra.discard(path.name)
             if not counts:
@@ -232,7 +232,7 @@ class Store:
         for seq, path in snapshot_paths(self.directory):
             try:
                 found = path.stat()
-                line = snapshot.read_snapshot_header(path, disk=self._disk).line
+                line = snapshot_file.read_snapshot_header(path, disk=self._disk).line
             except FileNotFoundError:
                 continue  # pruned since it was listed
             except (SnapshotError, NewerFormatError, UnreadableError):
@@ -255,7 +255,7 @@ class Store:
         with self._files:
             self._used[name] = max(self._last_journaled_seq(), self._used.get(name, 0))
             seq, _, columns = self._read_checked_snapshot(path)
-            header = snapshot.read_snapshot_header(path, disk=self._disk)
+            header = snapshot_file.read_snapshot_header(path, disk=self._disk)
         if f"{seq:020d}" not in name:
             raise SnapshotError(f"{path}: is of frame {seq}")
         if sha256 is not None and header.sha256 != sha256:
@@ -406,7 +406,7 @@ class Store:
 
     def _models_of_checked_snapshot(self, seq: int, path: Path) -> tuple[str, ...]:
         """The names of the models of the snapshot at `path`, once all of it was checked. Raises as `check_snapshot`."""
-        header, models = snapshot.check_snapshot(path, disk=self._disk)
+        header, models = snapshot_file.check_snapshot(path, disk=self._disk)
         if header.seq != seq:
             raise SnapshotError(f"{path}: is of frame {header.seq}")
         return models
@@ -427,8 +427,8 @@ class Store:
                 self._intact_models.pop(path.name, None)
 
     def _read_checked_snapshot(self, path: Path) -> Snapshot:
-        """Raises as `snapshot.read_snapshot` does; SnapshotError also for one that `check` refuses."""
-        seq, line, columns = snapshot.read_snapshot(path, disk=self._disk)
+        """Raises as `snapshot_file.read_snapshot` does; SnapshotError also for one that `check` refuses."""
+        seq, line, columns = snapshot_file.read_snapshot(path, disk=self._disk)
         if self._check is not None and path not in self._sound:
             try:
                 self._check(seq, line, columns)

@@ -1,6 +1,6 @@
 """The store's `training` directory: the files of a training run, with which a restarted daemon resumes it.
 
-    training-<generation>.msgpack  what the run learns from: a snapshot file (persistence/snapshot.py) of its columns,
+    training-<generation>.msgpack  what the run learns from: a snapshot file (snapshot_file.py) of its columns,
                                    and one more, "about" (str), which belongs to the writer
     training-<generation>.part     the partial result of the run: a snapshot file (its seq and line are 0), with
                                      input     str    SHA-256 of the body of what the run learns from, in hex
@@ -25,10 +25,10 @@ from typing import Annotated
 
 import msgspec
 
-from persistence.columns import Columns, Value
+from persistence.array_bytes import Columns, Value
 from persistence.disk import REAL, Disk, replace_file, unlink_if_there
 from persistence.format_preamble import NewerFormatError
-from persistence.snapshot import SnapshotError, read_snapshot, read_snapshot_header, write_snapshot
+from persistence.snapshot_file import SnapshotError, read_snapshot, read_snapshot_header, write_snapshot
 
 MAX_PARTIAL_BYTES = 256 << 20  # a run of the largest models writes some 20 MB
 MAX_ATTEMPTS_BYTES = 1 << 16

@@ -15,10 +15,11 @@ SKIPS = "import pytest\ndef test_it():\n    pytest.skip('no container')\n"
 
 
 def toy(directory: Path, name: str, code: str) -> Part:
-    """A part that notes in `runs` that it ran."""
+    """A part that notes in `runs` that it ran; with the settings that the real ones are run with."""
     path = directory / f"test_{name.replace('-', '_')}.py"
-    path.write_text(f"open({str(directory / 'runs')!r}, 'a').write({name + ' '!r})\n{code}")
-    return Part(name, f"about {name}", ("pytest", "-p", "no:cacheprovider", "--rootdir", str(directory), str(path)))
+    path.write_text(f"with open({str(directory / 'runs')!r}, 'a') as runs:\n    runs.write({name + ' '!r})\n{code}")
+    settings = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(directory))
+    return Part(name, f"about {name}", ("pytest", "-p", "no:cacheprovider", *settings, str(path)))
 
 
 def test_every_fault_test_is_in_one_part_and_no_round_is_left_out() -> None:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from benchmarks.quality.records import Records, read_records
 from benchmarks.running import Vigild
-from detection.settings import SessionSettings
+from detection.detection_settings import SessionSettings
 
 BATCH_LINES = 2000
 RETRAIN_LINES = 50_000  # as shipped

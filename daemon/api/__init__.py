@@ -1,1 +1,1 @@
-"""The admin API: a quart-trio application over `daemon.control.interface.Control`, and the page it serves."""
+"""The admin API: a quart-trio application over `daemon.control.control_interface.Control`, and the page it serves."""

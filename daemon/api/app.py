@@ -16,8 +16,10 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from daemon.api import metrics
-from daemon.api.audit import audited_handler, requested_path_text
-from daemon.api.bodies import (
+from daemon.api.access_control import Access, TokenFor
+from daemon.api.audit_log import audited_handler, requested_path_text
+from daemon.api.event_streams import Streams
+from daemon.api.json_bodies import (
     MAX_BATCH_LINES,
     MAX_BODY_BYTES,
     BatchRequest,
@@ -28,14 +30,12 @@ from daemon.api.bodies import (
     line_bytes,
     note_text,
 )
-from daemon.api.events import Streams
-from daemon.api.guards import Access, TokenFor
 from daemon.api.list_body import ListBody
 from daemon.api.peers import UNKNOWN_LOCAL, Peer
 from daemon.api.waiting import NOBODY_ELSE, GivingWay, WaitingRequests
-from daemon.control.interface import Control, ControlError
-from daemon.control.train_from import MAX_CHUNK_BYTES
-from persistence.directory import SNAPSHOT
+from daemon.control.control_interface import Control, ControlError
+from daemon.control.vouched_uploads import MAX_CHUNK_BYTES
+from persistence.state_directory import SNAPSHOT
 
 PREFIXES = ("", "/anomaly")
 # Those that change nothing. Every other one changes the state: it needs admin.sock or the token, and is audited.

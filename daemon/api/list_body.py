@@ -10,7 +10,7 @@ from typing import Any
 
 from quart.wrappers.response import ResponseBody
 
-from daemon.api.bodies import encode_answer
+from daemon.api.json_bodies import encode_answer
 
 PIECE_BYTES = 32 * 1024  # takes a fraction of a millisecond
 

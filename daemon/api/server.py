@@ -11,8 +11,8 @@ its own `serve` has these gaps (hypercorn 0.18, quart-trio 0.12; pinned by tests
 - A connection whose client hung up between requests is kept until its idle timer runs out. `_Protocol`
   stops the timer, so that such connections do not use up the limit below.
 - An upgrade to HTTP/2 with bad settings never ends. `_Protocol` speaks HTTP/1 only.
-- Connections are not limited, and one that sends nothing counts as much as any. `daemon/api/connections.py` sees to
-  who is served.
+- Connections are not limited, and one that sends nothing counts as much as any. `daemon/api/http_connections.py` sees
+  to who is served.
 - A client that pipelines requests and leaves is never noticed: the failed write of a response ends the request,
   but the reader goes on waiting for the end of that response, with the idle timer stopped. `Connection` sets
   `broken`, and `_serve_connection` then ends the connection's tasks.
@@ -43,7 +43,7 @@ from hypercorn.typing import (
 )
 from hypercorn.utils import wrap_app
 
-from daemon.api.connections import Connection, Room
+from daemon.api.http_connections import Connection, Room
 from daemon.api.peers import peer_of
 from daemon.control.condition import AdminCounters
 

@@ -1,7 +1,7 @@
 """Requests that are made to wait: they take nobody's place, and few of a network wait at once.
 
-A request waits for its answer with a place (`daemon/api/connections.py`). Where the daemon only lets time pass, or lets
-others go first, it says so: then the connection gives way when others need its place.
+A request waits for its answer with a place (`daemon/api/http_connections.py`). Where the daemon only lets time pass, or
+lets others go first, it says so: then the connection gives way when others need its place.
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from daemon.api.peers import Peer
-from daemon.control.interface import ControlError
+from daemon.control.control_interface import ControlError
 
 MAX_WAITING_OF_A_NETWORK = 8
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from daemon.client.admin import Admin, Failure, UsageError, read_token
+from daemon.client.admin_client import Admin, Failure, UsageError, read_token
 from daemon.client.send_command import log_sockets, send_lines
-from daemon.client.text.answers import (
+from daemon.client.text.formatting import Style, print_lines, printable, show_answer, size_text
+from daemon.client.text.status_text import (
     is_announced_by_tail,
     judgement_lines,
     judgement_row,
@@ -16,7 +17,6 @@ from daemon.client.text.answers import (
     snapshot_rows,
     status_lines,
 )
-from daemon.client.text.values import Style, print_lines, printable, show_answer, size_text
 
 BATCH_LINES = 500
 BATCH_BYTES = 128 * 1024  # of raw lines; as JSON escapes they grow sixfold at worst, within 1 MiB

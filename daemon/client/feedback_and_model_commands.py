@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
-from daemon.client.admin import Admin, Failure, UsageError
+from daemon.client.admin_client import Admin, Failure, UsageError
 from daemon.client.send_command import CHUNK_BYTES, open_file_or_stdin, sending_progress_bar, unpacked_chunks
+from daemon.client.text.formatting import Style, count_text, print_lines, printable, show_answer
 from daemon.client.text.tables import answer_rows, incident_rows, model_rows
-from daemon.client.text.values import Style, count_text, print_lines, printable, show_answer
 
 REQUEST_BYTES = 512 * 1024 - CHUNK_BYTES  # of one request; the daemon takes at most 512 KiB
 POLL_SECONDS = 0.5

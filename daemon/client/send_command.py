@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon.client.admin import Failure, os_error_reason
+from daemon.client.admin_client import Failure, os_error_reason
 from daemon.default_directories import SYSTEM_RUNTIME, runtime_directory
 
 CHUNK_BYTES = 128 * 1024

@@ -17,14 +17,14 @@ from actors.ingest import Counters as IngestCounters
 from actors.scoring import Scoring
 from actors.sequencer import Request, Sequencer
 from actors.training_status import TrainingStatus
-from daemon.control.degraded import Reason, degraded_reasons
-from daemon.startup.progress import ReplayProgress
-from detection.members.failing import Withdrawn
+from daemon.control.degraded_reasons import Reason, degraded_reasons
+from daemon.startup.replay_progress import ReplayProgress
+from detection.members.failing_members import Withdrawn
 from detection.summary import Summary
 from persistence.store import Store
 
 if TYPE_CHECKING:  # torch comes with it
-    from daemon.startup.replay import Report
+    from daemon.startup.detector_recovery import Report
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Condition:
                 summary = await published.newer_summary(summary)
 
     def health(self) -> dict[str, Any]:
-        """As `daemon.control.interface.Control.health` has it."""
+        """As `daemon.control.control_interface.Control.health` has it."""
         summary = self.summary()
         return {
             **self.as_dict(),

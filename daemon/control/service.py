@@ -22,21 +22,21 @@ from actors.checkpoint import CheckpointError
 from actors.record_ids import counted_alert, record_id_key
 from actors.scoring import StateAbandoned
 from actors.sequencer import FrameRequest, submit_frame
-from daemon.control import generations, snapshots
+from daemon.control import model_requests, snapshot_requests
+from daemon.control.answered_alert import answered_alert, find_record
 from daemon.control.condition import Condition, Running
-from daemon.control.feedback import answered_alert, find_record
-from daemon.control.interface import ControlError
-from daemon.control.status import whole_status
-from daemon.control.train_from import VouchedUploads
+from daemon.control.control_interface import ControlError
+from daemon.control.status_fields import whole_status
 from daemon.control.turns import Turns
-from daemon.settings import Settings, SettingsError
+from daemon.control.vouched_uploads import VouchedUploads
+from daemon.settings_file import Settings, SettingsError
 from detection.causes import fingerprints as causes
 from detection.causes.fingerprints import KINDS
+from detection.detection_settings import RuleText
 from detection.frames import FeedbackFrame, FlushFrame, Frame, RestoreFrame, SettingsFrame, VouchedFrame
 from detection.models.model import Model
-from detection.rules.engine import RuleSet
-from detection.rules.files import RuleError
-from detection.settings import RuleText
+from detection.rules.rule_files import RuleError
+from detection.rules.rule_matching import RuleSet
 from detection.summary import Summary
 
 if TYPE_CHECKING:  # torch comes with it
@@ -52,8 +52,8 @@ WAITING_VERIFICATIONS = 1
 
 
 class Service:
-    """Implements `daemon.control.interface.Control`. `now` is the wall clock in seconds since the epoch; `places` says,
-    for /status, where this daemon's files and sockets are. `condition` is set by the
+    """Implements `daemon.control.control_interface.Control`. `now` is the wall clock in seconds since the epoch;
+    `places` says, for /status, where this daemon's files and sockets are. `condition` is set by the
     daemon's start and stop."""
 
     def __init__(
@@ -133,7 +133,7 @@ class Service:
 
     async def models(self) -> list[dict[str, Any]]:
         known = await self._query_detector(lambda detector: detector.generations())
-        return await trio.to_thread.run_sync(generations.listed_generations, self._running_or_503().store, known)
+        return await trio.to_thread.run_sync(model_requests.listed_generations, self._running_or_503().store, known)
 
     async def _query_detector(self, question: "Callable[[Detector], T]") -> T:
         """The answer of `question`, which only reads the state, as of the last frame applied."""
@@ -185,23 +185,23 @@ class Service:
             raise ControlError(503, "not_saved", str(exc)) from exc
 
     async def snapshots(self) -> list[dict[str, Any]]:
-        return await trio.to_thread.run_sync(snapshots.listed_snapshots, self._running_or_503().store)
+        return await trio.to_thread.run_sync(snapshot_requests.listed_snapshots, self._running_or_503().store)
 
     async def verify_snapshots(self) -> list[dict[str, Any]]:
-        return await self._verifying.run(partial(snapshots.verified_snapshots, self._running_or_503().store))
+        return await self._verifying.run(partial(snapshot_requests.verified_snapshots, self._running_or_503().store))
 
     async def pin_snapshot(self, name: str) -> dict[str, Any]:
-        await trio.to_thread.run_sync(snapshots.set_pinned, self._running_or_503().store, name, True)
+        await trio.to_thread.run_sync(snapshot_requests.set_pinned, self._running_or_503().store, name, True)
         return {"name": name, "pinned": True}
 
     async def unpin_snapshot(self, name: str) -> dict[str, Any]:
-        await trio.to_thread.run_sync(snapshots.set_pinned, self._running_or_503().store, name, False)
+        await trio.to_thread.run_sync(snapshot_requests.set_pinned, self._running_or_503().store, name, False)
         return {"name": name, "pinned": False}
 
     async def restore_snapshot(self, name: str) -> dict[str, Any]:
         store = self._running_or_503().store
         self._refuse_degraded("restored")
-        sha256, knowledge = await trio.to_thread.run_sync(snapshots.hold_snapshot_knowledge, store, name)
+        sha256, knowledge = await trio.to_thread.run_sync(snapshot_requests.hold_snapshot_knowledge, store, name)
         request, sent = FrameRequest(RestoreFrame(name, sha256), knowledge=knowledge), trio.Event()
         try:
             seq, line, after = await self._apply_request(request, sent.set)
@@ -283,7 +283,7 @@ class Service:
     async def rollback_model(self, generation: int) -> dict[str, Any]:
         known = await self._query_detector(lambda detector: detector.generations())
         frame, model = await trio.to_thread.run_sync(
-            generations.earlier_model, self._running_or_503().store, known, generation
+            model_requests.earlier_model, self._running_or_503().store, known, generation
         )
         self._refuse_degraded("changed")
         seq, line, _ = await self._apply_frame(frame, model)

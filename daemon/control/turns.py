@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import trio
 
-from daemon.control.interface import ControlError
+from daemon.control.control_interface import ControlError
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ An archive or a pickle has newlines, too: taken for a log it is thousands of lin
 
 import codecs
 
-from daemon.control.interface import ControlError
+from daemon.control.control_interface import ControlError
 
 # At the beginning of a file or, for tar, further in.
 _FORMATS = (

@@ -27,7 +27,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from daemon.default_directories import make_private_directory
-from daemon.demo.text import (
+from daemon.demo.demo_text import (
     commands_to_try,
     flagged_record_lines,
     remembered_state_lines,

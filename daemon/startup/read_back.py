@@ -1,20 +1,20 @@
-"""When the running daemon cannot apply a frame, read the state back from disk and go through `daemon.startup.ladder`.
+"""When the running daemon cannot apply a frame: read the state back from disk and apply it as `failing_frames` says.
 
-This is what recovery does with such a frame (`daemon.startup.replay`), without the restart: connections stay open, and
-a sender that sends the same poison again costs a reload each time, not the daemon.
+This is what recovery does with such a frame (`daemon.startup.detector_recovery`), without the restart: connections stay
+open, and a sender that sends the same poison again costs a reload each time, not the daemon.
 """
 
 import logging
 from collections.abc import Callable
 from itertools import chain
 
-from daemon.startup.ladder import ApplyError, Replay
-from daemon.startup.replay import Fold, Recovered, Report
+from daemon.startup.detector_recovery import Fold, Recovered, Report
+from daemon.startup.failing_frames import ApplyError, Replay
 from detection.detector import Detector
 from detection.frames import Sequenced, count_lines, encode_frame
-from detection.verdicts.records import Verdicts
-from persistence.directory import StoreError
-from persistence.segment import Entry
+from detection.verdicts.verdict_records import Verdicts
+from persistence.journal_segment import Entry
+from persistence.state_directory import StoreError
 from persistence.store import Store
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.rules.engine import Hits, RuleSet
+from detection.rules.rule_matching import Hits, RuleSet
 
 Causes = NDArray[np.uint64]
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.members.fitted_member_view import CLOSING, Bools, Floats, Standing, View, view_of_whole_sessions
 from detection.members.registry import NAMES, ONLINE_NAMES
 from detection.members.transformer.member import Transformer
-from detection.members.view import CLOSING, Bools, Floats, Standing, View, view_of_whole_sessions
 from detection.models.model import Model
 from detection.models.training_set import ClosedSessions, TrainingSet
 

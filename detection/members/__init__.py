@@ -1,1 +1,1 @@
-"""The ensemble's members: one file or package each, two interfaces (`member`), one line each in `registry`."""
+"""The ensemble's members: a file or package each, two interfaces (`member_interfaces`), a line each in `registry`."""

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.hashing import folded_hashes, mixed_words
-from detection.columns.memo import CacheSlots
-from detection.members.member import FitData, FittedMember, Part
-from detection.members.view import COUNT_BUCKETS, Floats, Standing, View, view_of_whole_sessions
+from detection.columns.memo_cache import CacheSlots
+from detection.columns.row_hashing import folded_hashes, mixed_words
+from detection.members.fitted_member_view import COUNT_BUCKETS, Floats, Standing, View, view_of_whole_sessions
+from detection.members.member_interfaces import FitData, FittedMember, Part
 
 MOST_REFERENCES = 512
 FEWEST_SESSIONS_OF_A_KIND = 2

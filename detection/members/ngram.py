@@ -21,12 +21,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.hashing import folded_hashes, mixed_words
-from detection.columns.memo import CacheSlots
+from detection.columns.memo_cache import CacheSlots
+from detection.columns.row_hashing import folded_hashes, mixed_words
 from detection.columns.runs import repeat_per_row
-from detection.members.member import FitData, Part, Predictor
+from detection.members.fitted_member_view import CLOSING, Floats, Standing, View, view_of_whole_sessions
+from detection.members.member_interfaces import FitData, Part, Predictor
 from detection.members.transformer.scoring import CONTINUED, END, FIRST, START, tokens_of_templates
-from detection.members.view import CLOSING, Floats, Standing, View, view_of_whole_sessions
 from detection.models.training_set import TrainingSet
 
 ORDERS = 3

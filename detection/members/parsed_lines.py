@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.formats.fields import Fields
-from detection.rules.engine import Hits
+from detection.rules.rule_matching import Hits
 
 
 @dataclass(frozen=True, slots=True)

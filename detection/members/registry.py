@@ -1,5 +1,5 @@
 """All members. To add one of either kind, write its file and add its line here. Its columns need a layout and a step
-(`columns.upgrades`); the rest of the code follows from the attributes of its class.
+(`columns.layout_upgrades`); the rest of the code follows from the attributes of its class.
 
 Members score in the order of `MEMBERS`, and may use the scores of those before them: first the early fitted members,
 then the online ones, then the fitted ones that need the whole warm-up. It is also the order of columns in states.
@@ -9,7 +9,7 @@ from typing import Any
 
 from detection.members.counts import Counts
 from detection.members.isolation_forest.member import IsolationForest
-from detection.members.member import FittedMember, Member, OnlineMember
+from detection.members.member_interfaces import FittedMember, Member, OnlineMember
 from detection.members.ngram import Ngram
 from detection.members.origins.member import Origins
 from detection.members.parameter_values.member import ParameterValues

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import (
+from detection.columns.layout_upgrades import MODELS
+from detection.columns.state_columns import (
     State,
     Value,
     array_column,
@@ -20,7 +21,6 @@ from detection.columns.state import (
     scalar_columns,
     with_prefix,
 )
-from detection.columns.upgrades import MODELS
 
 UNFITTED = "unfitted"  # prefix in `meta`: why a member could not be fitted, by its name
 

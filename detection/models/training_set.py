@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import (
+from detection.columns.layout_upgrades import STATES
+from detection.columns.state_columns import (
     Columns,
     OtherVersionError,
     State,
@@ -18,7 +19,6 @@ from detection.columns.state import (
     scalar_column,
     with_prefix,
 )
-from detection.columns.upgrades import STATES
 from detection.models.model import Model
 from detection.models.model import from_columns as model_from_columns
 from detection.models.model import to_columns as model_to_columns

@@ -23,12 +23,12 @@ from detection.causes.fingerprints import (
     source_causes,
     value_causes,
 )
-from detection.causes.known import KnownCauses
+from detection.causes.known_causes import KnownCauses
 from detection.columns.runs import first_true, repeat_per_row
+from detection.members.fitted_member_view import CLOSING, COUNT_BUCKETS, Ints, View
 from detection.members.registry import MEMBERS
-from detection.members.view import CLOSING, COUNT_BUCKETS, Ints, View
 from detection.scoring.ensemble import Ensemble, Judgement
-from detection.scoring.outcomes import ANOMALY, NOVEL
+from detection.scoring.verdict_and_score import ANOMALY, NOVEL
 from detection.sessions.intake import session_key
 
 # Columns of the members that judge a line's values, and of those that judge its client.

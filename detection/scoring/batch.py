@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.members.fitted_member_view import Bools, Floats, Ints, Standing, View
 from detection.members.registry import ONLINE_NAMES
-from detection.members.view import Bools, Floats, Ints, Standing, View
 from detection.scoring.ensemble import Judgement
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.settings import AlarmSettings
+from detection.detection_settings import AlarmSettings
 
 SMALLEST_P = 1e-12
 # A p near 1 would weigh as much *against* an alarm as a p near 0 does for it; no member may veto.

@@ -17,12 +17,12 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.members.failing import MemberError, blamed_on
+from detection.members.failing_members import MemberError, blamed_on
+from detection.members.fitted_member_view import CLOSING, Floats, Standing, View
 from detection.members.isolation_forest.features import FEATURES, shown_features
-from detection.members.member import FittedMember, Member, Predictor
+from detection.members.member_interfaces import FittedMember, Member, Predictor
 from detection.members.registry import IN_NATS, LOOKS_AT, MEMBERS, NAMES, ONLINE_NAMES
 from detection.members.transformer.scoring import END, FIRST, UNSEEN
-from detection.members.view import CLOSING, Floats, Standing, View
 from detection.models.model import Model
 from detection.scoring.calibration import CalibrationScores, combined_p_values
 

@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.causes.fingerprints import SHAPE, source_causes
-from detection.causes.known import KnownCauses
+from detection.causes.known_causes import KnownCauses
 from detection.columns.runs import first_true, rank_in_run, repeat_per_row
+from detection.members.fitted_member_view import CLOSING as CLOSING_TEMPLATE
+from detection.members.fitted_member_view import Bools, Carry, Floats, Ints, Standing, View, with_templates_counted
 from detection.members.registry import NAMES
 from detection.members.transformer.scoring import window_start
-from detection.members.view import CLOSING as CLOSING_TEMPLATE
-from detection.members.view import Bools, Carry, Floats, Ints, Standing, View, with_templates_counted
 from detection.scoring.attribution import Reasons, RowSessions, muted_templates
 from detection.scoring.batch import Batch, Closings, Judged, LineStates
 from detection.scoring.ensemble import Ensemble, Judgement
 from detection.sessions import history as flag
 from detection.sessions.history import History
-from detection.sessions.table import WINDOW_TOKENS, Cut, SessionTable
+from detection.sessions.session_table import WINDOW_TOKENS, Cut, SessionTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +282,7 @@ def _record_for_training(recording: Recording, pieces: _Pieces, after: _Sessions
 
     What an incomplete ensemble flags is alerted, and still learned from: it has seen little, so most of what it has
     not seen is normal, and the trainer, which sees all sessions together, better tells those that are strange
-    (`training.train`, trimming).
+    (`training_run.train`, trimming).
     """
     batch, cut = pieces.batch, pieces.cut
     flags = np.where(pieces.by_row(batch.errors, False), flag.ERROR, 0).astype(np.uint8)

@@ -6,11 +6,11 @@ from typing import Self
 
 import numpy as np
 
-from detection.causes.known import KnownCauses
-from detection.members.online import OnlineMembers, Read
+from detection.causes.known_causes import KnownCauses
+from detection.members.all_online_members import OnlineMembers, Read
+from detection.members.fitted_member_view import Floats
 from detection.members.parsed_lines import ParsedLines
-from detection.members.view import Floats
-from detection.rules.engine import Hits, RuleSet
+from detection.rules.rule_matching import Hits, RuleSet
 from detection.scoring.batch import Batch
 from detection.sessions.intake import Intake, TemplateIds, read_lines
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, scalar_column
+from detection.columns.state_columns import Columns, State, scalar_column
+from detection.members.fitted_member_view import CLOSING
 from detection.members.registry import ONLINE_NAMES
-from detection.members.view import CLOSING
 from detection.models.training_set import ClosedSessions
 
 ROWS = 1 << 18

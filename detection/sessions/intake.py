@@ -12,12 +12,12 @@ from detection.formats.fields import Fields
 from detection.formats.kinds import parse_as_kind, parse_each_by_own_kind
 from detection.formats.requests import request_targets
 from detection.frames import Segment
-from detection.members.origins.lines import sources_of
+from detection.members.origins.line_features import sources_of
 from detection.members.parsed_lines import LinesOfAKind, ParsedLines
-from detection.rules.engine import Hits, RuleSet
-from detection.sessions.connections import LivingSources
+from detection.rules.rule_matching import Hits, RuleSet
+from detection.sessions.living_sources import LivingSources
 from detection.sessions.log_clock import from_the_future
-from detection.sessions.table import KEY_BYTES
+from detection.sessions.session_table import KEY_BYTES
 
 HALF_A_YEAR_SECONDS = 182 * 86_400.0
 TemplateIds = Callable[[str, Sequence[bytes]], NDArray[np.int32]]

@@ -17,7 +17,7 @@ from copy import copy
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, array_column, scalar_column
+from detection.columns.state_columns import Columns, State, array_column, scalar_column
 
 LEAP_SECONDS_ALLOWED = 3600.0
 AGREEING_LINES = 20

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, array_column, scalar_column
+from detection.columns.state_columns import Columns, State, array_column, scalar_column
 
 _RING_BYTES = 4 << 20
 _RING_LINES = 1 << 16

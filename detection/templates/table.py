@@ -43,7 +43,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import State, Value
+from detection.columns.state_columns import State, Value
 from detection.templates.masks import WILD, message_tokens, request_tokens, skeletons_of_contents
 from detection.templates.tree import ACCESS, FAMILIES, TEXT, Node, child_key, leaf_path_keys
 

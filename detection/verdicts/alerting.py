@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 
 from detection.causes.fingerprints import RULE, cause_in_words, source_causes
-from detection.members.online import OnlineMembers, Read
+from detection.members.all_online_members import OnlineMembers, Read
 from detection.members.parsed_lines import ParsedLines
-from detection.rules.engine import RuleSet
+from detection.rules.rule_matching import RuleSet
 from detection.scoring.batch import Judged
 from detection.scoring.ensemble import Ensemble
 from detection.sessions.recent_lines import RecentLines
 from detection.templates.table import TemplateTable
 from detection.verdicts.explanation import LINES_SHOWN, evidence_shown, explain_by_members, explanation_in_order
 from detection.verdicts.incidents import Incidents
-from detection.verdicts.records import Alerted, VerdictRows, shown_key, shown_session, shown_text
+from detection.verdicts.verdict_records import Alerted, VerdictRows, shown_key, shown_session, shown_text
 
 # An incident's first alerts are explained, but only so many of one batch, those first that open an incident: the cost
 # of a flood must not grow with its length.

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from detection.members.fitted_member_view import CLOSING, Standing, View
 from detection.members.registry import NAMES
-from detection.members.view import CLOSING, Standing, View
-from detection.rules.engine import Evidence
+from detection.rules.rule_matching import Evidence
 from detection.scoring.ensemble import Ensemble, Judgement
 
 LINES_SHOWN = 10

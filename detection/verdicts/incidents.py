@@ -11,8 +11,8 @@ recorded like any other, but not announced. An exempt alert (a rule's hit) is sh
 budget. It never joins an incident of the digest, where it would go unseen, but opens its own, which later alerts join
 in place of the other.
 
-Not every alert of an incident is recorded in full: `detection.verdicts.thinning` defines which are, and what stands for
-the others.
+Not every alert of an incident is recorded in full: `detection.verdicts.counted_alerts` defines which are, and what
+stands for the others.
 
 The table is bounded: the incidents quiet the longest make room. Columns of the state, a row an incident (k rows),
 in the order of their last alerts:
@@ -54,8 +54,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.causes.fingerprints import KINDS, WHAT_BYTES, cause_as_text, clipped_text
-from detection.columns.state import Columns, State, array_column, scalar_column
-from detection.verdicts.thinning import (
+from detection.columns.state_columns import Columns, State, array_column, scalar_column
+from detection.verdicts.counted_alerts import (
     AlertColumns,
     CountedGroup,
     CountedRecord,

@@ -10,7 +10,7 @@ import trio
 
 from actors.scoring import Scoring
 from detection.causes.fingerprints import KINDS, cause_as_text
-from detection.columns.state import Columns, State
+from detection.columns.state_columns import Columns, State
 from detection.detector import Detector
 from detection.frames import (
     FeedbackFrame,
@@ -23,9 +23,9 @@ from detection.frames import (
 )
 from detection.models.training_set import TrainingCutoff
 from detection.summary import Summary
-from detection.verdicts.records import Verdicts
+from detection.verdicts.verdict_records import Verdicts
 from persistence.journal import JournalError
-from persistence.segment import Entry
+from persistence.journal_segment import Entry
 from persistence.store import SnapshotInfo
 
 

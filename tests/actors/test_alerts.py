@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from actors import alerts as module
 from actors.alerts import Alerts, Outlet, run_alerts
 from actors.record_ids import record_id_key
-from detection.verdicts.records import Verdicts
+from detection.verdicts.verdict_records import Verdicts
 from tests.actors.fakes import FakeVerdicts, FakeWriter, record
 
 

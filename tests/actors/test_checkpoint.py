@@ -20,9 +20,9 @@ from actors.checkpoint import (
 )
 from actors.scoring import run_scoring
 from actors.sequencer import Chunk, Request, Sequencer, run_sequencer
-from detection.columns.state import Columns, State, digest
+from detection.columns.state_columns import Columns, State, digest
 from detection.frames import Segment, Sequenced
-from detection.verdicts.records import Verdicts
+from detection.verdicts.verdict_records import Verdicts
 from persistence.store import SnapshotInfo
 from tests.actors.fakes import FakeDetector, FakeStore, FakeWriter, scoring_of, wall_clock
 

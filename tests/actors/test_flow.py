@@ -8,9 +8,9 @@ from pathlib import Path
 import trio
 
 from actors.ingest import IngestSettings, run_ingest
-from detection.columns.state import Columns
+from detection.columns.state_columns import Columns
 from detection.frames import LinesFrame, decode_frame
-from persistence.segment import Entry
+from persistence.journal_segment import Entry
 from persistence.store import SnapshotInfo, Store, open_store
 from tests.actors.fakes import FakeStore
 from tests.actors.test_checkpoint import Flow

@@ -18,10 +18,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from actors.connection_places import CALM_SECONDS, IDLE_SECONDS, SILENT_SECONDS
 from actors.connection_turns import CHUNK_BYTES
 from actors.ingest import ACCEPT_PAUSE_SECONDS, Counters, IngestSettings, Inherited, run_ingest
-from actors.peek_mark import SO_PEEK_OFF, Keeper, peek_marks_work, set_peek_mark
+from actors.journaled_mark import SO_PEEK_OFF, Keeper, peek_marks_work, set_peek_mark
 from actors.sequencer import Chunk
 from detection.frames import Segment
-from detection.sessions.connections import LivingSource, LivingSources
+from detection.sessions.living_sources import LivingSource, LivingSources
 
 
 @dataclass
@@ -606,8 +606,8 @@ async def test_a_kept_connection_that_never_spoke_gives_way_like_any_other(
 async def test_connections_that_found_no_room_in_the_store_are_told_of_and_kept_when_there_is(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("actors.fd_store.PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr("actors.fd_store.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("actors.descriptor_store.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("actors.descriptor_store.RETRY_SECONDS", 0.01)
     store.places = 3
     async with ingesting(tmp_path, keeper=store) as ingest:
         counters = ingest.counters

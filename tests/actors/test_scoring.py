@@ -7,10 +7,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.latest_summary import LatestSummary
 from actors.scoring import HEARTBEAT_SECONDS, Scoring, StateAbandoned, run_scoring
-from detection.columns.state import State
+from detection.columns.state_columns import State
 from detection.frames import LinesFrame, Segment, Sequenced
 from detection.summary import Summary
-from detection.verdicts.records import Verdicts
+from detection.verdicts.verdict_records import Verdicts
 from tests.actors.fakes import FakeDetector, FakeTrainingSet, FakeVerdicts, scoring_of
 
 

@@ -19,7 +19,7 @@ from actors.sequencer import (
     submit_frame,
 )
 from detection.frames import FlushFrame, LinesFrame, Segment, Sequenced, SkipFrame, TickFrame, decode_frame
-from persistence.segment import Entry
+from persistence.journal_segment import Entry
 from tests.actors.fakes import FakeStore, wall_clock
 from tests.actors.test_checkpoint import until
 

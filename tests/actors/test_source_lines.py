@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from actors.source_lines import SAMPLE_LINES, Source
 from detection.frames import Segment
-from detection.sessions.connections import LivingSource, LivingSources
+from detection.sessions.living_sources import LivingSource, LivingSources
 
 
 def plain(lines: Sequence[bytes]) -> str:

@@ -24,7 +24,7 @@ from actors.training_status import TrainingStatus
 from detection.frames import ModelFrame, RefusedFrame, decode_frame
 from detection.models.model import Model
 from detection.models.training_set import TrainingCutoff
-from persistence.snapshot import read_snapshot
+from persistence.snapshot_file import read_snapshot
 from persistence.training_files import read_training_attempts, write_training_input
 from tests.actors.fakes import FakeStore
 from tests.actors.test_checkpoint import Flow, until

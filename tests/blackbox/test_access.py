@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from benchmarks.running import Vigild, vigild
-from daemon.access import User, as_user
 from daemon.demo.__main__ import free_port
+from daemon.file_access import User, as_user
 
 NOBODY, GROUP = 65534, 64321
 VIGILCTL = [sys.executable, "-m", "daemon.vigilctl"]

@@ -28,7 +28,7 @@ BODIES = {
 NAMES = {"<alert>": "1", "<generation>": "1", "<name>": "snapshot-00000000000000000001.msgpack"}
 # As if it were not known yet whether there is anything to subscribe to, when the response begins.
 LATE_SUBSCRIPTION = """
-import daemon.api.events as events
+import daemon.api.event_streams as events
 from contextlib import asynccontextmanager
 def late(control, everything):
     @asynccontextmanager

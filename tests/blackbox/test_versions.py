@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from benchmarks.running import sample_lines, vigild
-from detection.columns.upgrades import STATES
+from detection.columns.layout_upgrades import STATES
 from detection.frames import ModelFrame
-from persistence import model_file, segment, snapshot
+from persistence import journal_segment, model_file, snapshot_file
 from persistence.format_preamble import SIZE, pack_preamble
 from tests.faults.altered import BRIEF_TRAINING, alter, restore
 
@@ -26,9 +26,9 @@ LINES = 1701  # in it
 
 # A program of the next layout: its state has a part more.
 NEXT = """
-import detection.columns.upgrades as upgrades
+import detection.columns.layout_upgrades as upgrades
 from detection.detector import Detector
-from detection.columns.state import layout_hash
+from detection.columns.state_columns import layout_hash
 newest, export = upgrades.STATES.newest, Detector.export
 upgrades.LAYOUTS[newest + 1] = {**upgrades.LAYOUTS[newest], "later": layout_hash({"members": b""})}
 upgrades.UPGRADES[newest] = lambda state: {**state, "later.members": b"[]"}
@@ -36,7 +36,7 @@ Detector.export = lambda self: {**export(self), "later.members": b"[]"}
 """
 # A program whose models have another layout, without an upgrade for older ones.
 OTHER_MODELS = """
-import detection.columns.upgrades as upgrades
+import detection.columns.layout_upgrades as upgrades
 newest = upgrades.MODELS.newest
 upgrades.MODEL_LAYOUTS[newest + 1] = {**upgrades.MODEL_LAYOUTS[newest], "ngram": "00000000"}
 """
@@ -44,22 +44,22 @@ upgrades.MODEL_LAYOUTS[newest + 1] = {**upgrades.MODEL_LAYOUTS[newest], "ngram":
 
 def newer_snapshot(state: Path) -> Path:
     path = sorted(state.glob("snapshot-*"))[-1]
-    path.write_bytes(pack_preamble(snapshot.MAGIC, snapshot.VERSION + 1) + path.read_bytes()[SIZE:])
+    path.write_bytes(pack_preamble(snapshot_file.MAGIC, snapshot_file.VERSION + 1) + path.read_bytes()[SIZE:])
     return path
 
 
 def newer_journal(state: Path) -> Path:
     path = sorted(state.glob("journal-*"))[-1]
-    path.write_bytes(pack_preamble(segment.MAGIC, segment.VERSION + 1) + path.read_bytes()[SIZE:])
+    path.write_bytes(pack_preamble(journal_segment.MAGIC, journal_segment.VERSION + 1) + path.read_bytes()[SIZE:])
     return path
 
 
 def newer_state(state: Path) -> Path:
     """A file of today's format with contents of a later version."""
     path = sorted(state.glob("snapshot-*"))[-1]
-    seq, line, columns = snapshot.read_snapshot(path)
-    _, models = snapshot.check_snapshot(path)
-    snapshot.write_snapshot(path, seq, line, {**columns, "format": STATES.newest + 1}, models=models)
+    seq, line, columns = snapshot_file.read_snapshot(path)
+    _, models = snapshot_file.check_snapshot(path)
+    snapshot_file.write_snapshot(path, seq, line, {**columns, "format": STATES.newest + 1}, models=models)
     return path
 
 
@@ -77,10 +77,10 @@ def newer_model(state: Path) -> Path:
 def other_state(state: Path) -> Path:
     """A column is missing, as between two versions that gave their states the same number."""
     path = sorted(state.glob("snapshot-*"))[-1]
-    seq, line, columns = snapshot.read_snapshot(path)
-    _, models = snapshot.check_snapshot(path)
+    seq, line, columns = snapshot_file.read_snapshot(path)
+    _, models = snapshot_file.check_snapshot(path)
     del columns["sessions.last_time"]
-    snapshot.write_snapshot(path, seq, line, columns, models=models)
+    snapshot_file.write_snapshot(path, seq, line, columns, models=models)
     return path
 
 
@@ -92,10 +92,10 @@ def other_model(state: Path) -> Path:
     columns["parts.transformer/2.mix.bias"] = columns["parts.transformer/1.mix.bias"]
     written = model_file.write_model(state, columns)
     newest = sorted(state.glob("snapshot-*"))[-1]
-    seq, line, columns = snapshot.read_snapshot(newest)
+    seq, line, columns = snapshot_file.read_snapshot(newest)
     in_force = msgspec.json.decode(columns["model"], type=ModelFrame)  # type: ignore[arg-type]
     columns["model"] = msgspec.json.encode(ModelFrame(in_force.generation, written.name, written.sha256))
-    snapshot.write_snapshot(newest, seq, line, columns, models=[written.name])
+    snapshot_file.write_snapshot(newest, seq, line, columns, models=[written.name])
     return state / written.name
 
 
@@ -165,7 +165,7 @@ def test_a_directory_is_upgraded_by_the_next_version_and_refused_by_the_previous
         assert (status["recovery"]["tier"], status["logs_processed"]) == ("full", LINES + 10)
         assert not status["transformer_ready"]  # of the early snapshot
         taken = daemon.post("/checkpoint")["path"]
-        assert snapshot.read_snapshot(Path(taken))[2]["format"] == STATES.newest + 1
+        assert snapshot_file.read_snapshot(Path(taken))[2]["format"] == STATES.newest + 1
         assert daemon.stop() == 0
 
         before = contents(state)

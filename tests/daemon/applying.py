@@ -5,15 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from daemon.startup.detector_recovery import Recovered, recover_detector
 from daemon.startup.read_back import ReadBack
-from daemon.startup.replay import Recovered, recover_detector
-from daemon.startup.scan import Found, scan_directory
-from detection.columns.state import digest
+from daemon.startup.startup_scan import Found, scan_directory
+from detection.columns.state_columns import digest
 from detection.detector import Detector
 from detection.frames import Frame, Sequenced, SkipFrame, WithdrawnFrame, count_lines, encode_frame
 from detection.models.model import Model
-from detection.verdicts.records import Verdicts
-from persistence.segment import Entry
+from detection.verdicts.verdict_records import Verdicts
+from persistence.journal_segment import Entry
 from persistence.store import Store, open_store
 
 

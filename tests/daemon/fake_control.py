@@ -6,7 +6,7 @@ from typing import Any
 
 import trio
 
-from daemon.control.interface import ControlError
+from daemon.control.control_interface import ControlError
 
 REFUSAL = "the anchor set got worse: .91 to .84"
 ACTIVE = {"rule_based": True, "isolation_forest": True, "transformer": False}

@@ -5,9 +5,9 @@ from typing import NoReturn
 
 import pytest
 
-from daemon.startup.records import last_record_ids
+from daemon.startup.resumed_alerts import last_record_ids
 from persistence.disk import REAL
-from persistence.high_water import HighWaterMark
+from persistence.high_water_mark import HighWaterMark
 from persistence.jsonl import JsonlWriter
 
 

@@ -39,11 +39,11 @@ def test_signals_at_the_very_start_neither_end_it_nor_make_it_print_a_traceback(
 import signal, sys
 import daemon.main
 assert "msgspec" not in sys.modules, "what takes long to import is imported before signals are seen to"
-import daemon.settings
+import daemon.settings_file
 def load(*_):
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.raise_signal(number)
-daemon.settings.load_settings = load
+daemon.settings_file.load_settings = load
 sys.exit(daemon.main.main([]))
 """
     env = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}

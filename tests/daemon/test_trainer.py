@@ -17,7 +17,7 @@ import pytest
 from daemon.trainer import ORPHANED, Notebook, training_program
 from detection.models.model import from_columns
 from persistence.model_file import read_model
-from persistence.snapshot import write_snapshot
+from persistence.snapshot_file import write_snapshot
 from persistence.training_files import partial_result_path, read_partial_result, write_partial_result
 from tests.detection.streams import stream
 

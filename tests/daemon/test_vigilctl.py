@@ -23,12 +23,12 @@ import trio
 from daemon.api import server
 from daemon.api.app import create_app
 from daemon.client import send_command
-from daemon.client.admin import DEFAULT_URL, Admin, Failure, admin_urls
+from daemon.client.admin_client import DEFAULT_URL, Admin, Failure, admin_urls
 from daemon.client.commands import BATCH_BYTES
-from daemon.client.text.explanation import explanation_lines
-from daemon.client.text.values import Style, printable
-from daemon.control.interface import ControlError
-from daemon.control.train_from import MAX_CHUNK_BYTES
+from daemon.client.text.explanation_text import explanation_lines
+from daemon.client.text.formatting import Style, printable
+from daemon.control.control_interface import ControlError
+from daemon.control.vouched_uploads import MAX_CHUNK_BYTES
 from tests.daemon.fake_control import FakeControl, incident, record
 
 VIGILCTL = (sys.executable, "-m", "daemon.vigilctl")
@@ -164,8 +164,8 @@ def test_an_answer_of_another_program_is_an_error_of_one_line(
 def test_a_silent_daemon_is_not_waited_for_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    monkeypatch.setattr("daemon.client.admin.ANSWER_SECONDS", 0.05)
-    monkeypatch.setattr("daemon.client.admin.SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr("daemon.client.admin_client.ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr("daemon.client.admin_client.SILENCE_SECONDS", 0.05)
     told = threading.Event()
     peer = Peer(tmp_path / "admin.sock", lambda connection: told.wait(30))
     admin = Admin([f"unix:{tmp_path}/admin.sock"])

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from detection.columns.state import State
+from detection.columns.state_columns import State
+from detection.detection_settings import AlarmSettings
 from detection.detector import Detector
 from detection.frames import ModelFrame
 from detection.models.model import Model
-from detection.settings import AlarmSettings
 from tests.detection.journal import Journal
 from tests.detection.simple import CLOSE, READ, RETRY, finished, said, session, simple
 

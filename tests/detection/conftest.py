@@ -11,7 +11,7 @@ import pytest
 from detection.frames import LinesFrame
 
 if TYPE_CHECKING:
-    from detection.columns.state import State
+    from detection.columns.state_columns import State
     from detection.models.model import Model
     from tests.detection.journal import Journal
 
@@ -27,7 +27,7 @@ def lines() -> list[bytes]:
 @pytest.fixture(scope="session")
 def model(lines: list[bytes]) -> "Model":
     """All members, trained for a short while on the first WARMUP lines."""
-    from detection.learning.training import train
+    from detection.learning.training_run import train
     from detection.members.transformer import fitting as transformer
     from tests.detection.journal import RECEIVED, WARMUP, segment, started
 

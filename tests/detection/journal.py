@@ -5,11 +5,11 @@ import importlib.resources
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from detection.detection_settings import DetectionSettings, LearningSettings, RuleText
 from detection.detector import Detector
 from detection.frames import Frame, LinesFrame, Segment, Sequenced, SettingsFrame, count_lines
 from detection.models.model import Model
-from detection.settings import DetectionSettings, LearningSettings, RuleText
-from detection.verdicts.records import Verdicts
+from detection.verdicts.verdict_records import Verdicts
 
 RECEIVED = 1_700_100_000.0  # after all that the lines of tests are of
 WARMUP = 3000

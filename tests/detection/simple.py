@@ -7,10 +7,10 @@ from typing import Any, Literal
 import numpy as np
 
 from detection.causes.fingerprints import KINDS
+from detection.detection_settings import AlarmSettings, SessionSettings
 from detection.frames import FeedbackFrame, FlushFrame, LinesFrame, ModelFrame, Segment
-from detection.learning.training import train
+from detection.learning.training_run import train
 from detection.models.model import Model
-from detection.settings import AlarmSettings, SessionSettings
 from tests.detection.journal import RECEIVED, Journal, started
 
 BEGAN = 1_700_000_000

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from detection.columns.state import Value
-from detection.learning.training import Progress, train
-from detection.members.member import FitData
+from detection.columns.state_columns import Value
+from detection.learning.training_run import Progress, train
+from detection.members.fitted_member_view import Floats, Standing, view_of_whole_sessions
+from detection.members.member_interfaces import FitData
 from detection.members.registry import NAMES, ONLINE_NAMES
-from detection.members.view import Floats, Standing, view_of_whole_sessions
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
 from detection.scoring.ensemble import Ensemble

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from detection.columns.state import digest
+from detection.columns.state_columns import digest
+from detection.detection_settings import SessionSettings
 from detection.detector import Detector
 from detection.frames import (
     FlushFrame,
@@ -23,7 +24,6 @@ from detection.frames import (
     encode_frame,
 )
 from detection.models.model import Model
-from detection.settings import SessionSettings
 from tests.detection.journal import RECEIVED, WARMUP, frames_of, segment, started
 
 

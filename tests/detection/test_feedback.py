@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 import pytest
 
-from detection.columns.state import State, digest
+from detection.columns.state_columns import State, digest
 from detection.detector import Detector
 from detection.frames import FeedbackFrame, LinesFrame, RefusedFrame, Sequenced
-from detection.learning import training as run
+from detection.learning import training_run as run
 from detection.models.model import Model
 from tests.detection.journal import ATTACK, RECEIVED, Journal, segment, started
 from tests.detection.simple import (

@@ -5,6 +5,14 @@ from typing import Any
 import msgpack
 import pytest
 
+from detection.detection_settings import (
+    AlarmSettings,
+    DetectionSettings,
+    FormatSettings,
+    LearningSettings,
+    RuleText,
+    SessionSettings,
+)
 from detection.frames import (
     FeedbackFrame,
     FlushFrame,
@@ -21,14 +29,6 @@ from detection.frames import (
     decode_frame,
 )
 from detection.models.training_set import TrainingCutoff
-from detection.settings import (
-    AlarmSettings,
-    DetectionSettings,
-    FormatSettings,
-    LearningSettings,
-    RuleText,
-    SessionSettings,
-)
 
 # As they are in users' journals: none is ever edited. A field that came later has its default in what is expected.
 SEGMENT = {"source": "a-1", "kind": "access", "data": b"x\ny", "lines": 1}

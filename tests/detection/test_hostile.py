@@ -9,19 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detection.causes import known
+from detection.causes import known_causes
 from detection.causes.fingerprints import shape_causes
-from detection.columns.state import digest
+from detection.columns.state_columns import digest
+from detection.detection_settings import AlarmSettings, SessionSettings
 from detection.detector import Detector
 from detection.frames import FlushFrame, Segment, VouchedFrame
-from detection.learning import exclusions as labels
-from detection.learning import training as run
-from detection.learning.training import train
+from detection.learning import excluded_sessions as labels
+from detection.learning import training_run as run
+from detection.learning.training_run import train
 from detection.models.model import Model
 from detection.scoring.attribution import Reasons
 from detection.sessions import log_clock as clock
-from detection.sessions.table import LONGEST_SESSION, SessionTable
-from detection.settings import AlarmSettings, SessionSettings
+from detection.sessions.session_table import LONGEST_SESSION, SessionTable
 from detection.templates.table import TemplateTable
 from tests.detection.journal import RECEIVED, Journal, started
 from tests.detection.simple import (
@@ -144,7 +144,7 @@ def test_a_source_of_a_fifth_of_the_traffic_that_slowly_turns_bad_is_still_flagg
 def test_without_a_cap_and_other_sources_word_it_would_have_made_itself_normal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "LARGEST_SHARE", 1.0)
     monkeypatch.setattr(run, "MANY_KEYS", 10**9)
-    monkeypatch.setattr(known, "ADMITTED_KEYS", 1)
+    monkeypatch.setattr(known_causes, "ADMITTED_KEYS", 1)
     assert sum(slowly_turning_bad()) < 6
 
 

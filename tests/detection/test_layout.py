@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 from sklearn.ensemble import IsolationForest
 
-from detection.columns.state import Columns, NewerVersionError, OtherVersionError, State, layout_hash, layouts_of_parts
-from detection.columns.upgrades import MODELS, STATES, Versions
+from detection.columns.layout_upgrades import MODELS, STATES, Versions
+from detection.columns.state_columns import (
+    Columns,
+    NewerVersionError,
+    OtherVersionError,
+    State,
+    layout_hash,
+    layouts_of_parts,
+)
 from detection.detector import Detector
 from detection.frames import VouchedFrame
 from detection.members.isolation_forest.fitting import forest_columns
@@ -59,7 +66,7 @@ def released(what: str) -> dict[int, dict[str, str]]:
 
 
 def test_no_layout_changes_without_a_number_and_a_step(state: State, model: Model) -> None:
-    """After a change of columns `detection.columns.upgrades` says what to do, and this which digests to put there."""
+    """After a change of columns `columns.layout_upgrades` says what to do, and this which digests to put there."""
     assert complaints(STATES, state, released("state")) == []
     assert complaints(MODELS, to_columns(model), released("model")) == []
     assert STATES.parts(state).keys() == STATES.layouts[STATES.newest].keys()

@@ -50,7 +50,7 @@ def compiled_at_import() -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_no_compiled_pattern_has_a_possessive_group() -> None:
     found = compiled_at_import()
-    assert {"detection/formats/access.py", "detection/templates/masks.py", "persistence/high_water.py"} <= {
+    assert {"detection/formats/access.py", "detection/templates/masks.py", "persistence/high_water_mark.py"} <= {
         each["where"].partition(":")[0] for each in found
     }
     wrong = {

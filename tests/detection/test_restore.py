@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detection.columns.state import digest
+from detection.columns.state_columns import digest
 from detection.detector import Detector
 from detection.frames import (
     FlushFrame,

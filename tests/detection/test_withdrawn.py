@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from detection.columns.state import State, columns_under, digest
+from detection.columns.state_columns import State, columns_under, digest
 from detection.detector import Detector
 from detection.frames import Frame, LinesFrame, ModelFrame, ReturnedFrame, Segment, Sequenced, TickFrame
 from detection.members.counts import Counts
-from detection.members.failing import LONGEST_REASON, MemberError, blamed_on
+from detection.members.failing_members import LONGEST_REASON, MemberError, blamed_on
+from detection.members.fitted_member_view import view_of_whole_sessions
 from detection.members.ngram import Ngram
 from detection.members.registry import NAMES
-from detection.members.view import view_of_whole_sessions
 from detection.models.model import Model
 from detection.scoring.ensemble import Ensemble
-from detection.verdicts.records import Verdicts
+from detection.verdicts.verdict_records import Verdicts
 from tests.detection.journal import RECEIVED, Journal
 from tests.detection.simple import CLOSE, NEW, OPEN, READ, fed, learned_by, session, simple, usual
 from tests.detection.streams import habits, standing, stream

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.columns.runs import repeat_per_row
+from detection.members.fitted_member_view import CLOSING, COUNT_BUCKETS, Carry, View, with_templates_counted
 from detection.members.registry import ONLINE_NAMES
-from detection.members.view import CLOSING, COUNT_BUCKETS, Carry, View, with_templates_counted
 
 
 @dataclass(frozen=True)

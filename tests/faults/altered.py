@@ -13,7 +13,7 @@ sys.exit(main(sys.argv[1:]))
 STATE_WAITS = """
 import time
 from pathlib import Path
-from daemon.startup.recovery import BackgroundRecovery
+from daemon.startup.background_recovery import BackgroundRecovery
 recover = BackgroundRecovery.run
 async def late(self, *args):
     import trio

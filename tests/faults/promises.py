@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from persistence.journal_segment import Entry
 from persistence.jsonl import open_jsonl, record_files
-from persistence.segment import Entry
 from persistence.store import open_store
 from tests.faults.worker import KEEP, Records
 from tests.persistence.ledger import State, fold, recovered, restored

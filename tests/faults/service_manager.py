@@ -47,9 +47,8 @@ class Managed(Vigild):
     ) -> None:
         super().__init__(home, settings=settings)
         self._places = places
-        entry = ["-c", program] if program else ["-m", "daemon.main"]
-        paths = ["--config", str(home / "vigild.toml"), "--state-dir", str(self.state)]
-        self._start = [sys.executable, *entry, *paths]
+        self._paths = ["--config", str(home / "vigild.toml"), "--state-dir", str(self.state)]
+        self.use_program(program)
         self._output = home / "log"
         self._listener = socket.socket(socket.AF_UNIX)
         self._given = [self._listener] if listen else []
@@ -70,6 +69,11 @@ class Managed(Vigild):
         self._calm = threading.Lock()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
+
+    def use_program(self, program: str) -> None:
+        """What later starts run."""
+        entry = ["-c", program] if program else ["-m", "daemon.main"]
+        self._start = [sys.executable, *entry, *self._paths]
 
     def launch(self) -> "Managed":
         self._catch_up()

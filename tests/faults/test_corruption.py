@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from persistence.disk import REAL
+from persistence.journal_segment import HEADER_BYTES, Entry, scan_segment
 from persistence.model_file import ModelError
-from persistence.segment import HEADER_BYTES, Entry, scan_segment
-from persistence.snapshot import check_snapshot
+from persistence.snapshot_file import check_snapshot
 from persistence.store import open_store
 from tests.persistence.ledger import Ledger, State, fold, restored, save, toy_model
 

@@ -31,11 +31,11 @@ import actors.connection_places
 actors.connection_places.Places._shut_down_connection = lambda self, place: False
 """
 WHOEVER_COMES_HAS_A_PLACE = """
-import daemon.api.connections
+import daemon.api.http_connections
 async def came(self):
     return True
-daemon.api.connections.Connection.read_head = came
-daemon.api.connections.Room._make_way = lambda self: float("inf")
+daemon.api.http_connections.Connection.read_head = came
+daemon.api.http_connections.Room._make_way = lambda self: float("inf")
 """
 FLOODERS = 20
 

@@ -18,7 +18,7 @@ import pytest
 from actors.connection_places import SILENT_SECONDS
 from actors.ingest import MAX_CONNECTIONS
 from benchmarks.running import Vigild, sample_lines, vigild
-from daemon.control.degraded import CODES
+from daemon.control.degraded_reasons import CODES
 from tests.faults.altered import BRIEF_TRAINING, alter
 from tests.faults.service_manager import SETTINGS, Managed
 

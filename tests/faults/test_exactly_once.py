@@ -22,19 +22,21 @@ KILLS = int(os.environ.get("VIGILD_FAULTS", "500")) // 50
 STEADY_SENDERS = 3
 SENT_AT_ONCE = 200
 
-# What each control leaves out, with the critical moment prolonged so that kills hit it.
-NEVER_RECOGNISES = """
+# The critical moment prolonged, so that kills hit it; and what each control leaves out then.
+CONSUMES_LATE = """
 import actors.ingest, trio
 consume = actors.ingest._consume_peeked_bytes
 async def late(connection, size):
     await trio.sleep(0.1)
     await consume(connection, size)
 actors.ingest._consume_peeked_bytes = late
+"""
+NEVER_RECOGNISES = f"""{CONSUMES_LATE}
 actors.ingest.journaled_bytes = lambda connection, source: 0
 """
 TRUSTS_EVERY_MARK = """
 import actors.ingest, trio
-from actors.peek_mark import SO_PEEK_OFF
+from actors.journaled_mark import SO_PEEK_OFF
 commit = actors.ingest._Ingest._commit_segment
 async def late(self, segment):
     await trio.sleep(0.1)
@@ -119,11 +121,12 @@ def journal_grows(state: Path) -> None:
 
 
 def torment(
-    daemon: Managed, rounds: int, end: Callable[[int], int], *, at_most: int = 0
+    daemon: Managed, rounds: int, end: Callable[[int], int], *, program_after: str = "", rounds_after: int = 0
 ) -> tuple[Senders, list[str], int]:
     """Start, kill with `end`, start again; returns the senders, the judged lines, and how many chunks were recognised.
 
-    On a busy machine a kill seldom comes in time to leave one: `at_most` rounds then, until one did.
+    On a busy machine a kill seldom comes in time to leave one. `rounds_after` more follow then, of `program_after`,
+    until one did.
     """
     seed = random.SystemRandom().randrange(1 << 32)
     print("seed", seed)
@@ -133,9 +136,11 @@ def torment(
     assert daemon.status()["ingest"]["exactly_once"] is True
     assert daemon.status()["places"]["log_socket_of"] == "service manager"
     senders = Senders(daemon, seed)
-    for number in range(max(rounds, at_most)):
+    for number in range(rounds + rounds_after):
         if number >= rounds and recognised:
             break
+        if number == rounds:
+            daemon.use_program(program_after)
         # Whenever it comes: mostly something is being journaled, consumed or saved then.
         threading.Event().wait(chance.uniform(0.05, 0.4))
         senders.send_and_close(f"hasty-{number}", daemon.connect())
@@ -168,9 +173,14 @@ def differences(sent: list[str], judged: list[str]) -> tuple[int, int]:
 def test_every_line_of_every_sender_once_over_kills_and_restarts(tmp_path: Path) -> None:
     with managed(tmp_path) as daemon:
         senders, judged, recognised = torment(
-            daemon, KILLS, lambda number: signal.SIGTERM if number % 4 == 3 else signal.SIGKILL, at_most=4 * KILLS
+            daemon,
+            KILLS,
+            lambda number: signal.SIGTERM if number % 4 == 3 else signal.SIGKILL,
+            # All that is promised by the daemon itself; then the same one with its critical moment prolonged.
+            program_after=CONSUMES_LATE + RUN,
+            rounds_after=10,
         )
-        print(f"{KILLS} ends, {len(judged):,} lines, {recognised} chunks recognised")
+        print(f"at least {KILLS} ends, {len(judged):,} lines, {recognised} chunks recognised")
         assert senders.errors == []
         assert differences(senders.sent, judged) == (0, 0)
         for name in {text.split()[0] for text in judged}:

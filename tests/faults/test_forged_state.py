@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from benchmarks.running import Vigild, vigild
+from persistence.journal_segment import Entry
 from persistence.model_file import read_model, write_model
-from persistence.segment import Entry
-from persistence.snapshot import check_snapshot, read_snapshot, write_snapshot
+from persistence.snapshot_file import check_snapshot, read_snapshot, write_snapshot
 from persistence.store import open_store
 from tests.faults.altered import alter
 
@@ -21,9 +21,9 @@ LINES = 1701  # accepted, all in all
 
 Columns = dict[str, Any]
 UNCHECKED = """
-import daemon.startup.replay, daemon.startup.scan
-daemon.startup.scan.check_state = lambda state: None
-daemon.startup.replay.check_model = lambda columns: None
+import daemon.startup.detector_recovery, daemon.startup.startup_scan
+daemon.startup.startup_scan.check_state = lambda state: None
+daemon.startup.detector_recovery.check_model = lambda columns: None
 """
 
 
@@ -110,7 +110,7 @@ def test_without_that_the_daemon_does_not_start(daemon: Vigild) -> None:
     append(daemon, {"type": "model", "generation": 10**17, "name": "../../x.pt", "sha256": ""})
     alter(
         daemon,
-        "import daemon.startup.replay as replay\nreplay.OSError = Exception\n",  # nothing is the frame's fault
+        "import daemon.startup.detector_recovery as module\nmodule.OSError = Exception\n",  # none is the frame's fault
     )
     daemon.launch()
     assert daemon.process is not None and daemon.process.wait(60.0) == 1

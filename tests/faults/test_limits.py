@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.running import Vigild, sample_lines, vigild
-from daemon.host.limits import MIN_ADDRESS_SPACE, MIN_FILES
+from daemon.host.process_limits import MIN_ADDRESS_SPACE, MIN_FILES
 from tests.faults.altered import alter
 
-UNCHECKED = "import daemon.host.limits\ndaemon.host.limits.refuse_small_limits = lambda: None\n"
+UNCHECKED = "import daemon.host.process_limits\ndaemon.host.process_limits.refuse_small_limits = lambda: None\n"
 
 
 def limited(daemon: Vigild, *limits: str) -> Vigild:
@@ -51,8 +51,8 @@ import daemon.lifecycle
 daemon.lifecycle.share_descriptors = lambda most, sockets: most
 """
 TRIO_ACCEPTS = """
-import daemon.api.connections
-daemon.api.connections.Room._accept_when_possible = lambda self: self._listener.accept()
+import daemon.api.http_connections
+daemon.api.http_connections.Room._accept_when_possible = lambda self: self._listener.accept()
 """
 
 

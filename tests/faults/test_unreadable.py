@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.running import Vigild, sample_lines, vigild
-from persistence.directory import StoreError
 from persistence.disk import REAL
 from persistence.journal import JournalError
-from persistence.segment import HEADER_BYTES
+from persistence.journal_segment import HEADER_BYTES
+from persistence.state_directory import StoreError
 from persistence.store import open_store
 from tests.faults.altered import BRIEF_TRAINING, alter, restore
 from tests.persistence.disks import FaultyDisk

@@ -23,9 +23,9 @@ if ctypes.CDLL(None, use_errno=True).prctl(65, 1, 0, 0, 0):
     raise SystemExit("no PR_SET_MDWE")
 """
 NO_WITHDRAWAL = """
-import daemon.startup.ladder
-daemon.startup.ladder.NAMES = ()
-daemon.startup.ladder.MemberError = ()
+import daemon.startup.failing_frames
+daemon.startup.failing_frames.NAMES = ()
+daemon.startup.failing_frames.MemberError = ()
 """
 
 

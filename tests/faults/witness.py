@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from detection.columns.state import digest
+from detection.columns.state_columns import digest
 from detection.detector import Detector
 from detection.frames import Frame, LinesFrame, ModelFrame, Sequenced, SkipFrame, decode_frame
 from detection.models.model import Model, from_columns
 from persistence.journal import JournalReader
 from persistence.model_file import read_model
-from persistence.snapshot import read_snapshot
+from persistence.snapshot_file import read_snapshot
 
 _KEPT = ("journal-*.log", "snapshot-*.msgpack", "model-*.pt")
 _LOOK_SECONDS = 0.02

@@ -22,11 +22,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from persistence import jsonl
-from persistence.directory import StoreError
 from persistence.disk import REAL, Disk, File
 from persistence.journal import JournalError
+from persistence.journal_segment import Entry
 from persistence.jsonl import JsonlWriter, open_jsonl
-from persistence.segment import Entry
+from persistence.state_directory import StoreError
 from persistence.store import Store, open_store
 from tests.persistence.ledger import State, restored, save, toy_model
 

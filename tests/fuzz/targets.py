@@ -25,27 +25,25 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import trio.testing
 
-from actors.peek_mark import SO_PEEK_OFF, journaled_bytes
+from actors.journaled_mark import SO_PEEK_OFF, journaled_bytes
 from actors.source_lines import Source
-from daemon import settings
+from daemon import settings_file
 from daemon.api.app import create_app
-from daemon.api.bodies import BatchRequest, DetectRequest, FeedbackRequest, decode_body, line_bytes, note_text
-from daemon.control.interface import ControlError
-from daemon.startup.records import last_record_ids
+from daemon.api.json_bodies import BatchRequest, DetectRequest, FeedbackRequest, decode_body, line_bytes, note_text
+from daemon.control.control_interface import ControlError
+from daemon.startup.resumed_alerts import last_record_ids
 from detection import frames
+from detection.detection_settings import DetectionSettings, RuleText
 from detection.formats.kinds import KINDS, parse_as_kind, parse_each_by_own_kind, recognise
 from detection.frames import Segment
 from detection.models.training_set import TrainingCutoff
-from detection.rules.files import RuleError, read_rules
-from detection.sessions.connections import LivingSource
-from detection.settings import DetectionSettings, RuleText
+from detection.rules.rule_files import RuleError, read_rules
+from detection.sessions.living_sources import LivingSource
 from persistence.disk import REAL, Disk
 from persistence.format_preamble import NewerFormatError, pack_preamble
-from persistence.high_water import HighWaterMark
+from persistence.high_water_mark import HighWaterMark
 from persistence.journal import JournalReader
-from persistence.jsonl import JsonlWriter
-from persistence.model_file import ModelError, read_model, write_model
-from persistence.segment import (
+from persistence.journal_segment import (
     HEADER_BYTES,
     Entry,
     Header,
@@ -55,7 +53,9 @@ from persistence.segment import (
     scan_segment,
     segment_name,
 )
-from persistence.snapshot import SnapshotError, check_snapshot, read_snapshot, read_snapshot_header, write_snapshot
+from persistence.jsonl import JsonlWriter
+from persistence.model_file import ModelError, read_model, write_model
+from persistence.snapshot_file import SnapshotError, check_snapshot, read_snapshot, read_snapshot_header, write_snapshot
 from persistence.training_files import read_training_attempts
 from tests.daemon.fake_control import FakeControl
 
@@ -103,8 +103,8 @@ def settings_seeds() -> list[bytes]:
 def read_settings(data: bytes) -> None:
     with contextlib.suppress(UnicodeDecodeError):  # as the reader of the file does
         try:
-            settings.parse_settings(data.decode(), PATH)
-        except settings.SettingsError as exc:
+            settings_file.parse_settings(data.decode(), PATH)
+        except settings_file.SettingsError as exc:
             assert "\n" not in str(exc), "more than one line"
 
 

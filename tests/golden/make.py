@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.running import sample_lines, vigild
-from detection.columns.upgrades import MODELS, STATES, Versions
+from detection.columns.layout_upgrades import MODELS, STATES, Versions
 
 HERE = Path(__file__).parent
 WARMUP = 1500

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daemon.startup.replay import load_knowledge, recover_detector
-from daemon.startup.scan import scan_directory
-from detection.columns.state import Value, digest
-from detection.columns.upgrades import MODELS, STATES
+from daemon.startup.detector_recovery import load_knowledge, recover_detector
+from daemon.startup.startup_scan import scan_directory
+from detection.columns.layout_upgrades import MODELS, STATES
+from detection.columns.state_columns import Value, digest
 from detection.detector import Detector
 from detection.frames import RestoreFrame, Sequenced
 from persistence.model_file import read_model
-from persistence.snapshot import read_snapshot
+from persistence.snapshot_file import read_snapshot
 from persistence.store import open_store
 from tests.golden import make
 

@@ -17,7 +17,7 @@ import yaml
 
 from daemon.default_directories import runtime_directory, state_directory
 from daemon.lifecycle import DRAIN_SECONDS
-from daemon.settings import load_settings
+from daemon.settings_file import load_settings
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")

@@ -9,9 +9,9 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from persistence.directory_scan import Recovery
+from persistence.directory_contents import Recovery
 from persistence.disk import Disk, replace_file
-from persistence.segment import Entry
+from persistence.journal_segment import Entry
 from persistence.store import Store
 
 START = b"\0" * 32

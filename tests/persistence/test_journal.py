@@ -11,11 +11,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from persistence import segment
+from persistence import journal_segment
 from persistence.disk import Disk
 from persistence.format_preamble import NewerFormatError, pack_preamble
 from persistence.journal import JournalError, JournalReader, JournalWriter, segment_paths
-from persistence.segment import FRAME_BYTES, HEADER_BYTES, Entry, scan_segment
+from persistence.journal_segment import FRAME_BYTES, HEADER_BYTES, Entry, scan_segment
 from tests.persistence.disks import FaultyDisk, fail_at, fail_from, fail_nth
 
 SALT = b"0123456789abcdef"
@@ -263,14 +263,14 @@ def test_a_damaged_header_costs_its_segment_and_the_numbers_do_not_go_back(tmp_p
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    later = segment.VERSION + 1
+    later = journal_segment.VERSION + 1
     with pytest.raises(NewerFormatError, match=rf"j\.log: has format {later}"):
         scan_segment(pack_preamble(b"VIGILJNL", later) + bytes(100), tmp_path / "j.log")
 
 
 def test_segments_of_an_older_format_are_read_and_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    older = segment.VERSION - 1  # in which no member was withdrawn
-    monkeypatch.setattr(segment, "VERSION", older)
+    older = journal_segment.VERSION - 1  # in which no member was withdrawn
+    monkeypatch.setattr(journal_segment, "VERSION", older)
     write(tmp_path, entries_of(b"a", b"bb")).close()
     monkeypatch.undo()
     found, reading, aside = read(tmp_path)
@@ -280,7 +280,7 @@ def test_segments_of_an_older_format_are_read_and_continued(tmp_path: Path, monk
     later.append(entries_of(b"ccc", seq=reading.last_seq, line=reading.last_line))
     later.close()
     assert [entry.payload for entry in read(tmp_path)[0]] == [b"a", b"bb", b"ccc"]
-    monkeypatch.setattr(segment, "VERSION", older)  # the control: the later segment says that it is one
+    monkeypatch.setattr(journal_segment, "VERSION", older)  # the control: the later segment says that it is one
     with pytest.raises(NewerFormatError, match=f"has format {older + 1}"):
         read(tmp_path)
 

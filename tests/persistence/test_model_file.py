@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from persistence import model_file
-from persistence.columns import Value
+from persistence.array_bytes import Value
 from persistence.format_preamble import NewerFormatError
 from persistence.model_file import ModelError, generation_of_model_file, hash_model, read_model, write_model
 from tests.persistence.disks import FaultyDisk, fail_nth
-from tests.persistence.test_snapshot import same
+from tests.persistence.test_snapshot_file import same
 
 COLUMNS: dict[str, Value] = {
     "generation": 3,

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from persistence import model_file
-from persistence.columns import Value
-from persistence.directory import StoreError
-from persistence.directory_scan import snapshot_paths
+from persistence.array_bytes import Value
+from persistence.directory_contents import snapshot_paths
 from persistence.disk import REAL
 from persistence.format_preamble import pack_preamble
 from persistence.journal import JournalError
+from persistence.journal_segment import Entry
 from persistence.model_file import ModelError, ModelFile
-from persistence.segment import Entry
-from persistence.snapshot import SnapshotError
+from persistence.snapshot_file import SnapshotError
+from persistence.state_directory import StoreError
 from persistence.store import MODELS_KEPT, Store, open_store
 from persistence.training_files import Attempts, read_training_attempts, write_training_attempts
 from tests.persistence.disks import FaultyDisk, fail_at, fail_from, fail_nth

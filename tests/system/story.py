@@ -19,7 +19,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from detection.verdicts.records import shown_text
+from detection.verdicts.verdict_records import shown_text
 from tests.system.documents import Command, commands
 from tests.system.machine import Machine
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from daemon.client.text.values import Style, count_text, printable, size_text, time_text
+from daemon.client.text.formatting import Style, count_text, printable, size_text, time_text
 
 
 def incident_rows(incidents: Iterable[Mapping[str, Any]], style: Style) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from detection.members.view import Floats, Standing
+from detection.members.fitted_member_view import Floats, Standing
 
 JUDGED = ("transformer", "ngram", "counts")
 _REACHED = (*JUDGED, "values", "sources")

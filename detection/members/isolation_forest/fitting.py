@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest
 
 from detection.columns.runs import repeat_per_row
+from detection.members.fitted_member_view import view_of_whole_sessions
 from detection.members.isolation_forest.features import forest_input, shown_features
 from detection.members.isolation_forest.scoring import Forest
-from detection.members.member import FitData
-from detection.members.view import view_of_whole_sessions
+from detection.members.member_interfaces import FitData
 
 TREES = 100
 MOST_SAMPLES = 2048  # a tree; and at most a quarter of all rows, so that most trees have not seen a given session

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.members.fitted_member_view import Floats, Standing, View
 from detection.members.isolation_forest.features import JUDGED, forest_input
 from detection.members.isolation_forest.scoring import Forest
-from detection.members.member import FitData, FittedMember, Part
-from detection.members.view import Floats, Standing, View
+from detection.members.member_interfaces import FitData, FittedMember, Part
 
 
 class IsolationForest(FittedMember):

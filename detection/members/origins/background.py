@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, array_column
+from detection.columns.state_columns import Columns, State, array_column
 
 COUNTERS = (
     *("lines a minute", "failures a minute", "distinct things a minute"),

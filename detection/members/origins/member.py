@@ -1,4 +1,4 @@
-"""The member `sources`: the activity of one client over time (see `counters` beside it).
+"""The member `sources`: the activity of one client over time (see `source_counters` beside it).
 
 Every line is counted when it is scored, clean or not: an uncounted flood would not be found. Usual activity is learned
 from all clients, each with little weight (`background`), so there is nothing to learn afterwards.
@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State
-from detection.members.member import Cause, OnlineMember
-from detection.members.origins.counters import SourceCounters
-from detection.members.origins.lines import failures_of, resources_of
+from detection.columns.state_columns import Columns, State
+from detection.members.fitted_member_view import Bools, Floats
+from detection.members.member_interfaces import Cause, OnlineMember
+from detection.members.origins.line_features import failures_of, resources_of
+from detection.members.origins.source_counters import SourceCounters
 from detection.members.parsed_lines import ParsedLines
-from detection.members.view import Bools, Floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The member `values`: how unusual the spelling of a request's parameter values is (see `model` beside it).
+"""The member `values`: how unusual the spelling of a request's parameter values is (see `character_model` beside it).
 
 It learns from the values of clean lines. It scores lines only once FEWEST_LINES lines had values, since every value is
 unusual at first.
@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, scalar_column
+from detection.columns.state_columns import Columns, State, scalar_column
 from detection.formats.text import shown_text
-from detection.members.member import Cause, OnlineMember
-from detection.members.parameter_values.model import ValueModel, Values, values_of
+from detection.members.fitted_member_view import Bools, Floats
+from detection.members.member_interfaces import Cause, OnlineMember
+from detection.members.parameter_values.character_model import ValueModel, Values, values_of
 from detection.members.parsed_lines import ParsedLines
-from detection.members.view import Bools, Floats
 
 FEWEST_LINES = 500  # with values
 

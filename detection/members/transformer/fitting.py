@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detection.columns.state import Columns, State, columns_under, with_prefix
-from detection.members.member import FitData, Part
+from detection.columns.state_columns import Columns, State, columns_under, with_prefix
+from detection.members.member_interfaces import FitData, Part
 from detection.members.transformer.network import hidden_states, initial_weights, next_token_logits
 from detection.members.transformer.scoring import CONTEXT, FIRST, UNSEEN, WindowPlan, tokens_of_templates
 from detection.models.training_set import TrainingSet

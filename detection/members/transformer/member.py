@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.members.member import FitData, Part, Predictor
+from detection.members.fitted_member_view import Floats, Standing, View
+from detection.members.member_interfaces import FitData, Part, Predictor
 from detection.members.transformer.scoring import SequenceModel
-from detection.members.view import Floats, Standing, View
 
 
 class Transformer(Predictor):

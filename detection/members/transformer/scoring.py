@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detection.columns.hashing import Keys, folded_hashes, mixed_words
-from detection.columns.memo import CacheSlots
+from detection.columns.memo_cache import CacheSlots
+from detection.columns.row_hashing import Keys, folded_hashes, mixed_words
 from detection.members.transformer.network import (
     BLOCK,
     hidden_states,

@@ -9,14 +9,14 @@ import trio
 import trio.testing
 from quart.wrappers import Response
 
-from daemon.api import events
+from daemon.api import event_streams
+from daemon.api.access_control import TokenFor
 from daemon.api.app import create_app
-from daemon.api.bodies import MAX_BODY_BYTES, decode_body, encode_answer
-from daemon.api.guards import TokenFor
+from daemon.api.json_bodies import MAX_BODY_BYTES, decode_body, encode_answer
 from daemon.api.list_body import PIECE_BYTES, ListBody
-from daemon.control.degraded import CODES
-from daemon.control.interface import ControlError
-from daemon.control.train_from import MAX_CHUNK_BYTES
+from daemon.control.control_interface import ControlError
+from daemon.control.degraded_reasons import CODES
+from daemon.control.vouched_uploads import MAX_CHUNK_BYTES
 from tests.daemon.fake_control import FakeControl, incident, record, unavailable
 
 OWN = "a-token-of-the-daemon-s-own"
@@ -465,13 +465,13 @@ async def test_every_answer_forbids_what_the_page_does_not_need(call: Caller) ->
 async def test_events_send_heartbeats_records_and_the_end(
     control: FakeControl, autojump_clock: trio.testing.MockClock
 ) -> None:
-    streams = events.Streams(control)
+    streams = event_streams.Streams(control)
     async with streams.open_stream(everything=True, unix=False) as stream:
         assert control.asked == [("events", True)]
         assert await anext(stream) == b"retry: 2000\n: connected\n\n"
         before = trio.current_time()
         assert await anext(stream) == b": still here\n\n"
-        assert trio.current_time() - before == pytest.approx(events.HEARTBEAT_SECONDS)
+        assert trio.current_time() - before == pytest.approx(event_streams.HEARTBEAT_SECONDS)
         control.publish(record(1, text="\u2028\n\udcff", score=math.nan))
         control.publish({"left_out": 3})
         first, second, rest = (await anext(stream)).split(b"\n\n")

@@ -22,7 +22,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
 from hypercorn.utils import wrap_app
 
-from daemon.api import connections, server
+from daemon.api import http_connections, server
 from tests.daemon.api.test_server import GET_HEALTH, nobody_gives_way, read_response, serving
 
 
@@ -232,8 +232,8 @@ async def test_a_client_that_hangs_up_between_requests_frees_its_place_at_once_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: type, waits: bool
 ) -> None:
     monkeypatch.setattr(server, "_Protocol", protocol)
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 1)
-    monkeypatch.setattr(connections.Room, "_make_way", nobody_gives_way)
+    monkeypatch.setattr(http_connections, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(http_connections.Room, "_make_way", nobody_gives_way)
     monkeypatch.setattr(server, "IDLE_SECONDS", 0.7 if waits else 60.0)
     async with serving(tmp_path) as it:
         async with await it.connect() as first:

@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from daemon.api import connections, events, server, token_guesses, waiting
+from daemon.api import event_streams, http_connections, server, token_guesses, waiting
 from daemon.api.app import BODY_SECONDS, create_app
 from daemon.control.condition import AdminCounters
 from tests.daemon.fake_control import FakeControl, record
@@ -140,7 +140,7 @@ async def leave_pipelining(it: Serving, times: int) -> None:
 async def test_clients_that_pipeline_requests_and_leave_free_their_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(http_connections, "MAX_CONNECTIONS", 2)
     async with serving(tmp_path) as it:
         await leave_pipelining(it, 12)
         async with await it.connect() as stream:
@@ -158,7 +158,7 @@ async def test_without_a_watch_on_broken_connections_those_clients_keep_their_pl
     async def never(connection: object, scope: trio.CancelScope) -> None:
         await trio.sleep_forever()
 
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(http_connections, "MAX_CONNECTIONS", 2)
     monkeypatch.setattr(server, "_end_when_stuck", never)
     async with serving(tmp_path) as it:
         await leave_pipelining(it, 12)
@@ -207,10 +207,10 @@ async def answers_to_smuggling(it: Serving) -> list[bytes]:
 async def test_a_server_that_closes_before_its_answer_is_out_leaves_some_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def no_wait(_: connections.Connection) -> None:
+    async def no_wait(_: http_connections.Connection) -> None:
         await trio.lowlevel.checkpoint()
 
-    monkeypatch.setattr(connections.Connection, "wait_for_answer", no_wait)
+    monkeypatch.setattr(http_connections.Connection, "wait_for_answer", no_wait)
     async with serving(tmp_path) as it:
         assert not all(answer.endswith(b"}}\n") for answer in await answers_to_smuggling(it))
 
@@ -240,7 +240,7 @@ async def served(stream: trio.SocketStream, seconds: float) -> bool:
 async def test_connections_over_the_cap_wait_and_the_other_socket_is_not_locked_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(http_connections, "MAX_CONNECTIONS", 2)
     async with serving(tmp_path) as it:
         monkeypatch.setattr(it.control, "snapshots", it.control.checkpoint)
         it.control.checkpoint_may_finish = trio.Event()
@@ -249,7 +249,9 @@ async def test_connections_over_the_cap_wait_and_the_other_socket_is_not_locked_
             await stream.send_all(GET_HEALTH.replace(b"/health", b"/snapshots"))
             await trio.testing.wait_all_tasks_blocked()
         third = await it.connect()
-        assert not await served(third, 2 * connections.PATIENCE_SECONDS), "nobody gives way who waits for the daemon"
+        assert not await served(third, 2 * http_connections.PATIENCE_SECONDS), (
+            "nobody gives way who waits for the daemon"
+        )
         async with await trio.open_unix_socket(it.path) as unix:
             assert await served(unix, 5)
         await first.aclose()
@@ -258,7 +260,7 @@ async def test_connections_over_the_cap_wait_and_the_other_socket_is_not_locked_
         await third.aclose()
 
 
-async def _said_all(connection: connections.Connection) -> bool:
+async def _said_all(connection: http_connections.Connection) -> bool:
     return True
 
 
@@ -286,17 +288,17 @@ HALF_A_BODY = b"POST /detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\
 async def test_clients_that_have_not_asked_take_no_places_and_would_without_the_hall(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bytes, protected: bool
 ) -> None:
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
-    monkeypatch.setattr(connections, "MAX_WAITING", 4)
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 60.0)
+    monkeypatch.setattr(http_connections, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(http_connections, "MAX_WAITING", 4)
+    monkeypatch.setattr(http_connections, "HEAD_SECONDS", 60.0)
     if not protected:
-        monkeypatch.setattr(connections.Connection, "read_head", _said_all)
-        monkeypatch.setattr(connections.Room, "_make_way", nobody_gives_way)
+        monkeypatch.setattr(http_connections.Connection, "read_head", _said_all)
+        monkeypatch.setattr(http_connections.Room, "_make_way", nobody_gives_way)
     async with serving(tmp_path) as it, crowd(it, 10, first), await it.connect() as stream:
         assert await served(stream, 2.0) == protected
 
 
-def nobody_gives_way(room: connections.Room) -> float:
+def nobody_gives_way(room: http_connections.Room) -> float:
     return trio.current_time() + 60.0
 
 
@@ -305,10 +307,10 @@ def nobody_gives_way(room: connections.Room) -> float:
 async def test_places_of_clients_that_are_waited_for_go_to_others_and_would_not_without_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bytes, protected: bool
 ) -> None:
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(http_connections, "MAX_CONNECTIONS", 2)
     monkeypatch.setattr(server, "IDLE_SECONDS", 60.0)
     if not protected:
-        monkeypatch.setattr(connections.Room, "_make_way", nobody_gives_way)
+        monkeypatch.setattr(http_connections.Room, "_make_way", nobody_gives_way)
     async with serving(tmp_path) as it, crowd(it, 2, first), await it.connect() as stream:
         assert await served(stream, 3.0) == protected
         assert it.counters.gave_way == protected
@@ -321,7 +323,7 @@ WRONG_TOKEN = POST_CHECKPOINT.replace(b"/checkpoint", b"/flush").replace(
 
 
 @contextmanager
-def gives_no_way(connection: connections.Connection) -> Iterator[None]:
+def gives_no_way(connection: http_connections.Connection) -> Iterator[None]:
     yield
 
 
@@ -336,14 +338,14 @@ async def test_requests_that_are_made_to_wait_keep_no_places_from_others_and_wou
     monkeypatch.setattr(token_guesses, "FIRST_WAIT_SECONDS", 60.0)
     monkeypatch.setattr(token_guesses, "MAX_WAIT_SECONDS", 60.0)
     if not protected:
-        monkeypatch.setattr(connections.Connection, "giving_way", gives_no_way)
+        monkeypatch.setattr(http_connections.Connection, "giving_way", gives_no_way)
     async with serving(tmp_path) as it:
         it.control.checkpoint_may_finish = trio.Event()
         monkeypatch.setattr(it.control, "detect", it.control.detect_when_checkpoint_may_finish)
         async with await it.connect() as first:
             await first.send_all(asked)  # the first wrong token is answered at once, a first line judged
             await trio.testing.wait_all_tasks_blocked(0.05)
-            async with crowd(it, connections.MAX_CONNECTIONS + 10, asked), await it.connect() as stream:
+            async with crowd(it, http_connections.MAX_CONNECTIONS + 10, asked), await it.connect() as stream:
                 assert await served(stream, 4.0) == protected
                 it.control.checkpoint_may_finish.set()
 
@@ -375,7 +377,7 @@ async def test_only_so_many_of_a_network_are_made_to_wait_at_once_and_without_th
 
 
 async def test_the_oldest_in_a_full_hall_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "MAX_WAITING", 2)
+    monkeypatch.setattr(http_connections, "MAX_WAITING", 2)
     async with serving(tmp_path) as it, crowd(it, 3, b"") as streams:
         with trio.fail_after(2):
             assert await read_to_end(streams[0]) == b""
@@ -388,7 +390,7 @@ async def test_a_head_has_a_deadline(tmp_path: Path, autojump_clock: trio.testin
     async with serving(tmp_path) as it, crowd(it, 1, first) as [stream]:
         before = trio.current_time()
         assert await read_to_end(stream) == b""
-        assert trio.current_time() - before == pytest.approx(connections.HEAD_SECONDS, abs=0.1)
+        assert trio.current_time() - before == pytest.approx(http_connections.HEAD_SECONDS, abs=0.1)
         assert it.counters.too_slow == 1
 
 
@@ -401,7 +403,7 @@ async def test_bytes_that_drip_do_not_move_the_deadline_of_a_head(
             while True:
                 await stream.send_all(b"a")
                 await trio.sleep(0.5)
-        assert trio.current_time() - before <= connections.HEAD_SECONDS + 1.0
+        assert trio.current_time() - before <= http_connections.HEAD_SECONDS + 1.0
 
 
 async def test_a_body_has_a_deadline(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
@@ -434,8 +436,8 @@ async def test_those_in_the_hall_do_not_hold_up_the_stop(tmp_path: Path) -> None
 async def test_streams_that_are_asked_for_at_once_leave_places_and_would_not_without_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protected: bool
 ) -> None:
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 8)
-    monkeypatch.setattr(events, "MAX_STREAMS", 3 if protected else 1000)
+    monkeypatch.setattr(http_connections, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(event_streams, "MAX_STREAMS", 3 if protected else 1000)
     async with serving(tmp_path) as it, crowd(it, 20, GET_EVENTS), await it.connect() as stream:
         assert await served(stream, 3.0) == protected
         if protected:
@@ -443,7 +445,7 @@ async def test_streams_that_are_asked_for_at_once_leave_places_and_would_not_wit
 
 
 async def test_streams_over_tcp_leave_those_of_the_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "MAX_STREAMS", 1)
+    monkeypatch.setattr(event_streams, "MAX_STREAMS", 1)
     async with serving(tmp_path) as it, crowd(it, 1, GET_EVENTS), await it.connect() as other:
         await other.send_all(GET_EVENTS)
         answer = await other.receive_some()
@@ -507,7 +509,7 @@ async def test_a_stream_whose_reader_left_frees_its_subscription(tmp_path: Path)
 
 
 async def test_streams_are_bounded_and_places_come_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "MAX_STREAMS", 1)
+    monkeypatch.setattr(event_streams, "MAX_STREAMS", 1)
     async with serving(tmp_path) as it:
         for _ in range(2):  # by the second round the place is free again
             it.control.unsubscribed = trio.Event()
@@ -544,7 +546,7 @@ async def test_a_client_that_does_not_read_cannot_hold_up_the_stop(tmp_path: Pat
 
 
 async def test_a_client_that_does_not_read_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "SEND_SECONDS", 0.3)
+    monkeypatch.setattr(http_connections, "SEND_SECONDS", 0.3)
     async with serving(tmp_path) as it:
         stream = await _leaves_a_stream_unread(it)
         with trio.fail_after(3):

@@ -12,12 +12,19 @@ from typing import Any
 
 import pytest
 
-from daemon.client.admin import Admin
-from daemon.client.doctor import checks, machine, packages, permissions, status, units
-from daemon.client.doctor.environment import Environment
+from daemon.client.admin_client import Admin
+from daemon.client.doctor import (
+    all_checks,
+    machine_checks,
+    package_checks,
+    permission_checks,
+    status_checks,
+    unit_checks,
+)
 from daemon.client.doctor.finding import Finding
-from daemon.client.doctor.target import Target, inspect_daemon
-from daemon.client.doctor.units import Unit, read_units
+from daemon.client.doctor.python_environment import Environment
+from daemon.client.doctor.target_daemon import Target, inspect_daemon
+from daemon.client.doctor.unit_checks import Unit, read_units
 
 # `systemctl show` of systemd 252 in a container, shortened to what is read.
 SHOWN = """\
@@ -87,13 +94,13 @@ def service(**changed: str) -> list[Finding]:
     """The findings about the recorded service with some properties changed."""
     found = read_units(SHOWN)
     found["vigild.service"] = with_properties(found["vigild.service"], changed)
-    return list(units.check_units(found, found["vigild.service"]))
+    return list(unit_checks.check_units(found, found["vigild.service"]))
 
 
 def log_socket(**changed: str) -> list[Finding]:
     found = read_units(SHOWN)
     found["vigild.socket"] = with_properties(found["vigild.socket"], changed)
-    return list(units.check_units(found, found["vigild.service"]))
+    return list(unit_checks.check_units(found, found["vigild.service"]))
 
 
 def with_properties(unit: Unit, changed: Mapping[str, str]) -> Unit:
@@ -166,13 +173,13 @@ def test_a_socket_that_does_not_listen_is_named(changed: dict[str, str], status:
 
 
 def test_units_that_are_not_installed_or_not_used_are_no_fault() -> None:
-    assert list(units.check_units(read_units(ABSENT), None)) == []
+    assert list(unit_checks.check_units(read_units(ABSENT), None)) == []
     found = read_units(SHOWN.replace("=active", "=inactive").replace("=enabled", "=disabled"))
     instance = with_properties(read_units(SHOWN)["vigild.service"], {"Id": "vigild@web.service"})
     instance_socket = with_properties(read_units(SHOWN)["vigild.socket"], {"Id": "vigild@web.socket"})
     both = {"vigild@web.service": Unit("vigild@web.service", instance.properties)}
     both |= {"vigild@web.socket": Unit("vigild@web.socket", instance_socket.properties)}
-    assert bad(units.check_units({**found, **both}, both["vigild@web.service"])) == []
+    assert bad(unit_checks.check_units({**found, **both}, both["vigild@web.service"])) == []
     assert both["vigild@web.service"].instance == "web" and found["vigild.service"].instance is None
 
 
@@ -180,9 +187,9 @@ def test_a_service_that_does_not_answer_has_the_directories_of_its_unit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shown = read_units(SHOWN)
-    monkeypatch.setattr("daemon.client.doctor.target.ask_systemd", lambda instance: (shown, None))
+    monkeypatch.setattr("daemon.client.doctor.target_daemon.ask_systemd", lambda instance: (shown, None))
     monkeypatch.setattr(
-        "daemon.client.doctor.target._ask_status_and_health", lambda admin: ({}, {}, "no daemon answers")
+        "daemon.client.doctor.target_daemon._ask_status_and_health", lambda admin: ({}, {}, "no daemon answers")
     )
     nobody = Admin([])
     found = inspect_daemon(nobody, None, None, {})
@@ -199,7 +206,9 @@ def test_a_service_that_does_not_answer_has_the_directories_of_its_unit(
     web = inspect_daemon(nobody, None, "web", {})
     assert str(web.state) == "/var/lib/vigild/web" and web.env["VIGILD_INSTANCE"] == "web"
     assert web.service is not None
-    assert bad(units.check_units({web.service.name: web.service}, web.service)) == [("vigild@web.service", "fail")]
+    assert bad(unit_checks.check_units({web.service.name: web.service}, web.service)) == [
+        ("vigild@web.service", "fail")
+    ]
 
 
 @pytest.mark.slow
@@ -208,10 +217,10 @@ def test_the_reason_why_systemd_cannot_be_asked_is_a_finding(monkeypatch: pytest
     program.write_text("#!/bin/sh\necho 'Failed to connect to bus: No medium found' >&2; exit 1\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(units, "SYSTEMD_RUNS", tmp_path / "none")
-    assert units.ask_systemd(None) == ({}, "systemd does not run here")
-    monkeypatch.setattr(units, "SYSTEMD_RUNS", tmp_path)
-    assert units.ask_systemd(None) == ({}, "systemctl: Failed to connect to bus: No medium found")
+    monkeypatch.setattr(unit_checks, "SYSTEMD_RUNS", tmp_path / "none")
+    assert unit_checks.ask_systemd(None) == ({}, "systemd does not run here")
+    monkeypatch.setattr(unit_checks, "SYSTEMD_RUNS", tmp_path)
+    assert unit_checks.ask_systemd(None) == ({}, "systemctl: Failed to connect to bus: No medium found")
 
 
 # --- the environment, made up ---------------------------------------------------------------------------------------
@@ -237,7 +246,12 @@ def environment_at(home: Path, python: str = "3.11.2", cuda: str = "None", torch
 
 def of_environment(target: Target, made: Environment) -> list[Finding]:
     there = replace(target, environment=made, installed=made)
-    checks = packages.check_python, packages.check_torch, packages.check_packages, packages.check_version
+    checks = (
+        package_checks.check_python,
+        package_checks.check_torch,
+        package_checks.check_packages,
+        package_checks.check_version,
+    )
     return [finding for check in checks for finding in check(there)]
 
 
@@ -276,7 +290,7 @@ def test_an_old_torch_and_what_else_was_not_tested_is_named(target: Target, tmp_
 def test_a_daemon_of_another_version_than_is_installed_wants_a_restart(target: Target, tmp_path: Path) -> None:
     made = environment_at(tmp_path)
     older = replace(target, status={**STATUS, "version": "0.0.9"}, environment=made, installed=made)
-    assert bad(packages.check_version(older)) == [("version", "warn")]
+    assert bad(package_checks.check_version(older)) == [("version", "warn")]
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------
@@ -286,10 +300,10 @@ def test_limits_locks_and_control_groups_are_read(tmp_path: Path, monkeypatch: p
     text = (
         "Limit    Soft Limit   Hard Limit   Units\nMax open files            256                  unlimited    files\n"
     )
-    assert machine.open_file_limits(text) == (256, 1 << 20)
+    assert machine_checks.open_file_limits(text) == (256, 1 << 20)
     locks = "1: POSIX  ADVISORY  WRITE 7 08:01:99 0 EOF\n2: FLOCK  ADVISORY  WRITE 42 08:01:1234 0 EOF\n"
-    assert permissions._lock_holder_pid(locks, os.makedev(8, 1), 1234) == 42
-    assert permissions._lock_holder_pid(locks, os.makedev(8, 1), 99) is None
+    assert permission_checks._lock_holder_pid(locks, os.makedev(8, 1), 1234) == 42
+    assert permission_checks._lock_holder_pid(locks, os.makedev(8, 1), 99) is None
 
 
 def test_little_room_on_the_disk_is_a_fault_before_it_is_full(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +314,7 @@ def test_little_room_on_the_disk_is_a_fault_before_it_is_full(target: Target, mo
         fields = list(real)
         fields[3] = fields[4] = blocks
         monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(fields))
-        return bad(machine.check_disk(target))
+        return bad(machine_checks.check_disk(target))
 
     assert with_free((1 << 30) // real.f_frsize) == []
     assert with_free((256 << 20) // real.f_frsize) == [("disk", "warn")]
@@ -309,29 +323,29 @@ def test_little_room_on_the_disk_is_a_fault_before_it_is_full(target: Target, mo
 
 def test_files_that_were_set_aside_are_listed(target: Target) -> None:
     target.state.mkdir()
-    assert bad(machine.check_disk(target)) == []
+    assert bad(machine_checks.check_disk(target)) == []
     (target.state / "frame-12.bad").touch()
-    (finding,) = [each for each in machine.check_disk(target) if each.status != "ok"]
+    (finding,) = [each for each in machine_checks.check_disk(target) if each.status != "ok"]
     assert finding.status == "warn" and "frame-12.bad" in finding.found
 
 
 def test_a_log_from_the_future_and_another_clock_are_named(target: Target) -> None:
     now = time.time()
     well = replace(target, status={**STATUS, "time": now, "log_time": now - 5e6})
-    clocks = [each for each in machine.check_clock(well) if each.check == "log clock"]
+    clocks = [each for each in machine_checks.check_clock(well) if each.check == "log clock"]
     assert bad(clocks) == [] and " d behind" in clocks[0].found
     ahead = replace(target, status={**STATUS, "log_time": now + 9000})
-    assert ("log clock", "warn") in bad(machine.check_clock(ahead))
+    assert ("log clock", "warn") in bad(machine_checks.check_clock(ahead))
     off = replace(target, status={**STATUS, "time": now - 60})
-    assert ("clock", "warn") in bad(machine.check_clock(off))
+    assert ("clock", "warn") in bad(machine_checks.check_clock(off))
 
 
 # --- what the daemon says -------------------------------------------------------------------------------------------
 
 
 def of_daemon(target: Target) -> Iterator[Finding]:
-    for check in checks.CHECKS:
-        if check.__module__ == status.__name__:
+    for check in all_checks.CHECKS:
+        if check.__module__ == status_checks.__name__:
             yield from check(target)
 
 
@@ -342,7 +356,7 @@ def test_a_daemon_that_is_well_is_ok(target: Target) -> None:
 def test_each_failure_in_the_status_is_a_finding_of_its_own(target: Target) -> None:
     failed = saying(target, "training", error="could not create a primitive", attempts=5)
     assert bad(of_daemon(failed)) == [("training", "fail")]
-    assert "MemoryDenyWriteExecute" in str(next(status.check_training(failed)).do)
+    assert "MemoryDenyWriteExecute" in str(next(status_checks.check_training(failed)).do)
     assert bad(of_daemon(saying(target, "checkpoint", error="no space left", failures=2))) == [("checkpoint", "fail")]
     late = saying(target, "checkpoint", last_time=time.time() - 5000)
     assert bad(of_daemon(late)) == [("checkpoint", "warn")]
@@ -351,7 +365,7 @@ def test_each_failure_in_the_status_is_a_finding_of_its_own(target: Target) -> N
     assert bad(of_daemon(withdrawn)) == [("detectors", "fail")]
     unfitted = saying(target, "training", unfitted={"transformer": "could not create a primitive"})
     assert bad(of_daemon(unfitted)) == [("detectors", "fail")]
-    assert "MemoryDenyWriteExecute" in str(next(status.check_detectors(unfitted)).do)
+    assert "MemoryDenyWriteExecute" in str(next(status_checks.check_detectors(unfitted)).do)
 
 
 def test_what_is_promised_of_a_service_only_is_no_fault_of_a_plain_daemon(target: Target) -> None:
@@ -384,8 +398,8 @@ def test_a_check_that_breaks_is_a_finding_and_the_others_are_made(
         yield Finding("one", "ok", "seen")
         raise KeyError("kept")
 
-    monkeypatch.setattr(checks, "CHECKS", (breaks, status.check_training))
-    found = checks.run_checks(target)
+    monkeypatch.setattr(all_checks, "CHECKS", (breaks, status_checks.check_training))
+    found = all_checks.run_checks(target)
     assert bad(found) == [("breaks", "fail")] and "KeyError: 'kept'" in found[1].found
     assert found[-1].check == "training"
 
@@ -395,9 +409,9 @@ def test_a_check_without_permission_is_reported_as_not_checked(target: Target, m
         raise PermissionError(13, "Permission denied", "/var/lib/vigild/lock")
         yield
 
-    monkeypatch.setattr(checks, "CHECKS", (forbidden,))
+    monkeypatch.setattr(all_checks, "CHECKS", (forbidden,))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    (finding,) = checks.run_checks(target)
+    (finding,) = all_checks.run_checks(target)
     assert finding.status == "warn" and "not checked" in finding.found and finding.do == "sudo vigilctl doctor"
 
 
@@ -407,13 +421,13 @@ def test_a_socket_that_everybody_may_open_is_a_fault(target: Target) -> None:
         for listener, name in ((log, "log.sock"), (admin, "admin.sock")):
             listener.bind(str(target.runtime / name))
             (target.runtime / name).chmod(0o660)
-        assert bad(permissions.check_sockets(target)) == []
+        assert bad(permission_checks.check_sockets(target)) == []
         (target.runtime / "admin.sock").chmod(0o666)
-        assert bad(permissions.check_sockets(target)) == [("admin.sock", "fail")]
+        assert bad(permission_checks.check_sockets(target)) == [("admin.sock", "fail")]
 
 
 @pytest.mark.slow
 def test_it_starts_fast_and_looks_at_torch_without_importing_it() -> None:
     heavy = "{'torch', 'numpy', 'trio', 'scipy', 'httpx'}"
-    code = f"import sys, daemon.client.doctor.checks; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import sys, daemon.client.doctor.all_checks; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60.0, check=False).returncode == 0

@@ -23,28 +23,28 @@ from actors.scoring import run_scoring
 from actors.sequencer import JournalFailure, Request, Sequencer, run_sequencer
 from actors.training_status import TrainingStatus
 from daemon.api.app import create_app
-from daemon.control import feedback, snapshots
+from daemon.control import answered_alert, snapshot_requests
 from daemon.control import service as service_module
 from daemon.control.condition import Running
-from daemon.control.interface import Control, ControlError
+from daemon.control.control_interface import Control, ControlError
 from daemon.control.service import Service
-from daemon.control.train_from import ABANDONED_SECONDS, VouchedUploads
-from daemon.settings import Settings
-from daemon.startup.progress import ReplayProgress
-from daemon.startup.replay import Report
-from detection.columns.state import with_prefix
+from daemon.control.vouched_uploads import ABANDONED_SECONDS, VouchedUploads
+from daemon.settings_file import Settings
+from daemon.startup.detector_recovery import Report
+from daemon.startup.replay_progress import ReplayProgress
+from detection.columns.state_columns import with_prefix
 from detection.detector import Detector
 from detection.frames import Sequenced, VouchedFrame, decode_frame
-from detection.members.failing import Withdrawn
-from detection.sessions.connections import LivingSources
+from detection.members.failing_members import Withdrawn
+from detection.sessions.living_sources import LivingSources
 from detection.summary import Summary
 from detection.templates.table import TemplateTable
-from detection.verdicts.records import Verdicts
-from detection.verdicts.thinning import CountedGroup, CountedRecord, CountUnderWay
-from persistence.columns import Columns, Value
+from detection.verdicts.counted_alerts import CountedGroup, CountedRecord, CountUnderWay
+from detection.verdicts.verdict_records import Verdicts
+from persistence.array_bytes import Columns, Value
+from persistence.journal_segment import Entry
 from persistence.jsonl import open_jsonl
 from persistence.model_file import ModelFile, write_model
-from persistence.segment import Entry
 from persistence.store import Store, open_store
 from tests.actors.fakes import FakeDetector, FakeVerdicts, scoring_of, wall_clock
 
@@ -392,15 +392,15 @@ async def test_the_search_reads_little_of_what_is_before_and_passes_over_damage(
         checks += 1
 
     for wanted in ("2", "100", "102", "30000", "59998"):
-        assert feedback.find_record(path, wanted, check)["id"] == wanted
+        assert answered_alert.find_record(path, wanted, check)["id"] == wanted
     assert checks < 500, "each is a block or a line that was read"
     for never, code in (("59997", "not_found"), ("60000", "not_found"), ("1", "gone")):
         async with refused(404, code):
-            feedback.find_record(path, never)
+            answered_alert.find_record(path, never)
     # Control: what is not found by its place is looked for in all records that come after it.
     before = checks
     with pytest.raises(ControlError):
-        feedback.find_record(path, "3", check)
+        answered_alert.find_record(path, "3", check)
     assert checks - before > path.stat().st_size >> 17
 
 
@@ -463,7 +463,7 @@ async def test_snapshots_are_verified_for_one_at_a_time(tmp_path: Path, monkeypa
         at_once -= 1
         return []
 
-    monkeypatch.setattr(snapshots, "verified_snapshots", verified)
+    monkeypatch.setattr(snapshot_requests, "verified_snapshots", verified)
     async with served(tmp_path / "state") as daemon, trio.open_nursery() as nursery:
         for _ in range(2):
             nursery.start_soon(daemon.control.verify_snapshots)
@@ -562,7 +562,11 @@ async def test_of_a_file_that_is_not_text_nothing_is_learned_and_the_next_one_ne
     async with served(tmp_path / "state") as daemon:
         async with refused(415, "not_text"):
             await daemon.control.train_from("model.pt", b"PK\x03\x04\n\n\n", False)
-        assert await daemon.control.train_from("log", b"one\ntw", False) == {"lines": 1, "rule_hits": 0, "sessions": 0}
+        assert await daemon.control.train_from("log", b"one\ntw", False) == {
+            "lines": 1,
+            "rule_hits": 0,
+            "sessions": 0,
+        }
         async with refused(415, "not_text"):
             await daemon.control.train_from("log", bytes(100), False)
         assert await daemon.control.train_from("log", b"o\n", True) == {"lines": 1, "rule_hits": 0, "sessions": 1}

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.control import vouched_text
-from daemon.control.interface import ControlError
+from daemon.control.control_interface import ControlError
 from daemon.control.vouched_text import VouchedText
 
 LOG = b"".join(b"17 May 10:05:%02d host sshd[%d]: session opened for user u%d\n" % (n % 60, n, n) for n in range(300))

@@ -10,7 +10,7 @@ import pytest
 
 from daemon.demo import __main__ as demo
 from daemon.demo.__main__ import DemoError, free_port, run_demonstration, runtime_directory, sample_lines
-from daemon.demo.text import flagged_record_lines, remembered_state_lines, training_progress_text
+from daemon.demo.demo_text import flagged_record_lines, remembered_state_lines, training_progress_text
 
 FAKE = Path(__file__).with_name("fake_vigild.py")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from detection.detection_settings import DetectionSettings, SessionSettings
 from detection.detector import Detector
 from detection.frames import (
     FlushFrame,
@@ -20,9 +21,8 @@ from detection.frames import (
     count_lines,
     encode_frame,
 )
-from detection.settings import DetectionSettings, SessionSettings
-from detection.verdicts.records import Verdicts
-from persistence.segment import Entry
+from detection.verdicts.verdict_records import Verdicts
+from persistence.journal_segment import Entry
 from tests.daemon.applying import Killed, Process, process
 
 NOW = 1_700_000_000.0

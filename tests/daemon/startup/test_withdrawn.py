@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from daemon.startup.ladder import PATIENCE, ApplyError, Ladder
-from detection.columns.state import digest
+from daemon.startup.failing_frames import PATIENCE, ApplyError, Ladder
+from detection.columns.state_columns import digest
 from detection.frames import Frame, LinesFrame, ModelFrame, ReturnedFrame, SkipFrame, WithdrawnFrame
 from detection.members.counts import Counts
-from detection.members.failing import MemberError
+from detection.members.failing_members import MemberError
 from detection.members.ngram import Ngram
-from detection.members.parameter_values.model import ValueModel
+from detection.members.parameter_values.character_model import ValueModel
 from detection.members.transformer import fitting as transformer
 from detection.members.transformer.member import Transformer
 from detection.models.model import to_columns
+from persistence.journal_segment import Entry
 from persistence.model_file import write_model
-from persistence.segment import Entry
 from tests.daemon.applying import Killed, Process, process
 from tests.detection.journal import RECEIVED, segment
 from tests.detection.simple import CLOSE, NEW, OPEN, READ, fed, finished, learn, session, simple, usual

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detection.learning import promotion
-from detection.learning import training as run
+from detection.learning import training_run as run
 from detection.learning.promotion import (
     ANCHOR_LINES,
     ANCHOR_SESSIONS,
@@ -18,11 +18,11 @@ from detection.learning.promotion import (
     bounded_calibration_scores,
     refuse_worse,
 )
+from detection.members.fitted_member_view import Floats, Standing, View, view_of_whole_sessions
 from detection.members.registry import NAMES
 from detection.members.transformer import network
 from detection.members.transformer.member import Transformer
 from detection.members.transformer.scoring import FIRST
-from detection.members.view import Floats, Standing, View, view_of_whole_sessions
 from detection.models.model import Model
 from tests.detection.streams import habits, quietly, stream, trained
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detection.columns.state import digest
-from detection.learning.training import Progress, TrainingError, train
+from detection.columns.state_columns import digest
+from detection.learning.training_run import Progress, TrainingError, train
 from detection.members.isolation_forest.features import forest_input
 from detection.members.isolation_forest.scoring import Forest
 from detection.members.registry import NAMES, ONLINE_NAMES

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detection.columns.state import Columns, State, digest
+from detection.columns.state_columns import Columns, State, digest
 from detection.learning import promotion
-from detection.learning.training import Progress, train
+from detection.learning.training_run import Progress, train
 from detection.members.transformer import fitting as transformer
 from detection.models.model import Model, to_columns
 from detection.models.training_set import TrainingSet

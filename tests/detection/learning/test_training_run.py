@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from detection.learning import training as run
-from detection.learning.training import TrainingError, _calibration_scores, _CrossFitting, _RunProgress
-from detection.members.member import FitData, FittedMember, Part
+from detection.learning import training_run as run
+from detection.learning.training_run import TrainingError, _calibration_scores, _CrossFitting, _RunProgress
+from detection.members.fitted_member_view import Bools, Floats, Standing, View, view_of_whole_sessions
+from detection.members.member_interfaces import FitData, FittedMember, Part
 from detection.members.ngram import Ngram
 from detection.members.registry import FITTED, NAMES, ONLINE_NAMES
 from detection.members.transformer import fitting as transformer
 from detection.members.transformer.fitting import fit_transformer
 from detection.members.transformer.member import Transformer
 from detection.members.transformer.scoring import FIRST, UNSEEN
-from detection.members.view import Bools, Floats, Standing, View, view_of_whole_sessions
 from detection.models.model import Model, from_columns, to_columns
 from detection.models.training_set import TrainingSet
 from detection.scoring.calibration import CalibrationScores

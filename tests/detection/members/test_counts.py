@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from detection.members import counts as module
 from detection.members.counts import FEWEST_SESSIONS_OF_A_KIND, Counts
-from detection.members.view import COUNT_BUCKETS, Standing
+from detection.members.fitted_member_view import COUNT_BUCKETS, Standing
 from tests.detection.streams import fit_data, stream
 from tests.detection.views import Growing, sessions, whole
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detection.columns.state import digest
-from detection.members.parameter_values.model import (
+from detection.columns.state_columns import digest
+from detection.members.parameter_values.character_model import (
     CLASSES,
     CUT,
     EDGE,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from detection.detection_settings import RuleText
 from detection.formats.kinds import parse_each_by_own_kind
-from detection.rules.engine import RuleSet
+from detection.rules.rule_matching import RuleSet
 from detection.sessions.intake import match_rules
-from detection.settings import RuleText
 
 RULES = RuleSet.compile([RuleText("builtin", (files("detection") / "rulepack.toml").read_text("utf-8"))])
 DOCS = Path(__file__).parents[3] / "docs" / "rules.md"

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from detection.causes import known
+from detection.causes import known_causes
 from detection.causes.fingerprints import new_causes
-from detection.columns.state import State
+from detection.columns.state_columns import State
+from detection.detection_settings import AlarmSettings, LearningSettings
 from detection.detector import Detector
 from detection.frames import Segment, SettingsFrame, VouchedFrame
 from detection.models.model import Model
 from detection.scoring.attribution import Reasons
-from detection.settings import AlarmSettings, LearningSettings
 from tests.detection.journal import Journal, replace_settings
 from tests.detection.simple import (
     CLOSE,
@@ -147,7 +147,7 @@ def test_one_source_does_not_get_itself_admitted(journal: Journal) -> None:
 
 
 def test_without_asking_for_several_sources_one_would_be(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "ADMITTED_KEYS", 1)
+    monkeypatch.setattr(known_causes, "ADMITTED_KEYS", 1)
     flagged = [bool(fed(journal, lines)) for lines in deployed(60, 1, 2000)]
     assert flagged[0] and not any(flagged[26:])
 

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from detection.members.fitted_member_view import Floats
 from detection.members.registry import MEMBERS, NAMES
-from detection.members.view import Floats
 from detection.scoring.calibration import SMALLEST_P, CalibrationScores, alpha_for, combined_p_values
 from detection.scoring.ensemble import member_shares, p_values_of_member, score_at_level
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detection.members.failing import MemberError
+from detection.members.failing_members import MemberError
+from detection.members.fitted_member_view import view_of_whole_sessions
 from detection.members.registry import NAMES, ONLINE_NAMES
-from detection.members.view import view_of_whole_sessions
 from detection.models.model import Model
 from detection.scoring.ensemble import Ensemble, members_of, members_resting
 from tests.detection.by_hand import INDIFFERENT, model_of, vectors

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detection.detection_settings import SessionSettings
 from detection.frames import FlushFrame, LinesFrame, Segment, SettingsFrame, TickFrame
-from detection.settings import SessionSettings
 from tests.detection.by_hand import FLOOR, USUAL, knowing_by_hand
 from tests.detection.journal import ATTACK, RECEIVED, Journal, replace_settings, rules
 from tests.detection.simple import BEGAN, CLOSE, KEY, NEW, READ, RETRY, line, said, session, simple

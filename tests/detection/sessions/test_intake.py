@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detection.frames import Segment
-from detection.members.online import OnlineMembers
-from detection.rules.engine import Hits, RuleSet
-from detection.rules.files import read_rules
-from detection.sessions.connections import LivingSources
+from detection.members.all_online_members import OnlineMembers
+from detection.rules.rule_files import read_rules
+from detection.rules.rule_matching import Hits, RuleSet
 from detection.sessions.intake import KeyPattern, hits_in_order, read_lines, session_key, take_in_segments
-from detection.sessions.table import KEY_BYTES
+from detection.sessions.living_sources import LivingSources
+from detection.sessions.session_table import KEY_BYTES
 from detection.templates.table import TemplateTable
 from tests.detection.journal import ATTACK, RECEIVED, rules
 

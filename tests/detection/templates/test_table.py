@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.templates import grouping_accuracy, read_truth
-from detection.columns.state import digest
+from detection.columns.state_columns import digest
 from detection.templates import table as templates
 from detection.templates import tree as template_tree
 from detection.templates.masks import message_tokens, request_tokens, skeletons_of_contents

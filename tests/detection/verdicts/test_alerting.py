@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from detection.columns.state import State, digest
+from detection.columns.state_columns import State, digest
 from detection.detector import Detector
+from detection.members.fitted_member_view import CLOSING
 from detection.members.parameter_values.member import FEWEST_LINES
-from detection.members.view import CLOSING
 from detection.models.model import Model
 from detection.verdicts.alerting import EXPLAINED_OF_A_BATCH, EXPLAINED_OF_AN_INCIDENT
 from tests.detection.journal import ATTACK, Journal, started

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detection.columns.state import State, digest
+from detection.columns.state_columns import State, digest
+from detection.detection_settings import AlarmSettings
 from detection.detector import Detector
 from detection.frames import LinesFrame, ModelFrame, ReturnedFrame, Sequenced
-from detection.learning.training import train
+from detection.learning.training_run import train
 from detection.models.model import Model
-from detection.settings import AlarmSettings
 from tests.detection.journal import ATTACK, RECEIVED, WARMUP, Journal, segment, started
 from tests.detection.simple import answer
 

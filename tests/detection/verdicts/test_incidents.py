@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detection.causes.fingerprints import NEW, SOURCE, WHAT_BYTES
-from detection.columns.state import digest
+from detection.columns.state_columns import digest
 from detection.verdicts import incidents as module
 from detection.verdicts.incidents import DAY_SECONDS, WINDOW_SECONDS, GroupedAlerts, Incidents
 
@@ -29,7 +29,7 @@ def an(cause: int, *, source: int = 0, time: float = 1000.0, exempt: bool = Fals
 
 
 def counted_as(alerts: int) -> Any:
-    """Columns that only matter to what is counted (tests/detection/verdicts/test_thinning.py)."""
+    """Columns that only matter to what is counted (tests/detection/verdicts/test_counted_alerts.py)."""
     return {
         "about": np.ones(alerts, dtype=np.int32),
         "shapes": np.zeros((alerts, 2), dtype=np.uint64),

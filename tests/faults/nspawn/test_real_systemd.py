@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from persistence.segment import HEADER_BYTES
+from persistence.journal_segment import HEADER_BYTES
 from tests.faults.nspawn.container import container
 from tests.faults.service_manager import SETTINGS
 from tests.faults.test_exactly_once import STEADY_SENDERS, Senders, differences, journal_grows, verdicts

@@ -7,11 +7,11 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest as SklearnForest
 
+from detection.members.fitted_member_view import Standing, view_of_whole_sessions
 from detection.members.isolation_forest.features import FEATURES, forest_input, shown_features
 from detection.members.isolation_forest.fitting import fit_forest, forest_columns
 from detection.members.isolation_forest.scoring import Forest
 from detection.members.registry import MEMBERS, NAMES
-from detection.members.view import Standing, view_of_whole_sessions
 from tests.detection.streams import fit_data, habits, stream
 from tests.detection.views import Line, Session, whole
 

@@ -5,10 +5,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.columns.state import Columns, State, scalar_column
-from detection.members.member import OnlineMember
+from detection.columns.state_columns import Columns, State, scalar_column
+from detection.members.fitted_member_view import Bools, Floats
+from detection.members.member_interfaces import OnlineMember
 from detection.members.parsed_lines import ParsedLines
-from detection.members.view import Bools, Floats
 
 
 class Length(OnlineMember[NDArray[np.int64]]):

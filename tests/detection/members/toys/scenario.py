@@ -4,15 +4,15 @@ from typing import Any
 
 import numpy as np
 
-from detection.columns.state import array_column, digest
-from detection.columns.upgrades import MODELS, STATES
+from detection.columns.layout_upgrades import MODELS, STATES
+from detection.columns.state_columns import array_column, digest
 from detection.detector import Detector
 from detection.frames import Frame, LinesFrame, ReturnedFrame, Segment, Sequenced, TickFrame, VouchedFrame
-from detection.members.failing import MemberError
+from detection.members.failing_members import MemberError
 from detection.members.registry import MEMBERS, NAMES, ONLINE_NAMES
 from detection.models.model import from_columns, to_columns
 from detection.models.training_set import from_columns as training_set_from
-from detection.verdicts.records import Verdicts
+from detection.verdicts.verdict_records import Verdicts
 from tests.detection.journal import RECEIVED, Journal, segment
 from tests.detection.simple import CLOSE, OPEN, fed, finished, learn, session, simple, usual
 
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def columns_get_a_layout(journal: Journal) -> None:
-    """New columns of a state are to get a number of its layout, whoever adds them (`detection.columns.upgrades`)."""
+    """New columns of a state are to get a number of its layout, whoever adds them (`columns.layout_upgrades`)."""
     STATES.layouts[STATES.newest].update(STATES.parts(journal.detector.export()))  # type: ignore[attr-defined]
     trained = simple()
     fed(trained, usual(300, 1))

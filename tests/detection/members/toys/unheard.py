@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.members.member import FitData, FittedMember, Part
-from detection.members.view import Floats, Standing, View
+from detection.members.fitted_member_view import Floats, Standing, View
+from detection.members.member_interfaces import FitData, FittedMember, Part
 
 
 class Unheard(FittedMember):
