@@ -32,7 +32,8 @@ PENDING_RECORDS = 10_000
 SUBSCRIBER_RECORDS = 256
 # How many records of one frame that are not flagged a stream of everything gets.
 SAMPLED_RECORDS = 100
-# Of a record in a file. A longer one has its long texts cut, the more the longer it is: to so many characters.
+# Of a record in a file, in memory and in a stream. A longer one has its long texts cut, the more the longer it is: to
+# so many characters.
 RECORD_BYTES = 16_384
 CUT_TO = (2048, 512, 128)
 RETRY_SECONDS = 5.0
@@ -214,13 +215,18 @@ class Alerts:
             outlet.limit_last_id_to_line(line)
         self._note_frame_done()
 
-    async def sync_through(self, seq: int) -> None:
-        """Return when every record through frame `seq` is durable. Raises OSError; RuntimeError when
-        alerts has ended before that frame."""
+    async def wait_for_frame(self, seq: int) -> None:
+        """Return when the records through frame `seq` are among the recent ones. Raises RuntimeError when alerts has
+        ended before that frame."""
         while self.seq < seq:
             if self._ended:
                 raise RuntimeError(f"alerts ended at frame {self.seq}, before {seq}")
             await self._progress.wait()
+
+    async def sync_through(self, seq: int) -> None:
+        """Return when every record through frame `seq` is durable. Raises OSError; RuntimeError when
+        alerts has ended before that frame."""
+        await self.wait_for_frame(seq)
         for outlet in self._outlets:
             await outlet.sync()
 
@@ -335,20 +341,25 @@ class _RenderedVerdicts:
 
 
 def _render_verdicts(verdicts: "Verdicts", writing: bool, watched: bool) -> _RenderedVerdicts:
-    recorded = verdicts.recorded()
-    records = list(verdicts.records()) if writing or watched else []
+    recorded = [_bounded_record(record) for record in verdicts.recorded()]
+    records = [_bounded_record(record) for record in verdicts.records()] if writing or watched else []
     return _RenderedVerdicts(
-        recorded, records, [_record_line(record) for record in recorded], [_record_line(r) for r in records if writing]
+        [record for record, _ in recorded],
+        [record for record, _ in records],
+        [line for _, line in recorded],
+        [line for _, line in records if writing],
     )
 
 
-def _record_line(record: Record) -> Line:
-    encoded = _encode_record(record)
+def _bounded_record(record: Record) -> tuple[Record, Line]:
+    """The record as it is written, kept in memory and streamed: with long texts cut if it is too large."""
+    bounded, encoded = record, _encode_record(record)
     for characters in CUT_TO:
         if len(encoded) <= RECORD_BYTES:
             break
-        encoded = _encode_record(_cut_long_texts(record, characters))
-    return Line(record_id_key(record["id"]), encoded)
+        bounded = _cut_long_texts(record, characters)
+        encoded = _encode_record(bounded)
+    return bounded, Line(record_id_key(record["id"]), encoded)
 
 
 def _encode_record(record: Record) -> bytes:

@@ -30,15 +30,18 @@ from actors.scoring import Scoring, run_scoring
 from actors.sequencer import Request, Sequencer, run_sequencer, submit_frame
 from actors.training import Trainer, run_training
 from actors.training_status import TrainingStatus
+from daemon.api import http_connections as admin_connections
 from daemon.api.app import create_app
+from daemon.api.event_streams import MAX_STREAMS
 from daemon.api.server import run_server
 from daemon.control.condition import Running
 from daemon.control.service import Service
 from daemon.default_directories import make_private_directory, runtime_directory
-from daemon.host.listeners import ListenError, Listeners, inherit_sockets, open_listeners, room_for_connections
+from daemon.host.listeners import ListenError, Listeners, inherit_sockets, open_listeners
 from daemon.host.malloc import keep_freed_buffers
 from daemon.host.notify import Notifier
 from daemon.host.page_token import TOKEN_NAME, open_page_token
+from daemon.host.process_limits import ConnectionLimits, share_descriptors
 from daemon.host.signals import ignore_stop_signals, run_signals
 from daemon.host.watchdog_extension import ALIVE_SECONDS, WatchdogExtension
 from daemon.settings_file import Settings, SettingsError, load_settings, read_rule_files, token_path
@@ -63,6 +66,7 @@ if TYPE_CHECKING:
     from detection.verdicts.verdict_records import Verdicts
 
 STATUS_SECONDS = 10.0
+MOST_CONNECTIONS = ConnectionLimits(MAX_CONNECTIONS, admin_connections.MAX_CONNECTIONS, admin_connections.MAX_WAITING)
 DRAIN_SECONDS = 20.0
 # What may be journaled before the state is there to apply it to: it is all to be replayed if we are killed again. And
 # a daemon that does not get through its start must not fill the disk: with so much to replay, it takes nothing more.
@@ -93,7 +97,8 @@ def run_daemon(
     """Run until SIGTERM or SIGINT. Raises DaemonFailed; what is a fault of ours comes out as it is."""
     os.umask(0o077)
     keep_freed_buffers()
-    room_for_connections(MAX_CONNECTIONS)  # raises the soft limit, before files are opened
+    # Raises the soft limit, before files are opened.
+    share_descriptors(MOST_CONNECTIONS, max(2, len(settings.admin.bind)))
     notifier = Notifier.from_environment()
     try:
         with ExitStack() as stack:
@@ -160,6 +165,7 @@ class _Daemon:
         self._listeners = listeners
         self._notifier = notifier
         self._outlets = outlets
+        self._limits = share_descriptors(MOST_CONNECTIONS, len(listeners.admin))
         self._stop = trio.Event()
         self._reloading = trio.Lock()
         self._service = Service(
@@ -188,12 +194,22 @@ class _Daemon:
             hosts=self._settings.admin.hosts,
             token=token or own_token,
             token_for="changes" if token is None else "all",
+            max_streams=min(MAX_STREAMS, max(1, self._limits.admin // 4)),
         )
         async with trio.open_nursery() as outer:
             # A reload runs beside: it may have to wait (for the start, for a disk), and the next signal must not.
             await outer.start(run_signals, self._begin_stop, partial(outer.start_soon, self._reload_settings))
-            counters = self._condition.admin
-            await outer.start(partial(run_server, app, self._listeners.admin, self._stop.wait, counters=counters))
+            await outer.start(
+                partial(
+                    run_server,
+                    app,
+                    self._listeners.admin,
+                    self._stop.wait,
+                    counters=self._condition.admin,
+                    max_connections=self._limits.admin,
+                    max_waiting=self._limits.admin_waiting,
+                )
+            )
             outer.start_soon(self._keep_manager_status)
             await self._take_lines_until_stop()
             outer.cancel_scope.cancel()
@@ -297,9 +313,13 @@ class _Daemon:
             counters.exactly_once, counters.exactly_once_reason = reason is None, reason
             if reason and not unkept:
                 log.warning("%s: start vigild.socket before vigild.service", reason)
-            connections = room_for_connections(MAX_CONNECTIONS)
-            if connections < MAX_CONNECTIONS:
-                log.warning("few files may be open (LimitNOFILE): room for %d connections for log lines", connections)
+            connections = self._limits.log
+            if self._limits != MOST_CONNECTIONS:
+                log.warning(
+                    "few files may be open (LimitNOFILE): room for %d connections for log lines, and on each admin "
+                    "socket for %d with a request and %d without one",
+                    *(connections, self._limits.admin, self._limits.admin_waiting),
+                )
             await flow.start(
                 partial(
                     run_ingest,
@@ -402,6 +422,7 @@ class _Daemon:
             )
         )
         background.start_soon(self._condition.count_withdrawals, running)
+        background.start_soon(self._service.release_left_restores)
         await listening.wait()
         self._condition.started.set()
         log.info("serving from line %d on; %s", running.recovered_line, running.recovery.recovery_sentence())

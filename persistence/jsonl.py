@@ -6,6 +6,7 @@
         writer.append([b'{"id":"7"}'], "7")     # may be lost with the machine's power until
         writer.sync()
     for record in last_records(path, 1 << 20): ...          # the last one first
+    for record in records_from(path, is_before): ...        # found without reading those before it
 
 At open, whatever follows the last whole record is a torn write: it is cut off, and kept beside the file
 as `<name>.<offset>.bad` if the disk has room. Others may move, replace or truncate the file at any time:
@@ -41,6 +42,8 @@ KEEP_FREE_BYTES = 256 << 20
 _BLOCK_BYTES = 1 << 16
 PARTS = 8
 PART_SUFFIX = r"\.[0-9]{8,}"
+# Far beyond any record of ours. A longer line is passed over, and never in memory as a whole.
+MAX_RECORD_BYTES = 1 << 20
 
 log = logging.getLogger(__name__)
 
@@ -74,26 +77,55 @@ def last_records(path: Path, limit_bytes: int) -> Iterator[bytes]:
     neither the file nor a part.
     """
     with ExitStack() as stack:
-        files: list[BinaryIO] = []
-        # The file before its parts: what is renamed in between is found twice, not never.
-        for each in (path, *reversed(rotated_parts(path))) if path.exists() else reversed(rotated_parts(path)):
-            try:
-                files.append(stack.enter_context(open(each, "rb")))
-            except FileNotFoundError:
-                continue  # rotated, or removed as the oldest
-        if not files:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        seen: set[tuple[int, int]] = set()
-        for file in files:
-            if (inode := _device_and_inode(os.fstat(file.fileno()))) in seen:
-                continue
-            seen.add(inode)
+        for file in _open_record_files(path, stack):
             size = file.seek(0, os.SEEK_END)
             for record, end in _records_backwards(file, size):
                 if end <= size - limit_bytes:
                     return
                 yield record
             limit_bytes -= size
+
+
+def records_from(
+    path: Path,
+    is_before: Callable[[bytes], bool | None],
+    then_holding: bytes = b"",
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[bytes]:
+    """The records of the file at `path` and of its parts, oldest first, without newlines: from the first that
+    `is_before` is false of, and after it those that hold `then_holding`.
+
+    `is_before` is true of all records up to some point, false of all after it, and None of what is no record of ours;
+    the point is found by bisection. `check` is called often, with the file open: what it raises ends the search.
+    Blocking, as `last_records`, and raises the same.
+    """
+    with ExitStack() as stack:
+        found = False
+        for file in reversed(_open_record_files(path, stack)):
+            at = 0
+            if not found:
+                first = _first_record_not_before(file, is_before, check)
+                if first is None:
+                    continue
+                found = True
+                line, at = first
+                yield line
+            yield from _records_holding(file, at, then_holding, check)
+
+
+def _open_record_files(path: Path, stack: ExitStack) -> list[BinaryIO]:
+    """The file at `path` and its parts, newest first, each once. Raises FileNotFoundError where there is neither."""
+    files: dict[tuple[int, int], BinaryIO] = {}
+    # The file before its parts: what is renamed in between is found twice, not never.
+    for each in (path, *reversed(rotated_parts(path))) if path.exists() else reversed(rotated_parts(path)):
+        try:
+            file = stack.enter_context(open(each, "rb"))
+        except FileNotFoundError:
+            continue  # rotated, or removed as the oldest
+        files.setdefault(_device_and_inode(os.fstat(file.fileno())), file)
+    if not files:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return list(files.values())
 
 
 def record_files(path: Path) -> list[Path]:
@@ -340,6 +372,8 @@ class JsonlWriter:
 
 
 def _is_json_record(line: bytes) -> bool:
+    if len(line) >= MAX_RECORD_BYTES:
+        return False
     return line.startswith(b"{") and line.endswith(b"}") and b"\0" not in line and b"\n" not in line
 
 
@@ -353,18 +387,89 @@ def _device_and_inode(status: os.stat_result) -> tuple[int, int]:
 
 def _records_backwards(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
     """The whole records of `file`, last first, each with the offset after its newline."""
-    step, at, rest = _BLOCK_BYTES, size, b""
+    at, rest, too_long = size, b"", False
     while at > 0:
-        # Doubling keeps the work linear when there is one endless line.
-        block = min(step, at)
-        at, step = at - block, step * 2
+        block = min(_BLOCK_BYTES, at)
+        at -= block
         file.seek(at)
         data = file.read(block) + rest
         end = len(data)
         while (newline := data.rfind(b"\n", 0, end)) >= 0 or (at == 0 and end > 0):
             line = data[newline + 1 : end]
             # Bytes after the file's last newline are not terminated, so they are no record.
-            if at + end < size and _is_json_record(line):
+            if at + end < size and not too_long and _is_json_record(line):
                 yield line, at + end + 1
-            end = max(newline, 0)
+            end, too_long = max(newline, 0), False
         rest = data[:end]
+        if len(rest) > MAX_RECORD_BYTES:
+            # Of a line of any length only the end is remembered: where it is.
+            rest, too_long = b"", True
+
+
+def _first_record_not_before(
+    file: BinaryIO, is_before: Callable[[bytes], bool | None], check: Callable[[], None]
+) -> tuple[bytes, int] | None:
+    """The record and the offset after its newline; None where there is none."""
+    low, high = 0, file.seek(0, os.SEEK_END)
+    # The lines that begin before `low` are before, or no records; none that begins at `high` or later is.
+    while low < high:
+        middle = (low + high) // 2
+        found = None
+        for begin, line, end in _lines_from(file, _begin_of_line(file, middle, check), check):
+            if begin >= high:
+                break
+            if (before := is_before(line)) is not None:
+                found = before, end
+                break
+        if found is not None and found[0]:
+            low = found[1]
+        else:
+            high = middle
+    for _, line, end in _lines_from(file, low, check):
+        if is_before(line) is False:
+            return line, end
+    return None
+
+
+def _begin_of_line(file: BinaryIO, at: int, check: Callable[[], None]) -> int:
+    """The offset of the first line that begins at `at` or later."""
+    if at == 0:
+        return 0
+    file.seek(at - 1)
+    while (piece := file.readline(MAX_RECORD_BYTES)) and not piece.endswith(b"\n"):
+        check()
+    return file.tell()
+
+
+def _lines_from(file: BinaryIO, at: int, check: Callable[[], None]) -> Iterator[tuple[int, bytes, int]]:
+    """The lines from offset `at`, where one begins, each with its offset and that of the next; without those that are
+    too long, or not terminated."""
+    while True:
+        check()
+        file.seek(at)
+        line = file.readline(MAX_RECORD_BYTES)
+        if not line:
+            return
+        begin, at = at, at + len(line)
+        if line.endswith(b"\n"):
+            yield begin, line[:-1], at
+        else:
+            at = _begin_of_line(file, at, check)
+
+
+def _records_holding(file: BinaryIO, at: int, holding: bytes, check: Callable[[], None]) -> Iterator[bytes]:
+    """The records from offset `at`, where a line begins, that hold `holding`."""
+    file.seek(at)
+    rest, too_long = b"", False
+    while block := file.read(_BLOCK_BYTES):
+        check()
+        lines, newline, tail = block.rpartition(b"\n")
+        if not newline:
+            rest += block
+            if len(rest) > MAX_RECORD_BYTES:
+                rest, too_long = b"", True
+            continue
+        lines = lines.partition(b"\n")[2] if too_long else rest + lines
+        rest, too_long = tail, False
+        if holding in lines:
+            yield from (line for line in lines.split(b"\n") if holding in line and _is_json_record(line))

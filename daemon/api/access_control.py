@@ -3,7 +3,8 @@
 Any web page can make a browser send requests here, so a foreign Host (DNS rebinding) and a foreign Origin
 (cross-site requests) are refused. Over the Unix socket the file's mode decides: there every Host is allowed
 and no token is needed. Over TCP every user of this host gets in: what changes the state needs a token there, and
-everything does from another host, by another host's name, or when the operator has set a token.
+everything does from another host, by another host's name, through a proxy that says that it is one, or when the
+operator has set a token.
 """
 
 import base64
@@ -17,12 +18,15 @@ from urllib.parse import urlsplit
 
 from daemon.api.peers import Peer
 from daemon.api.token_guesses import TokenGuesses
+from daemon.api.waiting import GivingWay
 from daemon.control.control_interface import ControlError
 
 TOKEN_NEEDED = (
     "over TCP this needs a token: use admin.sock, as vigilctl does for root and the group of that socket, or open the "
     "address that `vigilctl page` prints"
 )
+# What proxies add. The peer of such a request is the proxy: who sent it may be anywhere.
+PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via")
 WRONG_TOKEN = "that is not the token of this daemon, which makes another at each start: `vigilctl page` prints it"
 TokenFor = Literal["all", "changes"]
 
@@ -30,7 +34,8 @@ TokenFor = Literal["all", "changes"]
 @dataclass(frozen=True, slots=True)
 class Access:
     """`hosts` are the names, besides loopback, that a Host header may have. Over TCP, requests that change the state
-    need the `token`, and so do all those from another host or by its name; with `token_for` "all" every request does.
+    need the `token`, and so do all those from another host, by its name, or through a proxy (by the headers that
+    proxies add); with `token_for` "all" every request does.
     Without a token, those that need one are refused."""
 
     hosts: Collection[str]
@@ -38,7 +43,9 @@ class Access:
     token_for: TokenFor
     guesses: TokenGuesses = field(default_factory=TokenGuesses)
 
-    async def check_access(self, peer: Peer, header: Callable[[str], str | None], request: str, changes: bool) -> None:
+    async def check_access(
+        self, peer: Peer, header: Callable[[str], str | None], request: str, changes: bool, giving_way: GivingWay
+    ) -> None:
         """Raises `ControlError` unless `peer` may make the request. Waits when wrong tokens came from there.
 
         `header` gives the value of a header by its name. `request` is the name of the request in the log, `changes`
@@ -51,7 +58,10 @@ class Access:
         if peer.over_unix:
             return
         everything = (
-            self._token_for_all or not peer.loopback or not _is_loopback_host(_host_header_name(host or "") or "")
+            self._token_for_all
+            or not peer.loopback
+            or not _is_loopback_host(_host_header_name(host or "") or "")
+            or any(header(name) is not None for name in PROXY_HEADERS)
         )
         if not everything and not changes:
             return
@@ -59,7 +69,7 @@ class Access:
         if given is None and not everything:
             raise ControlError(403, "token_needed", TOKEN_NEEDED)
         if given is not None:
-            await self.guesses.wait_before_answer(peer)
+            await self.guesses.wait_before_answer(peer, giving_way)
             if self.token is not None and hmac.compare_digest(given, self.token.encode()):
                 return
             self.guesses.count_wrong_token(peer, request)
@@ -68,7 +78,9 @@ class Access:
         if self._token_for_all:
             raise ControlError(401, "unauthorized", "this needs the token of the daemon's token_file")
         raise ControlError(
-            401, "unauthorized", "from another host, or by its name, this needs a token: set token_file in [admin]"
+            401,
+            "unauthorized",
+            "from another host, by its name, or through a proxy, this needs a token: set token_file in [admin]",
         )
 
     @property

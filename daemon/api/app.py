@@ -6,7 +6,7 @@ included, is ``{"error": {"code", "message"}}``.
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -30,7 +30,9 @@ from daemon.api.json_bodies import (
     line_bytes,
     note_text,
 )
+from daemon.api.list_body import ListBody
 from daemon.api.peers import UNKNOWN_LOCAL, Peer
+from daemon.api.waiting import NOBODY_ELSE, GivingWay, WaitingRequests
 from daemon.control.control_interface import Control, ControlError
 from daemon.control.vouched_uploads import MAX_CHUNK_BYTES
 from persistence.state_directory import SNAPSHOT
@@ -39,7 +41,7 @@ PREFIXES = ("", "/anomaly")
 # Those that change nothing. Every other one changes the state: it needs admin.sock or the token, and is audited.
 POSTS_THAT_CHANGE_NOTHING = frozenset({"/detect", "/detect/batch", "/checkpoint", "/snapshots/verify"})
 BODY_SECONDS = 10  # a body that takes longer is refused with 408
-RETRY_SECONDS = 5  # after a 503
+RETRY_SECONDS = 5  # after a 429 or 503
 MAX_ANOMALIES = 1000
 MAX_INCIDENTS = 4096
 GENERATION = re.compile(r"[1-9][0-9]{0,17}")
@@ -64,16 +66,21 @@ Handler = Callable[..., Awaitable[Response]]
 
 
 def create_app(
-    control: Control, *, hosts: Collection[str], token: str | None, token_for: TokenFor = "all"
+    control: Control,
+    *,
+    hosts: Collection[str],
+    token: str | None,
+    token_for: TokenFor = "all",
+    max_streams: int | None = None,
 ) -> QuartTrio:
     """The application. Who may do what: see `Access`. Who sent a request it learns from `scope["state"]["peer"]`, a
-    `Peer`."""
+    `Peer`; while `scope["state"]["giving_way"]()` is held, the connection gives way to others."""
     app = QuartTrio("daemon.api", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
     _add_guards(app, Access(hosts, token, token_for))
     _add_error_handlers(app)
-    _add_query_routes(app, control)
+    _add_query_routes(app, control, max_streams)
     _add_action_routes(app, control)
     _add_learning_routes(app, control)
     _add_page_routes(app)
@@ -90,6 +97,7 @@ def _add_guards(app: QuartTrio, access: Access) -> None:
             request.headers.get,
             requested_path_text(),
             changes and request.endpoint not in _ASKING_ENDPOINTS,
+            _giving_way(),
         )
 
     @app.after_request
@@ -102,7 +110,7 @@ def _add_error_handlers(app: QuartTrio) -> None:
     @app.errorhandler(ControlError)
     async def answer_control_error(error: ControlError) -> Response:
         response = _error_response(error.status, error.code, error.message)
-        if error.status == 503:
+        if error.status in (429, 503):
             response.headers["Retry-After"] = str(RETRY_SECONDS)
         if error.status == 401:
             # A browser prompts for Basic, so not for the page's token: that comes in the page's address.
@@ -134,8 +142,8 @@ _FRAMEWORK_ERRORS = {
 }
 
 
-def _add_query_routes(app: QuartTrio, control: Control) -> None:
-    streams = Streams(control)
+def _add_query_routes(app: QuartTrio, control: Control, max_streams: int | None) -> None:
+    streams = Streams(control, max_streams)
 
     async def get_health() -> Response:
         answer = control.health()
@@ -148,25 +156,25 @@ def _add_query_routes(app: QuartTrio, control: Control) -> None:
         return Response(metrics.render_metrics(control.status()), content_type=metrics.CONTENT_TYPE)
 
     async def get_snapshots() -> Response:
-        return _json_answer({"snapshots": await control.snapshots()})
+        return _list_answer("snapshots", await control.snapshots())
 
     async def get_anomalies() -> Response:
         after = request.args.get("after")
         if after is not None and not RECORD_ID.fullmatch(after):
             raise ControlError(400, "bad_request", "after is the id of a record, such as 1207 or 1207.1")
-        return _json_answer({"anomalies": await control.anomalies(after, _limit_parameter(MAX_ANOMALIES))})
+        return _list_answer("anomalies", await control.anomalies(after, _limit_parameter(MAX_ANOMALIES)))
 
     async def get_anomaly(alert: str) -> Response:
         return _json_answer(await control.anomaly(_checked_alert_id(alert, 404, RECORD_ID)))
 
     async def get_incidents() -> Response:
-        return _json_answer({"incidents": await control.incidents(_limit_parameter(MAX_INCIDENTS))})
+        return _list_answer("incidents", await control.incidents(_limit_parameter(MAX_INCIDENTS)))
 
     async def get_answers() -> Response:
-        return _json_answer({"feedback": await control.answers()})
+        return _list_answer("feedback", await control.answers())
 
     async def get_models() -> Response:
-        return _json_answer({"models": await control.models()})
+        return _list_answer("models", await control.models())
 
     async def get_events() -> Response:
         everything = _flag_parameter("all")
@@ -195,30 +203,41 @@ def _add_query_routes(app: QuartTrio, control: Control) -> None:
 
 
 def _add_action_routes(app: QuartTrio, control: Control) -> None:
+    waiting, judging = WaitingRequests("for a checkpoint"), trio.Lock()
+
+    async def judge(lines: list[bytes], session_id: str | None, explain: bool = False) -> list[dict[str, Any]]:
+        """One request at a time. Those that wait for their turn give way to requests of other kinds."""
+        with _giving_way()():
+            await judging.acquire()
+        try:
+            return await control.detect(lines, session_id, explain)
+        finally:
+            judging.release()
+
     async def post_detect() -> Response:
         explain = _flag_parameter("explain")
         wanted = decode_body(await _request_body(), DetectRequest)
-        [answer] = await control.detect([line_bytes(wanted.log_line)], wanted.session_id, explain)
+        [answer] = await judge([line_bytes(wanted.log_line)], wanted.session_id, explain)
         return _json_answer(answer)
 
     async def post_detect_batch() -> Response:
         wanted = decode_body(await _request_body(), BatchRequest)
         if len(wanted.log_lines) > MAX_BATCH_LINES:
             raise ControlError(413, "too_many_lines", f"a batch holds at most {MAX_BATCH_LINES} lines")
-        results = await control.detect([line_bytes(text) for text in wanted.log_lines], None)
+        results = await judge([line_bytes(text) for text in wanted.log_lines], None)
         flagged = sum(bool(result["is_anomaly"]) for result in results)
-        answer = {"results": results, "total_logs": len(results), "anomalies_detected": flagged}
-        # Encoding thousands of results takes a while; in a thread, so that other requests go on.
-        return _json_response(await trio.to_thread.run_sync(encode_answer, answer))
+        return _list_answer("results", results, total_logs=len(results), anomalies_detected=flagged)
 
     async def post_checkpoint() -> Response:
-        return _json_answer(await control.checkpoint(extra=not _request_peer().over_unix))
+        peer = _request_peer()
+        with waiting.waiting(peer, _giving_way()):
+            return _json_answer(await control.checkpoint(extra=not peer.over_unix))
 
     async def post_flush() -> Response:
         return _json_answer(await control.flush())
 
     async def post_verify_snapshots() -> Response:
-        return _json_answer({"snapshots": await control.verify_snapshots()})
+        return _list_answer("snapshots", await control.verify_snapshots())
 
     async def post_restore_snapshot(name: str) -> Response:
         return _json_answer(await control.restore_snapshot(_checked_snapshot_name(name)))
@@ -295,6 +314,12 @@ def _request_peer() -> Peer:
     return peer
 
 
+def _giving_way() -> GivingWay:
+    """While it is held, the connection of the current request gives way to others."""
+    giving_way: GivingWay = request.scope.get("state", {}).get("giving_way", NOBODY_ELSE)
+    return giving_way
+
+
 def _limit_parameter(most: int) -> int:
     limit = request.args.get("limit", "100")
     if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= most):
@@ -337,11 +362,12 @@ def _add_route(app: QuartTrio, path: str, handler: Handler, method: str = "GET")
 
 
 def _json_answer(answer: Any, status: int = 200) -> Response:
-    return _json_response(encode_answer(answer), status)
+    return Response(encode_answer(answer) + b"\n", status=status, content_type="application/json")
 
 
-def _json_response(body: bytes, status: int = 200) -> Response:
-    return Response(body + b"\n", status=status, content_type="application/json")
+def _list_answer(name: str, items: Sequence[Any], **rest: Any) -> Response:
+    """`items`, called `name`, and the fields of `rest`."""
+    return Response(ListBody(name, items, rest), content_type="application/json")
 
 
 def _error_response(status: int, code: str, message: str) -> Response:

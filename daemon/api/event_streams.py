@@ -17,17 +17,18 @@ import trio
 from quart.wrappers.response import ResponseBody
 
 from daemon.api.json_bodies import encode_answer
+from daemon.api.list_body import PIECE_BYTES
 from daemon.control.control_interface import Control, ControlError
 
 HEARTBEAT_SECONDS = 15.0
 MAX_STREAMS = 16
-MAX_RECORDS_A_WRITE = 100
 
 
 class Streams:
-    """Opens event streams, at most `MAX_STREAMS` at once over TCP, and as many over the Unix socket."""
+    """Opens event streams, at most `most` (`MAX_STREAMS`) at once over TCP, and as many over the Unix socket."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, most: int | None = None) -> None:
+        self._most = most or MAX_STREAMS
         self._control = control
         # Weak: a response that is dropped before its body is entered was no stream.
         self._open: dict[bool, WeakSet[EventStream]] = {True: WeakSet(), False: WeakSet()}
@@ -35,8 +36,8 @@ class Streams:
     def open_stream(self, *, everything: bool, unix: bool) -> "EventStream":
         """Raises `ControlError` 503 when all streams are taken. The stream counts from now on."""
         taken = self._open[unix]
-        if len(taken) >= MAX_STREAMS:
-            raise ControlError(503, "too_many_streams", f"all {MAX_STREAMS} event streams are taken; try again later")
+        if len(taken) >= self._most:
+            raise ControlError(503, "too_many_streams", f"all {self._most} event streams are taken; try again later")
         stream = EventStream(taken, self._control.events(everything=everything))
         taken.add(stream)
         return stream
@@ -81,14 +82,13 @@ class EventStream(ResponseBody):
         assert self._records is not None, "entered before it is iterated"
         with trio.move_on_after(HEARTBEAT_SECONDS):
             try:
-                events = [_server_sent_event(await self._records.receive())]
+                events = bytearray(_server_sent_event(await self._records.receive()))
             except trio.EndOfChannel:
                 raise StopAsyncIteration from None
             # Records that wait already go into the same write.
-            waiting = self._records.statistics().current_buffer_used
-            for _ in range(min(waiting, MAX_RECORDS_A_WRITE)):
-                events.append(_server_sent_event(self._records.receive_nowait()))
-            return b"".join(events)
+            while len(events) < PIECE_BYTES and self._records.statistics().current_buffer_used:
+                events += _server_sent_event(self._records.receive_nowait())
+            return bytes(events)
         return b": still here\n\n"
 
 

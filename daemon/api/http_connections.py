@@ -3,15 +3,20 @@
 A connection costs little until the head of a request has come whole. Until then it waits in the hall, for HEAD_SECONDS
 at most; when the hall is full, the one that has been there for longest is closed for the next. With its head it gets
 one of MAX_CONNECTIONS places, and keeps it over its requests. When all are taken, one is closed that is between two
-requests, or that the daemon has waited for (for the rest of a body, or until it reads) for PATIENCE_SECONDS. One that
-waits for the daemon never is.
+requests, or that the daemon has waited for (for the rest of a body, or until it reads) for PATIENCE_SECONDS, or that
+the daemon only lets wait (`daemon/api/waiting.py`). One that waits for an answer in the making never is.
 
-Each listening socket has a hall and places of its own: clients on TCP cannot lock out the Unix socket.
+Each listening socket has a hall and places of its own: clients on TCP cannot lock out the Unix socket. There are fewer
+where few files may be open (`daemon/host/process_limits.py`).
 """
 
+import errno
+import logging
 import re
 import socket
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -24,6 +29,12 @@ PATIENCE_SECONDS = 0.5
 SEND_SECONDS = 10.0  # one write to a client that does not read
 # More than that is no head: hypercorn refuses it.
 MAX_HEAD_BYTES = 16 * 1024
+
+# Out of descriptors or memory: the connection stays in the backlog, so accepting at once would spin.
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+EXHAUSTED_SECONDS = 0.1
+
+log = logging.getLogger(__name__)
 
 _RECEIVE_BYTES = 16 * 1024
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -41,6 +52,7 @@ class Connection(trio.abc.HalfCloseableStream):
         self._head = b""  # read and not given out yet
         self._until: float | None = None  # how long the daemon waits for the rest of a request, or for the next
         self._sending_until: float | None = None
+        self._gives_way_since: float | None = None
         self._requests = 0
         self._answering: tuple[trio.lowlevel.Task, trio.Event] | None = None
         self.socket = stream.socket
@@ -83,7 +95,18 @@ class Connection(trio.abc.HalfCloseableStream):
 
     def waited_for_until(self) -> float | None:
         """How long the daemon waits for this client if others want its place; None while the client waits for us."""
-        return self._until if self._sending_until is None else self._sending_until
+        if self._sending_until is not None:
+            return self._sending_until
+        return self._until if self._gives_way_since is None else self._gives_way_since
+
+    @contextmanager
+    def giving_way(self) -> Iterator[None]:
+        """While it is held the daemon only lets the client wait: others that want its place get it."""
+        self._gives_way_since = trio.current_time()
+        try:
+            yield
+        finally:
+            self._gives_way_since = None
 
     def give_up_place(self) -> None:
         # Closed as well, for cancelling alone would not reach a shielded write.
@@ -142,7 +165,16 @@ class Connection(trio.abc.HalfCloseableStream):
 class Room(trio.abc.Listener[Connection]):
     """Accepts connections of one listening socket; each is to be let go by `leave_place`."""
 
-    def __init__(self, listener: trio.SocketListener, counters: AdminCounters) -> None:
+    def __init__(
+        self,
+        listener: trio.SocketListener,
+        counters: AdminCounters,
+        max_connections: int | None = None,
+        max_waiting: int | None = None,
+    ) -> None:
+        self._max_connections = max_connections or MAX_CONNECTIONS
+        self._max_waiting = max_waiting or MAX_WAITING
+        self._exhausted = False
         self._listener = listener
         self._counters = counters
         self._hall: dict[Connection, None] = {}  # without a whole head, the oldest first
@@ -151,16 +183,33 @@ class Room(trio.abc.Listener[Connection]):
         self._moved = trio.Event()
 
     async def accept(self) -> Connection:
-        while len(self._queue) >= MAX_WAITING:
+        while len(self._queue) >= self._max_waiting:
             await self._moved.wait()
-        connection = Connection(await self._listener.accept())
+        connection = Connection(await self._accept_when_possible())
         self._hall[connection] = None
         self._counters.connections += 1
-        if len(self._hall) + len(self._queue) > MAX_WAITING:
+        if len(self._hall) + len(self._queue) > self._max_waiting:
             self._counters.gave_way += 1
             next(iter(self._hall)).give_up_place()
             del self._hall[next(iter(self._hall))]
         return connection
+
+    async def _accept_when_possible(self) -> trio.SocketStream:
+        while True:
+            try:
+                stream = await self._listener.accept()
+            except OSError as exc:
+                if exc.errno not in EXHAUSTED:
+                    raise
+                # Here, for trio logs a traceback each time.
+                self._counters.accept_errors += 1
+                if not self._exhausted:
+                    log.warning("no connection to the admin API can be accepted for now: %s", exc.strerror)
+                self._exhausted = True
+                await trio.sleep(EXHAUSTED_SECONDS)
+            else:
+                self._exhausted = False
+                return stream
 
     async def admit_connection(self, connection: Connection) -> bool:
         """True when it has sent a request's head and has a place; False when it is to be closed."""
@@ -171,7 +220,7 @@ class Room(trio.abc.Listener[Connection]):
         self._hall.pop(connection, None)
         if not came:
             return False
-        if len(self._served) < MAX_CONNECTIONS and not self._queue:
+        if len(self._served) < self._max_connections and not self._queue:
             self._give_place(connection)
             return True
         turn = (connection, trio.Event())
@@ -190,7 +239,7 @@ class Room(trio.abc.Listener[Connection]):
         self._counters.connections -= 1
         self._hall.pop(connection, None)
         self._served.discard(connection)
-        while self._queue and len(self._served) < MAX_CONNECTIONS:
+        while self._queue and len(self._served) < self._max_connections:
             following, turn = self._queue.popleft()
             self._give_place(following)
             turn.set()

@@ -58,6 +58,10 @@ _COUNTERS = {  # name (the format adds _total): where in the status, help
         "admin.too_slow",
         "Admin connections closed because no whole request head came in time.",
     ),
+    "vigild_admin_accept_errors": (
+        "admin.accept_errors",
+        "Attempts to accept an admin connection that failed for want of descriptors or memory.",
+    ),
     "vigild_records_removed_bytes": (
         "alarms.bytes_removed",
         "Bytes of the oldest records removed since the start, for max_bytes or a full disk.",

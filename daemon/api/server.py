@@ -60,19 +60,21 @@ async def run_server(
     shutdown: Callable[[], Awaitable[None]],
     *,
     counters: AdminCounters | None = None,
+    max_connections: int | None = None,
+    max_waiting: int | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` until `shutdown` returns, then give requests under way `GRACE_SECONDS` and cut the rest.
 
     Takes ownership of `sockets` and closes them; their files are the caller's. The application's
     lifespan events are not sent, as the daemon starts and stops the actors. A request's scope says in
-    `scope["state"]["peer"]` who sent it, as a `Peer`.
+    `scope["state"]["peer"]` who sent it, as a `Peer`; "giving_way" there is `Connection.giving_way`.
     """
     context = WorkerContext(None)
     config = _hypercorn_config()
     still_open: set[Connection] = set()
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
-    rooms = [Room(listener, counters or AdminCounters()) for listener in listeners]
+    rooms = [Room(listener, counters or AdminCounters(), max_connections, max_waiting) for listener in listeners]
 
     async with trio.open_nursery() as reaper:
         async with trio.open_nursery() as connections:
@@ -107,7 +109,7 @@ async def _serve_connection(
     connection: Connection,
 ) -> None:
     still_open.add(connection)
-    state = ConnectionState(LifespanState({"peer": peer_of(connection.socket)}))
+    state = ConnectionState(LifespanState({"peer": peer_of(connection.socket), "giving_way": connection.giving_way}))
     wrapped = wrap_app(_Application(app, connection), 0, "asgi")
     try:
         async with trio.open_nursery() as nursery:

@@ -2,7 +2,7 @@
 
 The wait comes before the token is looked at, so hanging up and asking anew is no faster. It is bounded, and only for
 requests with a token from that network: all others, and those without one, never wait. A right token from the same
-network waits MAX_WAIT_SECONDS at most.
+network waits MAX_WAIT_SECONDS at most, or is refused like the others when too many wait already.
 """
 
 import logging
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from daemon.api.peers import Peer
+from daemon.api.waiting import GivingWay, WaitingRequests
 
 FREE_GUESSES = 3  # a mistyped or outdated token
 FIRST_WAIT_SECONDS = 0.25  # after those; it doubles with each guess
@@ -32,13 +33,15 @@ class TokenGuesses:
 
     def __init__(self) -> None:
         self._guessers: dict[str, _Guesser] = {}
+        self._waiting = WaitingRequests("for their tokens, after wrong ones,")
 
-    async def wait_before_answer(self, peer: Peer) -> None:
-        """To be awaited before a token of `peer` is looked at."""
+    async def wait_before_answer(self, peer: Peer, giving_way: GivingWay) -> None:
+        """To be awaited before a token of `peer` is looked at. Raises `ControlError` 429 when too many wait."""
         guesser = self._known_guesser(peer)
         over = guesser.guesses - FREE_GUESSES if guesser else -1
         if over >= 0:
-            await trio.sleep(min(MAX_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(over, 10)))
+            with self._waiting.waiting(peer, giving_way):
+                await trio.sleep(min(MAX_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(over, 10)))
 
     def count_wrong_token(self, peer: Peer, request: str) -> None:
         """A token of `peer` was wrong. Logged at the first, second, fourth, eighth... of a network."""

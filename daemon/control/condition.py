@@ -48,11 +48,12 @@ class Running:
 @dataclass(slots=True)
 class AdminCounters:
     """The admin API's sockets: how many `connections` are open; since the start so many `gave_way` to others, and were
-    `too_slow` to send the head of a request."""
+    `too_slow` to send the head of a request; `accept_errors` for want of descriptors."""
 
     connections: int = 0
     gave_way: int = 0
     too_slow: int = 0
+    accept_errors: int = 0
 
 
 class Condition:

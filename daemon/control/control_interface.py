@@ -50,7 +50,7 @@ class Control(Protocol):
                         (runs that failed), withdrawn [{member, seq, reason}], withdrawals (how many since the start)
             ingest      connections, bytes, lines_truncated, future_lines (their time lay more than a day ahead),
                         connections_waiting, connections_gave_way, connections_refused, accept_errors
-            admin       connections, gave_way, too_slow (to send a request's head) of the admin API's sockets
+            admin       connections, gave_way, too_slow (to send a request's head), accept_errors of the admin sockets
             alarms      flagged, per_day, alpha, floor_binding, incidents {opened, open, digest, evicted},
                         answers, answers_dropped, admitted, admitted_dropped, records_waiting, records_lost
             templates, sessions, sources  evicted: how many made room in their bounded tables

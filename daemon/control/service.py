@@ -5,10 +5,11 @@ everything else is refused.
 """
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -26,12 +27,13 @@ from daemon.control.answered_alert import answered_alert, find_record
 from daemon.control.condition import Condition, Running
 from daemon.control.control_interface import ControlError
 from daemon.control.status_fields import whole_status
+from daemon.control.turns import Turns
 from daemon.control.vouched_uploads import VouchedUploads
 from daemon.settings_file import Settings, SettingsError
 from detection.causes import fingerprints as causes
 from detection.causes.fingerprints import KINDS
 from detection.detection_settings import RuleText
-from detection.frames import FeedbackFrame, FlushFrame, Frame, Knowledge, RestoreFrame, SettingsFrame, VouchedFrame
+from detection.frames import FeedbackFrame, FlushFrame, Frame, RestoreFrame, SettingsFrame, VouchedFrame
 from detection.models.model import Model
 from detection.rules.rule_files import RuleError
 from detection.rules.rule_matching import RuleSet
@@ -45,6 +47,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 LINES_PER_QUERY = 256
+WAITING_SEARCHES = 8
+WAITING_VERIFICATIONS = 1
 
 
 class Service:
@@ -64,7 +68,10 @@ class Service:
         self._version = version
         self._places = dict(places or {})
         self._now = now
-        self._detecting = trio.Lock()
+        # Over TCP anybody may look for an alert; who answers one does not wait for them.
+        self._reading, self._answering = (Turns("looking for alerts", WAITING_SEARCHES) for _ in range(2))
+        self._verifying = Turns("verifying snapshots", WAITING_VERIFICATIONS)
+        self._restores_left, self._restores_left_out = trio.open_memory_channel[tuple[str, FrameRequest]](math.inf)
         self._uploads: VouchedUploads | None = None
 
     def run(self, running: Running) -> None:
@@ -111,11 +118,10 @@ class Service:
     ) -> list[dict[str, Any]]:
         self._running_or_503()
         answers: list[dict[str, Any]] = []
-        # One request at a time and in small parts: frames, and the watchdog, wait for one part at most.
-        async with self._detecting:
-            for start in range(0, len(lines), LINES_PER_QUERY):
-                some = lines[start : start + LINES_PER_QUERY]
-                answers += await self._query_detector(partial(_judge_asked_lines, some, session_id, explain))
+        # In small parts: frames, and the watchdog, wait for one part at most.
+        for start in range(0, len(lines), LINES_PER_QUERY):
+            some = lines[start : start + LINES_PER_QUERY]
+            answers += await self._query_detector(partial(_judge_asked_lines, some, session_id, explain))
         timestamp = datetime.fromtimestamp(self._now(), UTC).isoformat()
         return [{**answer, "phase": self.condition.phase(), "timestamp": timestamp} for answer in answers]
 
@@ -143,15 +149,27 @@ class Service:
             raise ControlError(400, "bad_id", f"after={after!r} is not an alert's id, such as 123 or 123.1") from exc
 
     async def anomaly(self, alert_id: str) -> Mapping[str, Any]:
+        return await self._find_alert(alert_id, self._reading)
+
+    async def _find_alert(self, alert_id: str, turns: Turns) -> Mapping[str, Any]:
         running, (line, k, *counting_record) = self._running_or_503(), record_id_key(alert_id)
         record = running.alerts.find_record(alert_id)
-        if record is None and not counting_record:
-            # In no file yet: the count that it may be in is part of the state.
-            counting = await self._query_detector(lambda detector: detector.counting_record(line, k))
+        if record is None:
+            # Not recorded yet: the count that it may be in is part of the state.
+            counting, seq = await self._query_detector(
+                lambda detector: (None if counting_record else detector.counting_record(line, k), detector.seq)
+            )
             record = counted_alert(counting, alert_id) if counting is not None else None
         if record is None:
+            # A frame may have ended its count, or raised it, whose records are on their way.
+            try:
+                await running.alerts.wait_for_frame(seq)
+            except RuntimeError as exc:
+                raise ControlError(503, "stopping", "the daemon is stopping") from exc
+            record = running.alerts.find_record(alert_id)
+        if record is None:
             path = running.store.directory / "alerts.jsonl"
-            return await trio.to_thread.run_sync(find_record, path, alert_id)
+            return await turns.run(partial(find_record, path, alert_id, trio.from_thread.check_cancelled))
         return record
 
     def events(self, *, everything: bool) -> AbstractAsyncContextManager["trio.MemoryReceiveChannel[dict[str, Any]]"]:
@@ -170,7 +188,7 @@ class Service:
         return await trio.to_thread.run_sync(snapshot_requests.listed_snapshots, self._running_or_503().store)
 
     async def verify_snapshots(self) -> list[dict[str, Any]]:
-        return await trio.to_thread.run_sync(snapshot_requests.verified_snapshots, self._running_or_503().store)
+        return await self._verifying.run(partial(snapshot_requests.verified_snapshots, self._running_or_503().store))
 
     async def pin_snapshot(self, name: str) -> dict[str, Any]:
         await trio.to_thread.run_sync(snapshot_requests.set_pinned, self._running_or_503().store, name, True)
@@ -184,8 +202,19 @@ class Service:
         store = self._running_or_503().store
         self._refuse_degraded("restored")
         sha256, knowledge = await trio.to_thread.run_sync(snapshot_requests.hold_snapshot_knowledge, store, name)
-        # The file stays held when the caller hangs up while the frame is on its way: applying it may need it.
-        seq, line, after = await self._apply_frame(RestoreFrame(name, sha256), knowledge=knowledge)
+        request, sent = FrameRequest(RestoreFrame(name, sha256), knowledge=knowledge), trio.Event()
+        try:
+            seq, line, after = await self._apply_request(request, sent.set)
+        except trio.Cancelled:
+            # The caller hung up. The file stays held while the frame is on its way: applying it may need it.
+            if sent.is_set():
+                self._restores_left.send_nowait((name, request))
+            else:
+                store.release_snapshot(name)
+            raise
+        except BaseException:
+            store.release_snapshot(name)
+            raise
         store.release_snapshot(name)
         if after.restored < seq:
             raise ControlError(500, "not_restored", f"{name} could not be restored; the log says why")
@@ -193,6 +222,16 @@ class Service:
         # The restore makes a snapshot due anyway; this one is waited for.
         saved = await self.checkpoint()
         return {"name": name, "line": line, "seq": seq, "snapshot": saved}
+
+    async def release_left_restores(self) -> None:
+        """Until cancelled: end the hold on each snapshot that is being restored for a caller who hung up, once its
+        frame was applied or skipped."""
+        running = self._running_or_503()
+        async for name, request in self._restores_left_out:
+            await request.committed.wait()
+            with suppress(trio.EndOfChannel):  # scoring has ended, and so does the daemon
+                await running.scoring.published.wait_for_frame(request.seq)
+            running.store.release_snapshot(name)
 
     # --- frames: what changes the state ---------------------------------------------------------------
 
@@ -208,7 +247,7 @@ class Service:
         }
 
     async def feedback(self, alert_id: str, answer: str, note: str) -> dict[str, Any]:
-        record = await self.anomaly(alert_id)
+        record = await self._find_alert(alert_id, self._answering)
         alert, alert_id = (
             answered_alert(record),
             str(record["id"]),
@@ -257,7 +296,7 @@ class Service:
 
         async def apply(frame: VouchedFrame, sent: Callable[[], None]) -> Summary:
             self._refuse_degraded("changed")
-            _, _, summary = await self._apply_frame(frame, sent=sent)
+            _, _, summary = await self._apply_request(FrameRequest(frame), sent)
             return summary
 
         return await self._uploads.take_chunk(source, data, last, self.condition.summary, apply)
@@ -268,19 +307,16 @@ class Service:
         if failure is not None:
             raise ControlError(503, "degraded", f"nothing can be {what} now: {failure.error}")
 
-    async def _apply_frame(
-        self,
-        frame: Frame,
-        model: Model | None = None,
-        knowledge: Knowledge | None = None,
-        sent: Callable[[], None] = lambda: None,
-    ) -> tuple[int, int, Summary]:
-        """Have `frame` journaled and applied: its seq and line, and the summary after it.
+    async def _apply_frame(self, frame: Frame, model: Model | None = None) -> tuple[int, int, Summary]:
+        """Have `frame` journaled and applied: its seq and line, and the summary after it."""
+        return await self._apply_request(FrameRequest(frame, model))
 
-        `sent` is called when it is on its way: from then on it takes its place even when the caller hangs up.
-        """
+    async def _apply_request(
+        self, request: FrameRequest, sent: Callable[[], None] = lambda: None
+    ) -> tuple[int, int, Summary]:
+        """As `_apply_frame`. `sent` is called when the frame is on its way: from then on it takes its place even when
+        the caller hangs up."""
         running = self._running_or_503()
-        request = FrameRequest(frame, model, knowledge)
         try:
             await running.requests.send(request)
             sent()

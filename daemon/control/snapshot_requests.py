@@ -46,6 +46,9 @@ def hold_snapshot_knowledge(store: Store, name: str) -> tuple[str, Knowledge]:
         except (SnapshotError, ModelError, NewerFormatError, OtherVersionError) as exc:
             store.release_snapshot(name)
             raise ControlError(409, "damaged", f"nothing was restored: {exc}") from exc
+        except BaseException:
+            store.release_snapshot(name)
+            raise
 
 
 @contextmanager

@@ -54,19 +54,19 @@ def whole_status(
 
 def _readiness_fields(summary: Summary, settings: Settings) -> dict[str, Any]:
     """What is ready, by the names of the original's fields."""
-    ready = "transformer" in summary.members
+    forest, transformer = (name in summary.members for name in ("isolation_forest", "transformer"))
     return {
         "warmup_target": settings.learning.warmup_lines,
-        "warmup_complete": ready or summary.line >= settings.learning.warmup_lines,
-        "isolation_forest_ready": ready,
-        "transformer_ready": ready,
+        "warmup_complete": transformer or summary.line >= settings.learning.warmup_lines,
+        "isolation_forest_ready": forest,
+        "transformer_ready": transformer,
         "vocabulary_size": summary.templates,
         "training_sequences": summary.history_sessions,
         "iso_training_samples": summary.history_sessions,
         "active_models": {
             "rule_based": True,
-            "isolation_forest": ready,
-            "transformer": ready,
+            "isolation_forest": forest,
+            "transformer": transformer,
             **dict.fromkeys(summary.members, True),
         },
     }

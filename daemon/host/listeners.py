@@ -12,7 +12,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import resource
 import socket
 import stat
 import struct
@@ -24,9 +23,6 @@ from pathlib import Path
 from daemon.host.notify import PROBE_NAME
 
 BACKLOG = 1024
-# File descriptors not used for log connections that are served: 64 of those that wait, 160 connections on each of two
-# admin sockets (daemon/api/http_connections.py), files, the trainer's pipes.
-RESERVED_FILES = 512
 SOCKET_MODE = 0o660
 PATH_BYTES = 107  # sockaddr_un.sun_path, less its closing NUL
 
@@ -241,19 +237,6 @@ def _listen_on_tcp(address: TcpAddress) -> Iterator[socket.socket]:
 def _socket_file_identity(path: Path) -> tuple[int, int]:
     found = path.lstat()
     return found.st_dev, found.st_ino
-
-
-def room_for_connections(most: int) -> int:
-    """How many log connections may be open at a time, at most `most`, so that RESERVED_FILES descriptors remain.
-
-    Raises this process's soft limit on open files as far as that needs and the hard limit allows.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = most + RESERVED_FILES
-    if soft != resource.RLIM_INFINITY and soft < enough:
-        soft = enough if hard == resource.RLIM_INFINITY else min(hard, enough)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return most if soft == resource.RLIM_INFINITY else min(most, max(soft - RESERVED_FILES, soft // 2))
 
 
 def _listening_address_text(listener: socket.socket) -> str:

@@ -89,9 +89,14 @@ async def test_a_record_is_bounded_and_says_how_much_of_its_texts_was_cut() -> N
     alerts = Alerts(Outlet("alerts", writer), seq=0)
     lines = [{"line": n, "text": "\x01" * 8192} for n in range(5)]
     async with running(alerts) as verdicts:
-        await verdicts.send(
-            said(1, record(1, text="a" * 8192), record(2, text="\x01" * 8192, explain={"lines": lines}))
-        )
+        with alerts.subscribe() as flagged, alerts.subscribe(everything=True) as all_rows:
+            await verdicts.send(
+                said(1, record(1, text="a" * 8192), record(2, text="\x01" * 8192, explain={"lines": lines}))
+            )
+            await alerts.sync_through(1)
+            streamed = [flagged.receive_nowait(), flagged.receive_nowait()]
+            assert streamed == [all_rows.receive_nowait(), all_rows.receive_nowait()] == alerts.recent_records()
+    assert streamed == list(map(json.loads, writer.records)), "the same in memory and in streams as in the file"
     whole, cut = map(json.loads, writer.records)
     assert whole["text"] == "a" * 8192
     assert max(map(len, writer.records)) <= module.RECORD_BYTES

@@ -108,6 +108,12 @@ class FakeControl:
         )
         return [judgement(line) | why for line in lines]
 
+    async def detect_when_checkpoint_may_finish(
+        self, lines: Sequence[bytes], session_id: str | None, explain: bool = False
+    ) -> list[dict[str, Any]]:
+        await self.checkpoint_may_finish.wait()
+        return [judgement(line) for line in lines]
+
     async def checkpoint(self, *, extra: bool = False) -> dict[str, Any]:
         self.asked.append("checkpoint")
         self.extra.append(extra)

@@ -186,6 +186,9 @@ def test_without_giving_way_they_would(tmp_path: Path) -> None:
 
 HALF_A_HEAD = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "
 HALF_A_BODY = b"POST /detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{"
+WRONG_TOKEN = (
+    b"POST /flush HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer none-of-yours\r\nContent-Length: 0\r\n\r\n"
+)
 GET_EVENTS = b"GET /events?all=1 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
@@ -267,6 +270,7 @@ def test_crowds_on_tcp_keep_out_nobody_and_do_without_the_hall(tmp_path: Path) -
             crowd(daemon, port, 5000, b""),
             coming_again(daemon, port, 200, HALF_A_HEAD),
             coming_again(daemon, port, 200, HALF_A_BODY),
+            coming_again(daemon, port, 200, WRONG_TOKEN),
             crowd(daemon, port, 1000, GET_EVENTS),
         ):
             with clients:

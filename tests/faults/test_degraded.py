@@ -30,9 +30,9 @@ actors.connection_places.Places._shut_down_connection = lambda self, place: Fals
 """
 TAKES_EVERY_FILE = """
 import daemon.lifecycle
-daemon.lifecycle.room_for_connections = lambda most: most
+daemon.lifecycle.share_descriptors = lambda most, sockets: most
 """
-FILES = 200
+FILES, FEWER_PLACES = 200, 63
 NO_SNAPSHOTS = SETTINGS.replace("every_lines = 5000", "every_lines = 10000000")
 VIGILCTL = [sys.executable, "-m", "daemon.vigilctl"]
 
@@ -187,8 +187,8 @@ def test_where_few_files_may_be_open_connections_leave_room_for_the_rest(tmp_pat
     with vigild(tmp_path) as daemon:
         with_few_files(daemon)
         daemon.start()
-        assert f"room for {FILES // 2} connections" in daemon.log
-        with all_places_taken(daemon, FILES // 2) as idle, ExitStack() as stack:
+        assert f"room for {FEWER_PLACES} connections" in daemon.log
+        with all_places_taken(daemon, FEWER_PLACES) as idle, ExitStack() as stack:
             for _ in range(FILES):
                 stack.enter_context(daemon.connect())  # these wait
             idle[0].sendall(b"one\n")

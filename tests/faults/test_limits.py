@@ -1,6 +1,10 @@
 """Too few descriptors and too little address space: refused in one sentence, or the daemon works."""
 
 import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,6 +44,61 @@ def test_with_the_fewest_that_are_allowed_it_works(tmp_path: Path) -> None:
             daemon.post("/checkpoint")
         daemon.applied(1500)
         assert daemon.stop() == 0 and "Traceback" not in daemon.log
+
+
+NOT_SHARED = """
+import daemon.lifecycle
+daemon.lifecycle.share_descriptors = lambda most, sockets: most
+"""
+TRIO_ACCEPTS = """
+import daemon.api.http_connections
+daemon.api.http_connections.Room._accept_when_possible = lambda self: self._listener.accept()
+"""
+
+
+@contextmanager
+def idle_admin_clients(daemon: Vigild, number: int) -> Iterator[None]:
+    with ExitStack() as stack:
+        for _ in range(number):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(daemon.runtime / "admin.sock"))
+        yield
+
+
+def test_with_few_descriptors_a_crowd_on_the_admin_socket_leaves_room_for_the_rest(tmp_path: Path) -> None:
+    with vigild(tmp_path) as daemon:
+        limited(daemon, "--nofile=200:200").start()
+        assert "on each admin socket for 13 with a request and 20 without one" in daemon.log
+        with idle_admin_clients(daemon, 400):
+            for _ in range(3):
+                daemon.send_lines(sample_lines()[:500])
+                daemon.post("/checkpoint")
+        assert daemon.status()["admin"]["accept_errors"] == 0
+        assert "Too many open files" not in daemon.log and "Traceback" not in daemon.log
+
+
+@pytest.mark.parametrize("altered", [NOT_SHARED, NOT_SHARED + TRIO_ACCEPTS], ids=["counted", "left to trio"])
+def test_without_descriptors_accepting_is_one_line_and_counted_and_would_be_a_traceback_each_time(
+    tmp_path: Path, altered: str
+) -> None:
+    with vigild(tmp_path) as daemon:
+        alter(daemon, altered)
+        limited(daemon, "--nofile=128:128").start()
+        with ExitStack() as stack:
+            for _ in range(60):
+                stack.enter_context(daemon.connect())
+            daemon.wait(lambda: daemon.status()["ingest"]["connections"] == 60)
+            stack.enter_context(idle_admin_clients(daemon, 300))
+            daemon.wait(lambda: "Too many open files" in daemon.log)
+            time.sleep(1.0)  # for what comes of the next attempts
+        daemon.wait(lambda: daemon.status()["serving"])
+        said = daemon.log.count("no connection to the admin API can be accepted for now: Too many open files")
+        if TRIO_ACCEPTS in altered:
+            assert said == 0 and "Traceback" in daemon.log
+        else:
+            assert said >= 1 and daemon.status()["admin"]["accept_errors"] > said
+            assert "vigild_admin_accept_errors_total" in daemon.api.get("/metrics").text
+            assert "Traceback" not in daemon.log
 
 
 def test_a_small_soft_limit_is_raised_at_the_start(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@ import errno
 import json
 import os
 import random
+import tracemalloc
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from persistence import jsonl
 from persistence.disk import REAL, Disk
-from persistence.jsonl import JsonlWriter, last_records, open_jsonl, record_files, rotated_parts
+from persistence.jsonl import JsonlWriter, last_records, open_jsonl, record_files, records_from, rotated_parts
 from tests.persistence.disks import FaultyDisk, fail_from, fail_nth
 
 
@@ -188,6 +191,76 @@ def test_records_are_found_from_the_end_of_a_file_that_grows_and_no_further_back
     assert next(found) == lines[-2] and next(last_records(path, 100)) == b'{"id":"new"}'
     with pytest.raises(FileNotFoundError):
         next(last_records(tmp_path / "absent", 100))
+
+
+def number_is_below(wanted: int) -> Callable[[bytes], bool | None]:
+    def is_before(line: bytes) -> bool | None:
+        try:
+            return int(json.loads(line)["id"]) < wanted
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    return is_before
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_records_from_an_id_on_are_those_of_reading_everything(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the file and its parts, with gaps, damage, lines that are too long, and a record torn at the end."""
+    monkeypatch.setattr(jsonl, "MAX_RECORD_BYTES", 300)
+    monkeypatch.setattr(jsonl, "_BLOCK_BYTES", 64)
+    drawn = random.Random(seed)
+    path, number, kept = tmp_path / "alerts.jsonl", 0, []
+    names = ["alerts.jsonl.00000001", "alerts.jsonl.00000002", "alerts.jsonl"][drawn.randrange(3) :]
+    for name in names:
+        content = b""
+        for _ in range(drawn.choice([0, 1, 5, 60])):
+            number += drawn.randrange(1, 4)
+            one = record(number, drawn.choice([0, 10, 200]))
+            damage = [b"{}", b"", b"{torn", b"\0" * 70, b"{" + b"x" * drawn.randrange(299, 900) + b"}", record(5, 400)]
+            content += (
+                b"".join(each + b"\n" for each in drawn.sample(damage, drawn.choice([0, 0, 0, 1, 3]))) + one + b"\n"
+            )
+            kept.append(one)
+        (tmp_path / name).write_bytes(content + drawn.choice([b"", b'{"id": "9999"', b"x" * 500]))
+    for wanted in range(number + 3):
+        from_there = [each for each in kept if int(json.loads(each)["id"]) >= wanted]
+        found = list(records_from(path, number_is_below(wanted)))
+        assert [each for each in found if each != b"{}"] == from_there, wanted
+        holding = b'x"}' if seed % 2 else b"not there"
+        expected = from_there[:1] + [each for each in from_there[1:] if holding in each]
+        assert list(records_from(path, number_is_below(wanted), holding)) == expected, wanted
+
+
+def peak_memory(work: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_line_of_any_length_is_passed_over_in_bounded_memory_and_would_not_be_without_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bounded: bool
+) -> None:
+    path = tmp_path / "alerts.jsonl"
+    with open(path, "wb") as file:
+        file.write(record(1) + b"\n{")
+        file.seek(12 << 20, os.SEEK_CUR)
+        file.write(b"}\n" + record(2) + b"\n")
+    if not bounded:
+        monkeypatch.setattr(jsonl, "MAX_RECORD_BYTES", 1 << 40)
+    searches: list[tuple[Callable[[], list[bytes]], list[bytes]]] = [
+        (lambda: list(last_records(path, 1 << 30)), [record(2), record(1)]),
+        (lambda: list(records_from(path, number_is_below(1))), [record(1), record(2)]),
+        (lambda: list(records_from(path, number_is_below(2))), [record(2)]),
+    ]
+    for search, found in searches:
+        assert search() == found
+        assert (peak_memory(search) < 6 << 20) == bounded
 
 
 def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import trio.testing
 from quart import Response
 from quart_trio import QuartTrio
 
+from daemon.api import access_control, token_guesses
 from daemon.api import app as api
-from daemon.api import token_guesses
 from daemon.api.access_control import TokenFor
 from daemon.api.app import create_app
 from daemon.api.peers import LOOPBACK, UNKNOWN_LOCAL, Peer, peer_at, peer_of
@@ -132,6 +132,36 @@ async def test_from_another_host_and_by_its_name_everything_needs_the_token(cont
             assert (await ask(app, method, path, peer, host, headers=RIGHT)).status_code in (200, 400), path
 
 
+PROXIED = [
+    {"Forwarded": "for=192.0.2.60;proto=http"},
+    {"X-Forwarded-For": "192.0.2.60"},
+    {"x-forwarded-host": "logs.example"},
+    {"X-Forwarded-Proto": "https"},
+    {"X-Real-IP": "127.0.0.1"},
+    {"Via": "1.1 proxy"},
+    {"Forwarded": ""},
+]
+
+
+@pytest.mark.parametrize("added", PROXIED)
+async def test_through_a_proxy_on_the_same_host_everything_needs_the_token(
+    control: FakeControl, added: Headers
+) -> None:
+    app = app_of(control)
+    for method, path in [("GET", "/status"), ("GET", "/anomalies"), ("POST", "/detect"), ("POST", "/flush")]:
+        refused = await ask(app, method, path, headers=added)
+        assert refused.status_code == 401 and "through a proxy" in (await error_of(refused))["message"], path
+        assert (await ask(app, method, path, headers={**added, **RIGHT})).status_code in (200, 400), path
+    assert (await ask(app, "GET", "/status", UNIX, headers=added)).status_code == 200, "who may open it decides"
+
+
+async def test_without_looking_at_what_proxies_add_their_clients_would_be_of_this_host(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_control, "PROXY_HEADERS", ())
+    assert (await ask(app_of(control), "GET", "/status", headers=PROXIED[1])).status_code == 200
+
+
 async def test_without_any_token_nothing_can_be_changed_over_tcp(control: FakeControl) -> None:
     app = app_of(control, token=None, token_for="all")
     assert (await ask(app, "GET", "/status")).status_code == 200
@@ -238,7 +268,8 @@ async def test_who_guesses_holds_up_nobody_else(control: FakeControl, autojump_c
         began = trio.current_time()
         assert (await ask(app, "GET", "/status", headers=WRONG)).status_code == 200
         assert trio.current_time() == began, "where no token is needed, none is looked at"
-        assert await seconds_of(app, UNKNOWN_LOCAL, 200, headers=RIGHT) == pytest.approx(2)
+        assert await seconds_of(app, UNKNOWN_LOCAL, 429, headers=RIGHT) == 0, "too many of the same network wait"
+    assert await seconds_of(app, UNKNOWN_LOCAL, 200, headers=RIGHT) == pytest.approx(2)
 
 
 async def test_guesses_are_logged_ever_more_rarely(

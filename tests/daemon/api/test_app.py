@@ -13,6 +13,7 @@ from daemon.api import event_streams
 from daemon.api.access_control import TokenFor
 from daemon.api.app import create_app
 from daemon.api.json_bodies import MAX_BODY_BYTES, decode_body, encode_answer
+from daemon.api.list_body import PIECE_BYTES, ListBody
 from daemon.control.control_interface import ControlError
 from daemon.control.degraded_reasons import CODES
 from daemon.control.vouched_uploads import MAX_CHUNK_BYTES
@@ -274,6 +275,25 @@ async def test_anomalies_take_an_id_and_a_limit(control: FakeControl, call: Call
     assert control.asked == [("anomalies", None, 2), ("anomalies", "1207.1", 100)]
     for bad in ("limit=0", "limit=1001", "limit=x", "limit=-1", "limit=%C2%B2", "after=../x", "after="):
         assert (await call("GET", f"/anomalies?{bad}"))[0] == 400, bad
+
+
+async def test_a_long_list_is_encoded_in_small_pieces_and_is_the_same_json(control: FakeControl, call: Caller) -> None:
+    control.flagged = [record(n, text="\x01" * 2500, score=math.nan) for n in range(1000)]
+    control.grouped = [incident(n) for n in range(4096)]
+    for name, items, path in (
+        ("anomalies", control.flagged, "/anomalies?limit=3"),
+        ("incidents", control.grouped, "/incidents?limit=200"),
+    ):
+        pieces = [piece async for piece in ListBody(name, items, {"more": 1})]
+        whole = encode_answer({name: items, "more": 1})
+        assert b"".join(pieces) == whole + b"\n"
+        longest = max(len(encode_answer(each)) for each in items)
+        assert max(map(len, pieces)) < PIECE_BYTES + longest + 2 and len(whole) > 20 * PIECE_BYTES
+        answer = await call.raw("GET", path)
+        assert answer.content_type == "application/json"
+        some = items[-3:] if name == "anomalies" else items[:200]
+        assert await answer.get_data() == encode_answer({name: some}) + b"\n"
+    assert b"".join([piece async for piece in ListBody("x", [], {})]) == b'{"x":[]}\n'
 
 
 async def test_one_alert_is_read_by_its_id(control: FakeControl, call: Caller) -> None:

@@ -3,8 +3,8 @@
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from daemon.api import event_streams, http_connections, server
+from daemon.api import event_streams, http_connections, server, token_guesses, waiting
 from daemon.api.app import BODY_SECONDS, create_app
 from daemon.control.condition import AdminCounters
 from tests.daemon.fake_control import FakeControl, record
@@ -114,6 +114,18 @@ async def test_a_connection_serves_several_requests_pipelined_ones_too(tmp_path:
         last = GET_HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
         await stream.send_all(GET_HEALTH + GET_HEALTH + last)
         assert (await read_to_end(stream)).count(b"HTTP/1.1 200") == 3
+
+
+async def test_a_long_list_comes_whole_and_its_head_alone_when_asked_for(tmp_path: Path) -> None:
+    async with serving(tmp_path) as it, await it.connect() as stream:
+        it.control.flagged = [record(n, text="x" * 12_000) for n in range(1000)]
+        asked = b"HEAD /anomalies?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        await stream.send_all(asked)
+        assert (await stream.receive_some()).endswith(b"\r\n\r\n")
+        # An HTTP/1.0 client gets it without chunks.
+        await stream.send_all(asked.replace(b"HEAD", b"GET").replace(b"HTTP/1.1", b"HTTP/1.0"))
+        head, _, body = (await read_to_end(stream)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200") and json.loads(body) == {"anomalies": it.control.flagged}
 
 
 async def leave_pipelining(it: Serving, times: int) -> None:
@@ -230,10 +242,11 @@ async def test_connections_over_the_cap_wait_and_the_other_socket_is_not_locked_
 ) -> None:
     monkeypatch.setattr(http_connections, "MAX_CONNECTIONS", 2)
     async with serving(tmp_path) as it:
+        monkeypatch.setattr(it.control, "snapshots", it.control.checkpoint)
         it.control.checkpoint_may_finish = trio.Event()
         first, second = [await it.connect() for _ in range(2)]
         for stream in (first, second):
-            await stream.send_all(POST_CHECKPOINT)
+            await stream.send_all(GET_HEALTH.replace(b"/health", b"/snapshots"))
             await trio.testing.wait_all_tasks_blocked()
         third = await it.connect()
         assert not await served(third, 2 * http_connections.PATIENCE_SECONDS), (
@@ -301,6 +314,66 @@ async def test_places_of_clients_that_are_waited_for_go_to_others_and_would_not_
     async with serving(tmp_path) as it, crowd(it, 2, first), await it.connect() as stream:
         assert await served(stream, 3.0) == protected
         assert it.counters.gave_way == protected
+
+
+POST_DETECT = b'POST /detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 18\r\n\r\n{"log_line": "a "}'
+WRONG_TOKEN = POST_CHECKPOINT.replace(b"/checkpoint", b"/flush").replace(
+    b"\r\n\r\n", b"\r\nAuthorization: Bearer x\r\n\r\n"
+)
+
+
+@contextmanager
+def gives_no_way(connection: http_connections.Connection) -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("asked", [POST_CHECKPOINT, POST_DETECT, WRONG_TOKEN])
+@pytest.mark.parametrize("protected", [True, False])
+async def test_requests_that_are_made_to_wait_keep_no_places_from_others_and_would_without_giving_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bytes, protected: bool
+) -> None:
+    """A checkpoint over TCP, one's turn to have lines judged, and the answer to the next token after wrong ones."""
+    monkeypatch.setattr(waiting, "MAX_WAITING_OF_A_NETWORK", 1000)  # as if each came from a network of its own
+    monkeypatch.setattr(token_guesses, "FREE_GUESSES", 1)
+    monkeypatch.setattr(token_guesses, "FIRST_WAIT_SECONDS", 60.0)
+    monkeypatch.setattr(token_guesses, "MAX_WAIT_SECONDS", 60.0)
+    if not protected:
+        monkeypatch.setattr(http_connections.Connection, "giving_way", gives_no_way)
+    async with serving(tmp_path) as it:
+        it.control.checkpoint_may_finish = trio.Event()
+        monkeypatch.setattr(it.control, "detect", it.control.detect_when_checkpoint_may_finish)
+        async with await it.connect() as first:
+            await first.send_all(asked)  # the first wrong token is answered at once, a first line judged
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            async with crowd(it, http_connections.MAX_CONNECTIONS + 10, asked), await it.connect() as stream:
+                assert await served(stream, 4.0) == protected
+                it.control.checkpoint_may_finish.set()
+
+
+@pytest.mark.parametrize("asked", [POST_CHECKPOINT, WRONG_TOKEN])
+@pytest.mark.parametrize("most", [waiting.MAX_WAITING_OF_A_NETWORK, 1000])
+async def test_only_so_many_of_a_network_are_made_to_wait_at_once_and_without_that_all_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bytes, most: int
+) -> None:
+    monkeypatch.setattr(waiting, "MAX_WAITING_OF_A_NETWORK", most)
+    monkeypatch.setattr(token_guesses, "FREE_GUESSES", 0)
+    monkeypatch.setattr(token_guesses, "FIRST_WAIT_SECONDS", 60.0)
+    monkeypatch.setattr(token_guesses, "MAX_WAIT_SECONDS", 60.0)
+    async with serving(tmp_path) as it:
+        it.control.checkpoint_may_finish = trio.Event()
+        if asked == WRONG_TOKEN:
+            async with await it.connect() as first:
+                await first.send_all(asked)
+                assert (await read_response(first))[0] == 401
+        async with crowd(it, 8, asked), await it.connect() as stream:
+            await stream.send_all(asked)
+            with trio.move_on_after(2.0) as too_late:
+                status, answer = await read_response(stream)
+                assert (status, answer["error"]["code"]) == (429, "too_many_waiting")
+            assert too_late.cancelled_caught == (most > 8)
+            async with await it.connect() as other:
+                assert await served(other, 2.0)
+            it.control.checkpoint_may_finish.set()
 
 
 async def test_the_oldest_in_a_full_hall_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 """Requests of the operator, through the real service, sequencer, journal and alerts, to a small detector."""
 
 import json
+import math
+import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +23,8 @@ from actors.scoring import run_scoring
 from actors.sequencer import JournalFailure, Request, Sequencer, run_sequencer
 from actors.training_status import TrainingStatus
 from daemon.api.app import create_app
-from daemon.control import answered_alert
+from daemon.control import answered_alert, snapshot_requests
+from daemon.control import service as service_module
 from daemon.control.condition import Running
 from daemon.control.control_interface import Control, ControlError
 from daemon.control.service import Service
@@ -172,6 +176,7 @@ async def served(directory: Path) -> AsyncIterator[Served]:
                     recovered_line=0,
                 )
             )
+            nursery.start_soon(service.release_left_restores)
             with requests_in, verdicts_in:
                 yield Served(service, detector, sequencer, store, alerts, verdicts_in)
             nursery.cancel_scope.cancel()
@@ -259,6 +264,18 @@ async def test_a_member_that_the_model_was_trained_without_is_a_reason_and_the_w
         assert service.health()["reasons"] == [
             {"code": "unfitted", "text": "the model was trained without transformer: no"}
         ]
+
+
+async def test_the_forest_and_the_transformer_are_ready_each_by_itself(tmp_path: Path) -> None:
+    """One of them may be withdrawn, or missing from a model, while the other judges."""
+    async with served(tmp_path / "state") as daemon:
+        published = daemon.service._running_or_503().scoring.published
+        for judging in ((), ("isolation_forest",), ("transformer",), ("transformer", "isolation_forest")):
+            published.publish_summary(replace(published.summary, members=judging))
+            status = daemon.service.status()
+            for name in ("isolation_forest", "transformer"):
+                assert status[f"{name}_ready"] == status["active_models"][name] == (name in judging), (name, judging)
+            assert status["warmup_complete"] == ("transformer" in judging)
 
 
 async def test_a_member_withdrawn_is_a_reason_and_counted_once(tmp_path: Path) -> None:
@@ -360,14 +377,130 @@ async def test_an_alert_in_a_counting_record_is_answered_by_its_own_cause(tmp_pa
         assert said == ["60.0.1 stands for 39 alerts, from 21 to 59: answer one of them"]
 
 
-async def test_the_search_is_bounded_and_passes_over_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_search_reads_little_of_what_is_before_and_passes_over_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "alerts.jsonl"
-    records = [json.dumps(alert(n)).encode() for n in range(1, 100)]
-    path.write_bytes(b"\n".join([*records[:50], b'{"id":7}', b'{"id":"x"}', b"{}}", *records[50:], b""]))
-    assert answered_alert.find_record(path, "1")["line"] == 1
-    monkeypatch.setattr(answered_alert, "SEARCHED_BYTES", 1000)
-    async with refused(404, "gone"):
-        answered_alert.find_record(path, "1")
+    records = [json.dumps(alert(2 * n, text="x" * 200)).encode() for n in range(1, 30_000)]
+    damaged = [b'{"id":7}', b'{"id":"x"}', b"{}}"]
+    odd = b'{"id":"60001","stands_for":2,"alerts":[5]}'
+    path.write_bytes(b"\n".join([*records[:50], *damaged, *records[50:], *damaged, odd, b""]))
+    checks = 0
+
+    def check() -> None:
+        nonlocal checks
+        checks += 1
+
+    for wanted in ("2", "100", "102", "30000", "59998"):
+        assert answered_alert.find_record(path, wanted, check)["id"] == wanted
+    assert checks < 500, "each is a block or a line that was read"
+    for never, code in (("59997", "not_found"), ("60000", "not_found"), ("1", "gone")):
+        async with refused(404, code):
+            answered_alert.find_record(path, never)
+    # Control: what is not found by its place is looked for in all records that come after it.
+    before = checks
+    with pytest.raises(ControlError):
+        answered_alert.find_record(path, "3", check)
+    assert checks - before > path.stat().st_size >> 17
+
+
+def endless(path: Path) -> None:
+    """A file in which a search does not end in the time of a test: one line of 256 GiB, which take no room."""
+    with open(path, "ab") as file:
+        file.truncate(1 << 38)
+
+
+async def test_a_search_ends_when_its_caller_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with served(tmp_path / "state") as daemon:
+        endless(tmp_path / "state" / "alerts.jsonl")
+        for ask in (daemon.control.anomaly, partial(daemon.control.feedback, answer="normal", note="")):
+            with trio.fail_after(20):
+                with trio.move_on_after(0.3) as left:
+                    await ask("3")
+                assert left.cancelled_caught
+        # Control: one that nothing tells goes on, in its thread, until the file ends.
+        monkeypatch.setattr(trio.from_thread, "check_cancelled", lambda: None)
+        timer = threading.Timer(2.0, os.truncate, (tmp_path / "state" / "alerts.jsonl", 0))
+        began = trio.current_time()
+        with trio.move_on_after(0.3):
+            timer.start()
+            async with refused(404, "gone"):
+                await daemon.control.anomaly("3")
+        assert trio.current_time() - began >= 2.0
+
+
+async def test_few_may_look_for_an_alert_at_once_and_who_answers_one_does_not_wait_for_them(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        await daemon.flag(alert(4), *(alert(n) for n in range(10, RECENT_RECORDS + 20)))
+        running = daemon.service._running_or_503()
+        searching = threading.Event()
+
+        def search() -> None:
+            searching.wait(20)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(daemon.service._reading.run, search)
+            for _ in range(service_module.WAITING_SEARCHES):
+                nursery.start_soon(daemon.control.anomaly, "4")
+            await trio.testing.wait_all_tasks_blocked()
+            async with refused(503, "busy") as said:
+                await daemon.control.anomaly("4")
+            assert said == ["the daemon is looking for alerts for others; try again in a moment"]
+            assert (await daemon.control.anomaly("900"))["id"] == "900", "those in memory are not looked for"
+            assert (await daemon.control.feedback("4", "normal", ""))["id"] == "4"
+            assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
+            searching.set()
+        assert running.alerts.find_record("4") is None
+
+
+async def test_snapshots_are_verified_for_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verifying, at_once = threading.Event(), 0
+
+    def verified(store: Store) -> list[dict[str, Any]]:
+        nonlocal at_once
+        at_once += 1
+        assert at_once == 1 and verifying.wait(20)
+        at_once -= 1
+        return []
+
+    monkeypatch.setattr(snapshot_requests, "verified_snapshots", verified)
+    async with served(tmp_path / "state") as daemon, trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(daemon.control.verify_snapshots)
+        await trio.testing.wait_all_tasks_blocked()
+        async with refused(503, "busy"):
+            await daemon.control.verify_snapshots()
+        verifying.set()
+
+
+async def return_at_once(alerts: Alerts, seq: int) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_an_alert_whose_record_is_on_its_way_is_waited_for_and_would_be_404_without_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """Its frame is applied, which has ended its count, and the verdicts have not come through to the records."""
+    if not waits:
+        monkeypatch.setattr(Alerts, "wait_for_frame", return_at_once)
+    async with served(tmp_path / "state") as daemon:
+        daemon.detector.seq = 5
+        found: list[Any] = []
+
+        async def ask(alert_id: str) -> None:
+            try:
+                found.append((await daemon.control.anomaly(alert_id))["id"])
+            except ControlError as error:
+                found.append(error.status)
+
+        async with trio.open_nursery() as nursery:
+            for alert_id in ("30", "60", "60.0.1"):
+                nursery.start_soon(ask, alert_id)
+            await trio.testing.wait_all_tasks_blocked(0.2)
+            assert len(found) == (0 if waits else 3)
+            await daemon.flag(alert(60), counting_record("60.0.1", "21-59"))
+        assert sorted(map(str, found)) == (["30", "60", "60.0.1"] if waits else ["404"] * 3)
 
 
 async def test_a_record_without_a_cause_cannot_be_answered(tmp_path: Path) -> None:
@@ -554,6 +687,60 @@ async def test_a_snapshot_or_model_of_another_version_is_not_restored(tmp_path: 
             await daemon.control.restore_snapshot(info.name)
         assert "the columns of its clock" in said[0] and info.name in said[0]
         assert daemon.sequencer.seq == 0
+
+
+def is_held(daemon: Served, name: str) -> bool:
+    return daemon.store._used.get(name, 0) == math.inf
+
+
+async def test_a_restore_that_fails_leaves_its_snapshot_free(tmp_path: Path) -> None:
+    async with served(tmp_path / "state") as daemon:
+        name = daemon.store.write_snapshot(7, 0, dict(Detector().export())).name
+        async with refused(500, "not_restored"):  # the small detector restores nothing
+            await daemon.control.restore_snapshot(name)
+        assert not is_held(daemon, name)
+        requests = daemon.service._running_or_503().requests
+        assert isinstance(requests, trio.MemorySendChannel)
+        requests.close()
+        async with refused(503, "stopping"):
+            await daemon.control.restore_snapshot(name)
+        assert not is_held(daemon, name)
+
+
+def waiting_after(begun: threading.Event, wait: Callable[[float], bool]) -> Callable[[float], bool]:
+    def set_and_wait(seconds: float) -> bool:
+        begun.set()
+        return wait(seconds)
+
+    return set_and_wait
+
+
+async def do_nothing(service: Service) -> None:
+    await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("released", [True, False])
+async def test_a_snapshot_stays_held_for_a_caller_who_left_until_its_frame_is_applied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, released: bool
+) -> None:
+    if not released:  # control: as it was
+        monkeypatch.setattr(Service, "release_left_restores", do_nothing)
+    async with served(tmp_path / "state") as daemon:
+        name = daemon.store.write_snapshot(7, 0, dict(Detector().export())).name
+        daemon.detector.gate, applying = threading.Event(), threading.Event()
+        monkeypatch.setattr(daemon.detector.gate, "wait", waiting_after(applying, daemon.detector.gate.wait))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(daemon.control.restore_snapshot, name)
+            with trio.fail_after(20):
+                await trio.to_thread.run_sync(applying.wait)
+            nursery.cancel_scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert is_held(daemon, name)
+        daemon.detector.gate.set()
+        with trio.fail_after(20):
+            await daemon.service._running_or_503().scoring.published.wait_for_frame(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert is_held(daemon, name) != released
 
 
 async def test_models_are_listed_with_their_files_and_files_that_nobody_remembers(tmp_path: Path) -> None:
