@@ -59,6 +59,8 @@ def _in_slow_place(item: pytest.Item) -> bool:
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What running in two processes saves, measured in this very run."""
+    if not terminalreporter.config.getoption("numprocesses", None):
+        return
     tests = sum(getattr(report, "duration", 0.0) for each in terminalreporter.stats.values() for report in each)
     wall = time.monotonic() - _started
     terminalreporter.write_line(f"{tests:.0f} s of tests in {wall:.0f} s: {tests and wall / tests:.2f} of the time")
