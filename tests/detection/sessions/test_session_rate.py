@@ -2,7 +2,7 @@
 
 import pytest
 
-from detection.sessions.rate import SessionRate
+from detection.sessions.session_rate import SessionRate
 
 HOUR, DAY = 3_600.0, 86_400.0
 
