@@ -30,7 +30,8 @@ run: $(VENV)/.installed
 
 # On both cores. A trainer of a daemon under test runs at the lowest priority: were the tests not of that, too, it would
 # hardly ever get its turn beside two of them.
-PYTEST := nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadfile
+# The order of files is that of tests/conftest.py, the longest first.
+PYTEST := nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 quick: setup
 	$(PYTEST) -q -m 'not slow' tests/actors tests/daemon tests/detection tests/persistence tests/test_*.py

@@ -24,7 +24,7 @@ import trio
 
 from actors.record_ids import NO_KEY, Key, counted_alert, record_id_key, record_id_of_key
 
-if TYPE_CHECKING:  # torch comes with it, and this actor begins before that is imported
+if TYPE_CHECKING:  # heavy imports come with it, and this actor begins before those are done
     from detection.verdicts.verdict_records import Verdicts
 
 RECENT_RECORDS = 1000

@@ -18,7 +18,7 @@ from detection.columns.state_columns import State
 from detection.frames import Sequenced
 from detection.summary import Summary
 
-if TYPE_CHECKING:  # torch comes with it, and lines are journaled before that is imported
+if TYPE_CHECKING:  # heavy imports come with it, and lines are journaled before those are done
     from detection.detector import Detector
     from detection.verdicts.verdict_records import Verdicts
 

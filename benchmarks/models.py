@@ -25,7 +25,8 @@ from detection.members.fitted_member_view import view_of_whole_sessions
 from detection.members.isolation_forest.features import forest_input
 from detection.members.isolation_forest.scoring import Forest
 from detection.members.registry import NAMES, ONLINE_NAMES
-from detection.members.transformer.scoring import SequenceModel, window_start
+from detection.members.transformer.scoring import SequenceModel
+from detection.members.transformer.windows import window_start
 from detection.models.model import Model
 from detection.models.training_set import TrainingSet
 from detection.scoring.ensemble import Ensemble

@@ -28,7 +28,7 @@ LARGEST = 1 << 62  # of counts and line numbers: so far away that nothing overfl
 LATEST = 1e15  # seconds, either way: no time that a line can hold comes near it
 LARGEST_SCORE = 1e30
 LARGEST_CAPACITY = 1 << 24
-# Of modules whose imports are heavy: a start checks a snapshot before it has time for torch.
+# Of modules whose imports are heavy: a start checks a snapshot before it has time for them.
 VERDICTS = 3  # `scoring.outcomes`
 HISTORY_ROWS = 1 << 18  # `sessions.history`
 _FIRST_VOUCHED = -(1 << 62)

@@ -23,7 +23,7 @@ from detection.members.failing_members import Withdrawn
 from detection.summary import Summary
 from persistence.store import Store
 
-if TYPE_CHECKING:  # torch comes with it
+if TYPE_CHECKING:  # heavy imports come with it
     from daemon.startup.detector_recovery import Report
 
 

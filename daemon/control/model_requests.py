@@ -41,7 +41,7 @@ def listed_generations(store: Store, known: Sequence[Mapping[str, Any]]) -> list
 
 def earlier_model(store: Store, known: Sequence[Mapping[str, Any]], generation: int) -> tuple[ModelFrame, Model]:
     """The frame that lets `generation` judge again, and its model. Blocking; raises `ControlError`."""
-    from daemon.startup.detector_recovery import load_model  # imports torch, which a start must not wait for
+    from daemon.startup.detector_recovery import load_model  # heavy imports, which a start must not wait for
 
     of_it = [entry for entry in known if entry["generation"] == generation]
     if any(entry["in_force"] for entry in of_it):

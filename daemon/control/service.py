@@ -39,7 +39,7 @@ from detection.rules.rule_files import RuleError
 from detection.rules.rule_matching import RuleSet
 from detection.summary import Summary
 
-if TYPE_CHECKING:  # torch comes with it
+if TYPE_CHECKING:  # heavy imports come with it
     from detection.detector import Detector
 
 T = TypeVar("T")

@@ -37,7 +37,7 @@ def set_pinned(store: Store, name: str, pinned: bool) -> None:
 
 def hold_snapshot_knowledge(store: Store, name: str) -> tuple[str, Knowledge]:
     """What snapshot `name` knows, and the SHA-256 of that: kept until `store.release_snapshot(name)`."""
-    from daemon.startup.detector_recovery import load_knowledge  # imports torch, which a start must not wait for
+    from daemon.startup.detector_recovery import load_knowledge  # heavy imports, which a start must not wait for
 
     with _unknown_snapshot_as_404(name):
         store.hold_snapshot(name)

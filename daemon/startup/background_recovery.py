@@ -19,7 +19,7 @@ from persistence.journal import JournalError
 from persistence.state_directory import StoreError
 from persistence.store import Store
 
-if TYPE_CHECKING:  # torch comes with them
+if TYPE_CHECKING:  # heavy imports come with them
     from daemon.startup.detector_recovery import Recovered
     from detection.verdicts.verdict_records import Verdicts
 
@@ -55,9 +55,7 @@ class BackgroundRecovery:
             trio.from_thread.run(self._journal_decision, frame)
 
         def recover_in_thread() -> "Recovered":
-            import torch  # a second and more, while lines are taken already
-
-            torch.set_num_threads(1)
+            # Imported while lines are taken already. torch is a second and more of that, and is imported with a model.
             from daemon.startup.detector_recovery import recover_detector
 
             return recover_detector(

@@ -278,7 +278,7 @@ class Fold:
                 raise ApplyError(entry, hopeless=True) from exc
             try:
                 item = self._with_model_or_knowledge(entry, frame)
-            except (OtherVersionError, NewerFormatError, OSError, StoreError, MemoryError):
+            except (OtherVersionError, NewerFormatError, OSError, StoreError, MemoryError, ImportError):
                 raise  # not the frame's fault but that of the directory, the medium or the machine
             except Exception as exc:
                 # It names what cannot be: a model by a path, or a state that no detector can hold.

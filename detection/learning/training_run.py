@@ -26,7 +26,7 @@ from detection.learning.promotion import anchor_of, bounded_calibration_scores, 
 from detection.members.fitted_member_view import Bools, Floats, Standing, View, view_of_whole_sessions
 from detection.members.member_interfaces import FitData, FitProgress, FittedMember, Member
 from detection.members.registry import FITTED, MEMBERS, NAMES, OFTEN_SILENT, ONLINE_NAMES
-from detection.members.transformer.scoring import LARGEST_VOCABULARY
+from detection.members.transformer.windows import LARGEST_VOCABULARY
 from detection.models.model import UNFITTED, Model
 from detection.models.training_set import TrainingSet
 from detection.scoring.calibration import CalibrationScores, combined_p_values

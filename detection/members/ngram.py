@@ -26,7 +26,7 @@ from detection.columns.row_hashing import folded_hashes, mixed_words
 from detection.columns.runs import repeat_per_row
 from detection.members.fitted_member_view import CLOSING, Floats, Standing, View, view_of_whole_sessions
 from detection.members.member_interfaces import FitData, Part, Predictor
-from detection.members.transformer.scoring import CONTINUED, END, FIRST, START, tokens_of_templates
+from detection.members.transformer.windows import CONTINUED, END, FIRST, START, tokens_of_templates
 from detection.models.training_set import TrainingSet
 
 ORDERS = 3

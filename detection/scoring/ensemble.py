@@ -22,7 +22,7 @@ from detection.members.fitted_member_view import CLOSING, Floats, Standing, View
 from detection.members.isolation_forest.features import FEATURES, shown_features
 from detection.members.member_interfaces import FittedMember, Member, Predictor
 from detection.members.registry import IN_NATS, LOOKS_AT, MEMBERS, NAMES, ONLINE_NAMES
-from detection.members.transformer.scoring import END, FIRST, UNSEEN
+from detection.members.transformer.windows import END, FIRST, UNSEEN
 from detection.models.model import Model
 from detection.scoring.calibration import CalibrationScores, combined_p_values
 

@@ -16,7 +16,7 @@ from detection.columns.runs import first_true, rank_in_run, repeat_per_row
 from detection.members.fitted_member_view import CLOSING as CLOSING_TEMPLATE
 from detection.members.fitted_member_view import Bools, Carry, Floats, Ints, Standing, View, with_templates_counted
 from detection.members.registry import NAMES
-from detection.members.transformer.scoring import window_start
+from detection.members.transformer.windows import window_start
 from detection.scoring.attribution import Reasons, RowSessions, muted_templates
 from detection.scoring.batch import Batch, Closings, Judged, LineStates
 from detection.scoring.ensemble import Ensemble, Judgement

@@ -1,10 +1,11 @@
 """Too few descriptors and too little address space: refused in one sentence, or the daemon works."""
 
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,13 @@ from benchmarks.running import Vigild, sample_lines, vigild
 from daemon.host.process_limits import MIN_ADDRESS_SPACE, MIN_FILES
 from tests.faults.altered import alter
 
+EARLY_MODEL = """
+[learning]
+warmup_lines = 1000000
+early_lines = 500
+[admin]
+bind = ["unix:admin.sock"]
+"""
 UNCHECKED = "import daemon.host.process_limits\ndaemon.host.process_limits.refuse_small_limits = lambda: None\n"
 
 
@@ -116,8 +124,23 @@ def test_too_little_address_space_is_refused_in_one_sentence(tmp_path: Path) -> 
     assert said.count("\n") == 1 and "the address space is limited to 600 MiB, and at least 1,024 MiB" in said
 
 
+@pytest.fixture(scope="module")
+def with_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A state directory whose model takes torch to read."""
+    home = tmp_path_factory.mktemp("model")
+    with closing(Vigild(home, settings=EARLY_MODEL)) as daemon:
+        daemon.start()
+        daemon.send_lines(sample_lines()[:500])
+        daemon.wait(lambda: daemon.status()["training"]["generation_in_force"] == 1, 180.0)
+        daemon.post("/checkpoint")
+        assert daemon.stop() == 0
+    yield home / "state"
+
+
 def test_with_the_least_address_space_that_is_allowed_it_works(tmp_path: Path) -> None:
+    """With all libraries; a model takes more."""
     with vigild(tmp_path) as daemon:
+        alter(daemon, "import torch\n")
         limited(daemon, f"--as={MIN_ADDRESS_SPACE}").start()
         daemon.send_lines(sample_lines()[:500])
         daemon.applied(500)
@@ -125,11 +148,13 @@ def test_with_the_least_address_space_that_is_allowed_it_works(tmp_path: Path) -
         assert daemon.stop() == 0 and "Traceback" not in daemon.log
 
 
-def test_unchecked_the_start_fails_halfway_at_some_library(tmp_path: Path) -> None:
+def test_unchecked_the_start_fails_halfway_at_some_library(tmp_path: Path, with_model: Path) -> None:
     """The control; even so it ends by itself, and without a traceback."""
+    shutil.copytree(with_model, tmp_path / "state")
     with vigild(tmp_path) as daemon:
         alter(daemon, UNCHECKED)
         limited(daemon, f"--as={600 << 20}")
         said = refusal(daemon)
     assert "listening on" in said and "out of memory, threads or parts of the installation: " in said
     assert "Traceback" not in said
+    assert not list((tmp_path / "state").glob("*.bad")), "neither a frame nor the model is blamed"

@@ -21,7 +21,7 @@ from torch import Tensor
 from detection.columns.state_columns import Columns, State, columns_under, with_prefix
 from detection.members.member_interfaces import FitData, Part
 from detection.members.transformer.network import hidden_states, initial_weights, next_token_logits
-from detection.members.transformer.scoring import CONTEXT, FIRST, UNSEEN, WindowPlan, tokens_of_templates
+from detection.members.transformer.windows import CONTEXT, FIRST, UNSEEN, WindowPlan, tokens_of_templates
 from detection.models.training_set import TrainingSet
 
 STEP_TOKENS = 2048

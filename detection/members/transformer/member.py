@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from detection.members.fitted_member_view import Floats, Standing, View
 from detection.members.member_interfaces import FitData, Part, Predictor
-from detection.members.transformer.scoring import SequenceModel
 
 
 class Transformer(Predictor):
@@ -17,6 +16,8 @@ class Transformer(Predictor):
     early: ClassVar[bool] = False
 
     def __init__(self, part: Part, vocabulary: NDArray[np.int32]) -> None:
+        from detection.members.transformer.scoring import SequenceModel  # torch comes with it, and is not needed before
+
         self.sequence = SequenceModel(part, vocabulary)
 
     def score(self, view: View, standing: Standing) -> Floats:

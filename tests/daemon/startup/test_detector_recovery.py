@@ -6,10 +6,10 @@ import pytest
 
 from daemon.startup.detector_recovery import Report, recover_detector
 from daemon.startup.startup_scan import scan_directory
-from detection.frames import FeedbackFrame, Frame, LinesFrame, Segment, count_lines, encode_frame
+from detection.frames import FeedbackFrame, Frame, LinesFrame, ModelFrame, Segment, count_lines, encode_frame
 from detection.verdicts.verdict_records import Verdicts
 from persistence.journal_segment import Entry
-from persistence.store import open_store
+from persistence.store import Store, open_store
 
 NOW = 1_700_000_000.0
 
@@ -86,6 +86,21 @@ def test_a_lost_segment_of_unknown_size_makes_the_recovery_partial(tmp_path: Pat
     max((tmp_path / "state").glob("journal-*.log")).unlink()
     found = report(tmp_path / "state")
     assert found.tier == "partial" and "how much it held is not known" in found.notes[0]
+
+
+def test_a_library_that_cannot_be_imported_is_not_blamed_on_the_frame_that_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model of the frame could be read by the next process: the start fails, and nothing is set aside."""
+    append(tmp_path / "state", [ModelFrame(1, "model-1-0123456789abcdef.pt", "0" * 64)])
+
+    def without_torch(self: Store, name: str, sha256: str | None) -> None:
+        raise ImportError("libtorch.so: cannot open shared object file: Too many open files")
+
+    monkeypatch.setattr(Store, "load_model", without_torch)
+    with pytest.raises(ImportError, match="Too many open files"):
+        report(tmp_path / "state")
+    assert not list((tmp_path / "state").glob("frame-*.bad"))
 
 
 def append(directory: Path, frames: list[Frame]) -> None:

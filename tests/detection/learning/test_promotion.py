@@ -22,7 +22,7 @@ from detection.members.fitted_member_view import Floats, Standing, View, view_of
 from detection.members.registry import NAMES
 from detection.members.transformer import network
 from detection.members.transformer.member import Transformer
-from detection.members.transformer.scoring import FIRST
+from detection.members.transformer.windows import FIRST
 from detection.models.model import Model
 from tests.detection.streams import habits, quietly, stream, trained
 

@@ -16,7 +16,7 @@ from detection.members.registry import FITTED, NAMES, ONLINE_NAMES
 from detection.members.transformer import fitting as transformer
 from detection.members.transformer.fitting import fit_transformer
 from detection.members.transformer.member import Transformer
-from detection.members.transformer.scoring import FIRST, UNSEEN
+from detection.members.transformer.windows import FIRST, UNSEEN
 from detection.models.model import Model, from_columns, to_columns
 from detection.models.training_set import TrainingSet
 from detection.scoring.calibration import CalibrationScores

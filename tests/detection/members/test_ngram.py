@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from detection.members import ngram as module
 from detection.members.ngram import ORDERS, NgramModel, count_ngrams
-from detection.members.transformer.scoring import CONTINUED, END, FIRST, START, UNSEEN
+from detection.members.transformer.windows import CONTINUED, END, FIRST, START, UNSEEN
 from tests.detection.streams import habits, stream
 from tests.detection.views import Growing, Session, sessions, whole
 

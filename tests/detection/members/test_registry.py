@@ -31,6 +31,7 @@ def added(program: Path, file: str, member: str, kind: str) -> None:
 
 
 def run_in(program: Path) -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("torch")  # the scenario trains
     paths = os.pathsep.join((str(program), str(ROOT)))
     return subprocess.run(
         [sys.executable, str(TOYS / "scenario.py")],

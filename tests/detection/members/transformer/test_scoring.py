@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from detection.members.transformer import network
-from detection.members.transformer.scoring import (
+from detection.members.transformer.scoring import SequenceModel
+from detection.members.transformer.windows import (
     CONTINUED,
     END,
     FIRST,
     START,
     UNSEEN,
-    SequenceModel,
     tokens_of_templates,
     window_start,
 )
@@ -55,15 +55,6 @@ def _ask(scorer: SequenceModel, asked: list[tuple[NDArray[np.int32], int, bool, 
         np.array([starts for _, _, starts, _ in asked]),
         np.array([ends for _, _, _, ends in asked]),
     )
-
-
-def test_windows_keep_at_least_31_templates_of_context_and_fit_the_network() -> None:
-    counts = np.arange(1000)
-    context = counts - window_start(counts)
-    assert (window_start(counts) % 32 == 0).all()
-    assert (context[32:] >= 31).all()
-    assert context.max() == 62
-    assert (window_start(counts[:63]) == 0).all()
 
 
 def test_surprises_are_those_of_a_plain_implementation_token_by_token() -> None:
