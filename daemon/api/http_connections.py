@@ -183,7 +183,8 @@ class Room(trio.abc.Listener[Connection]):
         self._moved = trio.Event()
 
     async def accept(self) -> Connection:
-        while len(self._queue) >= self._max_waiting:
+        # The rest is for the hall: who has just come must have time to say what it wants.
+        while len(self._queue) >= max(1, self._max_waiting // 2):
             await self._moved.wait()
         connection = Connection(await self._accept_when_possible())
         self._hall[connection] = None
