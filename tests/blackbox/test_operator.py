@@ -265,7 +265,7 @@ def test_train_from_takes_no_archive_and_reads_utf_16(daemon: Vigild, tmp_path: 
     assert answer.status_code == 415 and answer.json()["error"]["code"] == "not_text"
     assert daemon.status()["vouched"]["lines"] == before
     behind = tmp_path / "behind.log"
-    behind.write_bytes(("\n".join(lines) + "\n").encode() * 60 + os.urandom(25 * 1024))
+    behind.write_bytes(("\n".join(lines) + "\n").encode() * 40 + os.urandom(25 * 1024))
     text_pickle = tmp_path / "lines"
     text_pickle.write_bytes(pickle.dumps(lines, protocol=0))
     for source, what in ((behind, "control characters"), (text_pickle, "a pickle")):

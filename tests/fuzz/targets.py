@@ -298,7 +298,7 @@ def read_packed(data: bytes) -> None:
     """In small chunks, the same from the same bytes, or refused in one sentence."""
     try:
         # A short input may well hold megabytes of the same; a hundred chunks show how they are made.
-        for n, (read, chunk) in enumerate(unpacked_chunks(io.BufferedReader(io.BytesIO(data)))):  # type: ignore[arg-type]
+        for n, (read, chunk) in enumerate(unpacked_chunks(io.BufferedReader(io.BytesIO(data)))):
             assert 0 <= read <= len(data) and 0 < len(chunk) <= CHUNK_BYTES
             if n == 100:
                 return

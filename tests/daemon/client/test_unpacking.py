@@ -62,7 +62,7 @@ class Pipe(io.RawIOBase):
 
 def unpacked(data: bytes, *, pipe: int = 0) -> bytes:
     raw = Pipe(data, pipe) if pipe else io.BytesIO(data)
-    chunks = [chunk for _, chunk in unpacked_chunks(io.BufferedReader(raw))]  # type: ignore[type-var]
+    chunks = [chunk for _, chunk in unpacked_chunks(io.BufferedReader(raw))]
     assert all(0 < len(chunk) <= CHUNK_BYTES for chunk in chunks)
     return b"".join(chunks)
 
@@ -94,7 +94,7 @@ def test_an_archive_or_a_pickle_that_is_compressed_is_refused_before_anything_is
         archive.addfile(tarfile.TarInfo("access.log"))
     for data in (tar.getvalue(), pickle.dumps(["a"], 0), pickle.dumps(["a"]), zipped(a=LOG), gzip.compress(LOG)):
         with pytest.raises(Failure, match=f"what is in this {name} data is .*, not a log"):
-            next(unpacked_chunks(io.BufferedReader(io.BytesIO(PACKERS[name](data)))))  # type: ignore[arg-type]
+            next(unpacked_chunks(io.BufferedReader(io.BytesIO(PACKERS[name](data)))))
 
 
 @every_packer
@@ -128,7 +128,7 @@ def test_an_archive_with_something_else_than_text_is_refused_before_anything_is_
     members: dict[str, bytes], said: str
 ) -> None:
     with pytest.raises(Failure, match=said):
-        next(unpacked_chunks(io.BufferedReader(io.BytesIO(zipped(**members)))))  # type: ignore[arg-type]
+        next(unpacked_chunks(io.BufferedReader(io.BytesIO(zipped(**members)))))
 
 
 def test_binary_in_a_log_is_given_as_it_is() -> None:
