@@ -4,14 +4,13 @@ What a file is follows from its first bytes, not from its name. Nothing is unpac
 few chunks and the window of the compression, for which xz and zstd files may ask for at most WINDOW_BYTES.
 """
 
-import bz2
 import contextlib
 import importlib
 import io
-import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 from daemon.client.admin_client import Failure, os_error_reason
@@ -129,17 +128,17 @@ def _decompressor(name: str) -> tuple[Callable[[], _Decompressor], tuple[type[Ex
     """What makes the object for one member, and what that raises for damaged data. Raises Failure."""
     if name == "gzip":
         return _Gunzip, (zlib.error,)
-    if name == "xz":
-        return lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=WINDOW_BYTES), (lzma.LZMAError,)
-    if name == "bzip2":
-        return bz2.BZ2Decompressor, (OSError,)
-    # Of Python from 3.14 on, if it was built with it; before, the same module is a package.
-    for module in ("compression.zstd", "backports.zstd"):
+    # A Python may be built without any of these; zstd is in Python from 3.14 on, and before a package of the same API.
+    modules = {"xz": ("lzma",), "bzip2": ("bz2",), "zstd": ("compression.zstd", "backports.zstd")}[name]
+    for module in modules:
         with contextlib.suppress(ImportError):
-            zstd = importlib.import_module(module)
-            # libzstd refuses windows over 128 MiB by itself.
-            return zstd.ZstdDecompressor, (zstd.ZstdError,)
-    raise Failure("this is zstd data, which this Python cannot unpack; pipe it in: zstd -dc FILE | vigilctl ... -")
+            found = importlib.import_module(module)
+            if name == "xz":
+                return partial(found.LZMADecompressor, found.FORMAT_XZ, memlimit=WINDOW_BYTES), (found.LZMAError,)
+            if name == "bzip2":
+                return found.BZ2Decompressor, (OSError,)
+            return found.ZstdDecompressor, (found.ZstdError,)  # libzstd refuses windows over 128 MiB by itself
+    raise Failure(f"this is {name} data, which this Python cannot unpack; pipe it in: {name} -dc FILE | vigilctl ... -")
 
 
 def _decompressed(name: str, packed: _CountedReader) -> Iterator[bytes]:

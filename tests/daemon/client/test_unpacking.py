@@ -136,10 +136,12 @@ def test_binary_in_a_log_is_given_as_it_is() -> None:
         assert unpacked(log) == log and unpacked(log, pipe=3) == log
 
 
-def test_without_zstd_the_way_around_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> None:
-        raise ImportError(name)
+@pytest.mark.parametrize("name", ["xz", "bzip2", "zstd"])
+def test_where_python_cannot_unpack_the_way_around_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(module: str) -> None:
+        raise ImportError(module)
 
+    packed = PACKERS[name](LOG)
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(Failure, match="zstd -dc FILE"):
-        unpacked(b"\x28\xb5\x2f\xfd" + LOG)
+    with pytest.raises(Failure, match=f"{name} -dc FILE"):
+        unpacked(packed)
