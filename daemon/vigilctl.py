@@ -16,7 +16,7 @@ Command = Callable[[argparse.Namespace], int]
 EPILOG = """\
 examples:
   vigilctl status                          phase, lines, detectors, failures
-  vigilctl send /var/log/nginx/access.log  feed it a file (.gz too); returns when every line is durable
+  vigilctl send /var/log/nginx/access.log  feed it a file (.gz, .xz, .zst, ... too); returns when all is durable
   zcat old.gz | vigilctl send              or a pipe
   vigilctl tail                            what it flags, as it happens
   vigilctl incidents                       the same, grouped by cause
@@ -130,13 +130,17 @@ def _vigilctl_parser() -> argparse.ArgumentParser:
     detect.add_argument("--explain", action="store_true", help="say why: what was expected, what stands out")
 
     send = _add_command(choices, "send", _run_send, "send a file or standard input; 0 only when everything is durable")
-    send.add_argument("file", metavar="FILE", nargs="?", default="-", help="a log file, plain or .gz; - is stdin")
+    send.add_argument(
+        "file", metavar="FILE", nargs="?", default="-", help="a log file, also .gz, .xz, .bz2, .zst or .zip; - is stdin"
+    )
     send.add_argument("--socket", metavar="PATH", help="the daemon's log.sock, if it is not in a default place")
 
     train = _add_command(
         choices, "train-from", _run_train_from, "learn from a file that you vouch for; its lines are not counted"
     )
-    train.add_argument("file", metavar="FILE", help="a log file of clean lines, plain or .gz; - is stdin")
+    train.add_argument(
+        "file", metavar="FILE", help="a file of clean lines, also .gz, .xz, .bz2, .zst or .zip; - is stdin"
+    )
     train.add_argument("--no-wait", action="store_true", help="return when the lines are durable, before the training")
 
     tail = _add_command(

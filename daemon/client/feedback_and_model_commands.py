@@ -1,5 +1,6 @@
 """The operator's commands of vigilctl: feedback, incidents, model generations, training from vouched lines."""
 
+import io
 import os
 import secrets
 import sys
@@ -10,9 +11,12 @@ from typing import Any
 from urllib.parse import quote
 
 from daemon.client.admin_client import Admin, Failure, UsageError
-from daemon.client.send_command import CHUNK_BYTES, open_file_or_stdin, sending_progress_bar, unpacked_chunks
+from daemon.client.send_command import Progress as SendingProgress
+from daemon.client.send_command import open_file_or_stdin, sending_progress_bar
 from daemon.client.text.formatting import Style, count_text, print_lines, printable, show_answer
 from daemon.client.text.tables import answer_rows, incident_rows, model_rows
+from daemon.client.unpacking import CHUNK_BYTES, unpacked_chunks
+from daemon.file_contents import NotTextError, TextReader
 
 REQUEST_BYTES = 512 * 1024 - CHUNK_BYTES  # of one request; the daemon takes at most 512 KiB
 POLL_SECONDS = 0.5
@@ -121,14 +125,11 @@ def _upload_vouched_file(admin: Admin, source: str, shown: bool) -> dict[str, in
     with open_file_or_stdin(source) as raw:
         with sending_progress_bar(os.fstat(raw.fileno()).st_size or None) if shown else _no_progress_bar() as progress:
             try:
-                waiting = b""
-                for read, chunk in unpacked_chunks(raw):
-                    waiting += chunk
-                    if len(waiting) >= REQUEST_BYTES:
-                        upload_chunk(waiting, False)
-                        waiting = b""
+                if raw.seekable():  # a pipe cannot be read twice: there the daemon refuses what is not text as it comes
+                    _check_vouched_file(raw, progress)
+                for read, data, last in _request_bodies(raw):
+                    upload_chunk(data, last)
                     progress(read, taken["lines"], False)
-                upload_chunk(waiting, True)
             except KeyboardInterrupt:
                 end_upload()
                 raise Failure(f"interrupted; at least {taken['lines']:,} lines were taken until then") from None
@@ -136,6 +137,32 @@ def _upload_vouched_file(admin: Admin, source: str, shown: bool) -> dict[str, in
                 end_upload()
                 raise Failure(f"{exc}; {taken['lines']:,} lines were taken until then") from exc
     return taken
+
+
+def _check_vouched_file(raw: io.BufferedReader, progress: SendingProgress) -> None:
+    """Read all of `raw` and go back to where it stands: nothing is to be taken of what turns out to be no text.
+
+    Raises `Failure`.
+    """
+    start, text = raw.tell(), TextReader()
+    try:
+        for read, data, last in _request_bodies(raw):
+            text.text_in_chunk(data, last)
+            progress(read, 0, False)
+    except NotTextError as exc:
+        raise Failure(str(exc)) from exc
+    raw.seek(start)
+
+
+def _request_bodies(raw: io.BufferedReader) -> Iterator[tuple[int, bytes, bool]]:
+    """(bytes read from `raw` so far, the next request's body, whether it is the last), for a file always the same."""
+    read, waiting = 0, b""
+    for read, chunk in unpacked_chunks(raw):
+        waiting += chunk
+        if len(waiting) >= REQUEST_BYTES:
+            yield read, waiting, False
+            waiting = b""
+    yield read, waiting, True
 
 
 def _print_vouched_counts(taken: Mapping[str, int]) -> None:

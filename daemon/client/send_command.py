@@ -6,7 +6,6 @@ pipe means "not confirmed".
 """
 
 import fcntl
-import gzip
 import io
 import os
 import select
@@ -15,7 +14,6 @@ import struct
 import sys
 import termios
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daemon.client.admin_client import Failure, os_error_reason
+from daemon.client.unpacking import unpacked_chunks
 from daemon.default_directories import SYSTEM_RUNTIME, runtime_directory
 
-CHUNK_BYTES = 128 * 1024
 STARTING_SECONDS = 3.0  # a starting daemon listens within half a second, on a busy machine within two
 LOOK_SECONDS = 0.05
-GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ def log_sockets(given: str | None, env: Mapping[str, str]) -> list[Path]:
 
 
 def send_lines(source: str, sockets: list[Path], *, show: bool) -> Sent:
-    """Send `source` (a path, or "-" for standard input; gzip is unpacked) to the first socket that listens.
+    """Send `source` (a path, or "-" for standard input; unpacked if need be) to the first socket that listens.
 
     Waits up to STARTING_SECONDS for a daemon that is starting, and without limit for its confirmation. Raises
     `Failure`: then nothing is confirmed, though some of it may be durable.
@@ -87,7 +84,9 @@ def _stream_to_log_socket(raw: io.BufferedReader, sock: socket.socket, progress:
         raise Failure(
             f"interrupted; not confirmed: {_lines_and_bytes_text(lines, total)} handed over, {durable}"
         ) from None
-    except OSError as exc:
+    except (OSError, Failure) as exc:
+        if not total and isinstance(exc, Failure):
+            raise Failure(f"nothing is sent: {exc}") from exc
         raise Failure(
             f"not confirmed: {os_error_reason(exc)} after {_lines_and_bytes_text(lines, total)} handed over, {durable}"
         ) from exc
@@ -119,22 +118,6 @@ class _DurableLines:
 
     def __str__(self) -> str:
         return f"at least {self.lines:,} lines of it durable"
-
-
-def unpacked_chunks(raw: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
-    """(bytes read from `raw` so far, data to send), unpacked if it is gzip. A pipe's data is sent as it arrives."""
-    read = 0
-    if raw.peek(2)[:2] == GZIP_MAGIC:
-        unpacked = gzip.GzipFile(fileobj=raw)
-        try:
-            while chunk := unpacked.read(CHUNK_BYTES):
-                yield (raw.tell() if raw.seekable() else 0), chunk
-        except (gzip.BadGzipFile, EOFError, zlib.error) as exc:
-            raise Failure(f"not confirmed: the gzip data is damaged: {os_error_reason(exc)}") from exc
-        return
-    while chunk := raw.read1(CHUNK_BYTES):
-        read += len(chunk)
-        yield read, chunk
 
 
 @contextmanager

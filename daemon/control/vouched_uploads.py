@@ -17,7 +17,7 @@ import trio
 from actors.sequencer import FRAME_BYTES
 from actors.source_lines import Recognise, Source
 from daemon.control.control_interface import ControlError
-from daemon.control.vouched_text import VouchedText
+from daemon.file_contents import NotTextError, TextReader
 from detection.frames import Segment, VouchedFrame
 from detection.summary import Summary
 
@@ -33,7 +33,7 @@ class _Upload:
     name: str
     source: Source
     last_chunk: float  # on trio's clock
-    text: VouchedText = field(default_factory=VouchedText)
+    text: TextReader = field(default_factory=TextReader)
 
 
 class VouchedUploads:
@@ -65,10 +65,10 @@ class VouchedUploads:
             read = copy.deepcopy(upload.text)
             try:
                 text = read.text_in_chunk(data, last)
-            except ControlError:
+            except NotTextError as exc:
                 if not upload.source.begun:
                     self._upload = None  # the next file need not wait for this one
-                raise
+                raise ControlError(415, "not_text", str(exc)) from exc
             before = after = summary()
             for start in range(0, len(text), FRAME_BYTES):
                 advanced = copy.deepcopy(upload.source)

@@ -1,7 +1,11 @@
 """What an operator does, with the real daemon and the real vigilctl."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -260,6 +264,45 @@ def test_train_from_takes_no_archive_and_reads_utf_16(daemon: Vigild, tmp_path: 
     answer = daemon.api.post("/train-from?source=x&last=1", content=archive.read_bytes())
     assert answer.status_code == 415 and answer.json()["error"]["code"] == "not_text"
     assert daemon.status()["vouched"]["lines"] == before
+    behind = tmp_path / "behind.log"
+    behind.write_bytes(("\n".join(lines) + "\n").encode() * 40 + os.urandom(25 * 1024))
+    text_pickle = tmp_path / "lines"
+    text_pickle.write_bytes(pickle.dumps(lines, protocol=0))
+    for source, what in ((behind, "control characters"), (text_pickle, "a pickle")):
+        status, out, err = train_from(source)
+        assert status and not out and err.count("\n") == 1 and what in err, err
+        answer = daemon.api.post("/train-from?source=x&last=1", content=source.read_bytes())
+        assert answer.status_code == 415 and answer.json()["error"]["code"] == "not_text"
+    assert daemon.status()["vouched"]["lines"] == before, "also of the text before binary data"
     status, out, err = train_from(windows)
     assert (status, err, json.loads(out)["lines"]) == (0, "", 50)
     assert "Traceback" not in daemon.log
+
+
+def test_compressed_files_are_sent_line_by_line_and_archives_of_models_are_not_sent(
+    daemon: Vigild, tmp_path: Path
+) -> None:
+    lines = b"\n".join(sample_lines()[:200]) + b"\n"
+    before = daemon.status()["logs_processed"]
+    sent = 0
+    for packed in (gzip.compress(lines) * 2, lzma.compress(lines), bz2.compress(lines)):
+        source = tmp_path / "rotated"
+        source.write_bytes(packed)
+        for done in (vigilctl(daemon, "send", str(source)), vigilctl(daemon, "send", "-", sent=packed)):
+            assert done.returncode == 0, done.stderr
+            sent += 400 if packed.startswith(b"\x1f\x8b") else 200
+    with zipfile.ZipFile(tmp_path / "logs.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("access.log", lines)
+    assert vigilctl(daemon, "send", str(tmp_path / "logs.zip")).returncode == 0
+    sent += 200
+    daemon.applied(before + sent)
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        archive.writestr("model/data.pkl", pickle.dumps([1]))
+    for content, what in (
+        ((tmp_path / "model.pt").read_bytes(), b"a zip archive of a model"),
+        (pickle.dumps(lines.decode().split("\n"), protocol=0), b"a pickle"),
+    ):
+        source.write_bytes(content)
+        refused = vigilctl(daemon, "send", str(source))
+        assert refused.returncode == 1 and what in refused.stderr and refused.stderr.count(b"\n") == 1
+    assert daemon.status()["logs_processed"] == before + sent

@@ -4,16 +4,21 @@ A `Target` reads an input as the program would. Errors that the program's own do
 everything else leaves; what must hold of the result besides is asserted.
 """
 
+import bz2
 import contextlib
 import gzip
+import importlib
 import importlib.resources
 import io
 import json
+import lzma
 import math
+import pickle
 import random
 import socket
 import struct
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,7 +35,10 @@ from actors.source_lines import Source
 from daemon import settings_file
 from daemon.api.app import create_app
 from daemon.api.json_bodies import BatchRequest, DetectRequest, FeedbackRequest, decode_body, line_bytes, note_text
+from daemon.client.admin_client import Failure
+from daemon.client.unpacking import CHUNK_BYTES, unpacked_chunks
 from daemon.control.control_interface import ControlError
+from daemon.file_contents import NotTextError, TextReader
 from daemon.startup.resumed_alerts import last_record_ids
 from detection import frames
 from detection.detection_settings import DetectionSettings, RuleText
@@ -244,6 +252,58 @@ def read_peek_mark(data: bytes) -> None:
     assert journaled_bytes(Marked(mark), None) == 0
     found = [journaled_bytes(Marked(mark), LivingSource("s", "plain", b"", False, parity, 1)) for parity in (0, 1)]
     assert 0 in found and all(0 <= size < 1 << 30 for size in found) and (mark >= 0 or found == [0, 0])
+
+
+# Files that operators send -----------------------------------------------------------------------------------------
+
+
+def vouched_seeds() -> list[bytes]:
+    log = log_sample()[:20_000]
+    values = log.decode("latin-1").split("\n")[:20]
+    return [log, log[:2000].decode("latin-1").encode("utf-16"), *(pickle.dumps(values, number) for number in (0, 1, 4))]
+
+
+def read_vouched(data: bytes) -> None:
+    """Cut into chunks anywhere: refused if it is in one piece, else the same text or a refusal."""
+    whole = _text_in([data])
+    rng, at, chunks = random.Random(zlib.crc32(data)), 0, []
+    while at < len(data):
+        size = rng.choice((1, 100, 4096, 30_000))
+        chunks.append(data[at : at + size])
+        at += size
+    assert _text_in(chunks or [b""]) in (whole, None)
+
+
+def _text_in(chunks: list[bytes]) -> bytes | None:
+    text = TextReader()
+    try:
+        return b"".join(text.text_in_chunk(chunk, n == len(chunks)) for n, chunk in enumerate(chunks, 1))
+    except NotTextError as exc:
+        assert "\n" not in str(exc)
+        return None
+
+
+def packed_seeds() -> list[bytes]:
+    log, zipped = log_sample()[:20_000], io.BytesIO()
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.log", log)
+        archive.writestr("b/c.log", log[:100])
+    packed = [gzip.compress(log), bz2.compress(log), lzma.compress(log), zipped.getvalue()]
+    with contextlib.suppress(ImportError):  # of Python before 3.14, where it is not installed
+        packed.append(importlib.import_module("backports.zstd").compress(log))
+    return [*packed, packed[0] * 2, log[:300]]
+
+
+def read_packed(data: bytes) -> None:
+    """In small chunks, the same from the same bytes, or refused in one sentence."""
+    try:
+        # A short input may well hold megabytes of the same; a hundred chunks show how they are made.
+        for n, (read, chunk) in enumerate(unpacked_chunks(io.BufferedReader(io.BytesIO(data)))):
+            assert 0 <= read <= len(data) and 0 < len(chunk) <= CHUNK_BYTES
+            if n == 100:
+                return
+    except Failure as exc:
+        assert "\n" not in " ".join(str(exc).split()) and str(exc)
 
 
 # Log lines ----------------------------------------------------------------------------------------------------------
@@ -478,6 +538,8 @@ def _targets() -> Iterator[Target]:
     yield Target("request", request_seeds, read_request, seconds_per_megabyte=10.0)
     yield Target("stream", stream_seeds, read_stream, seconds_per_megabyte=5.0)
     yield Target("peek mark", peek_mark_seeds, read_peek_mark)
+    yield Target("vouched text", vouched_seeds, read_vouched, seconds_per_megabyte=5.0)
+    yield Target("packed file", packed_seeds, read_packed, seconds_per_megabyte=50.0)
     for kind in KINDS:
         yield format_target(kind)
     yield Target("frame", frame_seeds, read_frame)
