@@ -37,6 +37,7 @@ from daemon.api.server import run_server
 from daemon.control.condition import Running
 from daemon.control.service import Service
 from daemon.default_directories import make_private_directory, runtime_directory
+from daemon.host.disk_room import append_before_records, keep_room_for_journal
 from daemon.host.listeners import ListenError, Listeners, inherit_sockets, open_listeners
 from daemon.host.malloc import keep_freed_buffers
 from daemon.host.notify import Notifier
@@ -58,6 +59,7 @@ from detection.detection_settings import RuleText
 from detection.frames import Sequenced, SettingsFrame
 from persistence.journal import JournalError
 from persistence.jsonl import JsonlWriter, open_jsonl
+from persistence.record_space import RecordSpace
 from persistence.state_directory import StoreError
 from persistence.store import Store, open_store
 
@@ -115,14 +117,14 @@ def run_daemon(
             own_token = None
             if token is None and listeners.tcp:
                 own_token = stack.enter_context(open_page_token(runtime))
+            files = {f"{name}.jsonl": free for name, free in OUTLETS.items()}
+            space = RecordSpace(state_directory, list(files), max_bytes=settings.alerts.max_bytes)
             outlets = [
-                stack.enter_context(
-                    open_jsonl(state_directory / f"{name}.jsonl", max_bytes=settings.alerts.max_bytes, keep_free=free)
-                )
-                for name, free in OUTLETS.items()
+                stack.enter_context(open_jsonl(state_directory / name, space=space, keep_free=free))
+                for name, free in files.items()
             ]
             try:
-                daemon = _Daemon(settings, rules, config, store, listeners, notifier, outlets)
+                daemon = _Daemon(settings, rules, config, store, listeners, notifier, outlets, space)
                 trio.run(daemon.run, token, own_token)
             finally:
                 ignore_stop_signals()
@@ -157,6 +159,7 @@ class _Daemon:
         listeners: Listeners,
         notifier: Notifier,
         outlets: Sequence[JsonlWriter],
+        space: RecordSpace,
     ) -> None:
         self._settings = settings
         self._rules = rules
@@ -165,6 +168,7 @@ class _Daemon:
         self._listeners = listeners
         self._notifier = notifier
         self._outlets = outlets
+        self._space = space
         self._limits = share_descriptors(MOST_CONNECTIONS, len(listeners.admin))
         self._stop = trio.Event()
         self._reloading = trio.Lock()
@@ -182,6 +186,7 @@ class _Daemon:
             },
         )
         self._condition = self._service.condition
+        self._condition.record_space = space
         self._watchdog = WatchdogExtension(notifier)
 
     async def run(self, token: str | None, own_token: str | None) -> None:
@@ -211,6 +216,7 @@ class _Daemon:
                 )
             )
             outer.start_soon(self._keep_manager_status)
+            outer.start_soon(keep_room_for_journal, self._space)
             await self._take_lines_until_stop()
             outer.cancel_scope.cancel()
 
@@ -233,7 +239,8 @@ class _Daemon:
                 alerts.begin_after_snapshot(found.snapshot_seq, found.line)
                 self._condition.reading = found.reading
                 store, counters, backlog = self._store, IngestCounters(), Backlog(EARLY_BYTES)
-                sequencer = Sequencer(store.append, store.rotate, seq=found.seq, line=found.line, now=time.time)
+                append = partial(append_before_records, store.append, self._space)
+                sequencer = Sequencer(append, store.rotate, seq=found.seq, line=found.line, now=time.time)
                 self._condition.sequencer = sequencer
                 requests_in, frames = await self._begin_to_journal(flow, sequencer, backlog)
                 with requests_in:

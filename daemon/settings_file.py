@@ -53,7 +53,7 @@ class CheckpointSettings(msgspec.Struct, frozen=True):
 
 
 class AlertsSettings(msgspec.Struct, frozen=True):
-    """`max_bytes` of alerts.jsonl, and of verdicts.jsonl, each with what was rotated of it; 0: others rotate them."""
+    """`max_bytes` of alerts.jsonl and verdicts.jsonl together, and what was rotated of them; 0: others rotate them."""
 
     max_bytes: int = 1 << 30
 

@@ -2,7 +2,7 @@
 
     record := "{" ... "}" "\\n", without NUL bytes
 
-    with open_jsonl(path, max_bytes=1 << 30) as writer:
+    with open_jsonl(path) as writer:
         writer.append([b'{"id":"7"}'], "7")     # may be lost with the machine's power until
         writer.sync()
     for record in last_records(path, 1 << 20): ...          # the last one first
@@ -15,12 +15,9 @@ are synced; after a write error the file is reopened, cut back to its durable si
 again. So every record is there once, with one exception: when the file was moved away between an error
 and the retry, its last records may be in both files.
 
-With `max_bytes` the file is rotated here, without logrotate: when it holds an eighth of that, it is made
-durable and renamed to `<name>.<number>`, eight digits, ascending; the oldest of these parts is removed when all of them
-and a new one could be larger than `max_bytes`. A kill or power cut at any moment of it leaves each record there once.
-
-Records give way before the disk is full, so that the journal has room: when less than `keep_free` bytes (or a twentieth
-of the disk, if that is less) are free, parts are removed, the oldest first, and without any `append` raises ENOSPC.
+Where its `RecordSpace` has a bound the file is rotated here, without logrotate: when it holds an eighth of that, it is
+made durable and renamed to its newest part. A kill or power cut at any moment of it leaves each record there once.
+What is torn off is kept beside the file, of the last TORN_KEPT times.
 
 The id of the last record is also kept in `<stem>.mark` (`persistence/high_water_mark.py`). Without it, records in a
 file that was rotated away while no daemon ran, or just before a kill, would be written again.
@@ -37,11 +34,10 @@ from typing import BinaryIO
 
 from persistence.disk import FULL, REAL, Disk, File, replace_file
 from persistence.high_water_mark import HighWaterMark
+from persistence.record_space import KEEP_FREE_BYTES, RecordSpace, rotated_parts
 
-KEEP_FREE_BYTES = 256 << 20
+TORN_KEPT = 8
 _BLOCK_BYTES = 1 << 16
-PARTS = 8
-PART_SUFFIX = r"\.[0-9]{8,}"
 # Far beyond any record of ours. A longer line is passed over, and never in memory as a whole.
 MAX_RECORD_BYTES = 1 << 20
 
@@ -52,16 +48,17 @@ log = logging.getLogger(__name__)
 def open_jsonl(
     path: Path,
     *,
-    max_bytes: int = 0,
+    space: RecordSpace | None = None,
     keep_free: int = KEEP_FREE_BYTES,
     disk: Disk = REAL,
     boot: str | None = None,
 ) -> Iterator["JsonlWriter"]:
     """Open `path` for appending, created if it is missing; synced and closed at the end. Raises OSError.
 
-    `max_bytes` is of the file and its parts, 0: others rotate it. `boot` is the kernel's boot id, None to ask for it.
+    `space` is what the files of its directory share; without one others rotate it. `boot` is the kernel's boot id,
+    None to ask for it.
     """
-    writer = JsonlWriter(path, disk, boot, max_bytes=max_bytes, keep_free=keep_free)
+    writer = JsonlWriter(path, disk, boot, space=space, keep_free=keep_free)
     try:
         yield writer
         writer.sync()
@@ -139,18 +136,6 @@ def record_files(path: Path) -> list[Path]:
     return files
 
 
-def rotated_parts(path: Path) -> list[Path]:
-    """The parts to which `JsonlWriter` rotated the file at `path`, oldest first."""
-    name = re.compile(re.escape(path.name) + PART_SUFFIX)
-    return sorted((each for each in path.parent.iterdir() if name.fullmatch(each.name)), key=_part_number)
-
-
-def free_space(directory: Path) -> tuple[int, int]:
-    """Bytes free on the disk of `directory` for us, and its size. Raises OSError."""
-    found = os.statvfs(directory)
-    return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
-
-
 class JsonlWriter:
     """`last` is the last whole record found at open (without its newline), None if there was none.
 
@@ -165,14 +150,13 @@ class JsonlWriter:
         disk: Disk,
         boot: str | None = None,
         *,
-        max_bytes: int = 0,
+        space: RecordSpace | None = None,
         keep_free: int = KEEP_FREE_BYTES,
-        space: Callable[[Path], tuple[int, int]] = free_space,
     ) -> None:
         self.path = path
-        self._part_bytes, self._max_bytes = max_bytes // PARTS, max_bytes
-        self._keep_free, self._space = keep_free, space
-        self._bytes = self._bytes_in_parts = self._rotations = self._removed = self._removed_bytes = 0
+        self._space = space or RecordSpace(path.parent, [path.name], disk=disk)
+        self._keep_free = keep_free
+        self._bytes = self._rotations = 0
         self._mark = HighWaterMark(path.with_suffix(".mark"), disk, boot)
         self.last_id = self._mark.last
         self.note: str | None = None
@@ -185,7 +169,6 @@ class JsonlWriter:
         if self._mark.unsynced:
             self._sync_rotated_parts()
         self._bytes = self._current_records_file().stat().st_size
-        self._bytes_in_parts = sum(part.stat().st_size for part in rotated_parts(path))
 
     def append(self, records: Sequence[bytes], last_id: str | None = None) -> None:
         """Write `records`, which hold no newlines. After OSError none of them counts as written: try again.
@@ -225,51 +208,22 @@ class JsonlWriter:
     def usage(self) -> dict[str, int]:
         """Bytes in the file and its parts as of the last `append`; rotations, and parts and bytes removed since it
         was opened."""
-        return {
-            "bytes": self._bytes + self._bytes_in_parts,
-            "rotations": self._rotations,
-            "parts_removed": self._removed,
-            "bytes_removed": self._removed_bytes,
-        }
+        use = self._space.use(self.path)
+        size = self._bytes + use.pop("bytes_in_parts")
+        return {"bytes": size, "rotations": self._rotations, **use}
 
     def _make_room_for_records(self, size: int) -> None:
         """Before `size` bytes are appended: rotate the file when it is large, and keep `keep_free` bytes free."""
-        if self._part_bytes:
+        if part_bytes := self._space.part_bytes:
             held = self._current_records_file().stat().st_size
-            if held and held + size > self._part_bytes:
-                self._rotate_records_file()
-        free, total = self._space(self.path.parent)
-        wanted = min(self._keep_free, total // 20)
-        while free < wanted + size:
-            if not self._part_bytes or not (oldest := rotated_parts(self.path)):
-                kept = f"less than {wanted >> 20} MB are free, which are kept for the journal"
-                raise OSError(errno.ENOSPC, kept, str(self.path))
-            self._remove_oldest_part(oldest[0], "the disk is almost full")
-            free, _ = self._space(self.path.parent)
-
-    def _rotate_records_file(self) -> None:
-        self.sync()  # nothing is written twice, whatever a power cut leaves of the names
-        rotated = rotated_parts(self.path)
-        number = _part_number(rotated[-1]) + 1 if rotated else 1
-        part = self.path.with_name(f"{self.path.name}.{number:08d}")
-        self._disk.rename(self.path, part)
-        self._disk.sync(self.path.parent)
-        self._rotations += 1
-        rotated.append(part)
-        sizes = [each.stat().st_size for each in rotated]
-        self._bytes_in_parts = sum(sizes)
-        for each in rotated:
-            if self._bytes_in_parts <= self._max_bytes - self._part_bytes:
-                return
-            self._remove_oldest_part(each, "max_bytes is reached")
-
-    def _remove_oldest_part(self, part: Path, why: str) -> None:
-        size = part.stat().st_size
-        self._disk.unlink(part)
-        self._bytes_in_parts -= size
-        self._removed += 1
-        self._removed_bytes += size
-        log.warning("%s, the oldest part of %s, is removed (%d bytes): %s", part.name, self.path.name, size, why)
+            if held and held + size > part_bytes:
+                self.sync()  # nothing is written twice, whatever a power cut leaves of the names
+                self._space.rotate(self.path)
+                self._rotations += 1
+        kept = self._space.make_room(self._keep_free, size)
+        if kept is not None:
+            why = f"less than {kept >> 20} MB are free, which are kept for the journal"
+            raise OSError(errno.ENOSPC, why, str(self.path))
 
     def close(self) -> None:
         """Close the file. Records that were not synced are written again by the next append."""
@@ -369,16 +323,20 @@ class JsonlWriter:
         finally:
             own.close()
         self.note = f"{self.path.name}: its last {size - end} bytes are no whole record; {kept}"
+        self._remove_old_torn_records()
+
+    def _remove_old_torn_records(self) -> None:
+        name = re.compile(re.escape(self.path.name) + r"\.[0-9]+(-[0-9]+)?\.bad")
+        torn = [each for each in self.path.parent.iterdir() if name.fullmatch(each.name)]
+        for each in sorted(torn, key=lambda path: path.stat().st_mtime_ns)[:-TORN_KEPT]:
+            self._disk.unlink(each)
+            log.warning("%s is removed: the last %d such pieces are kept", each.name, TORN_KEPT)
 
 
 def _is_json_record(line: bytes) -> bool:
     if len(line) >= MAX_RECORD_BYTES:
         return False
     return line.startswith(b"{") and line.endswith(b"}") and b"\0" not in line and b"\n" not in line
-
-
-def _part_number(part: Path) -> int:
-    return int(part.name.rpartition(".")[2])
 
 
 def _device_and_inode(status: os.stat_result) -> tuple[int, int]:

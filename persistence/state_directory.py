@@ -17,7 +17,7 @@ from pathlib import Path
 
 from persistence import journal_segment, model_file
 from persistence.disk import REAL
-from persistence.jsonl import PART_SUFFIX
+from persistence.record_space import PART_SUFFIX
 
 SNAPSHOT = re.compile(r"snapshot-([0-9]{20})\.msgpack")
 PIN_SUFFIX = ".pin"

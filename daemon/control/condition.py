@@ -21,6 +21,7 @@ from daemon.control.degraded_reasons import Reason, degraded_reasons
 from daemon.startup.replay_progress import ReplayProgress
 from detection.members.failing_members import Withdrawn
 from detection.summary import Summary
+from persistence.record_space import RecordSpace
 from persistence.store import Store
 
 if TYPE_CHECKING:  # heavy imports come with it
@@ -68,6 +69,7 @@ class Condition:
         self.running: Running | None = None
         self.started = trio.Event()
         self.stopping = False
+        self.record_space: RecordSpace | None = None
         self.admin = AdminCounters()
         self.withdrawals: set[Withdrawn] = set()  # since the start
 
@@ -131,9 +133,10 @@ class Condition:
     def _degraded_reasons(self) -> list[Reason]:
         failure = self.sequencer.failure if self.sequencer is not None else None
         journal = failure.error if failure is not None else None
+        disk = self.record_space.shortage if self.record_space is not None else None
         running = self.running
         if running is None:
-            return degraded_reasons(journal=journal)
+            return degraded_reasons(journal=journal, disk=disk)
         training = running.training
         return degraded_reasons(
             journal=journal,
@@ -142,6 +145,7 @@ class Condition:
             summary=self.summary(),
             checkpoint=running.checkpoints.error,
             outlets=running.alerts.outlets(),
+            disk=disk,
             waiting=running.ingest.connections_waiting_reason,
         )
 

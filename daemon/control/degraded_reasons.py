@@ -17,6 +17,7 @@ CODES = {
     "unfitted": "the model in force was trained without a member, which could not be fitted",
     "checkpoint": "the last checkpoint failed",
     "alerts": "a file of records cannot be written",
+    "disk": "the disk of the state directory is almost full, and records give way to the journal",
     "limits": "all connections are taken, and others wait",
 }
 
@@ -40,14 +41,15 @@ def degraded_reasons(
     summary: Summary | None = None,
     checkpoint: str | None = None,
     outlets: Mapping[str, Mapping[str, Any]] | None = None,
+    disk: str | None = None,
     waiting: str | None = None,
 ) -> list[Reason]:
     """Why the daemon is degraded, the gravest first; empty when all is well.
 
     `journal`, `training` and `checkpoint` are the errors of the last try, None when it succeeded; `trainings_failed`
     is how many in a row have not. `summary` says which members do not judge, and why. `outlets` are the files of
-    records by name, as `actors.alerts.Outlet.status` gives them. `waiting` says why connections have to wait, None when
-    they do not.
+    records by name, as `actors.alerts.Outlet.status` gives them. `disk` says how full it is, and `waiting` why
+    connections have to wait: None when that is well.
     """
     found = []
     if journal is not None:
@@ -57,6 +59,8 @@ def degraded_reasons(
             lost = f", {outlet['lost']:,} are lost" if outlet["lost"] else ""
             text = f"{name} cannot be written: {outlet['error']}; {outlet['pending']:,} records wait in memory{lost}"
             found.append(Reason("alerts", text))
+    if disk is not None:
+        found.append(Reason("disk", disk))
     if checkpoint is not None:
         found.append(Reason("checkpoint", f"checkpoint failed: {checkpoint}"))
     if summary is not None and summary.withdrawn:

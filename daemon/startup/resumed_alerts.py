@@ -8,7 +8,8 @@ import msgspec
 
 from actors.alerts import Alerts, Outlet, Record
 from actors.record_ids import record_id_key
-from persistence.jsonl import KEEP_FREE_BYTES, JsonlWriter, last_records
+from persistence.jsonl import JsonlWriter, last_records
+from persistence.record_space import KEEP_FREE_BYTES
 
 # Each file of records, and how much it leaves free on the disk: verdicts give way before alerts, those before lines.
 OUTLETS = {"alerts": KEEP_FREE_BYTES, "verdicts": 2 * KEEP_FREE_BYTES}

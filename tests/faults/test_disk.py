@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,11 @@ def lying(self, entries):
     except JournalError:
         self._journal.seq, self._journal.line = entries[-1].seq, entries[-1].line
 Store.append = lying
+"""
+
+NOTHING_GIVES_WAY = """
+from persistence.record_space import RecordSpace
+RecordSpace._remove_oldest_part = lambda self, why: False
 """
 
 
@@ -361,3 +367,47 @@ def test_a_read_only_directory_is_refused_in_one_line(home: Path) -> None:
         assert daemon.process.wait(30.0) == 1
         (said,) = daemon.log.splitlines()
         assert said == f"vigild: {daemon.state}: is not writable"
+
+
+MANY_LINES = b"one of many lines\n" * 5000  # more than a page that the journal may have left
+
+
+def parts_of(daemon: Vigild) -> list[Path]:
+    return list(daemon.state.glob("alerts.jsonl.0*"))
+
+
+def fewer_parts(daemon: Vigild, than: int) -> bool:
+    return len(parts_of(daemon)) < than
+
+
+def test_records_give_way_to_lines_when_the_disk_is_full_and_without_that_lines_wait(home: Path) -> None:
+    for number in range(1, 5):
+        part = home / "state" / f"alerts.jsonl.{number:08d}"
+        part.write_bytes(b'{"of": "earlier"}\n' * 200_000)
+        part.chmod(0o600)
+    with vigild(home) as daemon:
+        daemon.start()
+        fill(daemon)
+        daemon.send(MANY_LINES)  # confirmed, so they are durable
+        daemon.wait(lambda: daemon.status()["alarms"]["alerts.jsonl"]["parts_removed"] > 0)
+        assert "journal" not in {each["code"] for each in daemon.health()["reasons"]}
+        while parts := parts_of(daemon):
+            fill(daemon)
+            daemon.wait(partial(fewer_parts, daemon, len(parts)))
+        fill(daemon)
+        daemon.wait(lambda: "disk" in {each["code"] for each in daemon.health()["reasons"]})
+        assert "kept for the journal" in str(daemon.health()["reasons"])
+        free(daemon)
+        daemon.wait(lambda: not daemon.health()["reasons"])
+        daemon.kill()
+
+        part.write_bytes(b"{}\n")
+        part.chmod(0o600)
+        alter(daemon, NOTHING_GIVES_WAY)
+        daemon.start()
+        fill(daemon)
+        with daemon.connect() as connection:
+            connection.sendall(MANY_LINES)
+            daemon.wait(lambda: "journal" in {each["code"] for each in daemon.health()["reasons"]})
+        free(daemon)
+        assert part.exists()

@@ -21,11 +21,12 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from persistence import jsonl
+from persistence import record_space
 from persistence.disk import REAL, Disk, File
 from persistence.journal import JournalError
 from persistence.journal_segment import Entry
 from persistence.jsonl import JsonlWriter, open_jsonl
+from persistence.record_space import RecordSpace
 from persistence.state_directory import StoreError
 from persistence.store import Store, open_store
 from tests.persistence.ledger import State, restored, save, toy_model
@@ -40,7 +41,7 @@ APPENDS = 4  # before and after the model of a round
 def main(arguments: list[str]) -> int:
     directory, life, rounds = Path(arguments[0]), arguments[1], int(arguments[2])
     sabotage = arguments[3] if len(arguments) > 3 else ""
-    jsonl.PARTS = PARTS
+    record_space.PARTS = PARTS
     disk: Disk = _WithoutRecoverySync() if sabotage == "no recovery sync" else REAL
     try:
         with open_store(directory, keep=KEEP, disk=disk) as store, open_alerts(directory) as alerts:
@@ -58,7 +59,8 @@ def main(arguments: list[str]) -> int:
 
 
 def open_alerts(directory: Path) -> AbstractContextManager[JsonlWriter]:
-    return open_jsonl(directory / "alerts.jsonl", max_bytes=ALERT_BYTES, keep_free=0)
+    space = RecordSpace(directory, ["alerts.jsonl"], max_bytes=ALERT_BYTES)
+    return open_jsonl(directory / "alerts.jsonl", space=space, keep_free=0)
 
 
 def say(*words: object) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from persistence import jsonl
 from persistence.disk import REAL, Disk
-from persistence.jsonl import JsonlWriter, last_records, open_jsonl, record_files, records_from, rotated_parts
+from persistence.jsonl import JsonlWriter, last_records, open_jsonl, record_files, records_from
+from persistence.record_space import RecordSpace, rotated_parts
 from tests.persistence.disks import FaultyDisk, fail_from, fail_nth
 
 
@@ -374,8 +375,9 @@ RECORD = b'{"id":"%06d","text":"................................................
 EIGHTH = 800  # bytes: eight records and a bit
 
 
-def rotating(path: Path, disk: Disk = REAL, *, parts_kept: int = 8, free: int = 1 << 40) -> JsonlWriter:
-    return JsonlWriter(path, disk, BOOT, max_bytes=EIGHTH * parts_kept, space=lambda _: (free, 1 << 40))
+def rotating(path: Path, disk: Disk = REAL) -> JsonlWriter:
+    space = RecordSpace(path.parent, [path.name], max_bytes=8 * EIGHTH, disk=disk, space=lambda _: (1 << 40, 1 << 40))
+    return JsonlWriter(path, disk, BOOT, space=space)
 
 
 def held(path: Path) -> list[bytes]:
@@ -465,14 +467,15 @@ def test_records_give_way_before_the_disk_is_full(tmp_path: Path) -> None:
     disk_size = 1 << 30  # so a twentieth of it is kept free
 
     def space(directory: Path) -> tuple[int, int]:
-        assert directory == tmp_path
-        return free[0], disk_size
+        # Others take what the removal of a part frees, but for a byte.
+        return free[0] + 20 - len(rotated_parts(directory / "alerts.jsonl")), disk_size
 
-    with closing(JsonlWriter(path, REAL, BOOT, max_bytes=8 * EIGHTH, space=space)) as writer:
+    room = RecordSpace(tmp_path, [path.name], max_bytes=8 * EIGHTH, space=space)
+    with closing(JsonlWriter(path, REAL, BOOT, space=room)) as writer:
         for n in range(30):
             writer.append([RECORD % n])
         before = len(rotated_parts(path))
-        free[0] = disk_size // 20 - 1
+        free[0] = disk_size // 20 - 21
         with pytest.raises(OSError, match="less than 51 MB are free, which are kept for the journal") as full:
             writer.append([RECORD % 30])
         assert full.value.errno == errno.ENOSPC and rotated_parts(path) == []
@@ -485,7 +488,8 @@ def test_records_give_way_before_the_disk_is_full(tmp_path: Path) -> None:
 def test_where_others_rotate_records_are_refused_and_none_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "alerts.jsonl"
     (tmp_path / "alerts.jsonl.00000001").write_bytes(b'{"id":"1"}\n')
-    with closing(JsonlWriter(path, REAL, BOOT, space=lambda _: (0, 1 << 40))) as writer:
+    room = RecordSpace(tmp_path, [path.name], space=lambda _: (0, 1 << 40))
+    with closing(JsonlWriter(path, REAL, BOOT, space=room)) as writer:
         with pytest.raises(OSError, match="kept for the journal"):
             writer.append([b'{"id":"2"}'])
     assert held(path) == [b'{"id":"1"}']
