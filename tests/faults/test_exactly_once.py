@@ -126,7 +126,7 @@ def torment(
     """Start, kill with `end`, start again; returns the senders, the judged lines, and how many chunks were recognised.
 
     On a busy machine a kill seldom comes in time to leave one. `rounds_after` more follow then, of `program_after`,
-    until one did.
+    until one did: each kills while something is journaled, and the very next start is asked.
     """
     seed = random.SystemRandom().randrange(1 << 32)
     print("seed", seed)
@@ -139,19 +139,20 @@ def torment(
     for number in range(rounds + rounds_after):
         if number >= rounds and recognised:
             break
+        in_time = number >= rounds
         if number == rounds:
             daemon.use_program(program_after)
         # Whenever it comes: mostly something is being journaled, consumed or saved then.
         threading.Event().wait(chance.uniform(0.05, 0.4))
         senders.send_and_close(f"hasty-{number}", daemon.connect())
         with daemon.connect() as absent:
-            number_of_signal = end(number)
-            if number % 2:
+            number_of_signal = signal.SIGKILL if in_time else end(number)
+            if in_time or number % 2:
                 journal_grows(daemon.state)
             status = daemon.signal(number_of_signal)
             assert status == (0 if number_of_signal == signal.SIGTERM else -signal.SIGKILL), daemon.log
             senders.send_and_close(f"absent-{number}", absent)
-        if number % 3 == 2:
+        if number % 3 == 2 and not in_time:
             # Once more before the state is there: lines are taken then, and connections stored.
             daemon.launch()
             threading.Event().wait(chance.uniform(0.3, 1.5))
