@@ -9,14 +9,9 @@ from urllib.parse import quote
 from daemon.client.admin_client import Admin, Failure, UsageError, read_token
 from daemon.client.send_command import log_sockets, send_lines
 from daemon.client.text.formatting import Style, print_lines, printable, show_answer, size_text
-from daemon.client.text.status_text import (
-    is_announced_by_tail,
-    judgement_lines,
-    judgement_row,
-    record_row,
-    snapshot_rows,
-    status_lines,
-)
+from daemon.client.text.judgement_text import is_announced_by_tail, judgement_lines, judgement_row, record_row
+from daemon.client.text.status_text import status_lines
+from daemon.client.text.tables import snapshot_rows
 
 BATCH_LINES = 500
 BATCH_BYTES = 128 * 1024  # of raw lines; as JSON escapes they grow sixfold at worst, within 1 MiB

@@ -1,4 +1,4 @@
-"""Incidents, answers and model generations as table rows, in the daemon's order."""
+"""Incidents, answers, model generations and snapshots as table rows, in the daemon's order."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -34,6 +34,17 @@ def model_rows(models: Iterable[Mapping[str, Any]], style: Style) -> Iterator[st
         large = size_text(one["bytes"]) if one.get("bytes") is not None else "-"
         facts = f"{count_text(one['generation']):>10} {count_text(one.get('line')):>12} {large:>10}  {made:<19}"
         yield f"{facts}  {_model_state_text(one, style)}"
+
+
+def snapshot_rows(snapshots: Iterable[Mapping[str, Any]], style: Style, *, verified: bool) -> Iterator[str]:
+    yield style(f"{'snapshot':<34} {'line':>12} {'size':>10}  made", "dim")
+    for one in snapshots:
+        end = "  pinned" if one.get("pinned") else ""
+        if verified:
+            error = one.get("error")
+            end += style(f"  {printable(error)}", "red") if error else style("  ok", "green")
+        made = time_text(one.get("time"))
+        yield f"{printable(one['name']):<34} {count_text(one['line']):>12} {size_text(one['bytes']):>10}  {made}{end}"
 
 
 def _model_state_text(model: Mapping[str, Any], style: Style) -> str:
