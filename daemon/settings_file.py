@@ -361,18 +361,29 @@ def _line_of_setting(text: str, *keys: str) -> int:
 
     tomllib keeps no positions, and a scanner of our own would be a second parser to get wrong. Instead: the shortest
     prefix of `text` that parses and holds the key ends with its statement, and the longest prefix that parses without
-    it ends just before. Quadratic, but only an error message costs that.
+    it ends just before. They are found by bisection over the lines with which a statement can end.
     """
     lines = text.split("\n")
+    ends = [number for number, line in enumerate(lines, 1) if line.strip() and not line.lstrip().startswith("#")]
+    low, high, found = 0, len(ends), False
     before = 0
-    for count in range(1, len(lines) + 1):
-        try:
-            tables: Any = tomllib.loads("\n".join(lines[:count]))
-        except tomllib.TOMLDecodeError:
-            continue
-        for key in keys:
-            tables = tables.get(key) if isinstance(tables, dict) else None
-        if tables is not None:
-            return before + 1
-        before = count
-    return len(lines)
+    while low < high:
+        middle = at = (low + high) // 2
+        while at < high and (holds := _prefix_holds_key(lines[: ends[at]], keys)) is None:
+            at += 1  # the middle of a statement of several lines
+        if at == high or holds:
+            high, found = middle, found or at < high
+        else:
+            low, before = at + 1, ends[at]
+    return next(number for number in ends if number > before) if found else len(lines)
+
+
+def _prefix_holds_key(lines: list[str], keys: tuple[str, ...]) -> bool | None:
+    """None when they do not parse."""
+    try:
+        tables: Any = tomllib.loads("\n".join(lines))
+    except tomllib.TOMLDecodeError:
+        return None
+    for key in keys:
+        tables = tables.get(key) if isinstance(tables, dict) else None
+    return tables is not None

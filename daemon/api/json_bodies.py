@@ -51,6 +51,8 @@ def decode_body(raw: bytes, kind: type[T]) -> T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as exc:
         raise ControlError(400, "bad_request", str(exc)) from None
+    except UnicodeEncodeError as exc:  # msgspec, where one of several words is wanted
+        raise ControlError(400, "bad_text", f"a value holds a lone surrogate at character {exc.start}") from None
 
 
 def line_bytes(text: str) -> bytes:

@@ -185,3 +185,13 @@ def test_a_token_is_read_beside_the_file_and_refused_where_everybody_can_read_it
     with pytest.raises(SettingsError, match="token: is not a file"):
         read_token(settings)
     assert read_token(Settings()) is None
+
+
+@pytest.mark.parametrize(
+    "before", ["", "\n\n# a comment\n", 'bind = [\n  "unix:a",\n  # why\n  "unix:b",\n]\n', '# "\n' * 300]
+)
+@pytest.mark.parametrize("after", ["", "\n# another\n", "[learning]\nwarmup_lines = 5\n" + "\n" * 3000])
+def test_an_error_names_the_line_whatever_stands_around_it(before: str, after: str) -> None:
+    text = f"[admin]\n{before}tokn_file = 'x'\n{after}"
+    line = text.split("\n").index("tokn_file = 'x'") + 1
+    assert message(text).startswith(f"vigild.toml:{line}: unknown key 'tokn_file' in [admin]")

@@ -532,8 +532,9 @@ def read_attempts_file(data: bytes) -> None:
 
 
 def _targets() -> Iterator[Target]:
-    yield Target("settings", settings_seeds, read_settings, seconds_per_megabyte=10.0)
-    yield Target("rules", rules_seeds, read_rule_files, seconds_per_megabyte=10.0)
+    # tomllib's work grows with the square of the parts of a dotted key: 0.3 s for 5,000 of them in 20 KB.
+    yield Target("settings", settings_seeds, read_settings, seconds_per_megabyte=60.0)
+    yield Target("rules", rules_seeds, read_rule_files, seconds_per_megabyte=60.0)
     yield Target("body", lambda: list(_BODIES), read_body)
     yield Target("request", request_seeds, read_request, seconds_per_megabyte=10.0)
     yield Target("stream", stream_seeds, read_stream, seconds_per_megabyte=5.0)

@@ -147,6 +147,7 @@ DEEP = b"[" * 200_000
         ("/feedback", b'{"id": "7", "answer": "normal", "note": 1}', "Expected `str`, got `int`"),
         ("/feedback", b'{"id": "7", "answer": "normal", "note": "%s"}' % (b"a" * 1001), "at most 1000 bytes"),
         ("/feedback", b'{"id": "7", "answer": "normal", "note": "\\udcff"}', "lone surrogate at character 0"),
+        ("/feedback", b'{"id": "7", "answer": "a\\udcff"}', "lone surrogate at character 1"),
         ("/train-from", b"a line\n", "source is a name"),
         ("/train-from?source=a/b", b"a line\n", "source is a name"),
         ("/train-from?source=a&last=", b"a line\n", "last is 0 or 1"),
