@@ -1,6 +1,8 @@
 """The long proofs in parts (tests/faults/parts.py): none is left out, and what is done is not done again."""
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,7 +112,40 @@ def test_the_table_in_the_document_is_written_and_nothing_else(tmp_path: Path, m
     assert text.count("not run yet") == len({part.group for part in all_parts()})
     document.write_text("a document without the marks\n")
     with pytest.raises(ValueError, match="no <!-- written"):
-        write_table(document, "")
+        write_table(document, Proofs(tmp_path / "place", [], None))
+
+
+def test_what_another_machine_wrote_stays_in_the_document_until_as_much_was_run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "code_now", lambda: ("key", "abc1234"))
+    toys = [toy(tmp_path, name, PASSES) for name in ("kills-1", "kills-2", "soak")]
+    document = tmp_path / "guarantees.md"
+    document.write_text(f"{BEGIN}\n{END}\n")
+
+    def written(*run: Part, place: str, all_parts: Sequence[Part] = toys) -> str:
+        proofs = Proofs(tmp_path / place, all_parts, ("key", "abc1234"))
+        for part in run:
+            proofs.run(part)
+        write_table(document, proofs)
+        return document.read_text()
+
+    first = written(*toys, place="one machine")
+    assert "2 of 2 parts, 100 kills" in first and "| soak | about soak | 50 kills, 1 tests passed | " in first
+    assert written(place="another") == first, "nothing was run there"
+    assert written(toys[0], place="another") == first, "less was run there"
+    renamed = [replace(part, about="said in other words") for part in toys]
+    assert "| soak | said in other words | 50 kills" in written(place="another", all_parts=renamed)
+
+    monkeypatch.setattr(parts, "code_now", lambda: ("key", "def5678"))
+    fails = toy(tmp_path, "soak", FAILS)
+    newer = Proofs(tmp_path / "another", [*toys[:2], fails], ("key", "def5678"))
+    assert newer.run(toys[1]) and not newer.run(fails)
+    write_table(document, newer)
+    text = document.read_text()
+    assert "2 of 2 parts, 100 kills" in text and "abc1234, def5678" in text, "as much was run"
+    assert "| soak | about soak | 0 of 1 parts, **1 FAILED** | " in text, "a failure is never hidden"
+    assert "**1 FAILED**" in written(place="a third"), "nor by a machine that has not run it"
 
 
 def test_the_key_of_the_code_is_that_of_what_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,8 @@ _PROGRAM = ("actors", "daemon", "detection", "persistence", "constraints.txt")
 _PROOFS = ("benchmarks", "tests/daemon", "tests/faults", "tests/fuzz", "tests/persistence", "tests/soak")
 CODE: tuple[str, ...] = (*_PROGRAM, *_PROOFS)
 BEGIN, END = "<!-- written by `make faults-report` -->", "<!-- end -->"
+NOT_RUN = "not run yet"
+_PASSED, _FAILED = re.compile(r"(\d+) of \d+ parts"), re.compile(r"\*\*(\d+) FAILED\*\*")
 _MEDIAN = re.compile(r"^median +(\S+ .*)$", re.M)
 _NUMBERED = re.compile(r"-\d+$")
 
@@ -259,24 +261,45 @@ class Proofs:
         beside.write_text(json.dumps({name: asdict(result) for name, result in self.results.items()}, indent=1))
         os.replace(beside, self._file)
 
-    def table(self) -> str:
-        """A row for each group of parts, in Markdown."""
+    def table(self, written: str = "") -> str:
+        """A row for each group of parts, in Markdown.
+
+        `written` is the table that was written last, perhaps on another machine: where it speaks of more parts of a
+        group than have a result here, what it says stays, unless one failed here.
+        """
         rows = ["| part | what | came to | minutes | date | commit | proof |", "|---|---|---|---|---|---|---|"]
+        before = figures_in(written)
         for group in dict.fromkeys(part.group for part in self.parts):
             parts = self.named([group])
             results = [result for part in parts if (result := self.results.get(part.name)) is not None]
             minutes = f"{sum(result.seconds for result in results) / 60:.1f}" if results else ""
             dates = " to ".join(sorted({min(r.date for r in results), max(r.date for r in results)})) if results else ""
             commits = ", ".join(dict.fromkeys(result.commit for result in results))
+            figures = [came_to(len(parts), results), minutes, dates, commits]
+            if group in before and parts_run(before[group][0]) > len(results) and all(r.passed for r in results):
+                figures = before[group]
             proof = "-" if parts[0].proof == "-" else f"`{parts[0].proof}`"
-            cells = (group, parts[0].about, came_to(len(parts), results), minutes, dates, commits, proof)
-            rows.append("| " + " | ".join(cells) + " |")
+            rows.append("| " + " | ".join((group, parts[0].about, *figures, proof)) + " |")
         return "\n".join(rows)
+
+
+def figures_in(table: str) -> dict[str, list[str]]:
+    """By group, what the rows of a written table say that was measured: the cells between what it is and its proof."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    return {cells[0]: cells[2:6] for cells in rows if len(cells) == 7}
+
+
+def parts_run(said: str) -> int:
+    """Of how many parts `came_to` said this, passed or not."""
+    if said == NOT_RUN:
+        return 0
+    passed, failed = _PASSED.match(said), _FAILED.search(said)
+    return (int(passed[1]) if passed else 1) + (int(failed[1]) if failed else 0)
 
 
 def came_to(parts: int, results: Sequence[Result]) -> str:
     if not results:
-        return "not run yet"
+        return NOT_RUN
     passed = [result for result in results if result.passed]
     said = [] if len(passed) == parts == 1 else [f"{len(passed)} of {parts} parts"]
     if len(passed) < len(results):
@@ -328,13 +351,13 @@ def place() -> Path:
     return Path(os.environ.get("VIGILD_PROOFS") or Path(users) / "vigild-proofs")
 
 
-def write_table(path: Path, table: str) -> None:
+def write_table(path: Path, proofs: Proofs) -> None:
     """Between the two marks in the document at `path`; raises ValueError when they are not there."""
     before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    written, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{path}: no {BEGIN} or no {END} after it")
-    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+    path.write_text(f"{before}{BEGIN}\n{proofs.table(written)}\n{END}{after}")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -345,7 +368,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     proofs = Proofs(place(), all_parts(), code_now())
     if options.write is not None:
-        write_table(options.write, proofs.table())
+        write_table(options.write, proofs)
         return 0
     try:
         chosen = proofs.named(options.part) if options.part else proofs.left()
