@@ -116,8 +116,10 @@ class Store:
         # By snapshot, the models it names; by model, its hash. The files never change, so pruning reads each only once.
         self._models_of: dict[str, tuple[str, ...]] = {}
         self._intact_models: dict[str, ModelFile] = {}
-        # By file, the journal's last seq when a model or a snapshot was last loaded by name.
+        # By file, the journal's last seq when a model or a snapshot was last loaded by name. Written by any thread.
         self._used: dict[str, float] = {}
+        # Held for moments only, unlike `_files`: while `_used` changes, and from looking there to removing a model.
+        self._using = threading.Lock()
         # Snapshots written with `extra`: they come and go beside the last `keep`.
         self._extra: set[str] = set()
         # Held while snapshots and segments are listed or removed.
@@ -253,7 +255,8 @@ class Store:
         """
         path = self._snapshot_path(name)
         with self._files:
-            self._used[name] = max(self._last_journaled_seq(), self._used.get(name, 0))
+            with self._using:
+                self._used[name] = max(self._last_journaled_seq(), self._used.get(name, 0))
             seq, _, columns = self._read_checked_snapshot(path)
             header = snapshot_file.read_snapshot_header(path, disk=self._disk)
         if f"{seq:020d}" not in name:
@@ -269,13 +272,14 @@ class Store:
         """
         with self._files:
             self._snapshot_path(name).stat()
-            self._used[name] = math.inf
+            with self._using:
+                self._used[name] = math.inf
 
     def release_snapshot(self, name: str) -> None:
         """End `hold_snapshot`: keep the snapshot only as long as a frame journaled meanwhile may refer to it.
 
         Does not block."""
-        self._used[name] = self._last_journaled_seq()
+        self._note_used(name)
 
     @contextmanager
     def reading_back(self, before: int) -> Iterator[tuple[dict[str, Value] | None, Iterator[Entry]]]:
@@ -325,7 +329,7 @@ class Store:
         """
         model = model_file.hash_model(path, disk=self._disk)
         self._disk.sync(path)
-        self._used[model.name] = self._last_journaled_seq()
+        self._note_used(model.name)
         self._disk.rename(path, self.directory / model.name)
         self._disk.sync(self.directory)
         self._intact_models[model.name] = model
@@ -338,7 +342,7 @@ class Store:
         `NewerFormatError`, OSError.
         """
         path = self.model_path(name)
-        self._used[name] = self._last_journaled_seq()
+        self._note_used(name)
         try:
             return model_file.read_model(path, sha256, disk=self._disk)
         except FileNotFoundError as exc:
@@ -420,11 +424,12 @@ class Store:
                 break
             self._disk.unlink(path)
         needed = {name for names in self._models_of.values() for name in names}
-        needed |= {name for name, used in self._used.items() if used >= seq}
         for path in model_paths(self.directory)[MODELS_KEPT:]:
-            if path.name not in needed:
+            with self._using:
+                if path.name in needed or self._used.get(path.name, -1) >= seq:
+                    continue
                 self._disk.unlink(path)
-                self._intact_models.pop(path.name, None)
+            self._intact_models.pop(path.name, None)
 
     def _read_checked_snapshot(self, path: Path) -> Snapshot:
         """Raises as `snapshot_file.read_snapshot` does; SnapshotError also for one that `check` refuses."""
@@ -462,6 +467,10 @@ class Store:
         if not SNAPSHOT.fullmatch(name):
             raise ValueError(f"{name!r} is not the name of a snapshot")
         return self.directory / name
+
+    def _note_used(self, name: str) -> None:
+        with self._using:
+            self._used[name] = self._last_journaled_seq()
 
     def _open_journal_writer(self) -> JournalWriter:
         if self._journal is None:

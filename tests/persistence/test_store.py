@@ -2,6 +2,8 @@ import errno
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -654,3 +656,36 @@ def test_a_snapshot_that_is_pruned_while_they_are_listed_is_left_out(
 
         monkeypatch.setattr("persistence.store.snapshot_paths", pruned_meanwhile)
         assert [info.seq for info in store.snapshots()] == [2]
+
+
+def test_files_are_loaded_and_released_by_threads_while_another_prunes(directory: Path) -> None:
+    """Training loads its model in a thread of its own. Each file that was asked for is one more to look through."""
+    interval = sys.getswitchinterval()
+    with open_store(directory) as store, ThreadPoolExecutor(2) as pool:
+        begin(store)
+        stop = threading.Event()
+
+        def load_models() -> None:
+            asked = 0
+            while not stop.is_set():
+                asked += 1
+                with pytest.raises(ModelError, match="is missing"):
+                    store.load_model(f"model-{asked}-{asked:016x}.pt")
+
+        def release_snapshots() -> None:
+            released = 0
+            while not stop.is_set():
+                released += 1
+                store.release_snapshot(snapshot_name(released % 10_000))
+
+        sys.setswitchinterval(1e-6)
+        try:
+            users = [pool.submit(load_models), pool.submit(release_snapshots)]
+            for seq in range(1, 60):
+                append(store, seq)
+                assert store.write_snapshot(seq, 10 * seq, {"a": seq}).notes == ()
+        finally:
+            sys.setswitchinterval(interval)
+            stop.set()
+        for user in users:
+            user.result()
