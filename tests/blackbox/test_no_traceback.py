@@ -64,6 +64,8 @@ class Clients:
     def __init__(self, daemon: Vigild) -> None:
         self._path = str(daemon.runtime / "admin.sock")
         self._over = threading.Event()
+        # Here, not in the threads: making an app parses code, which Python 3.11 cannot do in several at once.
+        self._requests = requests()
         self.sent = [0] * CLIENTS
         self._threads = [threading.Thread(target=self._work, args=(number,)) for number in range(CLIENTS)]
 
@@ -74,7 +76,7 @@ class Clients:
 
     def _work(self, number: int) -> None:
         chance = random.Random(number)
-        all_of_them = requests()
+        all_of_them = list(self._requests)
         chance.shuffle(all_of_them)
         for request in itertools.cycle(all_of_them):
             if self._over.is_set():
