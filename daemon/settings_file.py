@@ -23,6 +23,7 @@ import msgspec
 
 from daemon.host.listeners import TcpAddress, parse_address
 from detection.detection_settings import (
+    BOUNDS,
     AlarmSettings,
     DetectionSettings,
     FormatSettings,
@@ -225,14 +226,7 @@ def _path_beside_settings(settings: Settings, entry: str) -> Path:
 # Bounds of values, both inclusive. `_CHECKS` has functions for what bounds cannot express.
 _BOUNDS: Mapping[str, tuple[float, float]] = {
     "ingest.max_line_bytes": (256, 1_048_576),
-    "session.idle_seconds": (0.1, 604_800),
-    "session.window": (2, 1000),
-    "learning.early_lines": (0, 100_000_000),
-    "learning.warmup_lines": (100, 100_000_000),
-    "learning.retrain_lines": (0, 1_000_000_000),
-    "learning.retrain_seconds": (0, 31_536_000),
-    "alarms.per_day": (0.001, 1_000_000),
-    "alarms.alpha": (1e-9, 0.5),
+    **BOUNDS,
     "alerts.max_bytes": (0, 1 << 50),
     "checkpoint.every_lines": (1, 1_000_000_000),
     "checkpoint.every_seconds": (0.1, 86_400),

@@ -3,6 +3,7 @@
 They are part of the state: a change is a frame, so a replay uses the settings that were in force.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -55,6 +56,19 @@ class DetectionSettings(msgspec.Struct, frozen=True):
     session: SessionSettings = SessionSettings()
     learning: LearningSettings = LearningSettings()
     alarms: AlarmSettings = AlarmSettings()
+
+
+# Of values, by section and key; both ends inclusive.
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "session.idle_seconds": (0.1, 604_800),
+    "session.window": (2, 1000),
+    "learning.early_lines": (0, 100_000_000),
+    "learning.warmup_lines": (100, 100_000_000),
+    "learning.retrain_lines": (0, 1_000_000_000),
+    "learning.retrain_seconds": (0, 31_536_000),
+    "alarms.per_day": (0.001, 1_000_000),
+    "alarms.alpha": (1e-9, 0.5),
+}
 
 
 class RuleText(msgspec.Struct, frozen=True):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +9,10 @@ from numpy.typing import NDArray
 from detection.detection_settings import DetectionSettings, RuleText
 from detection.detector_state import Parts
 from detection.frames import Segment
-from detection.rules.rule_matching import Hits, RuleSet
+from detection.rules.rule_matching import Hits, RuleSet, compiled_rules
 from detection.scoring.lines_read import LinesRead
-from detection.sessions.intake import KeyPattern, take_in_segments
+from detection.sessions.intake import take_in_segments
+from detection.sessions.key_pattern import KeyPattern
 from detection.sessions.living_sources import LivingSources
 from detection.verdicts.alerting import LinesOfBatch
 
@@ -55,7 +55,7 @@ class FrameReader:
     @classmethod
     def of(cls, settings: DetectionSettings, rules: tuple[RuleText, ...]) -> "FrameReader":
         key = settings.session.key
-        return cls(_compiled_rules(rules), None if key == "auto" else KeyPattern(key))
+        return cls(compiled_rules(rules), None if key == "auto" else KeyPattern(key))
 
     def read(
         self, parts: Parts, segments: Sequence[Segment], living: LivingSources, clock: float, received: float
@@ -67,7 +67,3 @@ class FrameReader:
         intake = take_in_segments(segments, living, self.pattern, clock=clock, received=received)
         online = parts.online.without(parts.withdrawn)
         return LinesRead.of(intake, parts.templates.assign, self.rules, parts.known, online)
-
-
-# Compiling takes a tenth of a second, and a state that is loaded, or reloaded, mostly has the same rules.
-_compiled_rules = lru_cache(maxsize=4)(RuleSet.compile)

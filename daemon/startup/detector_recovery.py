@@ -162,11 +162,10 @@ def load_model(store: Store, name: str, sha256: str | None) -> Model:
         with _with_location(store.model_path(name)):
             model = from_columns(columns)
         check_model(to_columns(model))
-    except (KeyError, TypeError) as exc:
-        raise ModelError(f"{name}: is not a model generation: {exc}") from exc
-    except DamagedError as exc:
-        store.set_model_aside(name, str(exc))
-        raise ModelError(f"{name}: {exc}") from exc
+    except (DamagedError, KeyError, TypeError) as exc:
+        why = str(exc) if isinstance(exc, DamagedError) else f"is not a model generation: {exc}"
+        store.set_model_aside(name, why)
+        raise ModelError(f"{name}: {why}") from exc
     return model
 
 

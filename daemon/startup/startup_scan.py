@@ -8,12 +8,15 @@ journaled while the state is still being read. Nothing heavy is imported here.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from daemon.settings_file import Settings, read_rule_files
 from daemon.startup.replay_progress import ReplayProgress
 from detection.column_bounds import DamagedError, check_state
 from detection.columns.layout_upgrades import STATES
 from detection.columns.state_columns import Columns, OtherVersionError, columns_under, json_column, of_this_version
 from detection.detection_settings import DetectionSettings, RuleText
 from detection.frames import LinesFrame, ModelFrame, SettingsFrame, SkipFrame, WithdrawnFrame, decode_frame
+from detection.rules.rule_files import RuleError
+from detection.rules.rule_matching import compiled_rules
 from detection.sessions.living_sources import LivingSource, LivingSources
 from persistence.directory_contents import Recovery
 from persistence.format_preamble import NewerFormatError
@@ -92,6 +95,12 @@ def check_snapshot_columns(seq: int, line: int, columns: Columns) -> None:
     except OtherVersionError:
         return
     check_state(state)
+    rules = json_column(state, "rules", tuple[RuleText, ...])
+    try:
+        if rules != read_rule_files(Settings()):  # our own take a tenth of a second, and lines are waiting
+            compiled_rules(rules)
+    except RuleError as exc:
+        raise DamagedError(f"column rules: {exc}") from exc
     if (state["seq"], state["line"]) != (seq, line):
         raise DamagedError(f"is not the state of frame {seq} and line {line}, as its header says")
     try:

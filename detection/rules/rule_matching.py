@@ -9,6 +9,7 @@ result: matching depends on the rules and the single line, not on the batch or o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, Self, cast
 
 import numpy as np
@@ -151,6 +152,10 @@ class RuleSet:
         after = text[end : end + AROUND_BYTES] if end - start <= EVIDENCE_BYTES else b""
         texts = [part.decode(errors="replace") for part in (shown, before, after)]
         return Evidence(subject, subject.field, start, end, *texts)
+
+
+# Compiling takes a tenth of a second, and a state that is loaded, or reloaded, mostly has the same rules.
+compiled_rules = lru_cache(maxsize=4)(RuleSet.compile)
 
 
 class _Found(Protocol):

@@ -105,9 +105,12 @@ class History:
         heads = np.flatnonzero(np.concatenate(([True], serials[1:] != serials[:-1]))) if held else order
         sizes = np.diff(np.append(heads, held))
         any_flag = np.bitwise_or.reduceat(flags, heads) if held else flags
-        whole = (any_flag & BEGINS > 0) & (any_flag & _CLOSING > 0) & (sizes > 1)
-        rows = np.repeat(whole, sizes) & (flags & _CLOSING == 0)
-        first, last = heads[whole], (heads + sizes - 1)[whole]  # the closing row comes last
+        closing = flags & _CLOSING > 0
+        # One closing row, the last: of a state that somebody made up it may be another one.
+        ends = np.add.reduceat(closing, heads, dtype=np.int64) if held else flags
+        whole = (any_flag & BEGINS > 0) & (ends == 1) & closing[heads + sizes - 1] & (sizes > 1)
+        rows = np.repeat(whole, sizes) & ~closing
+        first, last = heads[whole], (heads + sizes - 1)[whole]
         found = any_flag[whole]
         return ClosedSessions(
             errors=flags[rows] & ERROR > 0,

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import re2
 from numpy.typing import NDArray
 
 from detection.formats.fields import Fields
@@ -15,6 +14,7 @@ from detection.frames import Segment
 from detection.members.origins.line_features import sources_of
 from detection.members.parsed_lines import LinesOfAKind, ParsedLines
 from detection.rules.rule_matching import Hits, RuleSet
+from detection.sessions.key_pattern import KeyPattern
 from detection.sessions.living_sources import LivingSources
 from detection.sessions.log_clock import from_the_future
 from detection.sessions.session_table import KEY_BYTES
@@ -80,29 +80,6 @@ def hits_in_order(found: Sequence[Hits]) -> Hits:
     rules = np.concatenate([hits.rules for hits in found] or [np.zeros(0, dtype=np.int32)])
     order = np.lexsort((rules, lines))
     return Hits(lines=lines[order].astype(np.int32), rules=rules[order].astype(np.int32))
-
-
-class KeyPattern:
-    """The user's session key: a regular expression with one group, searched in the whole line.
-
-    RE2 keeps it linear in the line. Raises ValueError when it is none or has another number of groups.
-    """
-
-    def __init__(self, pattern: str) -> None:
-        options = re2.Options()
-        options.log_errors = False  # else RE2 prints the error itself, beside ours
-        try:
-            compiled = re2.compile(pattern.encode(), options)
-        except re2.error as exc:
-            raise ValueError(f"session key {pattern!r}: {exc}") from exc
-        if compiled.groups != 1:
-            raise ValueError(f"session key {pattern!r}: wants exactly one group, has {compiled.groups}")
-        self._search = compiled.search
-
-    def keys(self, lines: Sequence[bytes]) -> list[bytes]:
-        """One key a line, b"" where the pattern does not match."""
-        found = map(self._search, lines)
-        return [match.group(1) or b"" if match else b"" for match in found]
 
 
 def take_in_segments(

@@ -25,7 +25,8 @@ from detection.scoring.ensemble import Ensemble
 from detection.scoring.judging import judge_batch
 from detection.scoring.lines_read import LinesRead
 from detection.scoring.verdict_and_score import NORMAL, VERDICTS, verdict_of
-from detection.sessions.intake import Intake, KeyPattern, read_fields, session_key
+from detection.sessions.intake import Intake, read_fields, session_key
+from detection.sessions.key_pattern import KeyPattern
 from detection.sessions.log_clock import LogClock
 from detection.sessions.recent_lines import RecentLines
 from detection.sessions.session_table import SessionTable, cut_into_pieces

@@ -10,26 +10,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detection import column_bounds
+from detection import column_bounds as bounds
 from detection.column_bounds import BOUNDS, DamagedError, check_model, check_state
 from detection.columns.state_columns import State
 from detection.detector import Detector
 from detection.frames import VouchedFrame
+from detection.learning import vouched_lines as vouched
+from detection.members.origins import source_counters as counters
+from detection.members.origins.background import Background
+from detection.members.parameter_values import character_model as values
+from detection.members.registry import NAMES
+from detection.members.transformer import network
+from detection.members.transformer import windows as transformer
 from detection.models.model import Model, to_columns
 from detection.scoring.verdict_and_score import ANOMALY, ATTACK, NORMAL, NOVEL
+from detection.sessions import log_clock, recent_lines
+from detection.sessions import session_table as table
 from detection.sessions.history import ROWS
+from detection.verdicts import counted_alerts, incidents
 from tests.detection.journal import RECEIVED, segment, started
 
-# Every value of theirs is one: truths, hashes and bit maps, keys, texts and raw bytes; counts of a small unsigned type.
-FREE = {
-    *("format", "schedule.fulfilled", "sources.names", "sources.kinds", "sources.full", "sources.tails", "clock.timed"),
-    *("templates.wild", "templates.rest", "templates.tokens", "sessions.key", "sessions.windowed", "sessions.opened"),
-    *("sessions.shape", "sessions.counts", "sessions.cause", "history.flags", "history.about", "recent.bytes"),
-    *("known.ring.cause", "known.ring.key", "known.admitted", "incidents.cause", "incidents.source", "incidents.what"),
-    *(f"incidents.group_{name}" for name in ("cause", "shape", "open_shape", "what")),
-    *("incidents.by_cause", "incidents.by_source", "incidents.exempt", "incidents.digest"),
-    *("origins.key", "origins.things", "origins.long_things", "origins.given", "origins.days"),
-}
+# Texts, which are of as many rows as the part; and the number of the layout.
+FREE = {"format", "sources.names", "sources.kinds"}
 MAY_BE_NAN = {
     *("received", "rate.clock", "clock.now", "vouching.clock.now"),
     *(f"{part}.{name}" for part in ("sessions", "vouching.sessions") for name in ("p", "began", "last_event")),
@@ -46,15 +48,16 @@ def state(lines: list[bytes]) -> State:
     for name, value in state.items():
         # As if there were one incident, and so on: rows of the lowest values that may be.
         if isinstance(value, np.ndarray) and not value.size and not name.endswith((".tails", ".admitted")):
-            bound = column_bounds._bound_of_column(name)
+            bound = bounds._bound_of_column(name)
             state[name] = np.full((1, *value.shape[1:]), bound.low if bound else 0).astype(value.dtype)
+    state["incidents.sample_line"] = np.array([[1, 0, 0, 0]])
     state["incidents.counted_causes"] = state["incidents.group_runs"] = np.array([1], dtype=np.int64)
     return state
 
 
 def poisonous(name: str, value: Any) -> list[Any]:
     """Values just beyond and far beyond the bound of a column."""
-    bound = column_bounds._bound_of_column(name)
+    bound = bounds._bound_of_column(name)
     assert bound is not None
     kind = value.dtype if isinstance(value, np.ndarray) else np.dtype(type(value))
     if kind.kind == "f":
@@ -62,14 +65,16 @@ def poisonous(name: str, value: Any) -> list[Any]:
         wrong = [-np.inf, np.nextafter(kind.type(bound.low), -np.inf)]
         wrong += [np.inf, np.nextafter(kind.type(high), np.inf)] if np.isfinite(high) else []
         return wrong if name in MAY_BE_NAN else [*wrong, np.nan]
+    if kind.kind in "Sb":
+        return []
     limits = np.iinfo(kind)
     return [
         each for each in (limits.min, int(bound.low) - 1, limits.max) if limits.min <= each and not _fits(each, bound)
     ]
 
 
-def _fits(value: int, bound: column_bounds.Bound) -> bool:
-    return bound.low <= value <= (column_bounds.LARGEST if isinstance(bound.high, str) else bound.high)
+def _fits(value: int, bound: bounds.Bound) -> bool:
+    return bound.low <= value <= (bounds.LARGEST if isinstance(bound.high, str) else bound.high)
 
 
 def test_a_state_that_a_detector_exports_passes(state: State, model: Model) -> None:
@@ -79,14 +84,30 @@ def test_a_state_that_a_detector_exports_passes(state: State, model: Model) -> N
 
 
 def test_every_column_has_a_bound_or_needs_none(state: State) -> None:
-    names = {name for name in state if column_bounds._bound_of_column(name) is None}
-    assert {column_bounds._stream_column_like(name) for name in names} - set(column_bounds._JSON) == FREE
+    names = {name for name in state if bounds._bound_of_column(name) is None}
+    assert {bounds._like_of_stream(name) for name in names} - set(bounds._JSON) == FREE
+    assert {name for name in state if name in bounds._JSON} == bounds._JSON.keys()
     assert BOUNDS.keys() <= state.keys(), "a bound of a column that there is not"
 
 
 @pytest.mark.slow
 def test_what_is_said_of_other_modules_is_true_and_none_of_them_is_heavy() -> None:
-    assert (column_bounds.HISTORY_ROWS, column_bounds.VERDICTS) == (ROWS, max(NORMAL, NOVEL, ANOMALY, ATTACK))
+    assert (bounds.HISTORY_ROWS, bounds.VERDICTS) == (ROWS, max(NORMAL, NOVEL, ANOMALY, ATTACK))
+    assert (bounds.SESSIONS, bounds.SESSION_KEY_BYTES) == (table.CAPACITY, table.KEY_BYTES)
+    assert (bounds.LONGEST_SESSION, bounds.HELD_TOKENS) == (table.LONGEST_SESSION, table.WINDOW_TOKENS)
+    assert (bounds.VOUCHED_SESSIONS, bounds.AGREEING_LINES) == (vouched.CAPACITY, log_clock.AGREEING_LINES)
+    recent = recent_lines._RING_LINES, recent_lines._RING_BYTES, recent_lines._KEPT_OF_A_LINE
+    assert (bounds.RECENT_LINES, bounds.RECENT_BYTES, bounds.RECENT_LINE_BYTES) == recent
+    assert (bounds.SOURCES, bounds.SOURCE_KEY_BYTES) == (counters.CAPACITY, counters.KEY_BYTES)
+    assert bounds.SHARE_UNIT == Background._SHARE_UNIT
+    assert (bounds.INCIDENTS, bounds.SAMPLES) == (incidents.CAPACITY, incidents.SAMPLES)
+    assert bounds.SHOWN == incidents.LARGEST_BUDGET
+    assert (bounds.COUNTED_RUNS, bounds.COUNTED_CAUSES) == (counted_alerts.MAX_RUNS, counted_alerts.MAX_CAUSES)
+    assert (bounds.VALUE_KINDS, *[bounds.VALUE_CLASSES] * 3) == values._SHAPE
+    assert (bounds.LARGEST_VOCABULARY, bounds.FIRST_TOKEN) == (transformer.LARGEST_VOCABULARY, transformer.FIRST)
+    assert bounds.MEMBERS == NAMES
+    network_ = bounds.WIDTH, bounds.LAYERS, bounds.FEED, bounds.POSITIONS
+    assert network_ == (network.WIDTH, network.LAYERS, network.FEED, network.POSITIONS)
     code = "import sys, daemon.lifecycle; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60.0).returncode == 0
 
@@ -114,9 +135,7 @@ def test_a_value_out_of_bounds_anywhere_is_found_and_its_column_named(
     state: State, column: int, which: int, place: int
 ) -> None:
     names = [
-        name
-        for name, value in state.items()
-        if column_bounds._bound_of_column(name) is not None and poisonous(name, value)
+        name for name, value in state.items() if bounds._bound_of_column(name) is not None and poisonous(name, value)
     ]
     name = names[column % len(names)]
     value = state[name]

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 from benchmarks.running import Vigild, vigild
+from daemon.startup.detector_recovery import load_knowledge
+from daemon.startup.startup_scan import check_snapshot_columns
+from detection.columns.state_columns import OtherVersionError
+from detection.detector_state import Parts
 from persistence.journal_segment import Entry
 from persistence.model_file import read_model, write_model
-from persistence.snapshot_file import check_snapshot, read_snapshot, write_snapshot
+from persistence.snapshot_file import SnapshotError, check_snapshot, read_snapshot, write_snapshot
 from persistence.store import open_store
 from tests.faults.altered import alter
 
@@ -128,6 +132,12 @@ POISON = {
     "nan": fill("f", np.nan),
     "huge": fill("i", np.inf),
     "texts": lambda columns: columns.update({n: b"\xff" for n, v in columns.items() if type(v) is bytes}),
+    "a row less": lambda columns: columns.update({"recent.starts": columns["recent.starts"][:-1].copy()}),
+    "a column less": lambda columns: columns.update({"values.counts": columns["values.counts"][..., :1].copy()}),
+    "JSON of another kind": lambda columns: columns.update({"known.answers": np.frombuffer(b"[5]", np.uint8).copy()}),
+    "settings": lambda columns: columns.update(settings=b'{"session":{"window":0}}'),
+    "rules": lambda columns: columns.update(rules=b'[{"name":"x","text":"[[rule"}]'),
+    "a number for a truth": lambda columns: columns.update({"clock.timed": 5}),
     "model": lambda columns: columns.update(model=columns["model"].replace(b"model-1-", b"../../x-")),
 }
 
@@ -139,6 +149,15 @@ def test_a_snapshot_that_holds_what_cannot_be_is_set_aside_and_nothing_is_lost(d
     assert (found["tier"], found["lost_lines"], found["set_aside"]) == ("full", 0, [name])
     assert found["snapshot_line"] == 500  # the older one, and the journal from there
     assert any(note.startswith(f"{name}: column ") for note in found["notes"])
+
+
+def test_a_forged_snapshot_is_not_restored(daemon: Vigild) -> None:
+    [name] = forge_snapshots(daemon, POISON["a row less"], only_newest=True)
+    with open_store(daemon.state, check=check_snapshot_columns) as store:
+        with pytest.raises(SnapshotError, match=r"column recent\.starts has 65535 rows and not 65536"):
+            load_knowledge(store, name)
+    with open_store(daemon.state) as store, pytest.raises(OtherVersionError):  # the control
+        Parts.load(load_knowledge(store, name)[1].state)
 
 
 def test_when_no_snapshot_is_sound_what_the_journal_holds_is_used_and_the_rest_counted_as_lost(daemon: Vigild) -> None:

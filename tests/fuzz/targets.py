@@ -44,6 +44,7 @@ from detection import frames
 from detection.detection_settings import DetectionSettings, RuleText
 from detection.formats.kinds import KINDS, parse_as_kind, parse_each_by_own_kind, recognise
 from detection.frames import Segment
+from detection.models.model import to_columns
 from detection.models.training_set import TrainingCutoff
 from detection.rules.rule_files import RuleError, parse_rules
 from detection.sessions.living_sources import LivingSource
@@ -66,6 +67,14 @@ from persistence.model_file import ModelError, read_model, write_model
 from persistence.snapshot_file import SnapshotError, check_snapshot, read_snapshot, read_snapshot_header, write_snapshot
 from persistence.training_files import read_training_attempts
 from tests.daemon.fake_control import FakeControl
+from tests.detection.forged import (
+    a_forgery,
+    genuine,
+    live_with_model,
+    live_with_state,
+    refused_model,
+    refused_state,
+)
 
 ROOT = Path(__file__).parents[2]
 PATH = Path("/outside")
@@ -75,13 +84,15 @@ PATH = Path("/outside")
 class Target:
     """`read` raises for an input that is not read as promised, of those above all AssertionError.
 
-    `seconds_per_megabyte` of processor time is some ten times what reading takes.
+    `seconds_per_megabyte` of processor time is some ten times what reading takes; `examples` is how many the short form
+    reads.
     """
 
     name: str
     seeds: Callable[[], list[bytes]]
     read: Callable[[bytes], None]
     seconds_per_megabyte: float = 2.0
+    examples: int = 100
 
 
 class InMemory:
@@ -531,6 +542,23 @@ def read_attempts_file(data: bytes) -> None:
         assert read_training_attempts(Path(directory)).failures >= 0
 
 
+def forgery_seeds() -> list[bytes]:
+    return [bytes([number]) * 4 for number in range(3)]
+
+
+def read_forged_state(data: bytes) -> None:
+    """One column changed, which one and how follow from `data`: refused, or a detector lives on with it."""
+    forgery = a_forgery(genuine().state, random.Random(data[:4]))
+    if data and refused_state(forgery.columns) is None:
+        live_with_state(forgery.columns)
+
+
+def read_forged_model(data: bytes) -> None:
+    forgery = a_forgery(to_columns(genuine().model), random.Random(data[:4]))
+    if data and refused_model(forgery.columns) is None:
+        live_with_model(forgery.columns)
+
+
 def _targets() -> Iterator[Target]:
     # tomllib's work grows with the square of the parts of a dotted key: 0.3 s for 5,000 of them in 20 KB.
     yield Target("settings", settings_seeds, read_settings, seconds_per_megabyte=60.0)
@@ -549,6 +577,9 @@ def _targets() -> Iterator[Target]:
     yield Target("snapshot", lambda: [_snapshot()], read_snapshot_file)
     yield Target("snapshot body", lambda: [_snapshot()[_SNAPSHOT_HEADER:]], read_snapshot_body)
     yield Target("model", lambda: [_model()], read_model_file, seconds_per_megabyte=5.0)
+    # A few bytes choose the forgery, and then 2,000 lines are judged.
+    yield Target("forged state", forgery_seeds, read_forged_state, seconds_per_megabyte=1e7, examples=10)
+    yield Target("forged model", forgery_seeds, read_forged_model, seconds_per_megabyte=1e7, examples=10)
     yield Target("high water", high_water_seeds, read_high_water)
     yield Target("records", records_seeds, read_records)
     yield Target("attempts", lambda: [json.dumps({"failures": 2, "error": "x"}).encode()], read_attempts_file)

@@ -14,7 +14,6 @@ from tests.fuzz.fuzzing import CORPUS, TooSlow, fuzz, fuzz_for, kept, read_in_ti
 from tests.fuzz.targets import TARGETS, Target
 
 SECONDS = float(os.environ.get("VIGILD_FUZZ_SECONDS", "0"))
-EXAMPLES = 100
 
 pytestmark = pytest.mark.timeout(300 + 5 * SECONDS)
 every_target = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -33,7 +32,7 @@ def test_inputs_that_are_almost_right_are_read_as_promised(
     if SECONDS:
         record_property("inputs", fuzz_for(target, SECONDS))
     else:
-        fuzz(target, EXAMPLES, number=1)
+        fuzz(target, target.examples, number=1)
 
 
 def test_the_corpus_holds_nothing_that_no_target_reads() -> None:

@@ -131,6 +131,7 @@ class Served:
             "line": 10 * generation,
             "vocabulary": np.zeros(0, dtype=np.int32),
             **with_prefix("templates", TemplateTable().export()),
+            "rings.ensemble": np.zeros(0),
             **(more or {}),
         }
         file = self.store.adopt_model(self.store.training / write_model(self.store.training, columns).name)

@@ -9,7 +9,8 @@ from detection.frames import Segment
 from detection.members.all_online_members import OnlineMembers
 from detection.rules.rule_files import parse_rules
 from detection.rules.rule_matching import Hits, RuleSet
-from detection.sessions.intake import KeyPattern, hits_in_order, read_lines, session_key, take_in_segments
+from detection.sessions.intake import hits_in_order, read_lines, session_key, take_in_segments
+from detection.sessions.key_pattern import KeyPattern
 from detection.sessions.living_sources import LivingSources
 from detection.sessions.session_table import KEY_BYTES
 from detection.templates.table import TemplateTable
