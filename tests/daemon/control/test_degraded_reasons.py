@@ -22,11 +22,13 @@ def test_all_failures_at_once_are_listed_in_order_and_every_code_is_known() -> N
         ),
         checkpoint="no snapshot: /s: no space",
         outlets={"alerts.jsonl": WELL, "verdicts.jsonl": {"error": "no space", "lost": 2, "pending": 10_000}},
+        disk="12 MB are free",
         waiting="all 1,024 are taken",
     )
     assert found == [
         Reason("journal", "lines wait: /s: no space"),
         Reason("alerts", "verdicts.jsonl cannot be written: no space; 10,000 records wait in memory, 2 are lost"),
+        Reason("disk", "12 MB are free"),
         Reason("checkpoint", "checkpoint failed: no snapshot: /s: no space"),
         Reason("withdrawn", "transformer does not judge since frame 812: could not create a primitive"),
         Reason("unfitted", "the model was trained without isolation_forest: no memory"),
