@@ -218,6 +218,7 @@ class JsonlWriter:
             held = self._current_records_file().stat().st_size
             if held and held + size > part_bytes:
                 self.sync()  # nothing is written twice, whatever a power cut leaves of the names
+                self._leave_file()
                 self._space.rotate(self.path)
                 self._rotations += 1
         kept = self._space.make_room(self._keep_free, size)
@@ -238,10 +239,15 @@ class JsonlWriter:
             self._file.sync()
             self._unsynced.clear()
             self._mark.note_synced()
-            self.close()
+            self._leave_file()
         if self._file is None:
             self._file = self._open_records_file()
         return self._file
+
+    def _leave_file(self) -> None:
+        """Close the file, which has or gets another name. Once it is removed, a new one may have its inode's number."""
+        self.close()
+        self._inode = None
 
     def _is_file_in_place(self, file: File) -> bool:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from persistence.disk import REAL
-from persistence.jsonl import JsonlWriter
+from persistence.jsonl import JsonlWriter, record_files
 from persistence.record_space import PAUSE_SECONDS, RecordSpace, rotated_parts
 
 MB = 1 << 20
@@ -124,3 +124,25 @@ def test_torn_pieces_beside_a_file_do_not_pile_up(tmp_path: Path) -> None:
             assert writer.note is not None
     assert len(list(tmp_path.glob("alerts.jsonl.*.bad"))) == 8
     assert (tmp_path / "alerts.jsonl").read_bytes().count(b"\n") == 20
+
+
+def test_a_new_file_with_the_inode_of_a_removed_part_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Else an error would cut it to what was durable of the other, and records would be there twice."""
+    path = tmp_path / "alerts.jsonl"
+    free = [DISK]
+    space = RecordSpace(tmp_path, [path.name], max_bytes=8 * 800, space=lambda _: (free[0], DISK))
+    with closing(JsonlWriter(path, REAL, "", space=space)) as writer:
+        writer.append([RECORD % n for n in range(9)])
+        inode = path.stat().st_ino
+        free[0] = 0
+        with pytest.raises(OSError, match="kept for the journal"):
+            writer.append([RECORD % 9])
+        assert names(tmp_path) == [], "it was rotated, and removed as a part"
+        free[0] = DISK
+        writer.append([RECORD % n for n in range(9, 19)])
+        if path.stat().st_ino != inode:
+            pytest.skip("this file system does not use the number of an inode again at once")
+        writer.close()  # as any error does
+        writer.append([RECORD % 19])
+    written = [line for each in record_files(path) for line in each.read_bytes().splitlines()]
+    assert written == [RECORD % n for n in range(9, 20)]
