@@ -10,7 +10,7 @@ written to last the longest ago.
 
 Records give way before the disk is full: when less than is to be kept free is free, parts are removed in the same
 order. One removal that frees nothing (something else holds the room) is the last one for PAUSE_SECONDS. The journal,
-when it has no room at all, makes a part go with each try, whatever the disk says of itself.
+when it has no room at all, makes a part go with each try, whatever the disk says of itself, until one frees nothing.
 """
 
 import logging
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from persistence.disk import REAL, Disk
 
@@ -28,6 +29,15 @@ KEEP_FREE_BYTES = 256 << 20
 PARTS = 8
 PART_SUFFIX = r"\.0[0-9]{7,}"
 PAUSE_SECONDS = 600.0
+# Some file systems free the blocks of a removed file a little later.
+FREED_TRIES = 10
+FREED_TRY_SECONDS = 0.1
+
+_REASONS = {
+    "max_bytes": "max_bytes is reached",
+    "disk": "the disk is almost full",
+    "journal": "the journal has no room",
+}
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +67,8 @@ class RecordSpace:
     """Over the files `names` in `directory`, which are this object's alone to rotate and remove parts of.
 
     `max_bytes` is of all of them together, 0: others rotate them, and nothing is removed. Every call but `part_bytes`,
-    `use` and `shortage` blocks and raises OSError; any thread may call. `space` gives the bytes free and the size of
-    the disk, `now` seconds that never go back.
+    `use`, `status` and `shortage` blocks and raises OSError; any thread may call. `space` gives the bytes free and the
+    size of the disk, `now` seconds that never go back.
     """
 
     def __init__(
@@ -70,13 +80,17 @@ class RecordSpace:
         disk: Disk = REAL,
         space: Callable[[Path], tuple[int, int]] = free_space,
         now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.directory = directory
         self.max_bytes = max_bytes
         self.shortage: str | None = None  # why records give way now, as of the last look at the disk
         self._paths = [directory / name for name in names]
-        self._disk, self._space, self._now = disk, space, now
-        self._paused_until = -1.0
+        self._disk, self._space, self._now, self._sleep = disk, space, now, sleep
+        self._free = self._kept = 0  # as of the last look at the disk
+        self._removed_for = dict.fromkeys(_REASONS, 0)
+        # After a removal that freed nothing: until when none is removed for the disk, and none for the journal.
+        self._paused_until = self._paused_for_journal_until = -1.0
         self._lock = threading.Lock()
         self._uses = {path: _Use(sum(part.stat().st_size for part in rotated_parts(path))) for path in self._paths}
 
@@ -94,6 +108,16 @@ class RecordSpace:
             "bytes_removed": use.removed_bytes,
         }
 
+    def status(self) -> dict[str, Any]:
+        """`max_bytes`, None where others rotate; by reason, the parts removed since the start; and as of the last look
+        at the disk, the bytes free and those kept for the journal."""
+        return {
+            "max_bytes": self.max_bytes or None,
+            "parts_removed": dict(self._removed_for),
+            "disk_free": self._free,
+            "disk_kept_free": self._kept,
+        }
+
     def rotate(self, path: Path) -> None:
         """Make the file at `path` its newest part, durably, and remove the oldest ones beyond `max_bytes`."""
         with self._lock:
@@ -103,7 +127,7 @@ class RecordSpace:
             self._disk.sync(self.directory)
             self._uses[path].bytes_in_parts += part.stat().st_size
             while sum(use.bytes_in_parts for use in self._uses.values()) > self.max_bytes - self._growing():
-                if not self._remove_oldest_part("max_bytes is reached"):
+                if not self._remove_oldest_part("max_bytes"):
                     break
 
     def make_room(self, keep_free: int, size: int = 0) -> int | None:
@@ -112,37 +136,61 @@ class RecordSpace:
         None if there is now; otherwise how much was to be kept.
         """
         with self._lock:
-            free, total = self._space(self.directory)
-            kept = min(keep_free, total // 20)
-            while free < kept + size:
-                if self._now() < self._paused_until or not self._remove_oldest_part("the disk is almost full"):
+            kept = self._look_at_disk(keep_free)
+            while self._free < kept + size and self._now() >= self._paused_until:
+                before = self._free
+                if not self._remove_oldest_part("disk"):
                     break
-                before, (free, _) = free, self._space(self.directory)
-                if free <= before:
+                if not self._has_freed(before):
                     self._paused_until = self._now() + PAUSE_SECONDS
-                    log.warning(
-                        "removing records freed nothing on the disk of %s: the others stay for %d minutes",
-                        *(self.directory, PAUSE_SECONDS // 60),
-                    )
-            if free < kept + size:
-                self.shortage = (
-                    f"{free >> 20:,} MB are free on the disk of {self.directory}, and {kept >> 20:,} MB are kept for "
-                    "the journal: records give way; free some room"
-                )
-                return kept
+            # A file that leaves more free than the journal needs has its own reasons to wait.
+            needed = min(kept, KEEP_FREE_BYTES)
             self.shortage = None
-            return None
+            if self._free < needed:
+                self.shortage = (
+                    f"{self._free >> 20:,} MB are free on the disk of {self.directory}, and {needed >> 20:,} MB are "
+                    "kept for the journal: records give way; free some room"
+                )
+            return kept if self._free < kept + size else None
 
     def give_way_to_journal(self) -> bool:
-        """Remove the oldest part, for the journal has no room. False if there is none to remove."""
+        """Remove the oldest part, for the journal has no room. False if there is none to remove, or if the last one
+        freed nothing."""
         with self._lock:
-            return self._remove_oldest_part("the journal has no room")
+            self._look_at_disk(KEEP_FREE_BYTES)
+            before = self._free
+            if self._now() < self._paused_for_journal_until or not self._remove_oldest_part("journal"):
+                return False
+            if not self._has_freed(before):
+                self._paused_for_journal_until = self._now() + PAUSE_SECONDS
+            return True
+
+    def _look_at_disk(self, keep_free: int) -> int:
+        """How much of `keep_free` is to be kept of a disk of this size."""
+        self._free, total = self._space(self.directory)
+        self._kept = min(KEEP_FREE_BYTES, total // 20)
+        return min(keep_free, total // 20)
+
+    def _has_freed(self, before: int) -> bool:
+        """Whether more is free now than `before`, after a part was removed; it is logged if not."""
+        for tries_left in reversed(range(FREED_TRIES)):
+            self._free, _ = self._space(self.directory)
+            if self._free > before:
+                return True
+            if tries_left:
+                self._sleep(FREED_TRY_SECONDS)
+        log.warning(
+            "removing records freed nothing on the disk of %s: the others stay for %d minutes",
+            *(self.directory, PAUSE_SECONDS // 60),
+        )
+        return False
 
     def _growing(self) -> int:
         """The bytes that files may have which are not rotated yet."""
         return len(self._paths) * self.part_bytes
 
     def _remove_oldest_part(self, why: str) -> bool:
+        """`why` is one of _REASONS. A part that somebody has still to read would go last here."""
         if not self.max_bytes:
             return False
         oldest = [(parts[0].stat(), parts[0], path) for path in self._paths if (parts := rotated_parts(path))]
@@ -154,7 +202,9 @@ class RecordSpace:
         use.bytes_in_parts -= found.st_size
         use.removed += 1
         use.removed_bytes += found.st_size
-        log.warning("%s, the oldest part of %s, is removed (%d bytes): %s", part.name, path.name, found.st_size, why)
+        self._removed_for[why] += 1
+        said = (part.name, path.name, found.st_size, _REASONS[why])
+        log.warning("%s, the oldest part of %s, is removed (%d bytes): %s", *said)
         return True
 
 

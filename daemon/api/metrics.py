@@ -74,6 +74,15 @@ _COUNTERS = {  # name (the format adds _total): where in the status, help
 _GAUGES = {
     "vigild_alerts_counting": ("alarms.counting", "Alerts that no record stands for yet: in counts under way."),
     "vigild_records_bytes": ("alarms.record_bytes", "Bytes of files of records, with what was rotated of them."),
+    "vigild_records_max_bytes": (
+        "records.max_bytes",
+        "Bytes that files of records may take; no sample where others rotate them.",
+    ),
+    "vigild_disk_free_bytes": ("records.disk_free", "Bytes free on the disk of the state directory."),
+    "vigild_disk_kept_free_bytes": (
+        "records.disk_kept_free",
+        "Bytes kept free for the journal: below that, records give way.",
+    ),
     "vigild_reading_percent": ("reading.percent", "Progress of reading the state at a start, in percent."),
     "vigild_lines_to_replay": ("reading.lines_to_replay", "Lines still to replay before the start is over."),
     "vigild_ready_transformer": ("transformer_ready", "1 when the transformer scores."),
@@ -135,6 +144,14 @@ class _StatusCollector(Collector):
         for name in PHASES:
             phase.add_metric([name], float(status.get("phase") == name and not starting))
         yield phase
+        removed = CounterMetricFamily(
+            "vigild_records_parts_removed",
+            "Parts of files of records removed since the start, by what for.",
+            labels=["reason"],
+        )
+        for why, count in status.get("records", {}).get("parts_removed", {}).items():
+            removed.add_metric([why], count)
+        yield removed
         degraded = GaugeMetricFamily(
             "vigild_degraded", "1 for each reason why the daemon is degraded.", labels=["reason"]
         )

@@ -31,6 +31,7 @@ def whole_status(
         "seq": summary.seq if reading is None else max(summary.seq, reading.seq),
         "process": _process_fields(),
         "admin": asdict(condition.admin),
+        "records": condition.record_space.status() if condition.record_space is not None else {},
     }
     running = condition.running
     if running is None:

@@ -36,11 +36,18 @@ def append_before_records(
 ) -> None:
     """`append` the entries; when the journal has no room, once more after the oldest part of the records has gone.
 
-    Blocking. Raises JournalError as `append` does, also when no part is left.
+    Blocking. Raises JournalError as `append` does, also when no part is left or it cannot be removed.
     """
     try:
         append(entries)
     except JournalError as exc:
-        if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno in FULL and space.give_way_to_journal()):
+        if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno in FULL):
+            raise
+        try:
+            removed = space.give_way_to_journal()
+        except OSError as why:
+            log.warning("no room can be made for the journal: %s", why)
+            raise exc from exc.__cause__
+        if not removed:
             raise
         append(entries)

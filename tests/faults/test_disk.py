@@ -397,6 +397,13 @@ def test_records_give_way_to_lines_when_the_disk_is_full_and_without_that_lines_
         fill(daemon)
         daemon.wait(lambda: "disk" in {each["code"] for each in daemon.health()["reasons"]})
         assert "kept for the journal" in str(daemon.health()["reasons"])
+        records, metrics = daemon.status()["records"], daemon.api.get("/metrics").text
+        assert records["disk_free"] < records["disk_kept_free"] == DISK_BYTES // 20
+        assert sum(records["parts_removed"].values()) == 4 and records["max_bytes"] == 1 << 30
+        for why, count in records["parts_removed"].items():
+            assert f'vigild_records_parts_removed_total{{reason="{why}"}} {count:.1f}' in metrics
+        (kept,) = (line.split()[1] for line in metrics.splitlines() if line.startswith("vigild_disk_kept_free_bytes "))
+        assert float(kept) == records["disk_kept_free"]
         free(daemon)
         daemon.wait(lambda: not daemon.health()["reasons"])
         daemon.kill()

@@ -15,6 +15,10 @@ DISK = 1 << 40
 RECORD = b'{"id":"%06d","text":"' + b"." * 60 + b'"}'
 
 
+def at_once(seconds: float) -> None:
+    """Instead of sleeping."""
+
+
 class Clock:
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -97,7 +101,9 @@ def test_a_removal_that_frees_nothing_is_the_last_one_for_a_while(
     clock = Clock()
     for number in range(1, 9):
         part(tmp_path, "alerts.jsonl", number, written=number)
-    room = RecordSpace(tmp_path, ["alerts.jsonl"], max_bytes=1 << 30, space=lambda _: (MB, DISK), now=clock)
+    room = RecordSpace(
+        tmp_path, ["alerts.jsonl"], max_bytes=1 << 30, space=lambda _: (MB, DISK), now=clock, sleep=at_once
+    )
     for _ in range(5):
         assert room.make_room(256 * MB) == 256 * MB
     assert len(names(tmp_path)) == 7
@@ -106,6 +112,51 @@ def test_a_removal_that_frees_nothing_is_the_last_one_for_a_while(
     room.make_room(256 * MB)
     assert len(names(tmp_path)) == 6
     assert room.give_way_to_journal() and len(names(tmp_path)) == 5, "but for the journal, whatever the disk says"
+    assert not any(room.give_way_to_journal() for _ in range(5)) and len(names(tmp_path)) == 5, "as long as it helps"
+    assert caplog.text.count("freed nothing") == 3
+    clock.seconds += PAUSE_SECONDS
+    assert room.give_way_to_journal() and len(names(tmp_path)) == 4
+
+
+def test_a_journal_at_a_quota_gets_a_part_with_each_try_while_that_frees_something(tmp_path: Path) -> None:
+    for number in range(1, 5):
+        part(tmp_path, "alerts.jsonl", number, written=number)
+    room = RecordSpace(
+        tmp_path,
+        ["alerts.jsonl"],
+        max_bytes=1 << 30,
+        space=lambda _: (DISK - len(names(tmp_path)), DISK),
+        sleep=at_once,
+    )
+    assert [room.give_way_to_journal() for _ in range(6)] == [True] * 4 + [False] * 2
+    assert room.status()["parts_removed"] == {"max_bytes": 0, "disk": 0, "journal": 4}
+
+
+def test_what_is_freed_a_little_later_is_waited_for(tmp_path: Path) -> None:
+    free, freed = [MB], [0]
+    for number in range(1, 9):
+        part(tmp_path, "alerts.jsonl", number, written=number)
+
+    def time_passes(seconds: float) -> None:
+        free[0] = MB * (1 + 8 - len(names(tmp_path)))
+        freed[0] += 1
+
+    room = RecordSpace(
+        tmp_path, ["alerts.jsonl"], max_bytes=1 << 30, space=lambda _: (free[0], DISK), sleep=time_passes
+    )
+    assert room.make_room(4 * MB) is None
+    assert len(names(tmp_path)) == 5 and freed == [3]
+
+
+def test_what_verdicts_leave_free_beyond_the_journals_room_is_no_shortage(tmp_path: Path) -> None:
+    room = RecordSpace(tmp_path, ["verdicts.jsonl"], space=lambda _: (300 * MB, DISK))
+    assert room.make_room(512 * MB) == 512 * MB and room.shortage is None
+    assert room.status() == {
+        "max_bytes": None,
+        "parts_removed": {"max_bytes": 0, "disk": 0, "journal": 0},
+        "disk_free": 300 * MB,
+        "disk_kept_free": 256 * MB,
+    }
 
 
 def test_where_others_rotate_nothing_is_removed(tmp_path: Path) -> None:
@@ -130,7 +181,7 @@ def test_a_new_file_with_the_inode_of_a_removed_part_is_not_taken_for_it(tmp_pat
     """Else an error would cut it to what was durable of the other, and records would be there twice."""
     path = tmp_path / "alerts.jsonl"
     free = [DISK]
-    space = RecordSpace(tmp_path, [path.name], max_bytes=8 * 800, space=lambda _: (free[0], DISK))
+    space = RecordSpace(tmp_path, [path.name], max_bytes=8 * 800, space=lambda _: (free[0], DISK), sleep=at_once)
     with closing(JsonlWriter(path, REAL, "", space=space)) as writer:
         writer.append([RECORD % n for n in range(9)])
         inode = path.stat().st_ino
