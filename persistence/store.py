@@ -5,7 +5,7 @@
     model-<gen>-<hash>.pt    immutable (persistence/model_file.py); the last MODELS_KEPT stay, to go back to
     journal-<seq>.log        the frames from `seq` on, the write-ahead log (persistence/journal.py)
     training/                the files of the training run (persistence/training_files.py): not state
-    frame-<seq>.bad          a frame that could not be applied
+    frame-<seq>.bad          a frame that could not be applied; the last FRAMES_SET_ASIDE stay
     alerts.jsonl, .mark      records of alerts (persistence/jsonl.py), and the id of the last one
     verdicts.jsonl, .mark    every record, if the settings say so
     *.jsonl.<number>         what was rotated of either
@@ -26,8 +26,10 @@ them, or a frame after it, refers to. Calls block. `append`, `rotate` and `start
 at a time; everything else may run beside them, and waits for the lock on the files.
 """
 
+import logging
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -59,6 +61,10 @@ from persistence.state_directory import PIN_SUFFIX, SNAPSHOT, Lock, StoreError, 
 from persistence.training_files import open_training_directory
 
 MODELS_KEPT = 5
+FRAMES_SET_ASIDE = 64
+_FRAME_SET_ASIDE = re.compile(r"frame-[0-9]{20}\.bad")
+
+log = logging.getLogger(__name__)
 
 Check = Callable[[int, int, Columns], None]
 
@@ -183,11 +189,22 @@ class Store:
     def set_frame_aside(self, entry: Entry) -> str:
         """Write the payload of a frame that cannot be applied to `frame-<seq>.bad`, durably; returns the file's name.
 
-        Raises OSError.
+        The last FRAMES_SET_ASIDE of them are kept. Raises OSError.
         """
         path = self.directory / f"frame-{entry.seq:020d}.bad"
         replace_file(self._disk, path, [entry.payload])
+        self._remove_old_frames_set_aside()
         return path.name
+
+    def _remove_old_frames_set_aside(self) -> None:
+        names = sorted(path.name for path in self.directory.iterdir() if _FRAME_SET_ASIDE.fullmatch(path.name))
+        for name in names[:-FRAMES_SET_ASIDE]:
+            try:
+                self._disk.unlink(self.directory / name)
+                log.warning("%s is removed: the last %d frames set aside are kept", name, FRAMES_SET_ASIDE)
+            except OSError as exc:
+                # The frame of now is safe, and the daemon goes on.
+                log.warning("%s cannot be removed: %s", name, exc)
 
     def rotate(self) -> None:
         """Continue in a new segment, so that pruning can remove the old one; see `JournalWriter.rotate`."""

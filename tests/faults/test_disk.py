@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.running import Vigild, sample_lines, vigild
+from daemon.host.disk_room import LOOK_SECONDS
 from tests.faults.altered import alter, restore, waiting
 
 FULL_SECONDS = float(os.environ.get("VIGILD_DISK_SECONDS", "2"))
@@ -233,9 +234,12 @@ def test_a_full_disk_is_reported_before_the_state_is_read(home: Path) -> None:
         health = daemon.health()
         assert health["status"] == "starting"
         assert str(daemon.state) in health["reason"]
-        assert health["reason"].endswith("No space left on device; free some space there")
+        by_code = {reason["code"]: reason["text"] for reason in health["reasons"]}
+        assert by_code["journal"].endswith("No space left on device; free some space there")
+        assert str(daemon.state) in by_code["disk"]
         free(daemon)
         daemon.wait(lambda: "lines wait" not in daemon.health()["reason"])
+        daemon.wait(lambda: daemon.health()["reasons"] == [], 2 * LOOK_SECONDS)
         assert daemon.health()["reason"] == "reading the state: 0 %, 100 lines to replay"
         gate.touch()
         healed(daemon, time.time())

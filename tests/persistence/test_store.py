@@ -487,6 +487,33 @@ def test_a_frame_that_cannot_be_applied_is_kept(directory: Path) -> None:
     assert (directory / name).read_bytes() == b"poison"
 
 
+def test_of_many_frames_that_cannot_be_applied_the_last_are_kept(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("persistence.store.FRAMES_SET_ASIDE", 5)
+    with open_store(directory) as store:
+        begin(store)
+        (directory / "snapshot-1.bad").touch()
+        for seq in range(1, 21):
+            store.set_frame_aside(Entry(seq, 10 * seq, 10, b"frame %d" % seq))
+        assert names(directory, "frame-*.bad") == [f"frame-{seq:020d}.bad" for seq in range(16, 21)]
+        assert (directory / "snapshot-1.bad").exists() and len(caplog.records) == 15
+        assert caplog.records[0].message.startswith(f"frame-{1:020d}.bad is removed: ")
+
+
+def test_a_frame_is_set_aside_though_older_ones_cannot_be_removed(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("persistence.store.FRAMES_SET_ASIDE", 1)
+    disk = FaultyDisk(lambda _number, name, path: errno.EPERM if (name, path.suffix) == ("unlink", ".bad") else None)
+    with open_store(directory, disk=disk) as store:
+        begin(store)
+        for seq in (1, 2):
+            assert store.set_frame_aside(Entry(seq, 10 * seq, 10, b"frame")) == f"frame-{seq:020d}.bad"
+    assert len(names(directory, "frame-*.bad")) == 2
+    assert f"frame-{1:020d}.bad cannot be removed" in caplog.text
+
+
 def test_recovery_may_be_repeated_while_the_journal_is_open(directory: Path) -> None:
     with open_store(directory) as store:
         begin(store)
