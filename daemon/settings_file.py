@@ -292,16 +292,12 @@ def _check_log_kind(kind: str) -> None:
 def _check_session_key(key: str) -> None:
     if key == "auto":
         return
-    import re2
+    from detection.sessions.key_pattern import compiled_key_pattern  # re2 comes with it
 
-    options = re2.Options()
-    options.log_errors = False  # else RE2 prints the error itself, beside ours
     try:
-        groups = re2.compile(key, options).groups
-    except re2.error as exc:
-        reason = exc.args[0] if exc.args else exc
-        reason = reason.decode() if isinstance(reason, bytes) else reason
-        raise ValueError(f"is no regular expression that RE2 knows: {reason}") from exc
+        groups = compiled_key_pattern(key).groups
+    except ValueError as exc:
+        raise ValueError(f"is no regular expression that RE2 knows: {exc}") from exc
     if groups != 1:
         raise ValueError(
             f'has {groups} groups, but must have exactly one: the session\'s key, such as "(blk_-?[0-9]+)"'
