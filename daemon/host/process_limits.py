@@ -9,12 +9,8 @@ from dataclasses import dataclass
 
 MIN_FILES = 128  # about 30 are open at a quiet moment, with one client and a training under way
 MIN_ADDRESS_SPACE = 1 << 30  # the libraries alone map 700 MiB
-
-
 # Descriptors that are kept for files, the trainer's pipes and whatever libraries open; half of all if that is less.
 OWN_FILES = 128
-# As many connections wait for a place with log lines as one in so many of those served (actors/connection_places.py).
-PLACES_TO_ONE_AT_THE_DOOR = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +49,8 @@ def share_descriptors(most: ConnectionLimits, admin_sockets: int) -> ConnectionL
     Raises this process's soft limit on open files as far as `most` needs and the hard limit allows. Where there are too
     few, a third of what is to spare is for the admin sockets.
     """
+    from actors.connection_places import PLACES_TO_ONE_AT_THE_DOOR  # trio comes with it, and the limits come first
+
     wanted_by_admin = admin_sockets * (most.admin + most.admin_waiting)
     enough = OWN_FILES + most.log + most.log // PLACES_TO_ONE_AT_THE_DOOR + wanted_by_admin
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
