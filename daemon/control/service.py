@@ -205,15 +205,12 @@ class Service:
         request, sent = FrameRequest(RestoreFrame(name, sha256), knowledge=knowledge), trio.Event()
         try:
             seq, line, after = await self._apply_request(request, sent.set)
-        except trio.Cancelled:
-            # The caller hung up. The file stays held while the frame is on its way: applying it may need it.
-            if sent.is_set():
+        except BaseException as exc:
+            if isinstance(exc, trio.Cancelled) and sent.is_set():
+                # The caller hung up. The file stays held while the frame is on its way: applying it may need it.
                 self._restores_left.send_nowait((name, request))
             else:
                 store.release_snapshot(name)
-            raise
-        except BaseException:
-            store.release_snapshot(name)
             raise
         store.release_snapshot(name)
         if after.restored < seq:
