@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from detection.causes.fingerprints import KINDS as CAUSE_KINDS
 from detection.causes.fingerprints import WHAT_BYTES
 from detection.causes.known_causes import OperatorAnswer
-from detection.columns.state_columns import Columns, Value, columns_under, json_column
+from detection.columns.state_columns import Columns, Value, columns_under
 from detection.detection_settings import BOUNDS as SETTINGS_BOUNDS
 from detection.detection_settings import DetectionSettings, RuleText
 from detection.formats.kinds import KINDS
@@ -263,23 +263,23 @@ _JSON: Mapping[str, Any] = {
     "models.entries": list[Generation],
     "withdrawn.entries": list[Withdrawn],
 }
-_JSON_BOUNDS: Mapping[str, Bound] = {
-    **{f"settings.{name}": Bound(low, high) for name, (low, high) in SETTINGS_BOUNDS.items()},
-    "model.generation": _COUNT,
-    "known.answers.cause": _ANY_BITS,
-    "known.answers.kind": Bound(0, len(CAUSE_KINDS) - 1),
-    "known.answers.line": _COUNT,
-    "known.answers.template": Bound(0, MAX_ID),
-    "known.answers.shapes": _ANY_BITS,
-    "models.entries.generation": _COUNT,
-    "models.entries.line": _COUNT,
-    "withdrawn.entries.seq": _COUNT,
+# By column: fields that are numbers, and texts that are one of a few. A path leads to the field, in each of a list.
+_NUMBERS_IN_JSON: Mapping[str, Mapping[str, Bound]] = {
+    "settings": {name: Bound(low, high) for name, (low, high) in SETTINGS_BOUNDS.items()},
+    "model": {"generation": _COUNT},
+    "known.answers": {
+        "cause": _ANY_BITS,
+        "kind": Bound(0, len(CAUSE_KINDS) - 1),
+        "line": _COUNT,
+        "template": Bound(0, MAX_ID),
+        "shapes": _ANY_BITS,
+    },
+    "models.entries": {"generation": _COUNT, "line": _COUNT},
+    "withdrawn.entries": {"seq": _COUNT},
 }
-# Texts that are one of a few; those of a column stand on lines of their own.
-_ONE_OF: Mapping[str, tuple[str, ...]] = {
-    "sources.kinds": KINDS,
-    "settings.format.kind": ("auto", *KINDS),
-    "withdrawn.entries.member": MEMBERS,
+_TEXTS_IN_JSON: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "settings": {"format.kind": ("auto", *KINDS)},
+    "withdrawn.entries": {"member": MEMBERS},
 }
 
 
@@ -290,16 +290,15 @@ class DamagedError(ValueError):
 def check_state(state: Columns) -> None:
     """`state` is of this version's layout. Raises DamagedError for the first column that cannot be."""
     _check_columns(state, _declared_in_state)
-    for name, kind in _JSON.items():
-        _check_json(name, state[name], kind)
-    _check_session_key(json_column(state, "settings", DetectionSettings).session.key)
+    decoded = {name: _check_json(name, state[name], kind) for name, kind in _JSON.items()}
+    _check_session_key(decoded["settings"].session.key)
     for part in ("sources", "vouching.living"):
         if f"{part}.names" in state:
             names, kinds = (str(state[f"{part}.{column}"]) for column in ("names", "kinds"))
             if _texts(names) != _texts(kinds):
                 raise DamagedError(f"column {part}.kinds has {_texts(kinds)} rows and not {_texts(names)}")
             for kind in kinds.split("\n") if kinds else ():
-                _check_text(f"{part}.kinds", kind, _ONE_OF["sources.kinds"])
+                _check_text(f"{part}.kinds", kind, KINDS)
     if np.any(np.asarray(state["incidents.sample_line"])[:, 0] == 0):
         raise DamagedError("column incidents.sample_line holds an incident without an alert")
     for part in ("origins", "vouching.counters"):
@@ -312,17 +311,19 @@ def check_state(state: Columns) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Declared:
-    """A column's bound, its part, and the name and number of the rows that it shares with others."""
+    """A column's bound, its part, and the name and number of the rows that it shares with others; whether its values
+    are compared with each other or those of another column."""
 
     bound: Bound
     part: str
     group: str
     rows: Rows
+    related: bool
 
     @classmethod
     def of(cls, bound: Bound, part: str, rows_of: Callable[[str], Rows]) -> "_Declared":
         group = f"{part}.{bound.rows}" if bound.rows else part
-        return cls(bound, part, group, rows_of(group))
+        return cls(bound, part, group, rows_of(group), bool(bound.distinct) or isinstance(bound.high, str))
 
 
 @lru_cache(maxsize=1024)  # the names are those of a layout
@@ -364,7 +365,7 @@ def _check_columns(columns: Columns, declared_of: Callable[[str], _Declared | No
     held: dict[str, int] = {}
     for name, value, declared in arrays:
         _check_shape(name, value, declared, held, columns)
-    for name, value, declared in arrays:
+    for name, value, declared in (each for each in arrays if each[2].related):
         bound = declared.bound
         if isinstance(bound.high, str):
             end = _end_in_columns(name, bound.high, columns)
@@ -432,7 +433,8 @@ def _check_within(name: str, values: NDArray[Any], bound: Bound, columns: Column
         return  # whatever it holds: raw bytes are most of a state
     # Both are nan where one value is, unless nan is among what may be; a comparison with nan is false.
     least, most = (np.fmin.reduce, np.fmax.reduce) if bound.nan else (np.minimum.reduce, np.maximum.reduce)
-    smallest, largest = least(values, axis=None), most(values, axis=None)
+    unsigned = values.dtype.kind == "u" and bound.low == 0
+    smallest, largest = 0 if unsigned else least(values, axis=None), most(values, axis=None)
     fits = smallest >= bound.low and largest <= high
     if not (fits or (bound.nan and np.isnan(smallest) and np.isnan(largest))):
         raise DamagedError(f"column {name} holds {smallest} to {largest}, outside of {bound.low} to {high}")
@@ -455,20 +457,21 @@ def _check_utf8(name: str, values: NDArray[Any]) -> None:
         raise DamagedError(f"column {name} holds bytes that are not UTF-8") from exc
 
 
-def _check_json(name: str, value: Value, kind: Any) -> None:
+def _check_json(name: str, value: Value, kind: Any) -> Any:
+    """What the column of JSON decodes to."""
     raw = value.tobytes() if isinstance(value, np.ndarray) else value
     try:
         decoded = msgspec.json.decode(raw if isinstance(raw, bytes) else b"", type=kind)
     except (ValueError, RecursionError) as exc:
         raise DamagedError(f"column {name} is not JSON of its kind: {exc}") from exc
-    for field, bound in _JSON_BOUNDS.items():
-        if field.startswith(f"{name}.") and (found := _fields_of_json(decoded, field.removeprefix(f"{name}."))):
+    for field, bound in _NUMBERS_IN_JSON.get(name, {}).items():
+        if found := _fields_of_json(decoded, field):
             for each in (min(found), max(found)):
-                _check_number(field, each, bound)
-    for field, allowed in _ONE_OF.items():
-        if field.startswith(f"{name}."):
-            for text in set(_fields_of_json(decoded, field.removeprefix(f"{name}."))):
-                _check_text(field, text, allowed)
+                _check_number(f"{name}.{field}", each, bound)
+    for field, allowed in _TEXTS_IN_JSON.get(name, {}).items():
+        for text in set(_fields_of_json(decoded, field)):
+            _check_text(f"{name}.{field}", text, allowed)
+    return decoded
 
 
 def _fields_of_json(decoded: Any, path: str) -> list[Any]:
