@@ -18,6 +18,8 @@ from tests.detection.forged import (
     refused_state,
 )
 
+pytest.importorskip("torch")  # a genuine model has a network
+
 LOADED = 12  # with the other tests; tests/fuzz goes on from there
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
